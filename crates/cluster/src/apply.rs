@@ -1,0 +1,435 @@
+//! Applying commands. Total (never panics, whatever the log holds), deterministic, and all or nothing: a
+//! command that is refused leaves the catalog as it was.
+
+use crate::{
+    Catalog, Cause, Command, CommandError, DdlEffect, Decision, DecisionId, Generation, Millis, Node, NodeId,
+    NodeState, Operation, OperationId, OperationKind, PARTITION_COUNT_MAX, PartitionId, Phase, Policy, Reply, Shard,
+    ShardId, ShardState, Step, Table, TableId, TableKind,
+};
+
+type Applied<T = ()> = Result<T, CommandError>;
+
+impl Catalog {
+    /// Carry out one command.
+    pub fn apply(&mut self, command: &Command) -> Result<Reply, CommandError> {
+        let mut reply = Reply { generation: 0, operation: None, decision: None };
+        match command {
+            Command::Init { cluster_id, partition_count, replication_factor, nodes, shards, policy, at } => {
+                self.init(cluster_id, *partition_count, *replication_factor, nodes, *shards, policy, *at)?;
+            }
+            _ if !self.is_initialised() => return Err(CommandError::NotInitialised),
+            Command::RegisterNode { id, name, address, at } => self.register_node(*id, name, address, *at)?,
+            Command::ActivateShard { shard, at } => self.activate_shard(*shard, *at)?,
+            Command::RemoveShard { shard, at } => self.remove_shard(*shard, *at)?,
+            Command::SetPolicy { policy, .. } => self.policy = policy.clone(),
+            Command::StartOperation { kind, cause, reason, at } => {
+                reply.operation = Some(self.start(kind, cause.clone(), reason, *at)?);
+            }
+            Command::RecordDecision { decision, start, at } => {
+                let (decision, operation) = self.record(decision, start.as_ref(), *at)?;
+                reply.decision = Some(decision);
+                reply.operation = operation;
+            }
+            Command::JournalStep { operation, step, ended, detail, at } => {
+                self.journal(*operation, step, *ended, detail, *at)?;
+            }
+            Command::CommitOperation { operation, at } => self.commit(*operation, *at)?,
+            Command::FinishOperation { operation, phase, message, at } => {
+                self.finish(*operation, *phase, message, *at)?;
+            }
+            Command::CancelOperation { operation, at } => {
+                let operation = self.open(*operation)?;
+                operation.cancel_requested = true;
+                operation.updated = *at;
+            }
+        }
+        reply.generation = self.generation;
+        Ok(reply)
+    }
+
+    #[allow(clippy::too_many_arguments)] // one per field of the command
+    fn init(
+        &mut self,
+        cluster_id: &str,
+        partition_count: u32,
+        replication_factor: u32,
+        nodes: &[(NodeId, String, String)],
+        shards: u32,
+        policy: &Policy,
+        at: Millis,
+    ) -> Applied {
+        if self.is_initialised() {
+            if self.cluster_id == cluster_id {
+                return Ok(());
+            }
+            return Err(CommandError::OtherCluster { ours: self.cluster_id.clone(), theirs: cluster_id.to_owned() });
+        }
+        if cluster_id.is_empty() || nodes.is_empty() || replication_factor == 0 {
+            return Err(invalid("a cluster needs an id, a node and a replication factor of at least 1"));
+        }
+        if partition_count == 0 || partition_count > PARTITION_COUNT_MAX {
+            return Err(invalid(format!("partition_count must be from 1 to {PARTITION_COUNT_MAX}")));
+        }
+        if shards == 0 || shards > partition_count {
+            return Err(invalid("a cluster starts with at least one shard, and with no more shards than partitions"));
+        }
+        self.cluster_id = cluster_id.to_owned();
+        self.partition_count = partition_count;
+        self.replication_factor = replication_factor;
+        self.policy = policy.clone();
+        for (id, name, address) in nodes {
+            self.nodes.insert(*id, new_node(*id, name, address, at));
+        }
+        let generation = self.bump();
+        for number in 1..=shards {
+            self.new_shard(ShardId(number), generation, at);
+        }
+        self.owners = (0..partition_count)
+            .map(|p| ShardId((u64::from(p) * u64::from(shards) / u64::from(partition_count)) as u32 + 1))
+            .collect();
+        Ok(())
+    }
+
+    fn register_node(&mut self, id: NodeId, name: &str, address: &str, at: Millis) -> Applied {
+        if let Some(other) = self.active_nodes().find(|node| node.id != id && node.address == address) {
+            return Err(CommandError::Exists { what: format!("a node at {address} ({})", other.name) });
+        }
+        match self.nodes.get_mut(&id) {
+            Some(node) if node.address == address && node.name == name => return Ok(()),
+            Some(node) => {
+                node.address = address.to_owned();
+                node.name = name.to_owned();
+            }
+            None => {
+                self.nodes.insert(id, new_node(id, name, address, at));
+            }
+        }
+        self.bump();
+        Ok(())
+    }
+
+    fn new_shard(&mut self, id: ShardId, ownership: Generation, at: Millis) {
+        let replicas = self.place_replicas();
+        self.shards.insert(id, Shard { id, state: ShardState::Creating, replicas, ownership, since: at });
+    }
+
+    fn activate_shard(&mut self, id: ShardId, at: Millis) -> Applied {
+        let shard = self.shards.get_mut(&id).ok_or_else(|| unknown(id))?;
+        match shard.state {
+            ShardState::Active => return Ok(()),
+            ShardState::Removed => return Err(invalid(format!("{id} was removed"))),
+            ShardState::Creating => {}
+        }
+        shard.state = ShardState::Active;
+        shard.since = at;
+        self.bump();
+        Ok(())
+    }
+
+    fn remove_shard(&mut self, id: ShardId, at: Millis) -> Applied {
+        if !self.units_of(id).is_empty() {
+            return Err(invalid(format!("{id} still owns data; move it away first")));
+        }
+        let shard = self.shards.get_mut(&id).ok_or_else(|| unknown(id))?;
+        shard.state = ShardState::Removed;
+        shard.since = at;
+        self.bump();
+        Ok(())
+    }
+
+    fn start(&mut self, kind: &OperationKind, cause: Cause, reason: &str, at: Millis) -> Applied<OperationId> {
+        if self.open_operations().count() >= Self::OPERATIONS_OPEN_MAX {
+            return Err(busy(format!("{} operations are waiting already; try again later", Self::OPERATIONS_OPEN_MAX)));
+        }
+        self.admit(kind)?;
+        if let OperationKind::Split { to, .. } = kind {
+            let generation = self.bump();
+            self.new_shard(*to, generation, at);
+        }
+        self.last_operation += 1;
+        let id = OperationId(self.last_operation);
+        let operation = Operation {
+            id,
+            kind: kind.clone(),
+            cause,
+            reason: reason.to_owned(),
+            phase: Phase::Pending,
+            steps: Vec::new(),
+            committed: false,
+            cancel_requested: false,
+            message: String::new(),
+            created: at,
+            updated: at,
+        };
+        self.operations.insert(id, operation);
+        self.forget_old();
+        Ok(id)
+    }
+
+    /// Whether an operation makes sense on the catalog as it is.
+    fn admit(&self, kind: &OperationKind) -> Applied {
+        match kind {
+            OperationKind::Split { from, to, partitions } => {
+                if *to != self.next_shard() {
+                    return Err(invalid(format!("the next shard is {}, not {to}", self.next_shard())));
+                }
+                self.admit_move(*from, partitions)?;
+                if partitions.len() >= self.partitions_of(*from).len() {
+                    return Err(invalid(format!("a split leaves {from} at least one partition")));
+                }
+                Ok(())
+            }
+            OperationKind::Move { from, to, partitions } => {
+                if from == to {
+                    return Err(invalid("a move changes the shard"));
+                }
+                self.active(*to)?;
+                self.admit_move(*from, partitions)
+            }
+            OperationKind::Ddl { effect, .. } => self.admit_ddl(effect),
+        }
+    }
+
+    fn admit_move(&self, from: ShardId, partitions: &[PartitionId]) -> Applied {
+        self.active(from)?;
+        if let Some(other) = (self.open_operations()).find(|other| !matches!(other.kind, OperationKind::Ddl { .. })) {
+            return Err(busy(format!("{} is still moving partitions; wait for it to end, or cancel it", other.id)));
+        }
+        if partitions.is_empty() {
+            return Err(invalid("a move needs at least one partition"));
+        }
+        let ascending = partitions.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascending {
+            return Err(invalid("the partitions of a move are given in ascending order, each once"));
+        }
+        match partitions.iter().find(|partition| partition.is_single() || self.owner(**partition) != Some(from)) {
+            Some(partition) => Err(invalid(format!("partition {partition} is not owned by {from}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn admit_ddl(&self, effect: &DdlEffect) -> Applied {
+        let name = effect.table();
+        if let Some(other) = (self.open_operations()).find(
+            |other| matches!(&other.kind, OperationKind::Ddl { effect, .. } if effect.table().eq_ignore_ascii_case(name)),
+        ) {
+            return Err(busy(format!("{} is still changing table {name}", other.id)));
+        }
+        match effect {
+            DdlEffect::CreateTable(table) => {
+                if self.table(name).is_some() {
+                    return Err(CommandError::Exists { what: format!("table {name}") });
+                }
+                if self.tables.len() >= Self::TABLES_MAX {
+                    return Err(invalid(format!("a cluster has at most {} tables", Self::TABLES_MAX)));
+                }
+                match &table.kind {
+                    TableKind::Sharded { key, .. } if table.column(key).is_none() => {
+                        Err(invalid(format!("table {name} has no column {key} to shard by")))
+                    }
+                    TableKind::Sharded { .. } if table.primary_key.is_empty() => {
+                        Err(invalid(format!("table {name} needs a primary key to be sharded")))
+                    }
+                    TableKind::Single { shard } => self.active(*shard).map(|_| ()),
+                    _ => Ok(()),
+                }
+            }
+            DdlEffect::CreateIndex { index, .. } => {
+                self.known_table(name)?;
+                match self.tables.values().flat_map(|t| &t.indexes).any(|i| i.name.eq_ignore_ascii_case(&index.name)) {
+                    true => Err(CommandError::Exists { what: format!("index {}", index.name) }),
+                    false => Ok(()),
+                }
+            }
+            DdlEffect::DropIndex { index, .. } => {
+                let table = self.known_table(name)?;
+                match table.indexes.iter().any(|known| known.name.eq_ignore_ascii_case(index)) {
+                    true => Ok(()),
+                    false => Err(unknown(format!("index {index}"))),
+                }
+            }
+            DdlEffect::AddColumn { column, .. } => match self.known_table(name)?.column(&column.name) {
+                Some(_) => Err(CommandError::Exists { what: format!("column {name}.{}", column.name) }),
+                None => Ok(()),
+            },
+            DdlEffect::DropTable { .. } => self.known_table(name).map(|_| ()),
+        }
+    }
+
+    fn record(
+        &mut self,
+        decision: &Decision,
+        start: Option<&OperationKind>,
+        at: Millis,
+    ) -> Applied<(DecisionId, Option<OperationId>)> {
+        let id = DecisionId(self.last_decision + 1);
+        let operation = match start {
+            Some(kind) => Some(self.start(kind, Cause::Decision(id), decision.verdict.reason(), at)?),
+            None => None,
+        };
+        self.last_decision = id.0;
+        self.decisions.insert(id, Decision { id, operation, ..decision.clone() });
+        while self.decisions.len() > Self::DECISIONS_KEPT_MAX {
+            self.decisions.pop_first();
+        }
+        Ok((id, operation))
+    }
+
+    fn journal(&mut self, id: OperationId, name: &str, ended: bool, detail: &str, at: Millis) -> Applied {
+        let operation = self.open(id)?;
+        operation.phase = Phase::Progressing;
+        operation.updated = at;
+        // A step that a new leader does again is journaled again only if others came between.
+        let journaled = operation.steps.len();
+        match operation.steps.last_mut() {
+            Some(step) if step.name == name && step.ended.is_none() => {
+                step.ended = ended.then_some(at);
+                step.detail = detail.to_owned();
+            }
+            _ if journaled >= Self::STEPS_MAX => {
+                return Err(invalid(format!("{id} has journaled {} steps already", Self::STEPS_MAX)));
+            }
+            _ => operation.steps.push(Step {
+                name: name.to_owned(),
+                begun: at,
+                ended: ended.then_some(at),
+                detail: detail.to_owned(),
+            }),
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, id: OperationId, at: Millis) -> Applied {
+        let operation = self.open(id)?;
+        if operation.committed {
+            return Ok(());
+        }
+        let kind = operation.kind.clone();
+        match &kind {
+            OperationKind::Split { from, to, partitions } | OperationKind::Move { from, to, partitions } => {
+                self.active(*to)?;
+                if let Some(lost) = partitions.iter().find(|partition| self.owner(**partition) != Some(*from)) {
+                    return Err(invalid(format!("partition {lost} is not owned by {from} any more")));
+                }
+                let generation = self.bump();
+                for partition in partitions {
+                    self.owners[partition.0 as usize] = *to;
+                }
+                for shard in [from, to] {
+                    if let Some(shard) = self.shards.get_mut(shard) {
+                        shard.ownership = generation;
+                    }
+                }
+            }
+            OperationKind::Ddl { effect, .. } => {
+                self.change_schema(effect)?;
+                self.bump();
+            }
+        }
+        let operation = self.open(id)?;
+        operation.committed = true;
+        operation.updated = at;
+        Ok(())
+    }
+
+    fn change_schema(&mut self, effect: &DdlEffect) -> Applied {
+        let name = effect.table().to_ascii_lowercase();
+        if let DdlEffect::CreateTable(table) = effect {
+            if self.tables.contains_key(&name) {
+                return Err(CommandError::Exists { what: format!("table {}", table.name) });
+            }
+            self.last_table += 1;
+            let id = TableId(self.last_table);
+            if let TableKind::Single { shard } = table.kind {
+                let generation = self.generation + 1;
+                let shard = self.shards.get_mut(&shard).ok_or_else(|| unknown(shard))?;
+                shard.ownership = generation;
+            }
+            self.tables.insert(name, Table { id, ..table.clone() });
+            return Ok(());
+        }
+        let table = self.tables.get_mut(&name).ok_or_else(|| unknown(format!("table {name}")))?;
+        match effect {
+            DdlEffect::CreateTable(_) => {}
+            DdlEffect::DropTable { .. } => {
+                self.tables.remove(&name);
+            }
+            DdlEffect::CreateIndex { index, .. } => table.indexes.push(index.clone()),
+            DdlEffect::DropIndex { index, .. } => {
+                table.indexes.retain(|known| !known.name.eq_ignore_ascii_case(index));
+            }
+            DdlEffect::AddColumn { column, create_sql, .. } => {
+                table.columns.push(column.clone());
+                table.create_sql = create_sql.clone();
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, id: OperationId, phase: Phase, message: &str, at: Millis) -> Applied {
+        if !phase.is_final() {
+            return Err(invalid("an operation ends Successful, Failed or Skipped"));
+        }
+        let operation = self.open(id)?;
+        if operation.committed && phase != Phase::Successful {
+            return Err(invalid(format!("{id} is committed and can only succeed")));
+        }
+        operation.phase = phase;
+        operation.message = message.to_owned();
+        operation.updated = at;
+        if let Some(step) = operation.steps.last_mut() {
+            step.ended.get_or_insert(at);
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, id: OperationId) -> Applied<&mut Operation> {
+        match self.operations.get_mut(&id) {
+            None => Err(unknown(id)),
+            Some(operation) if operation.phase.is_final() => {
+                Err(invalid(format!("{id} has ended ({:?})", operation.phase)))
+            }
+            Some(operation) => Ok(operation),
+        }
+    }
+
+    fn active(&self, id: ShardId) -> Applied<&Shard> {
+        match self.shards.get(&id) {
+            Some(shard) if shard.state == ShardState::Active => Ok(shard),
+            Some(_) => Err(invalid(format!("{id} is not active"))),
+            None => Err(unknown(id)),
+        }
+    }
+
+    fn known_table(&self, name: &str) -> Applied<&Table> {
+        self.table(name).ok_or_else(|| unknown(format!("table {name}")))
+    }
+
+    fn bump(&mut self) -> Generation {
+        self.generation += 1;
+        self.generation
+    }
+
+    fn forget_old(&mut self) {
+        while self.operations.len() > Self::OPERATIONS_KEPT_MAX {
+            let Some(oldest) = self.operations.values().find(|o| o.phase.is_final()).map(|o| o.id) else { return };
+            self.operations.remove(&oldest);
+        }
+    }
+}
+
+fn new_node(id: NodeId, name: &str, address: &str, at: Millis) -> Node {
+    Node { id, name: name.to_owned(), address: address.to_owned(), state: NodeState::Active, since: at }
+}
+
+fn invalid(what: impl Into<String>) -> CommandError {
+    CommandError::Invalid { what: what.into() }
+}
+
+fn busy(what: String) -> CommandError {
+    CommandError::Busy { what }
+}
+
+fn unknown(what: impl ToString) -> CommandError {
+    CommandError::Unknown { what: what.to_string() }
+}

@@ -1,0 +1,133 @@
+//! The catalog: what the control group agrees on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Decision, DecisionId, Generation, Node, NodeId, NodeState, Operation, OperationId, OperationKind, PartitionId,
+    Phase, Policy, Shard, ShardId, ShardState, Table, TableId, TableKind, Tables,
+};
+
+/// The state of the control group. Changed by [`Catalog::apply`] alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Catalog {
+    /// Empty until the cluster is set up.
+    pub cluster_id: String,
+    pub generation: Generation,
+    pub partition_count: u32,
+    pub replication_factor: u32,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub shards: BTreeMap<ShardId, Shard>,
+    /// The owner of each hash partition, by partition number.
+    pub owners: Vec<ShardId>,
+    pub tables: Tables,
+    pub policy: Policy,
+    pub operations: BTreeMap<OperationId, Operation>,
+    pub decisions: BTreeMap<DecisionId, Decision>,
+    pub(crate) last_operation: u64,
+    pub(crate) last_decision: u64,
+    pub(crate) last_table: u32,
+}
+
+impl Catalog {
+    /// Ended operations are kept up to this many; the oldest go first.
+    pub const OPERATIONS_KEPT_MAX: usize = 1_000;
+    /// Decisions are kept up to this many; the oldest go first.
+    pub const DECISIONS_KEPT_MAX: usize = 1_000;
+    /// Operations that may wait or run at one time.
+    pub const OPERATIONS_OPEN_MAX: usize = 64;
+    /// Steps that one operation may journal.
+    pub const STEPS_MAX: usize = 256;
+    pub const TABLES_MAX: usize = 10_000;
+
+    /// Whether the founding command was applied.
+    pub fn is_initialised(&self) -> bool {
+        !self.cluster_id.is_empty()
+    }
+
+    /// The shard that owns `partition`, be it a hash bucket or a single table's unit.
+    pub fn owner(&self, partition: PartitionId) -> Option<ShardId> {
+        if partition.is_single() {
+            return self.tables.values().find_map(|table| match table.kind {
+                TableKind::Single { shard } if PartitionId::of_single(table.id) == partition => Some(shard),
+                _ => None,
+            });
+        }
+        self.owners.get(partition.0 as usize).copied()
+    }
+
+    /// Every hash partition that `shard` owns, in order.
+    pub fn partitions_of(&self, shard: ShardId) -> Vec<PartitionId> {
+        (0u32..).zip(&self.owners).filter(|(_, owner)| **owner == shard).map(|(p, _)| PartitionId(p)).collect()
+    }
+
+    /// Every unit that `shard` owns: hash partitions, then single tables.
+    pub fn units_of(&self, shard: ShardId) -> Vec<PartitionId> {
+        let mut units = self.partitions_of(shard);
+        let mut singles: Vec<_> = (self.tables.values())
+            .filter(|table| matches!(table.kind, TableKind::Single { shard: at } if at == shard))
+            .map(|table| PartitionId::of_single(table.id))
+            .collect();
+        singles.sort();
+        units.extend(singles);
+        units
+    }
+
+    /// Shards that statements are routed to.
+    pub fn active_shards(&self) -> impl Iterator<Item = &Shard> {
+        self.shards.values().filter(|shard| shard.state == ShardState::Active)
+    }
+
+    /// The shard on which writes to reference tables are put in order: the oldest active one.
+    pub fn anchor(&self) -> Option<ShardId> {
+        self.active_shards().map(|shard| shard.id).next()
+    }
+
+    /// The id that the next shard must get.
+    pub fn next_shard(&self) -> ShardId {
+        ShardId(self.shards.keys().next_back().map_or(1, |last| last.0 + 1))
+    }
+
+    /// The table called `name`, in any case.
+    pub fn table(&self, name: &str) -> Option<&Table> {
+        self.tables.get(&name.to_ascii_lowercase())
+    }
+
+    /// The table with this id.
+    pub fn table_by_id(&self, id: TableId) -> Option<&Table> {
+        self.tables.values().find(|table| table.id == id)
+    }
+
+    /// Operations that have not ended, oldest first. The first of them is the one being worked on.
+    pub fn open_operations(&self) -> impl Iterator<Item = &Operation> {
+        self.operations.values().filter(|operation| !operation.phase.is_final())
+    }
+
+    /// The operation that is moving partitions right now, if any.
+    pub fn moving(&self) -> Option<&Operation> {
+        self.open_operations().find(|operation| {
+            operation.phase == Phase::Progressing
+                && matches!(operation.kind, OperationKind::Split { .. } | OperationKind::Move { .. })
+        })
+    }
+
+    /// Nodes that take part, by id.
+    pub fn active_nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values().filter(|node| node.state == NodeState::Active)
+    }
+
+    /// Which nodes a new shard's replicas go to: those with the fewest replicas, then by id.
+    pub fn place_replicas(&self) -> Vec<NodeId> {
+        let mut load: Vec<(usize, NodeId)> = (self.active_nodes())
+            .map(|node| {
+                let held = (self.shards.values())
+                    .filter(|shard| shard.state != ShardState::Removed && shard.replicas.contains(&node.id))
+                    .count();
+                (held, node.id)
+            })
+            .collect();
+        load.sort();
+        load.into_iter().take(self.replication_factor as usize).map(|(_, node)| node).collect()
+    }
+}

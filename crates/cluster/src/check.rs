@@ -1,0 +1,127 @@
+//! Every invariant of a catalog, checked by one function.
+
+use std::fmt;
+
+use crate::{Catalog, OperationKind, ShardState, TableKind};
+
+/// A broken invariant, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Catalog {
+    /// Names every invariant that does not hold. Empty for every catalog that commands can make:
+    ///
+    /// 1. Each partition has exactly one owner, a shard that exists and was not removed.
+    /// 2. A shard has replicas on nodes that exist, each once, and at most `replication_factor` of them.
+    /// 3. No shard's ownership is newer than the catalog.
+    /// 4. A table stands under its own name, its id is unique and was handed out; a sharded one has its key
+    ///    among its columns and has a primary key; a single one lives on a shard that exists.
+    /// 5. At most one open operation moves partitions, and until it commits its source owns what it moves.
+    /// 6. A committed operation has not failed.
+    /// 7. Histories are within their limits.
+    pub fn check(&self) -> Vec<Violation> {
+        let mut found = Vec::new();
+        if self.is_initialised() {
+            self.check_shards(&mut found);
+            self.check_tables(&mut found);
+            self.check_operations(&mut found);
+        }
+        found.into_iter().map(Violation).collect()
+    }
+
+    fn check_shards(&self, found: &mut Vec<String>) {
+        if self.owners.len() != self.partition_count as usize {
+            found.push(format!("{} owners for {} partitions", self.owners.len(), self.partition_count));
+        }
+        for (partition, owner) in self.owners.iter().enumerate() {
+            match self.shards.get(owner) {
+                None => found.push(format!("partition {partition} is owned by {owner}, which does not exist")),
+                Some(shard) if shard.state == ShardState::Removed => {
+                    found.push(format!("partition {partition} is owned by {owner}, which was removed"));
+                }
+                Some(_) => {}
+            }
+        }
+        for (id, shard) in &self.shards {
+            if shard.id != *id {
+                found.push(format!("{} stands under {id}", shard.id));
+            }
+            if shard.replicas.is_empty() || shard.replicas.len() > self.replication_factor as usize {
+                found.push(format!("{id} has {} replicas", shard.replicas.len()));
+            }
+            let mut replicas = shard.replicas.clone();
+            replicas.sort();
+            replicas.dedup();
+            if replicas.len() != shard.replicas.len() {
+                found.push(format!("{id} has two replicas on one node"));
+            }
+            if let Some(node) = shard.replicas.iter().find(|node| !self.nodes.contains_key(node)) {
+                found.push(format!("{id} has a replica on {node}, which does not exist"));
+            }
+            if shard.ownership > self.generation {
+                found.push(format!("{id} has an ownership newer than the catalog"));
+            }
+        }
+    }
+
+    fn check_tables(&self, found: &mut Vec<String>) {
+        let mut ids: Vec<_> = self.tables.values().map(|table| table.id).collect();
+        ids.sort();
+        ids.dedup();
+        if ids.len() != self.tables.len() {
+            found.push("two tables have one id".to_owned());
+        }
+        for (name, table) in &self.tables {
+            if *name != table.name.to_ascii_lowercase() {
+                found.push(format!("table {} stands under {name}", table.name));
+            }
+            if table.id.0 == 0 || table.id.0 > self.last_table {
+                found.push(format!("table {name} has {}, which was never handed out", table.id));
+            }
+            match &table.kind {
+                TableKind::Sharded { key, .. } if table.column(key).is_none() || table.primary_key.is_empty() => {
+                    found.push(format!("table {name} is sharded without its key column or without a primary key"));
+                }
+                TableKind::Single { shard } if !self.shards.contains_key(shard) => {
+                    found.push(format!("table {name} lives on {shard}, which does not exist"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn check_operations(&self, found: &mut Vec<String>) {
+        let mut moves = 0;
+        for (id, operation) in &self.operations {
+            if operation.committed && operation.phase == crate::Phase::Failed {
+                found.push(format!("{id} is committed and failed"));
+            }
+            if operation.phase.is_final() {
+                continue;
+            }
+            if let OperationKind::Split { from, partitions, .. } | OperationKind::Move { from, partitions, .. } =
+                &operation.kind
+            {
+                moves += 1;
+                if !operation.committed && partitions.iter().any(|p| self.owner(*p) != Some(*from)) {
+                    found.push(format!("{id} moves a partition that {from} does not own"));
+                }
+            }
+        }
+        if moves > 1 {
+            found.push(format!("{moves} operations move partitions at once"));
+        }
+        if self.operations.len() > Self::OPERATIONS_KEPT_MAX + Self::OPERATIONS_OPEN_MAX {
+            found.push(format!("{} operations are kept", self.operations.len()));
+        }
+        if self.decisions.len() > Self::DECISIONS_KEPT_MAX {
+            found.push(format!("{} decisions are kept", self.decisions.len()));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Commands: the only way to change a catalog.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Cause, Decision, DecisionId, Generation, Millis, NodeId, OperationId, OperationKind, Phase, Policy, ShardId,
+};
+
+/// One change, as it stands in the control group's log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first command of a cluster. Repeating it with the same cluster id changes nothing, so every
+    /// founding node may send it.
+    Init {
+        cluster_id: String,
+        partition_count: u32,
+        replication_factor: u32,
+        /// Id, name and address of each founding node.
+        nodes: Vec<(NodeId, String, String)>,
+        /// How many shards to start with; partitions are dealt out evenly.
+        shards: u32,
+        policy: Policy,
+        at: Millis,
+    },
+    /// A node says (again) where it is.
+    RegisterNode {
+        id: NodeId,
+        name: String,
+        address: String,
+        at: Millis,
+    },
+    /// The shard's replicas run, its schema is there: route to it.
+    ActivateShard {
+        shard: ShardId,
+        at: Millis,
+    },
+    /// The shard's replicas are not needed any more. Refused while it owns anything.
+    RemoveShard {
+        shard: ShardId,
+        at: Millis,
+    },
+    SetPolicy {
+        policy: Policy,
+        at: Millis,
+    },
+    /// Put an operation into the journal. `Split { to }` must name [`Catalog::next_shard`]; the shard is
+    /// made along with the operation.
+    ///
+    /// [`Catalog::next_shard`]: crate::Catalog::next_shard
+    StartOperation {
+        kind: OperationKind,
+        cause: Cause,
+        reason: String,
+        at: Millis,
+    },
+    /// Journal a decision, and the operation that carries it out when `start` is set.
+    RecordDecision {
+        decision: Decision,
+        start: Option<OperationKind>,
+        at: Millis,
+    },
+    /// A step is about to act (`ended: false`) or has acted (`ended: true`). The first one sets the
+    /// operation `Progressing`.
+    JournalStep {
+        operation: OperationId,
+        step: String,
+        ended: bool,
+        detail: String,
+        at: Millis,
+    },
+    /// The point of no return: the partitions have a new owner (`Split`, `Move`), or every shard has the new
+    /// schema (`Ddl`).
+    CommitOperation {
+        operation: OperationId,
+        at: Millis,
+    },
+    FinishOperation {
+        operation: OperationId,
+        phase: Phase,
+        message: String,
+        at: Millis,
+    },
+    CancelOperation {
+        operation: OperationId,
+        at: Millis,
+    },
+}
+
+/// What a command gave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The catalog's generation after the command.
+    pub generation: Generation,
+    pub operation: Option<OperationId>,
+    pub decision: Option<DecisionId>,
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum CommandError {
+    #[error("the cluster is not set up yet")]
+    NotInitialised,
+    #[error("this is cluster {ours}, not {theirs}")]
+    OtherCluster { ours: String, theirs: String },
+    #[error("{what} does not exist")]
+    Unknown { what: String },
+    #[error("{what} exists already")]
+    Exists { what: String },
+    /// Something else has to end first; trying again later is right.
+    #[error("{what}")]
+    Busy { what: String },
+    /// The command was decided on an older catalog, or never made sense.
+    #[error("{what}")]
+    Invalid { what: String },
+}

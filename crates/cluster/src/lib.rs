@@ -1,0 +1,38 @@
+//! What a Pleat cluster *is*: nodes, shards, partitions, tables, policy, operations and decisions, and the
+//! one function that changes them.
+//!
+//! The control group replicates a log of [`Command`]s. Every node applies them in order to its own
+//! [`Catalog`] with [`Catalog::apply`], which is total and deterministic: the same commands give the same
+//! catalog everywhere, and a command that can't be carried out changes nothing and says why.
+//! [`Catalog::check`] names every invariant that does not hold; tests and simulation call it after each
+//! command.
+//!
+//! This crate is pure. It has no clock, no randomness, no files, no sockets and no threads: time comes in
+//! as an argument ([`Millis`]) and ids are handed out by the catalog itself.
+
+mod apply;
+mod catalog;
+mod check;
+mod command;
+mod decision;
+mod id;
+mod key;
+mod node;
+mod operation;
+mod policy;
+mod shard;
+mod table;
+mod value;
+
+pub use catalog::Catalog;
+pub use check::Violation;
+pub use command::{Command, CommandError, Reply};
+pub use decision::{Decision, Measurement, Option_, Verdict};
+pub use id::{DecisionId, Generation, Millis, NodeId, OperationId, PartitionId, ShardId, TableId};
+pub use key::{KeyError, KeyType, PARTITION_COUNT_DEFAULT, PARTITION_COUNT_MAX, partition_of, partition_of_text};
+pub use node::{Node, NodeState};
+pub use operation::{Cause, Operation, OperationKind, Phase, Step};
+pub use policy::{Mode, Policy, Strategy, Thresholds};
+pub use shard::{Shard, ShardState};
+pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables};
+pub use value::Value;

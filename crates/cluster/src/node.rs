@@ -1,0 +1,25 @@
+//! Nodes: the processes of the cluster.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Millis, NodeId};
+
+/// Whether a node takes part. Whether it is *alive* is not the catalog's business: it is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    Active,
+    Removed,
+}
+
+/// One Pleat process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    /// The name users see, such as `node-1`.
+    pub name: String,
+    /// `host:port` of HTTP and gRPC.
+    pub address: String,
+    pub state: NodeState,
+    pub since: Millis,
+}

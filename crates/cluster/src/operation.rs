@@ -1,0 +1,89 @@
+//! The journal: every change of the cluster is an operation with steps.
+//!
+//! The control leader works on one operation at a time, in the order of their ids. Before a step acts it
+//! is journaled as begun, and when it has acted, as ended; so a leader that takes over sees how far the one
+//! before it may have come. What it then does is the executor's business (`control`): before
+//! [`Operation::committed`] is set an operation can be rolled back, afterwards it is only ever finished.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DdlEffect, DecisionId, Millis, OperationId, PartitionId, ShardId};
+
+/// Where an operation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    Pending,
+    Progressing,
+    Successful,
+    Failed,
+    /// Ended without having done anything: cancelled in time, or there was nothing to do.
+    Skipped,
+}
+
+impl Phase {
+    /// Whether nothing more will happen.
+    pub fn is_final(self) -> bool {
+        matches!(self, Phase::Successful | Phase::Failed | Phase::Skipped)
+    }
+}
+
+/// Who or what asked for an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// A person or program, through an interface; the text says which.
+    Request(String),
+    /// The autoscaler.
+    Decision(DecisionId),
+}
+
+/// What an operation changes. It leaves execution nothing to choose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperationKind {
+    /// Make shard `to` and give it `partitions` of `from`.
+    Split { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
+    /// Give `partitions` of `from` to the existing shard `to`.
+    Move { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
+    /// Change the schema on every shard.
+    Ddl { effect: DdlEffect, sql: String },
+}
+
+impl OperationKind {
+    /// `split`, `move` or `ddl`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            OperationKind::Split { .. } => "split",
+            OperationKind::Move { .. } => "move",
+            OperationKind::Ddl { .. } => "ddl",
+        }
+    }
+}
+
+/// One journaled step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub name: String,
+    pub begun: Millis,
+    pub ended: Option<Millis>,
+    /// What it did, for people: `copied 12,345 rows of flights`.
+    pub detail: String,
+}
+
+/// One entry of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    pub id: OperationId,
+    pub kind: OperationKind,
+    pub cause: Cause,
+    /// Why, for people.
+    pub reason: String,
+    pub phase: Phase,
+    pub steps: Vec<Step>,
+    /// The point of no return was passed: the catalog holds the result.
+    pub committed: bool,
+    pub cancel_requested: bool,
+    /// How it ended, for people; empty until then.
+    pub message: String,
+    pub created: Millis,
+    pub updated: Millis,
+}

@@ -1,0 +1,76 @@
+//! The policy that the autoscaler follows.
+
+use serde::{Deserialize, Serialize};
+
+/// Whether decisions are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Automatic,
+    /// Stop at the recommendation.
+    Manual,
+}
+
+/// What the thresholds are held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// Each shard by itself.
+    Hot,
+    /// The sum or the average over the cluster.
+    Cold,
+}
+
+/// Above which load a shard is split. A threshold is crossed when the measured value is *greater*.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// Percent of the machine's CPU that the node's process takes.
+    pub cpu_percent: f64,
+    /// Percent of the machine's memory that the node's process takes.
+    pub memory_percent: f64,
+    /// Client connections per shard.
+    pub connections: u64,
+    /// Queries per second per shard.
+    pub queries_per_second: f64,
+    /// Rows per shard, over all tables. `None`: rows alone never cause a split.
+    pub total_entries_per_shard: Option<u64>,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            cpu_percent: 70.0,
+            memory_percent: 85.0,
+            connections: 20,
+            queries_per_second: 1000.0,
+            total_entries_per_shard: None,
+        }
+    }
+}
+
+/// The whole policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Policy {
+    pub mode: Mode,
+    pub strategy: Strategy,
+    pub thresholds: Thresholds,
+    /// After one action ended, how long no other is taken, in milliseconds.
+    pub cooldown_ms: u64,
+    /// How often the cluster is measured, in milliseconds.
+    pub monitoring_interval_ms: u64,
+    /// No split goes beyond this many shards.
+    pub max_shards: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Automatic,
+            strategy: Strategy::Hot,
+            thresholds: Thresholds::default(),
+            cooldown_ms: 10_000,
+            monitoring_interval_ms: 10_000,
+            max_shards: 16,
+        }
+    }
+}

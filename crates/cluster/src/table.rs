@@ -1,0 +1,125 @@
+//! Tables as every node knows them: enough of the schema to route, split and finish a statement without
+//! asking a shard.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{KeyType, ShardId, TableId};
+
+/// The tables of a catalog, by lower-case name (SQLite's names are case-insensitive).
+pub type Tables = BTreeMap<String, Table>;
+
+/// Where a table's rows live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TableKind {
+    /// Each row lives on the shard that owns its key's partition.
+    Sharded { key: String, key_type: KeyType },
+    /// A full copy on every shard.
+    Reference,
+    /// The whole table on one shard.
+    Single { shard: ShardId },
+}
+
+/// One column, as declared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    pub name: String,
+    /// The declared type, verbatim (`VARCHAR(20)`), empty when there was none. It decides the affinity.
+    pub decl_type: String,
+    /// The declared collation, if any. `None` is `BINARY`.
+    pub collation: Option<String>,
+    pub not_null: bool,
+    /// `GENERATED ALWAYS AS`: never written to, neither by users nor by a move.
+    pub generated: bool,
+    /// Whether the column has a DEFAULT, so that an INSERT may leave it out.
+    pub has_default: bool,
+}
+
+/// One index that a user made (`CREATE INDEX`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Index {
+    pub name: String,
+    pub sql: String,
+}
+
+/// A table.
+///
+/// Invariants: a sharded table's key is one of its columns; every sharded table has a primary key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    pub id: TableId,
+    /// As declared, case kept.
+    pub name: String,
+    pub kind: TableKind,
+    pub columns: Vec<Column>,
+    /// The primary key's columns in order; empty when the table has none.
+    pub primary_key: Vec<String>,
+    /// Whether the primary key is an alias of SQLite's rowid (a sole `INTEGER PRIMARY KEY`).
+    pub rowid_alias: bool,
+    pub without_rowid: bool,
+    /// The `CREATE TABLE` that shards run, without Pleat's own clauses.
+    pub create_sql: String,
+    pub indexes: Vec<Index>,
+}
+
+impl Table {
+    /// The column called `name`, in any case.
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name))
+    }
+
+    /// The shard key and its type, when the table is sharded.
+    pub fn shard_key(&self) -> Option<(&str, KeyType)> {
+        match &self.kind {
+            TableKind::Sharded { key, key_type } => Some((key, *key_type)),
+            TableKind::Reference | TableKind::Single { .. } => None,
+        }
+    }
+
+    /// `sharded`, `reference` or `single`.
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            TableKind::Sharded { .. } => "sharded",
+            TableKind::Reference => "reference",
+            TableKind::Single { .. } => "single",
+        }
+    }
+}
+
+/// What a schema change does to the catalog's tables once every shard has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DdlEffect {
+    /// The table's `id` is assigned by the catalog; whatever is given is replaced.
+    CreateTable(Table),
+    DropTable {
+        table: String,
+    },
+    CreateIndex {
+        table: String,
+        index: Index,
+    },
+    DropIndex {
+        table: String,
+        index: String,
+    },
+    /// `ALTER TABLE … ADD COLUMN`; `create_sql` is the table's new definition.
+    AddColumn {
+        table: String,
+        column: Column,
+        create_sql: String,
+    },
+}
+
+impl DdlEffect {
+    /// The table that changes.
+    pub fn table(&self) -> &str {
+        match self {
+            DdlEffect::CreateTable(table) => &table.name,
+            DdlEffect::DropTable { table }
+            | DdlEffect::CreateIndex { table, .. }
+            | DdlEffect::DropIndex { table, .. }
+            | DdlEffect::AddColumn { table, .. } => table,
+        }
+    }
+}
