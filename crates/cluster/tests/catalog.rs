@@ -1,0 +1,298 @@
+//! The catalog as its users see it: whole lives of clusters, and random commands that must never break an
+//! invariant.
+
+use pleat_cluster::*;
+use proptest::prelude::{Just, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use proptest::strategy::Strategy as _;
+
+fn founded(nodes: u64, shards: u32) -> Catalog {
+    let mut catalog = Catalog::default();
+    catalog.apply(&init("c", nodes, shards)).unwrap();
+    for shard in 1..=shards {
+        catalog.apply(&Command::ActivateShard { shard: ShardId(shard), at: 2 }).unwrap();
+    }
+    assert_eq!(catalog.check(), []);
+    catalog
+}
+
+fn init(cluster_id: &str, nodes: u64, shards: u32) -> Command {
+    Command::Init {
+        cluster_id: cluster_id.into(),
+        partition_count: 16,
+        replication_factor: 3,
+        nodes: (1..=nodes).map(|n| (NodeId(n), format!("node-{n}"), format!("127.0.0.1:{}", 8079 + n))).collect(),
+        shards,
+        policy: Policy::default(),
+        at: 1,
+    }
+}
+
+fn start(kind: OperationKind) -> Command {
+    Command::StartOperation { kind, cause: Cause::Request("test".into()), reason: "because".into(), at: 5 }
+}
+
+fn split(from: u32, to: u32, partitions: std::ops::Range<u32>) -> OperationKind {
+    OperationKind::Split { from: ShardId(from), to: ShardId(to), partitions: partitions.map(PartitionId).collect() }
+}
+
+fn table(name: &str, kind: TableKind) -> Table {
+    let column = |name: &str| Column {
+        name: name.into(),
+        decl_type: "INTEGER".into(),
+        collation: None,
+        not_null: false,
+        generated: false,
+        has_default: false,
+    };
+    Table {
+        id: TableId(0),
+        name: name.into(),
+        kind,
+        columns: vec![column("id"), column("v")],
+        primary_key: vec!["id".into()],
+        rowid_alias: true,
+        without_rowid: false,
+        create_sql: format!("CREATE TABLE {name}(id INTEGER PRIMARY KEY, v)"),
+        indexes: vec![],
+    }
+}
+
+fn create(name: &str, kind: TableKind) -> OperationKind {
+    let effect = DdlEffect::CreateTable(table(name, kind));
+    OperationKind::Ddl { effect, sql: format!("CREATE TABLE {name}(…)") }
+}
+
+fn by_id() -> TableKind {
+    TableKind::Sharded { key: "id".into(), key_type: KeyType::Integer }
+}
+
+fn run(catalog: &mut Catalog, kind: OperationKind) -> OperationId {
+    let id = catalog.apply(&start(kind)).unwrap().operation.unwrap();
+    for ended in [false, true] {
+        let step = "act".to_owned();
+        catalog.apply(&Command::JournalStep { operation: id, step, ended, detail: String::new(), at: 6 }).unwrap();
+    }
+    if let OperationKind::Split { to, .. } = catalog.operations[&id].kind {
+        catalog.apply(&Command::ActivateShard { shard: to, at: 7 }).unwrap();
+    }
+    catalog.apply(&Command::CommitOperation { operation: id, at: 8 }).unwrap();
+    let done = Command::FinishOperation { operation: id, phase: Phase::Successful, message: "done".into(), at: 9 };
+    catalog.apply(&done).unwrap();
+    assert_eq!(catalog.check(), []);
+    id
+}
+
+#[test]
+fn a_cluster_deals_its_partitions_out_evenly() {
+    let catalog = founded(3, 3);
+    let sizes: Vec<_> = (1..=3).map(|shard| catalog.partitions_of(ShardId(shard)).len()).collect();
+    assert_eq!(sizes.iter().sum::<usize>(), 16);
+    assert!(sizes.iter().all(|size| (5..=6).contains(size)), "{sizes:?}");
+    assert!(catalog.shards.values().all(|shard| shard.replicas.len() == 3));
+}
+
+#[test]
+fn founding_twice_is_harmless_but_not_as_another_cluster() {
+    let mut catalog = founded(3, 1);
+    let before = catalog.clone();
+    catalog.apply(&init("c", 3, 1)).unwrap();
+    assert_eq!(catalog, before);
+    let error = catalog.apply(&init("other", 3, 1)).unwrap_err();
+    assert_eq!(error.to_string(), "this is cluster c, not other");
+    assert_eq!(catalog, before);
+}
+
+#[test]
+fn nothing_happens_before_the_founding() {
+    let mut catalog = Catalog::default();
+    let error = catalog.apply(&Command::ActivateShard { shard: ShardId(1), at: 1 }).unwrap_err();
+    assert_eq!(error, CommandError::NotInitialised);
+}
+
+#[test]
+fn a_split_gives_partitions_a_new_owner_at_its_commit() {
+    let mut catalog = founded(3, 1);
+    let before = catalog.generation;
+    let id = run(&mut catalog, split(1, 2, 8..16));
+    assert_eq!(catalog.partitions_of(ShardId(2)), (8..16).map(PartitionId).collect::<Vec<_>>());
+    assert!(catalog.generation > before);
+    assert_eq!(catalog.shards[&ShardId(1)].ownership, catalog.shards[&ShardId(2)].ownership);
+    let operation = &catalog.operations[&id];
+    assert_eq!((operation.phase, operation.steps.len()), (Phase::Successful, 1));
+    assert!(operation.steps[0].ended.is_some());
+}
+
+#[test]
+fn moves_that_make_no_sense_are_refused_and_change_nothing() {
+    let mut catalog = founded(3, 2);
+    let before = catalog.clone();
+    for kind in [
+        split(1, 9, 0..4),  // not the next shard
+        split(1, 3, 0..8),  // nothing would be left
+        split(1, 3, 6..10), // partly another shard's
+        split(1, 3, 0..0),  // nothing to move
+        split(7, 3, 0..1),  // no such shard
+        OperationKind::Move { from: ShardId(1), to: ShardId(1), partitions: vec![PartitionId(0)] },
+        OperationKind::Move { from: ShardId(1), to: ShardId(2), partitions: vec![PartitionId(1), PartitionId(0)] },
+    ] {
+        assert!(catalog.apply(&start(kind.clone())).is_err(), "{kind:?}");
+        assert_eq!(catalog, before, "{kind:?}");
+    }
+}
+
+#[test]
+fn one_operation_moves_partitions_at_a_time() {
+    let mut catalog = founded(3, 1);
+    catalog.apply(&start(split(1, 2, 8..16))).unwrap();
+    let error = catalog.apply(&start(split(1, 3, 0..2))).unwrap_err();
+    assert_eq!(error.to_string(), "op-1 is still moving partitions; wait for it to end, or cancel it");
+    // A schema change waits in the journal behind it.
+    catalog.apply(&start(create("t", by_id()))).unwrap();
+    assert_eq!(catalog.open_operations().map(|o| o.id.0).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn a_failed_split_leaves_its_shard_to_be_removed() {
+    let mut catalog = founded(3, 1);
+    let id = catalog.apply(&start(split(1, 2, 8..16))).unwrap().operation.unwrap();
+    let failed = Command::FinishOperation { operation: id, phase: Phase::Failed, message: "no disk".into(), at: 9 };
+    catalog.apply(&failed).unwrap();
+    catalog.apply(&Command::RemoveShard { shard: ShardId(2), at: 9 }).unwrap();
+    assert_eq!(catalog.check(), []);
+    assert_eq!(catalog.next_shard(), ShardId(3), "numbers are never used twice");
+    assert!(catalog.apply(&Command::RemoveShard { shard: ShardId(1), at: 9 }).is_err(), "it owns data");
+}
+
+#[test]
+fn what_is_committed_can_only_succeed() {
+    let mut catalog = founded(3, 1);
+    let id = catalog.apply(&start(create("t", by_id()))).unwrap().operation.unwrap();
+    catalog.apply(&Command::CommitOperation { operation: id, at: 6 }).unwrap();
+    let failed = Command::FinishOperation { operation: id, phase: Phase::Failed, message: String::new(), at: 9 };
+    assert!(catalog.apply(&failed).is_err());
+    assert!(catalog.apply(&Command::CancelOperation { operation: OperationId(99), at: 9 }).is_err());
+}
+
+#[test]
+fn tables_come_and_go_by_name_in_any_case() {
+    let mut catalog = founded(3, 1);
+    run(&mut catalog, create("Users", by_id()));
+    assert_eq!(catalog.table("USERS").map(|t| t.id), Some(TableId(1)));
+    assert!(catalog.apply(&start(create("uSERS", by_id()))).is_err());
+    let index = Index { name: "i".into(), sql: "CREATE INDEX i ON users(v)".into() };
+    let add = DdlEffect::CreateIndex { table: "users".into(), index };
+    run(&mut catalog, OperationKind::Ddl { effect: add.clone(), sql: String::new() });
+    assert!(catalog.apply(&start(OperationKind::Ddl { effect: add, sql: String::new() })).is_err());
+    let drop = DdlEffect::DropTable { table: "Users".into() };
+    run(&mut catalog, OperationKind::Ddl { effect: drop, sql: String::new() });
+    assert!(catalog.table("users").is_none());
+    run(&mut catalog, create("users", by_id()));
+    assert_eq!(catalog.table("users").map(|t| t.id), Some(TableId(2)), "an id is never used twice");
+}
+
+#[test]
+fn a_single_table_is_a_unit_of_its_shard() {
+    let mut catalog = founded(3, 2);
+    run(&mut catalog, create("notes", TableKind::Single { shard: ShardId(2) }));
+    let unit = PartitionId::of_single(TableId(1));
+    assert_eq!(catalog.owner(unit), Some(ShardId(2)));
+    assert_eq!(catalog.units_of(ShardId(2)).last(), Some(&unit));
+    assert_eq!(catalog.shards[&ShardId(2)].ownership, catalog.generation);
+}
+
+#[test]
+fn a_decision_and_its_operation_are_one_command() {
+    let mut catalog = founded(3, 1);
+    let decision = Decision {
+        id: DecisionId(0),
+        at: 5,
+        generation: catalog.generation,
+        strategy: Strategy::Hot,
+        measurements: vec![],
+        options: vec![],
+        verdict: Verdict::Hold { reason: "calm".into() },
+        operation: None,
+    };
+    let reply = catalog.apply(&Command::RecordDecision { decision: decision.clone(), start: None, at: 5 }).unwrap();
+    assert_eq!((reply.decision, reply.operation), (Some(DecisionId(1)), None));
+    let refused = Command::RecordDecision { decision: decision.clone(), start: Some(split(1, 9, 0..1)), at: 5 };
+    let before = catalog.clone();
+    assert!(catalog.apply(&refused).is_err());
+    assert_eq!(catalog, before, "no decision without the operation that it wanted");
+    let taken = Command::RecordDecision { decision, start: Some(split(1, 2, 0..1)), at: 5 };
+    let reply = catalog.apply(&taken).unwrap();
+    assert_eq!(catalog.operations[&reply.operation.unwrap()].cause, Cause::Decision(reply.decision.unwrap()));
+}
+
+fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
+    let shard = (1u32..5).prop_map(ShardId);
+    let operation = (1u64..12).prop_map(OperationId);
+    let partitions = proptest::collection::btree_set((0u32..18).prop_map(PartitionId), 0..6)
+        .prop_map(|set| set.into_iter().collect::<Vec<_>>());
+    let name = prop_oneof![Just("a"), Just("B"), Just("b")];
+    let kind =
+        prop_oneof![
+            (shard.clone(), shard.clone(), partitions.clone())
+                .prop_map(|(from, to, partitions)| OperationKind::Split { from, to, partitions }),
+            (shard.clone(), shard.clone(), partitions).prop_map(|(from, to, partitions)| OperationKind::Move {
+                from,
+                to,
+                partitions
+            }),
+            (name.clone(), shard.clone()).prop_map(|(name, shard)| create(name, TableKind::Single { shard })),
+            name.clone().prop_map(|name| create(name, by_id())),
+            name.prop_map(|name| OperationKind::Ddl {
+                effect: DdlEffect::DropTable { table: name.into() },
+                sql: String::new()
+            }),
+        ];
+    let phase = prop_oneof![Just(Phase::Successful), Just(Phase::Failed), Just(Phase::Skipped), Just(Phase::Pending)];
+    prop_oneof![
+        1 => Just(init("c", 3, 2)),
+        2 => (1u64..5, 1u64..5).prop_map(|(id, port)| Command::RegisterNode {
+            id: NodeId(id),
+            name: format!("node-{id}"),
+            address: format!("127.0.0.1:{port}"),
+            at: 3
+        }),
+        2 => shard.clone().prop_map(|shard| Command::ActivateShard { shard, at: 3 }),
+        1 => shard.prop_map(|shard| Command::RemoveShard { shard, at: 3 }),
+        4 => kind.prop_map(start),
+        2 => (operation.clone(), any::<bool>()).prop_map(|(operation, ended)| Command::JournalStep {
+            operation,
+            step: "s".into(),
+            ended,
+            detail: String::new(),
+            at: 4
+        }),
+        3 => operation.clone().prop_map(|operation| Command::CommitOperation { operation, at: 4 }),
+        2 => (operation.clone(), phase).prop_map(|(operation, phase)| Command::FinishOperation {
+            operation,
+            phase,
+            message: String::new(),
+            at: 4
+        }),
+        1 => operation.prop_map(|operation| Command::CancelOperation { operation, at: 4 }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_commands_break_an_invariant(commands in proptest::collection::vec(any_command(), 1..80)) {
+        let mut catalog = Catalog::default();
+        catalog.apply(&init("c", 3, 2)).unwrap();
+        catalog.apply(&Command::ActivateShard { shard: ShardId(1), at: 2 }).unwrap();
+        let mut replica = catalog.clone();
+        for command in &commands {
+            let before = catalog.clone();
+            let outcome = catalog.apply(command);
+            prop_assert_eq!(&outcome, &replica.apply(command), "replicas agree");
+            prop_assert_eq!(&catalog, &replica);
+            prop_assert_eq!(catalog.check(), vec![], "after {:?}", command);
+            prop_assert!(catalog.generation >= before.generation);
+            if outcome.is_err() {
+                prop_assert_eq!(&catalog, &before, "a refused command changes nothing");
+            }
+        }
+    }
+}
