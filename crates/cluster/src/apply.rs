@@ -30,12 +30,20 @@ impl Catalog {
                 reply.decision = Some(decision);
                 reply.operation = operation;
             }
-            Command::JournalStep { operation, step, ended, detail, at } => {
+            Command::JournalStep { operation, step, ended, detail, epoch, at } => {
+                self.work_on(*operation, *epoch)?;
                 self.journal(*operation, step, *ended, detail, *at)?;
+                self.take(*operation, *epoch);
             }
-            Command::CommitOperation { operation, at } => self.commit(*operation, *at)?,
-            Command::FinishOperation { operation, phase, message, at } => {
+            Command::CommitOperation { operation, epoch, at } => {
+                self.work_on(*operation, *epoch)?;
+                self.commit(*operation, *at)?;
+                self.take(*operation, *epoch);
+            }
+            Command::FinishOperation { operation, phase, message, epoch, at } => {
+                self.work_on(*operation, *epoch)?;
                 self.finish(*operation, *phase, message, *at)?;
+                self.take(*operation, *epoch);
             }
             Command::CancelOperation { operation, at } => {
                 let operation = self.open(*operation)?;
@@ -156,6 +164,7 @@ impl Catalog {
             phase: Phase::Pending,
             steps: Vec::new(),
             committed: false,
+            epoch: 0,
             cancel_requested: false,
             message: String::new(),
             created: at,
@@ -381,6 +390,21 @@ impl Catalog {
             step.ended.get_or_insert(at);
         }
         Ok(())
+    }
+
+    /// Whether an executor of term `epoch` may work on the operation.
+    fn work_on(&mut self, id: OperationId, epoch: u64) -> Applied {
+        let newest = self.open(id)?.epoch;
+        if epoch < newest {
+            return Err(invalid(format!("{id} was taken over by the leader of term {newest}; term {epoch} has ended")));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, id: OperationId, epoch: u64) {
+        if let Some(operation) = self.operations.get_mut(&id) {
+            operation.epoch = epoch;
+        }
     }
 
     fn open(&mut self, id: OperationId) -> Applied<&mut Operation> {

@@ -89,6 +89,12 @@ impl Catalog {
         ShardId(self.shards.keys().next_back().map_or(1, |last| last.0 + 1))
     }
 
+    /// The id that the next table gets. Stable while a `CREATE TABLE` is carried out, because operations
+    /// are carried out one at a time.
+    pub fn next_table(&self) -> TableId {
+        TableId(self.last_table + 1)
+    }
+
     /// The table called `name`, in any case.
     pub fn table(&self, name: &str) -> Option<&Table> {
         self.tables.get(&name.to_ascii_lowercase())

@@ -61,23 +61,30 @@ pub enum Command {
     },
     /// A step is about to act (`ended: false`) or has acted (`ended: true`). The first one sets the
     /// operation `Progressing`.
+    ///
+    /// `epoch` is the term in which the executor leads the control group, here and in the two commands
+    /// below. An operation remembers the newest that worked on it and refuses older ones: a leader that was
+    /// paused and replaced can't commit what its successor has rolled back.
     JournalStep {
         operation: OperationId,
         step: String,
         ended: bool,
         detail: String,
+        epoch: u64,
         at: Millis,
     },
     /// The point of no return: the partitions have a new owner (`Split`, `Move`), or every shard has the new
     /// schema (`Ddl`).
     CommitOperation {
         operation: OperationId,
+        epoch: u64,
         at: Millis,
     },
     FinishOperation {
         operation: OperationId,
         phase: Phase,
         message: String,
+        epoch: u64,
         at: Millis,
     },
     CancelOperation {

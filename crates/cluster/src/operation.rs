@@ -81,6 +81,8 @@ pub struct Operation {
     pub steps: Vec<Step>,
     /// The point of no return was passed: the catalog holds the result.
     pub committed: bool,
+    /// The newest term of the control group in which a leader worked on it; older ones are refused.
+    pub epoch: u64,
     pub cancel_requested: bool,
     /// How it ended, for people; empty until then.
     pub message: String,

@@ -70,13 +70,16 @@ fn run(catalog: &mut Catalog, kind: OperationKind) -> OperationId {
     let id = catalog.apply(&start(kind)).unwrap().operation.unwrap();
     for ended in [false, true] {
         let step = "act".to_owned();
-        catalog.apply(&Command::JournalStep { operation: id, step, ended, detail: String::new(), at: 6 }).unwrap();
+        catalog
+            .apply(&Command::JournalStep { operation: id, step, ended, detail: String::new(), epoch: 1, at: 6 })
+            .unwrap();
     }
     if let OperationKind::Split { to, .. } = catalog.operations[&id].kind {
         catalog.apply(&Command::ActivateShard { shard: to, at: 7 }).unwrap();
     }
-    catalog.apply(&Command::CommitOperation { operation: id, at: 8 }).unwrap();
-    let done = Command::FinishOperation { operation: id, phase: Phase::Successful, message: "done".into(), at: 9 };
+    catalog.apply(&Command::CommitOperation { operation: id, epoch: 1, at: 8 }).unwrap();
+    let done =
+        Command::FinishOperation { operation: id, phase: Phase::Successful, message: "done".into(), epoch: 1, at: 9 };
     catalog.apply(&done).unwrap();
     assert_eq!(catalog.check(), []);
     id
@@ -155,7 +158,8 @@ fn one_operation_moves_partitions_at_a_time() {
 fn a_failed_split_leaves_its_shard_to_be_removed() {
     let mut catalog = founded(3, 1);
     let id = catalog.apply(&start(split(1, 2, 8..16))).unwrap().operation.unwrap();
-    let failed = Command::FinishOperation { operation: id, phase: Phase::Failed, message: "no disk".into(), at: 9 };
+    let failed =
+        Command::FinishOperation { operation: id, phase: Phase::Failed, message: "no disk".into(), epoch: 1, at: 9 };
     catalog.apply(&failed).unwrap();
     catalog.apply(&Command::RemoveShard { shard: ShardId(2), at: 9 }).unwrap();
     assert_eq!(catalog.check(), []);
@@ -167,10 +171,36 @@ fn a_failed_split_leaves_its_shard_to_be_removed() {
 fn what_is_committed_can_only_succeed() {
     let mut catalog = founded(3, 1);
     let id = catalog.apply(&start(create("t", by_id()))).unwrap().operation.unwrap();
-    catalog.apply(&Command::CommitOperation { operation: id, at: 6 }).unwrap();
-    let failed = Command::FinishOperation { operation: id, phase: Phase::Failed, message: String::new(), at: 9 };
+    catalog.apply(&Command::CommitOperation { operation: id, epoch: 1, at: 6 }).unwrap();
+    let failed =
+        Command::FinishOperation { operation: id, phase: Phase::Failed, message: String::new(), epoch: 1, at: 9 };
     assert!(catalog.apply(&failed).is_err());
     assert!(catalog.apply(&Command::CancelOperation { operation: OperationId(99), at: 9 }).is_err());
+}
+
+#[test]
+fn a_leader_that_was_replaced_can_neither_commit_nor_end_an_operation() {
+    let mut catalog = founded(3, 1);
+    let id = catalog.apply(&start(split(1, 2, 8..16))).unwrap().operation.unwrap();
+    catalog.apply(&Command::ActivateShard { shard: ShardId(2), at: 5 }).unwrap();
+    let step = |epoch| Command::JournalStep {
+        operation: id,
+        step: "claim".into(),
+        ended: false,
+        detail: String::new(),
+        epoch,
+        at: 6,
+    };
+    catalog.apply(&step(3)).unwrap();
+    catalog.apply(&step(5)).unwrap();
+    let before = catalog.clone();
+    let error = catalog.apply(&Command::CommitOperation { operation: id, epoch: 3, at: 7 }).unwrap_err();
+    assert_eq!(error.to_string(), "op-1 was taken over by the leader of term 5; term 3 has ended");
+    let (phase, message) = (Phase::Failed, String::new());
+    assert!(catalog.apply(&Command::FinishOperation { operation: id, phase, message, epoch: 3, at: 7 }).is_err());
+    assert!(catalog.apply(&step(3)).is_err());
+    assert_eq!(catalog, before);
+    catalog.apply(&Command::CommitOperation { operation: id, epoch: 5, at: 8 }).unwrap();
 }
 
 #[test]
@@ -258,18 +288,21 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
         2 => shard.clone().prop_map(|shard| Command::ActivateShard { shard, at: 3 }),
         1 => shard.prop_map(|shard| Command::RemoveShard { shard, at: 3 }),
         4 => kind.prop_map(start),
-        2 => (operation.clone(), any::<bool>()).prop_map(|(operation, ended)| Command::JournalStep {
+        2 => (operation.clone(), any::<bool>(), 1u64..4).prop_map(|(operation, ended, epoch)| Command::JournalStep {
             operation,
             step: "s".into(),
             ended,
             detail: String::new(),
+            epoch,
             at: 4
         }),
-        3 => operation.clone().prop_map(|operation| Command::CommitOperation { operation, at: 4 }),
-        2 => (operation.clone(), phase).prop_map(|(operation, phase)| Command::FinishOperation {
+        3 => (operation.clone(), 1u64..4)
+            .prop_map(|(operation, epoch)| Command::CommitOperation { operation, epoch, at: 4 }),
+        2 => (operation.clone(), phase, 1u64..4).prop_map(|(operation, phase, epoch)| Command::FinishOperation {
             operation,
             phase,
             message: String::new(),
+            epoch,
             at: 4
         }),
         1 => operation.prop_map(|operation| Command::CancelOperation { operation, at: 4 }),

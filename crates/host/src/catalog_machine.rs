@@ -20,6 +20,8 @@ use pleat_consensus::{Applied, Entry, StateMachine};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::position::with_index;
+
 /// How many outcomes are remembered for commands that are sent again.
 const RECENT_COMMANDS: usize = 256;
 /// The format of the file and of the log's proposals.
@@ -97,7 +99,10 @@ impl StateMachine for CatalogMachine {
     fn apply(&mut self, entries: Vec<Entry>, applied: Applied) -> anyhow::Result<Vec<Vec<Bytes>>> {
         let mut outcomes = Vec::with_capacity(entries.len());
         for entry in &entries {
-            let of_entry = entry.proposals.iter().map(|proposal| encode(&self.apply_one(proposal)?));
+            let of_entry = entry.proposals.iter().map(|proposal| {
+                let outcome = encode(&self.apply_one(proposal)?)?;
+                Ok(with_index(entry.index, &outcome))
+            });
             outcomes.push(of_entry.collect::<anyhow::Result<Vec<_>>>()?);
         }
         self.state.applied = applied;

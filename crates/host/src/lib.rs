@@ -1,1 +1,33 @@
-//! host
+//! One node's part of the cluster: its replica of the catalog, its replicas of shards, and the way to every
+//! other node's.
+//!
+//! Embedded shards are where consensus and SQLite meet: `consensus` knows logs and no SQL, `engine` knows SQL
+//! and no network, and this crate puts an engine's database behind a group's log (`shard_machine`), the
+//! catalog behind the control group's (`catalog_machine`), starts and stops replicas as the catalog says
+//! (`host`), and carries every call to the node that leads the group in question (`route`, `calls`,
+//! `serve`). The gateway and the control loop stand on [`Host`] and never speak to each other.
+//!
+//! - A call says how long it may take, and how often it may be sent again follows from what it does: see
+//!   `route`.
+//! - A write to *reference* tables is put in order by one shard and spread to all: see `reference`.
+//! - What is measured is measured here (`meter`, `observe`), by the node that serves it.
+
+mod calls;
+mod catalog_machine;
+mod error;
+mod host;
+mod meter;
+mod observe;
+mod position;
+mod reference;
+mod replica;
+mod route;
+mod rpc;
+mod serve;
+mod shard_machine;
+
+pub use calls::{Freshness, RowStream};
+pub use error::HostError;
+pub use host::{Founding, Host, Settings, StoreLimits};
+pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};
+pub use rpc::Written;

@@ -1,0 +1,87 @@
+//! What can go wrong between asking a shard and getting an answer, sorted by what the caller should do.
+
+use pleat_cluster::CommandError;
+use pleat_engine::{EngineError, Refusal};
+use serde::{Deserialize, Serialize};
+
+/// Why a call on a [`Host`](crate::Host) failed.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum HostError {
+    /// The shard does not own what the request was routed by, or not at the moment. Nothing was done: wait
+    /// for a newer catalog and route again.
+    #[error("the shard refused: {0}")]
+    Refused(Refusal),
+    /// The statement itself failed, or went over one of its limits.
+    #[error("{0}")]
+    Engine(EngineError),
+    /// The catalog refused a command.
+    #[error("{0}")]
+    Command(CommandError),
+    /// Nobody who could do it was reached within the limit. Nothing was done.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A queue is full. Nothing was done.
+    #[error("{0}")]
+    Overloaded(String),
+    /// It may or may not have been done, and asking again without an idempotency key could do it twice.
+    #[error("{0}")]
+    OutcomeUnknown(String),
+    /// A write to reference tables is committed and reaches every shard, but had not within the limit.
+    #[error("{0}")]
+    Spreading(String),
+    #[error("{0}")]
+    TooLarge(String),
+    #[error("{0}")]
+    Timeout(String),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl HostError {
+    /// The SQLSTATE.
+    pub fn code(&self) -> &str {
+        match self {
+            HostError::Refused(_) => "40001",
+            HostError::Engine(error) => error.code(),
+            HostError::Command(CommandError::Exists { .. }) => "42P07",
+            HostError::Command(CommandError::Busy { .. }) => "55006",
+            HostError::Command(CommandError::Unknown { .. }) => "42704",
+            HostError::Command(_) => "55000",
+            HostError::Unavailable(_) => "57P03",
+            HostError::Overloaded(_) => "53300",
+            HostError::OutcomeUnknown(_) | HostError::Spreading(_) => "08007",
+            HostError::TooLarge(_) => "54000",
+            HostError::Timeout(_) => "57014",
+            HostError::Internal(_) => "XX000",
+        }
+    }
+
+    /// What the caller can do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            HostError::Refused(_) => "the data is just moving to another shard: try again".into(),
+            HostError::Engine(error) => error.hint().unwrap_or_default(),
+            HostError::Command(CommandError::Busy { .. }) => "try again when it has ended".into(),
+            HostError::Command(_) => "look at GET /operations and GET /tables for the cluster's state".into(),
+            HostError::Unavailable(_) => "a leader is elected within seconds of a failure: try again".into(),
+            HostError::Overloaded(_) => "try again after a short pause, with fewer requests at once".into(),
+            HostError::OutcomeUnknown(_) => {
+                "read before you repeat it, or send an idempotency_key so that repeating is safe".into()
+            }
+            HostError::Spreading(_) => "it is committed and reaches every shard by itself: do not repeat it".into(),
+            HostError::TooLarge(_) => "split it up; for many rows use POST /tables/{table}/rows".into(),
+            HostError::Timeout(_) => "narrow the statement, or raise timeout_ms".into(),
+            HostError::Internal(_) => "see the node's log".into(),
+        }
+    }
+
+    /// Whether sending the same request again is safe and may succeed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            HostError::Refused(_) | HostError::Unavailable(_) | HostError::Overloaded(_) => true,
+            HostError::Engine(error) => error.is_retryable(),
+            HostError::Command(error) => matches!(error, CommandError::Busy { .. }),
+            _ => false,
+        }
+    }
+}

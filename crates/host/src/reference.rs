@@ -1,0 +1,180 @@
+//! Writes to *reference* tables, which every shard has a full copy of.
+//!
+//! The oldest active shard, the *anchor*, puts them in order: its log decides a write, and in the same SQLite
+//! transaction the write gets the next number and is kept in a log table beside the data. The anchor's leader
+//! then sends the numbered writes, in order, to every other active shard, where each is applied exactly once
+//! (the shard keeps the last number in the transaction that applied it; an older one is done already, a newer
+//! one is refused with the number that is missing). The writer gets its answer when every active shard has it.
+//!
+//! | a process dies … | and then |
+//! | --- | --- |
+//! | before the anchor's log has the write | nothing happened; the caller repeats it with its key |
+//! | before every shard has it | the anchor's next leader goes on from its log table ([`Host::keep_spreading`]) |
+//! | after | the log table's entries that all shards have are pruned |
+//!
+//! *Caveat.* Until a write is answered, some shards show it and others don't: statements that read reference
+//! tables on several shards see it on each shard at its own moment. Afterwards all do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
+use pleat_cluster::{Generation, ShardId};
+use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReferenceEntry, Refusal};
+
+use crate::replica::{Replica, engine_error};
+use crate::rpc::{Declined, Written};
+use crate::{Host, HostError};
+
+/// Entries read from the log table at once.
+const BATCH: usize = 256;
+/// The log table is pruned when this many entries are on every shard.
+const PRUNE_AT: u64 = 1_000;
+/// How often an anchor's leader looks for writes that a dead leader left half spread.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long one such look may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// How far each shard is, as far as this node knows. Kept by the anchor's replica.
+#[derive(Default)]
+pub struct Spread {
+    /// The last number that a shard surely has. The lock makes one task at a time send to a shard.
+    reached: Mutex<BTreeMap<ShardId, Arc<tokio::sync::Mutex<Option<u64>>>>>,
+    pruned: Mutex<u64>,
+}
+
+impl Spread {
+    fn of(&self, shard: ShardId) -> Arc<tokio::sync::Mutex<Option<u64>>> {
+        self.reached.lock().entry(shard).or_default().clone()
+    }
+}
+
+impl Host {
+    /// On the anchor's leader: decide a reference write and bring it to every active shard.
+    pub(crate) async fn spread_write(
+        &self,
+        anchor: &Replica,
+        generation: Generation,
+        action: Action,
+        within: Duration,
+    ) -> Result<Written, Declined> {
+        let deadline = Instant::now() + within;
+        let written = anchor.write(generation, action, self.now_ms(), within).await?;
+        if let Outcome::Reference { seq, .. } = written.outcome {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tokio::time::timeout(left, self.spread(anchor, seq, left)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(spreading(&error.to_string()).into()),
+                Err(_) => return Err(spreading("the limit passed").into()),
+            }
+        }
+        Ok(written)
+    }
+
+    /// Bring everything up to `seq` to every active shard.
+    async fn spread(&self, anchor: &Replica, seq: u64, within: Duration) -> Result<(), HostError> {
+        let catalog = self.catalog();
+        let others = catalog.active_shards().map(|shard| shard.id).filter(|shard| *shard != anchor.shard);
+        let mut sending: FuturesUnordered<_> =
+            others.map(|shard| self.spread_to(anchor, shard, seq, catalog.generation, within)).collect();
+        while let Some(sent) = sending.next().await {
+            sent?;
+        }
+        self.prune(anchor, seq, catalog.generation).await
+    }
+
+    async fn spread_to(
+        &self,
+        anchor: &Replica,
+        shard: ShardId,
+        seq: u64,
+        generation: Generation,
+        within: Duration,
+    ) -> Result<(), HostError> {
+        let reached = anchor.spread.of(shard);
+        let mut reached = reached.lock().await;
+        while reached.unwrap_or(0) < seq {
+            // Where the shard stands is not known after a change of leader: the newest entry makes it say so.
+            let after = reached.unwrap_or(seq - 1);
+            let (entries, _) = log_after(anchor, after, BATCH).await?;
+            if entries.is_empty() {
+                return Err(HostError::Internal(format!("{shard} lacks reference writes that the log has no more")));
+            }
+            for entry in entries {
+                let number = entry.seq;
+                let written = self.write(shard, generation, Action::ReferenceApply(entry), within).await?;
+                match written.outcome {
+                    Outcome::Refused(Refusal::Gap { expected, .. }) => {
+                        *reached = Some(expected.saturating_sub(1));
+                        break;
+                    }
+                    Outcome::Refused(refusal) => return Err(HostError::Refused(refusal)),
+                    Outcome::Failed(failure) => {
+                        // The same statement on the same content succeeded on the anchor.
+                        let what = format!("{shard} differs from {} in reference data: {failure}", anchor.shard);
+                        return Err(HostError::Internal(what));
+                    }
+                    _ => *reached = Some(number),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn prune(&self, anchor: &Replica, upto: u64, generation: Generation) -> Result<(), HostError> {
+        let due = {
+            let mut pruned = anchor.spread.pruned.lock();
+            let due = upto.saturating_sub(*pruned) >= PRUNE_AT;
+            if due {
+                *pruned = upto;
+            }
+            due
+        };
+        if due {
+            // A shard that is being made reads the log from where its copy ends; leave it a margin.
+            let upto = upto.saturating_sub(PRUNE_AT / 2);
+            self.write(anchor.shard, generation, Action::ReferencePrune { upto }, LOOK_LIMIT).await?;
+        }
+        Ok(())
+    }
+
+    /// While this node leads the anchor: finish what an earlier leader began.
+    pub(crate) async fn keep_spreading(self: Arc<Self>) {
+        let mut stop = self.stopping();
+        while !*stop.borrow() {
+            let anchor = self.catalog().anchor().and_then(|anchor| self.replica(anchor));
+            if let Some(anchor) = anchor.filter(|anchor| anchor.group.status().is_leader)
+                && let Err(error) = self.spread_rest(&anchor).await
+            {
+                tracing::warn!(%error, "reference writes wait to be spread");
+            }
+            let _ = tokio::time::timeout(LOOK_EVERY, stop.changed()).await;
+        }
+    }
+
+    async fn spread_rest(&self, anchor: &Replica) -> Result<(), HostError> {
+        let (_, last) = log_after(anchor, u64::MAX, 0).await?;
+        if last == 0 {
+            return Ok(());
+        }
+        let spread = tokio::time::timeout(LOOK_LIMIT, self.spread(anchor, last, LOOK_LIMIT)).await;
+        spread.unwrap_or_else(|_| Err(HostError::Timeout("a shard does not answer".into())))
+    }
+}
+
+/// Entries of the log table after a number, and the last number there is.
+async fn log_after(anchor: &Replica, after: u64, limit: usize) -> Result<(Vec<ReferenceEntry>, u64), HostError> {
+    let readers = anchor.readers.clone();
+    let read = move || readers.move_read(&MoveRead::ReferenceLog { after, limit });
+    let chunk = tokio::task::spawn_blocking(read).await.map_err(|error| HostError::Internal(error.to_string()))?;
+    match chunk.map_err(engine_error)? {
+        MoveChunk::ReferenceLog { entries, last } => Ok((entries, last)),
+        _ => Err(HostError::Internal("the answer does not fit the request".into())),
+    }
+}
+
+fn spreading(why: &str) -> HostError {
+    HostError::Spreading(format!("the write is committed, but not on every shard yet: {why}"))
+}

@@ -1,0 +1,167 @@
+//! This node's replica of one shard: its Raft group, its readers and its counters.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use pleat_cluster::{Generation, Millis, PartitionId, ShardId};
+use pleat_consensus::Group;
+use pleat_engine::{Action, EngineError, OwnershipCheck, Outcome, Proposal, ReadRequest, Readers};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::meter::{Kind, Meter};
+use crate::reference::Spread;
+use crate::rpc::{Declined, Piece, Written};
+use crate::position::split_index;
+use crate::{Freshness, HostError, ShardObservation};
+
+/// Pieces of one read that wait for their receiver.
+const PIECES_WAITING_MAX: usize = 4;
+
+/// A stream of rows: the columns first, then rows.
+pub type Pieces = BoxStream<'static, Result<Piece, Declined>>;
+
+/// One shard's replica on this node.
+pub struct Replica {
+    pub shard: ShardId,
+    pub group: Group,
+    pub readers: Readers,
+    pub meter: Meter,
+    pub spread: Spread,
+    /// The newest time stamped into an entry: a clock that is set back must not go back in the log.
+    clock: AtomicU64,
+}
+
+impl Replica {
+    pub fn new(shard: ShardId, group: Group, readers: Readers, partition_count: u32) -> Self {
+        let meter = Meter::new(partition_count);
+        Self { shard, group, readers, meter, spread: Spread::default(), clock: AtomicU64::new(0) }
+    }
+
+    /// Propose an action here, where the group should be led.
+    pub async fn write(
+        &self,
+        generation: Generation,
+        action: Action,
+        now: Millis,
+        within: Duration,
+    ) -> Result<Written, Declined> {
+        let counted = is_client_write(&action);
+        let _serving = counted.then(|| self.meter.begin(Kind::Write, units_of(&action)));
+        let now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);
+        let proposal = Proposal { id: Uuid::new_v4(), generation, now_ms, seed: rand::random(), action };
+        let answer = self.group.propose(proposal.encode().into(), within).await?;
+        let (index, outcome) = split_index(&answer).map_err(|error| HostError::Internal(error.to_string()))?;
+        let outcome = Outcome::decode(outcome).map_err(|error| HostError::Internal(error.to_string()))?;
+        if counted && matches!(outcome, Outcome::Failed(_)) {
+            self.meter.failed();
+        }
+        Ok(Written { outcome, index })
+    }
+
+    /// Read here, as fresh as asked. An `Err` comes before any row.
+    pub async fn read(
+        self: &Arc<Self>,
+        request: ReadRequest,
+        freshness: Freshness,
+        within: Duration,
+    ) -> Result<Pieces, Declined> {
+        let deadline = Instant::now() + within;
+        match freshness {
+            Freshness::Strong => drop(self.group.read_barrier(within).await?),
+            Freshness::AtLeast(index) => self.group.wait_applied(index, within).await?,
+            Freshness::Eventual => {}
+        }
+        let (sender, mut receiver) = mpsc::channel(PIECES_WAITING_MAX);
+        let replica = self.clone();
+        let runtime = Handle::current();
+        tokio::task::spawn_blocking(move || replica.read_blocking(&request, &sender, deadline, &runtime));
+        // The first piece decides whether there is an answer at all.
+        let first = match receiver.recv().await {
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => return Err(error),
+            None => return Err(HostError::Internal("the read ended without an answer".into()).into()),
+        };
+        let rest = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        Ok(futures::stream::iter([Ok(first)]).chain(rest).boxed())
+    }
+
+    fn read_blocking(
+        &self,
+        request: &ReadRequest,
+        sender: &mpsc::Sender<Result<Piece, Declined>>,
+        deadline: Instant,
+        runtime: &Handle,
+    ) {
+        let _serving = self.meter.begin(Kind::Read, read_units(&request.check));
+        // A receiver that stands still must not hold a database connection for ever.
+        let send = |piece| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            runtime.block_on(async { matches!(tokio::time::timeout(left, sender.send(piece)).await, Ok(Ok(()))) })
+        };
+        let outcome = self.readers.read(request, &mut |chunk| {
+            let named = chunk.columns.map(|columns| columns.into_iter().map(|column| column.name).collect());
+            let rows = (!chunk.rows.is_empty()).then_some(Piece::Rows(chunk.rows));
+            match named.map(Piece::Columns).into_iter().chain(rows).all(|piece| send(Ok(piece))) {
+                true => std::ops::ControlFlow::Continue(()),
+                false => std::ops::ControlFlow::Break(()),
+            }
+        });
+        if let Err(error) = outcome {
+            self.meter.failed();
+            send(Err(engine_error(error).into()));
+        }
+    }
+
+    /// What this node, as the leader, measures of the shard.
+    pub fn observe(&self) -> Result<ShardObservation, HostError> {
+        let stats = self.readers.stats().map_err(engine_error)?;
+        let rates = self.meter.rates();
+        Ok(ShardObservation {
+            shard: self.shard,
+            total_rows: stats.rows,
+            rows_per_table: stats.tables,
+            database_bytes: stats.file_bytes,
+            connections: rates.connections,
+            queries_per_second: rates.queries_per_second,
+            transactions_per_second: rates.transactions_per_second,
+            latency_ms: rates.latency_ms,
+            errors: self.meter.errors(),
+            applied_index: self.group.status().applied,
+            ownership: stats.ownership,
+            holds_foreign_rows: stats.foreign_rows,
+            partition_load: rates.partition_load,
+        })
+    }
+}
+
+/// What clients ask for, as opposed to what the cluster does of its own.
+fn is_client_write(action: &Action) -> bool {
+    matches!(action, Action::Write { .. } | Action::Bulk { .. } | Action::ReferenceWrite { .. })
+}
+
+fn units_of(action: &Action) -> &[PartitionId] {
+    match action {
+        Action::Write { units, .. } | Action::Bulk { units, .. } => units,
+        _ => &[],
+    }
+}
+
+fn read_units(check: &OwnershipCheck) -> &[PartitionId] {
+    match check {
+        OwnershipCheck::Keyed(units) => units,
+        OwnershipCheck::Scatter { .. } | OwnershipCheck::None => &[],
+    }
+}
+
+/// A refusal by ownership is the router's to mend; everything else is the statement's.
+pub fn engine_error(error: EngineError) -> HostError {
+    match error {
+        EngineError::Refused(refusal) => HostError::Refused(refusal),
+        error => HostError::Engine(error),
+    }
+}

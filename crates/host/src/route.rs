@@ -1,0 +1,196 @@
+//! Reaching the leader of a group, wherever it is.
+//!
+//! A call is tried on this node when it leads, else on the node that is said to lead, else on the group's
+//! other nodes in turn, until the caller's limit. What makes this right is telling three failures apart:
+//!
+//! | failure | what happened | what follows |
+//! | --- | --- | --- |
+//! | not the leader, unreachable | surely nothing | the next node |
+//! | lost: sent, and no answer | perhaps it was done | again if doing it twice is harmless, else `OutcomeUnknown` |
+//! | an answer, good or bad | it is decided | back to the caller |
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use pleat_cluster::NodeId;
+use pleat_consensus::{GroupId, ProposeError, ReadError, TransportError};
+
+use crate::rpc::{self, Declined, Request, Response};
+use crate::{Host, HostError};
+
+/// The pause before trying the group's nodes once more, at first and at most.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_millis(160);
+/// How long one attempt on another node may take where a further attempt is harmless. A node that was cut off
+/// would otherwise use up the caller's whole limit.
+const ATTEMPT_MAX: Duration = Duration::from_secs(3);
+
+/// How one attempt ended, unless with an answer.
+#[derive(Debug)]
+pub enum Attempt {
+    /// Surely not done here; perhaps `leader` can.
+    Elsewhere { leader: Option<NodeId>, why: String },
+    /// Sent, and nothing came back.
+    Lost(String),
+    /// Decided.
+    Failed(HostError),
+}
+
+impl From<Declined> for Attempt {
+    fn from(declined: Declined) -> Self {
+        match declined {
+            Declined::NotLeader { leader } => Attempt::Elsewhere { leader, why: "it does not lead".into() },
+            Declined::Host(error) => Attempt::Failed(error),
+        }
+    }
+}
+
+impl From<TransportError> for Attempt {
+    fn from(error: TransportError) -> Self {
+        match error {
+            TransportError::Unreachable(why) => Attempt::Elsewhere { leader: None, why },
+            TransportError::Lost(why) => Attempt::Lost(why),
+            // It answered that it can't be asked (stopping, another cluster's, another version's): nothing was done.
+            TransportError::Remote { .. } => Attempt::Elsewhere { leader: None, why: error.to_string() },
+        }
+    }
+}
+
+impl From<ProposeError> for Declined {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::NotLeader { leader } => Declined::NotLeader { leader },
+            ProposeError::Overloaded => HostError::Overloaded("the shard's queue of writes is full".into()).into(),
+            ProposeError::TooLarge { limit_bytes } => {
+                HostError::TooLarge(format!("one write may take {limit_bytes} bytes in the log at most")).into()
+            }
+            ProposeError::Unknown => {
+                HostError::OutcomeUnknown("the leader was lost before it could say whether the write was done".into())
+                    .into()
+            }
+            ProposeError::Stopped(why) => HostError::Unavailable(format!("the replica has stopped: {why}")).into(),
+        }
+    }
+}
+
+impl From<ReadError> for Declined {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::NotLeader { leader } => Declined::NotLeader { leader },
+            ReadError::Timeout => {
+                HostError::Unavailable("the leader could not confirm that it still leads".into()).into()
+            }
+            ReadError::Overloaded => HostError::Overloaded("too many reads wait for the shard's leader".into()).into(),
+            ReadError::Stopped(why) => HostError::Unavailable(format!("the replica has stopped: {why}")).into(),
+        }
+    }
+}
+
+/// What a call does, and so whether it may be sent again when its first answer was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It only reads.
+    None,
+    /// Doing it twice is doing it once.
+    Idempotent,
+    /// It must not be done twice.
+    Once,
+}
+
+impl Host {
+    /// Run `attempt` on the group's leader.
+    pub(crate) async fn on_leader<T, F>(
+        &self,
+        group: GroupId,
+        effect: Effect,
+        within: Duration,
+        attempt: impl Fn(NodeId, Duration) -> F,
+    ) -> Result<T, HostError>
+    where
+        F: Future<Output = Result<T, Attempt>>,
+    {
+        let deadline = Instant::now() + within;
+        let mut backoff = BACKOFF_MIN;
+        let mut last = "no node of the group is known".to_owned();
+        let mut next = self.said_to_lead(group);
+        let mut lost = false;
+        let mut redirected = false;
+        loop {
+            let members = self.members(group);
+            let mut turn = next.take().into_iter().chain(members).collect::<Vec<_>>();
+            dedup_in_order(&mut turn);
+            for node in turn {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(gave_up(group, lost && effect != Effect::None, &last));
+                }
+                let limit = if effect != Effect::Once { left.min(ATTEMPT_MAX) } else { left };
+                match attempt(node, limit).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(Attempt::Failed(HostError::OutcomeUnknown(why))) if effect != Effect::Once => {
+                        lost = true;
+                        last = format!("{node}: {why}");
+                    }
+                    Err(Attempt::Failed(error)) => return Err(error),
+                    Err(Attempt::Lost(why)) if effect == Effect::Once => {
+                        return Err(HostError::OutcomeUnknown(format!("{node} was lost while it answered: {why}")));
+                    }
+                    Err(Attempt::Lost(why)) => {
+                        lost = true;
+                        last = format!("{node}: {why}");
+                    }
+                    Err(Attempt::Elsewhere { leader, why }) => {
+                        last = format!("{node}: {why}");
+                        if let Some(leader) = leader.filter(|leader| *leader != node) {
+                            next = Some(leader);
+                            break;
+                        }
+                    }
+                }
+            }
+            // The first hint is followed at once; nodes that point at each other are asked again with pauses.
+            if next.is_none() || std::mem::replace(&mut redirected, true) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                tokio::time::sleep(backoff.min(left)).await;
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+            }
+            next = next.or_else(|| self.said_to_lead(group));
+        }
+    }
+
+    /// One call to one node, this one included.
+    pub(crate) async fn ask(&self, node: NodeId, request: Request, within: Duration) -> Result<Response, Attempt> {
+        if node == self.node() {
+            return Ok(self.serve(request, within).await?);
+        }
+        let call = rpc::Call { within_ms: within.as_millis() as u64, request };
+        let body = rpc::encode(&call).map_err(Attempt::Failed)?;
+        let answer = self.transport().call(node, rpc::CALL, body, within).await?;
+        let answer: Result<Response, Declined> = rpc::decode(&answer).map_err(Attempt::Failed)?;
+        Ok(answer?)
+    }
+
+    /// One request to the group's leader.
+    pub(crate) async fn ask_leader(
+        &self,
+        group: GroupId,
+        effect: Effect,
+        within: Duration,
+        request: impl Fn() -> Request,
+    ) -> Result<Response, HostError> {
+        self.on_leader(group, effect, within, |node, limit| self.ask(node, request(), limit)).await
+    }
+}
+
+fn gave_up(group: GroupId, lost: bool, last: &str) -> HostError {
+    let what = if group == 0 { "the control group".to_owned() } else { format!("shard-{group}") };
+    match lost {
+        true => HostError::OutcomeUnknown(format!("no leader of {what} answered in time (last: {last})")),
+        false => HostError::Unavailable(format!("no leader of {what} was reached in time (last: {last})")),
+    }
+}
+
+fn dedup_in_order(nodes: &mut Vec<NodeId>) {
+    let mut seen = std::collections::BTreeSet::new();
+    nodes.retain(|node| seen.insert(*node));
+}

@@ -1,0 +1,117 @@
+//! What nodes ask each other, beside Raft. One method for calls and one for streams; the request says the rest.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use pleat_cluster::{Generation, NodeId, PartitionId, ShardId, Value};
+use pleat_consensus::GroupId;
+use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReadRequest};
+use serde::{Deserialize, Serialize};
+
+use crate::observe::{NodeObservation, PartitionWeight};
+use crate::{Freshness, HostError};
+
+/// The transport's method for calls.
+pub const CALL: &str = "host.call";
+/// The transport's method for streams of rows.
+pub const READ: &str = "host.read";
+const FORMAT: u8 = 1;
+
+/// A call to another node, with the time that the caller has for it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Call {
+    pub within_ms: u64,
+    pub request: Request,
+}
+
+/// What is asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    Ping,
+    /// A catalog command, in its envelope, for the control leader.
+    Command(Vec<u8>),
+    /// A position in the group's log up to which everything that was acknowledged before now is committed.
+    ReadIndex(GroupId),
+    Write {
+        shard: ShardId,
+        generation: Generation,
+        action: Action,
+    },
+    WriteReference {
+        anchor: ShardId,
+        generation: Generation,
+        action: Action,
+    },
+    MoveRead {
+        shard: ShardId,
+        request: MoveRead,
+    },
+    Observe,
+    Weights(ShardId),
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Response {
+    Pong,
+    Command(Vec<u8>),
+    ReadIndex(u64),
+    Written(Written),
+    Moved(MoveChunk),
+    Observation(Box<NodeObservation>),
+    Weights(BTreeMap<PartitionId, PartitionWeight>),
+}
+
+/// A read on another node.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Read {
+    pub within_ms: u64,
+    pub shard: ShardId,
+    pub request: ReadRequest,
+    pub freshness: Freshness,
+}
+
+/// One piece of a stream of rows.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Piece {
+    Columns(Vec<String>),
+    Rows(Vec<Vec<Value>>),
+}
+
+/// A write that its shard has decided on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Written {
+    pub outcome: Outcome,
+    /// The log position at which it is, or was, visible: what `read_your_writes` waits for.
+    pub index: u64,
+}
+
+/// Why a node did not do what it was asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Declined {
+    /// It does not lead the group; surely nothing was done.
+    NotLeader { leader: Option<NodeId> },
+    Host(HostError),
+}
+
+impl From<HostError> for Declined {
+    fn from(error: HostError) -> Self {
+        Declined::Host(error)
+    }
+}
+
+pub fn encode<T: Serialize>(value: &T) -> Result<Bytes, HostError> {
+    match postcard::to_extend(value, vec![FORMAT]) {
+        Ok(bytes) => Ok(bytes.into()),
+        Err(error) => Err(HostError::Internal(format!("encode a message: {error}"))),
+    }
+}
+
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, HostError> {
+    match bytes.split_first() {
+        Some((&FORMAT, rest)) => {
+            postcard::from_bytes(rest).map_err(|error| HostError::Internal(format!("decode a message: {error}")))
+        }
+        _ => Err(HostError::Internal("a message of another version of Pleat; run one version on all nodes".into())),
+    }
+}

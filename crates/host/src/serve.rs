@@ -1,0 +1,154 @@
+//! The other side of `calls`: what this node does when it is asked, by itself or by another node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use pleat_cluster::{NodeId, ShardId};
+use pleat_consensus::{GroupId, Service, ServiceError};
+use pleat_engine::ReadRequest;
+
+use crate::calls::Freshness;
+use crate::host::CONTROL;
+use crate::observe::{NodeObservation, PartitionWeight};
+use crate::replica::{Pieces, Replica, engine_error};
+use crate::rpc::{self, Call, Declined, Piece, Request, Response};
+use crate::{Host, HostError};
+
+/// No request is worked on for longer than this, whatever its sender says.
+const WITHIN_MAX: Duration = Duration::from_secs(3600);
+
+impl Host {
+    /// Answer a request on this node.
+    pub(crate) async fn serve(&self, request: Request, within: Duration) -> Result<Response, Declined> {
+        match request {
+            Request::Ping => Ok(Response::Pong),
+            Request::Command(envelope) => {
+                let answer = self.control().propose(envelope.into(), within).await?;
+                Ok(Response::Command(answer.to_vec()))
+            }
+            Request::ReadIndex(group) => {
+                let group = self.led_group(group)?;
+                Ok(Response::ReadIndex(group.read_barrier(within).await?))
+            }
+            Request::Write { shard, generation, action } => {
+                let replica = self.led(shard)?;
+                Ok(Response::Written(replica.write(generation, action, self.now_ms(), within).await?))
+            }
+            Request::WriteReference { anchor, generation, action } => {
+                let replica = self.led(anchor)?;
+                Ok(Response::Written(self.spread_write(&replica, generation, action, within).await?))
+            }
+            Request::MoveRead { shard, request } => {
+                let replica = self.led(shard)?;
+                // What the mover journaled before must be visible to it here.
+                replica.group.read_barrier(within).await?;
+                let chunk = blocking(move || replica.readers.move_read(&request)).await?;
+                Ok(Response::Moved(chunk.map_err(engine_error)?))
+            }
+            Request::Observe => Ok(Response::Observation(Box::new(self.look().await?))),
+            Request::Weights(shard) => {
+                let replica = self.led(shard)?;
+                let weights = blocking(move || replica.readers.partition_weights()).await?.map_err(engine_error)?;
+                let weight = |(rows, bytes)| PartitionWeight { rows, bytes };
+                Ok(Response::Weights(weights.into_iter().map(|(unit, pair)| (unit, weight(pair))).collect()))
+            }
+        }
+    }
+
+    /// Answer a read on this node.
+    pub(crate) async fn serve_read(
+        &self,
+        shard: ShardId,
+        request: ReadRequest,
+        freshness: Freshness,
+        within: Duration,
+    ) -> Result<Pieces, Declined> {
+        let replica = match freshness {
+            Freshness::Strong => self.led(shard)?,
+            Freshness::AtLeast(_) | Freshness::Eventual => {
+                self.replica(shard).ok_or(Declined::NotLeader { leader: None })?
+            }
+        };
+        replica.read(request, freshness, within).await
+    }
+
+    /// This node's replica, if it leads the shard as far as it knows.
+    fn led(&self, shard: ShardId) -> Result<Arc<Replica>, Declined> {
+        let replica = self.replica(shard).ok_or(Declined::NotLeader { leader: None })?;
+        let status = replica.group.status();
+        match status.is_leader {
+            true => Ok(replica),
+            false => Err(Declined::NotLeader { leader: status.leader }),
+        }
+    }
+
+    fn led_group(&self, group: GroupId) -> Result<pleat_consensus::Group, Declined> {
+        if group == CONTROL {
+            return Ok(self.control().clone());
+        }
+        self.consensus().group(group).ok_or(Declined::NotLeader { leader: None })
+    }
+
+    async fn look(&self) -> Result<NodeObservation, Declined> {
+        let led: Vec<_> = self.replicas().into_iter().filter(|replica| replica.group.status().is_leader).collect();
+        let look = move || led.iter().map(|replica| replica.observe()).collect::<Result<Vec<_>, _>>();
+        let shards = blocking(look).await??;
+        Ok(NodeObservation { node: self.node(), at: self.now_ms(), resources: self.resources(), shards })
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Declined> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| HostError::Internal(format!("the work was broken off: {error}")).into())
+}
+
+/// What the transport's server calls.
+#[async_trait]
+impl Service for Host {
+    async fn call(&self, _from: NodeId, method: &str, body: Bytes) -> Result<Bytes, ServiceError> {
+        if method != rpc::CALL {
+            return Err(unknown(method));
+        }
+        let answer: Result<Response, Declined> = match rpc::decode::<Call>(&body) {
+            Ok(call) => self.serve(call.request, limit(call.within_ms)).await,
+            Err(error) => Err(error.into()),
+        };
+        encode(&answer)
+    }
+
+    async fn stream(
+        &self,
+        _from: NodeId,
+        method: &str,
+        body: Bytes,
+    ) -> Result<BoxStream<'static, Result<Bytes, ServiceError>>, ServiceError> {
+        if method != rpc::READ {
+            return Err(unknown(method));
+        }
+        let pieces = match rpc::decode::<rpc::Read>(&body) {
+            Ok(read) => self.serve_read(read.shard, read.request, read.freshness, limit(read.within_ms)).await,
+            Err(error) => Err(error.into()),
+        };
+        let pieces = match pieces {
+            Ok(pieces) => pieces,
+            Err(declined) => futures::stream::iter([Err(declined)]).boxed(),
+        };
+        Ok(pieces.map(|piece: Result<Piece, Declined>| encode(&piece)).boxed())
+    }
+}
+
+fn limit(within_ms: u64) -> Duration {
+    Duration::from_millis(within_ms).min(WITHIN_MAX)
+}
+
+fn encode<T: serde::Serialize>(answer: &T) -> Result<Bytes, ServiceError> {
+    rpc::encode(answer).map_err(|error| ServiceError::new("XX000", error.to_string()))
+}
+
+fn unknown(method: &str) -> ServiceError {
+    ServiceError::new("unknown_method", format!("this node knows no {method}; run one version on all nodes"))
+}

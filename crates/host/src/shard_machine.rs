@@ -1,0 +1,61 @@
+//! An embedded shard's state machine: the log's proposals, applied to SQLite.
+//!
+//! All committed entries that are waiting go into one SQLite transaction, and the position in the log with
+//! them, so that after a crash the database says exactly how far it is.
+
+use std::path::Path;
+
+use anyhow::Context;
+use bytes::Bytes;
+use pleat_consensus::{Applied, Entry, StateMachine};
+use pleat_engine::Store;
+
+use crate::position::with_index;
+
+/// A [`Store`] that follows a Raft log.
+pub struct ShardMachine {
+    store: Store,
+}
+
+impl ShardMachine {
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+}
+
+impl StateMachine for ShardMachine {
+    fn applied(&mut self) -> anyhow::Result<Applied> {
+        decode(&self.store.applied()?)
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>, applied: Applied) -> anyhow::Result<Vec<Vec<Bytes>>> {
+        let proposals: Vec<&[u8]> = entries.iter().flat_map(|entry| &entry.proposals).map(|p| p.as_ref()).collect();
+        let mut outcomes = self.store.apply(&proposals, &postcard::to_stdvec(&applied)?)?.into_iter();
+        let of_entry = |entry: &Entry| {
+            outcomes.by_ref().take(entry.proposals.len()).map(|outcome| with_index(entry.index, &outcome)).collect()
+        };
+        Ok(entries.iter().map(of_entry).collect())
+    }
+
+    fn checkpoint(&mut self) -> anyhow::Result<Applied> {
+        self.store.checkpoint()?;
+        self.applied()
+    }
+
+    fn snapshot(&mut self) -> anyhow::Result<Box<dyn FnOnce(&Path) -> anyhow::Result<Applied> + Send>> {
+        let copy = self.store.copier()?;
+        Ok(Box::new(move |into| decode(&copy(into)?)))
+    }
+
+    fn install(&mut self, from: &Path, _applied: Applied) -> anyhow::Result<()> {
+        // The file says itself how far it is: the position was copied along with the rows.
+        Ok(self.store.install(from)?)
+    }
+}
+
+fn decode(bytes: &[u8]) -> anyhow::Result<Applied> {
+    if bytes.is_empty() {
+        return Ok(Applied::default());
+    }
+    postcard::from_bytes(bytes).context("decode the position in the log")
+}
