@@ -1,0 +1,238 @@
+//! One group on this node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::barrier::{Barrier, ReadError};
+use crate::config::Config;
+use crate::log::{Backend, LogStore};
+use crate::machine::{Adapter, Machine, MachineThread, StateMachine};
+use crate::network::{Links, Peers};
+use crate::proposer::{Proposals, ProposeError};
+use crate::runtime;
+use crate::status::Status;
+use crate::types::{GroupId, Position, Raft};
+
+/// A handle of a group that runs on this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Group(Arc<Inner>);
+
+struct Inner {
+    id: GroupId,
+    raft: Raft,
+    machine: Machine,
+    thread: Mutex<MachineThread>,
+    proposals: Proposals,
+    barrier: Barrier,
+    status: watch::Receiver<Status>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+        self.machine.stop();
+    }
+}
+
+impl Group {
+    /// Starts a group from what its log and its state machine hold.
+    pub(crate) async fn start(
+        id: GroupId,
+        links: Arc<Links>,
+        log: Arc<dyn Backend>,
+        machine: Box<dyn StateMachine>,
+    ) -> anyhow::Result<Group> {
+        let config = links.config.clone();
+        let (machine, position, thread) = Machine::start(id, machine, config.checkpoint_bytes).await?;
+        let durable = machine.shared.durable.subscribe();
+        let store = LogStore::open(id, log, config.log_cache_bytes, config.append_bytes_max, durable)
+            .await
+            .with_context(|| format!("open the log of group {id}"))?;
+        reconcile(id, &machine, &store, &position)?;
+        let adapter = Adapter { machine: machine.clone(), initial: position };
+        let peers = Peers { group: id, links, machine: machine.clone() };
+        let openraft = Arc::new(config.openraft().validate().context("check the election time-outs")?);
+        let raft = Raft::new(config.node.0, openraft, peers, store.clone(), adapter)
+            .await
+            .map_err(|fatal| anyhow::anyhow!("start group {id}: {fatal}"))?;
+        let (proposals, proposer) = Proposals::new(config.clone(), raft.clone());
+        let (barrier, rounds) = Barrier::new(raft.clone(), config.readers_waiting_max);
+        let (sender, status) = watch::channel(Status::of(&raft.metrics().borrow()));
+        let tasks = vec![
+            runtime::spawn(proposer).abort_handle(),
+            runtime::spawn(rounds).abort_handle(),
+            runtime::spawn(watch_status(raft.clone(), sender)).abort_handle(),
+            runtime::spawn(make_checkpoints(raft.clone(), machine.clone())).abort_handle(),
+            runtime::spawn(bound_log(raft.clone(), store, config)).abort_handle(),
+        ];
+        let (thread, tasks) = (Mutex::new(thread), Mutex::new(tasks));
+        Ok(Group(Arc::new(Inner { id, raft, machine, thread, proposals, barrier, status, tasks })))
+    }
+
+    /// Which group.
+    pub fn id(&self) -> GroupId {
+        self.0.id
+    }
+
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.0.raft
+    }
+
+    /// The group's state as this node knows it now.
+    pub fn status(&self) -> Status {
+        Status::of(&self.0.raft.metrics().borrow())
+    }
+
+    /// The group's state, to be followed.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.0.status.clone()
+    }
+
+    /// Replicates a proposal and gives what applying it gave. On the leader only; a leader that is not
+    /// ready yet lets it wait. Proposals that wait while a flush is under way travel in one entry.
+    ///
+    /// Dropping the future leaves the proposal to its fate: it may still be proposed.
+    pub async fn propose(&self, proposal: Bytes, deadline: Duration) -> Result<Bytes, ProposeError> {
+        let deadline = tokio::time::Instant::now() + deadline;
+        self.0.proposals.check_size(proposal.len())?;
+        self.wait_ready(deadline).await?;
+        self.0.proposals.propose(proposal, deadline).await
+    }
+
+    async fn wait_ready(&self, deadline: tokio::time::Instant) -> Result<(), ProposeError> {
+        let mut metrics = self.0.raft.metrics();
+        let settled = metrics.wait_for(|metrics| {
+            let status = Status::of(metrics);
+            status.ready || !status.is_leader
+        });
+        let status = match tokio::time::timeout_at(deadline, settled).await {
+            Ok(Ok(metrics)) => Status::of(&metrics),
+            Ok(Err(_)) => return Err(ProposeError::Stopped("it is being closed".into())),
+            // It leads, but has not caught up with what earlier leaders acknowledged.
+            Err(_) => return Err(ProposeError::NotLeader { leader: None }),
+        };
+        match status {
+            Status { stopped: Some(reason), .. } => Err(ProposeError::Stopped(reason)),
+            Status { ready: false, leader, .. } => Err(ProposeError::NotLeader { leader }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until this node's state has everything that was acknowledged before the call. On the leader only. Gives
+    /// the index that a read sees at least. Readers share quorum rounds.
+    pub async fn read_barrier(&self, deadline: Duration) -> Result<u64, ReadError> {
+        let deadline = tokio::time::Instant::now() + deadline;
+        let passed = tokio::time::timeout_at(deadline, self.0.barrier.pass()).await;
+        let index = passed.unwrap_or(Err(ReadError::Timeout))?;
+        self.wait_applied_until(index, deadline).await?;
+        Ok(index)
+    }
+
+    /// Waits until the entry at `index` is applied on this node.
+    pub async fn wait_applied(&self, index: u64, deadline: Duration) -> Result<(), ReadError> {
+        self.wait_applied_until(index, tokio::time::Instant::now() + deadline).await
+    }
+
+    async fn wait_applied_until(&self, index: u64, deadline: tokio::time::Instant) -> Result<(), ReadError> {
+        let mut applied = self.0.machine.shared.applied.subscribe();
+        let reached = applied.wait_for(|applied| applied.is_some_and(|applied| applied >= index));
+        match tokio::time::timeout_at(deadline, reached).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ReadError::Stopped("it is being closed".into())),
+            Err(_) => match self.status().stopped {
+                Some(reason) => Err(ReadError::Stopped(reason)),
+                None => Err(ReadError::Timeout),
+            },
+        }
+    }
+
+    /// Makes a checkpoint now, and purges the log behind it as configured.
+    pub async fn checkpoint(&self) -> anyhow::Result<()> {
+        self.0.raft.trigger().snapshot().await.map_err(|fatal| anyhow::anyhow!("make a checkpoint: {fatal}"))
+    }
+
+    /// Ends the group on this node; what it has stays.
+    pub(crate) async fn stop(&self) {
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::error!(group = self.0.id, "the group's core did not end cleanly: {error}");
+        }
+        self.0.tasks.lock().drain(..).for_each(|task| task.abort());
+        self.0.machine.stop();
+        let thread = self.0.thread.lock().take();
+        if let Some(thread) = thread
+            && !matches!(runtime::blocking(move || thread.join()).await, Ok(Ok(())))
+        {
+            tracing::error!(group = self.0.id, "the state machine's thread did not end cleanly");
+        }
+    }
+}
+
+/// Checks that log and state machine fit together, and says how far the state machine is surely durable.
+fn reconcile(id: GroupId, machine: &Machine, store: &LogStore, position: &Position) -> anyhow::Result<()> {
+    let (purged, last) = store.bounds();
+    ensure!(
+        position.last >= purged,
+        "group {id}: its log begins after entry {}, but its state machine is only at {}. The state was lost or \
+         replaced by an older one; remove this replica and add it again, it will then be copied from the leader",
+        purged.map_or(0, |purged| purged.index),
+        position.last.map_or("the very beginning".to_owned(), |last| format!("entry {}", last.index)),
+    );
+    // The log is durable before anything is applied, so a state machine can be ahead of it only after the (durable)
+    // installation of a snapshot. Otherwise only what was purged before is known to be durable.
+    let durable = if position.last > last { position.last } else { purged };
+    machine.shared.durable.send_replace(durable.map(|durable| durable.index));
+    Ok(())
+}
+
+async fn watch_status(raft: Raft, sender: watch::Sender<Status>) {
+    let mut metrics = raft.metrics();
+    loop {
+        let status = Status::of(&metrics.borrow_and_update());
+        sender.send_if_modified(|known| {
+            let changed = *known != status;
+            *known = status;
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes a checkpoint when many bytes were applied since the last; openraft itself counts only entries.
+async fn make_checkpoints(raft: Raft, machine: Machine) {
+    loop {
+        machine.shared.checkpoint_due.notified().await;
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Purges what a checkpoint covers and the budget for keeping does not; openraft itself counts only entries.
+async fn bound_log(raft: Raft, store: LogStore, config: Arc<Config>) {
+    let mut metrics = raft.data_metrics();
+    let mut checkpoint = None;
+    loop {
+        let newest = metrics.borrow_and_update().snapshot;
+        if newest != checkpoint {
+            checkpoint = newest;
+            let upto = store.index_before(config.log_keep_bytes).zip(newest).map(|(kept, made)| kept.min(made.index));
+            if let Some(upto) = upto
+                && raft.trigger().purge_log(upto).await.is_err()
+            {
+                return;
+            }
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! A group's state machine and the thread it has to itself.
+//!
+//! A state machine is a database: applying blocks on a disk, a checkpoint on an fsync. So each runs on a thread
+//! of its own, fed through a channel, and openraft's side only ever waits for an answer. In a simulation there
+//! are no threads, and the same worker is called in place.
+//!
+//! **Durability.** The worker publishes two positions: how far it *applied* (readers wait for that) and how far the
+//! effects are *durable* (the log may be purged up to there, see `log`). Applied runs ahead of durable until the next
+//! checkpoint; after a power failure the state machine may come back anywhere between the two, and the log fills
+//! the rest.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, anyhow, ensure};
+use bytes::Bytes;
+use openraft::EntryPayload;
+use openraft::storage::RaftStateMachine;
+use openraft::{AnyError, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::runtime;
+use crate::types::{
+    Applied, Entry, GroupId, LogEntry, LogId, Membership, Outcomes, Position, SnapshotFile, SnapshotMeta, StorageError,
+    Types,
+};
+
+/// The copying part of a snapshot: writes it to the new file and says how far it goes.
+pub type SnapshotJob = Box<dyn FnOnce(&Path) -> anyhow::Result<Applied> + Send>;
+
+/// What a group replicates. Called from one thread that belongs to the group; every method may block.
+///
+/// An error from any method but `snapshot` is fatal for the group on this node: it stops, and says so.
+pub trait StateMachine: Send + 'static {
+    /// How far the stored state is. Called once, at start.
+    fn applied(&mut self) -> anyhow::Result<Applied>;
+
+    /// Applies entries in order. Returns for each entry one outcome per proposal. `applied` (the position after the
+    /// last of them) must be stored atomically with the effects.
+    fn apply(&mut self, entries: Vec<Entry>, applied: Applied) -> anyhow::Result<Vec<Vec<Bytes>>>;
+
+    /// Makes all applied effects durable and says how far they go. The log may then be purged up to there.
+    fn checkpoint(&mut self) -> anyhow::Result<Applied>;
+
+    /// Prepares a consistent copy. Returns quickly; the job copies on another thread, while entries are being
+    /// applied. The copy must hold at least what is applied now, and the job returns the position stored in it.
+    fn snapshot(&mut self) -> anyhow::Result<SnapshotJob>;
+
+    /// Replaces everything by the content of a snapshot file, which is already durable. The file may be moved
+    /// away. Durable when it returns.
+    fn install(&mut self, from: &Path, applied: Applied) -> anyhow::Result<()>;
+}
+
+/// Entries and bytes that are handed to `apply` at once, so that catching up doesn't make huge transactions.
+const APPLY_ENTRIES_MAX: usize = 1024;
+const APPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+enum Request {
+    Apply(Vec<LogEntry>, oneshot::Sender<anyhow::Result<Vec<Outcomes>>>),
+    Checkpoint(oneshot::Sender<anyhow::Result<Position>>),
+    Snapshot(oneshot::Sender<anyhow::Result<SnapshotJob>>),
+    Install(PathBuf, Applied, oneshot::Sender<anyhow::Result<()>>),
+    Stop,
+}
+
+/// What the worker lets others see.
+pub(crate) struct Shared {
+    /// The index of the last applied entry; `None` before the first.
+    pub(crate) applied: watch::Sender<Option<u64>>,
+    /// Up to which entry the effects are durable.
+    pub(crate) durable: watch::Sender<Option<u64>>,
+    position: Mutex<Position>,
+    checkpointed: Mutex<bool>,
+    /// Bytes applied since the last checkpoint.
+    pub(crate) bytes_since_checkpoint: AtomicU64,
+    /// Rung when these pass `checkpoint_bytes`.
+    pub(crate) checkpoint_due: Notify,
+    checkpoint_bytes: u64,
+}
+
+struct Worker {
+    group: GroupId,
+    machine: Box<dyn StateMachine>,
+    position: Position,
+    shared: Arc<Shared>,
+}
+
+/// The handle of a running state machine.
+#[derive(Clone)]
+pub(crate) struct Machine {
+    group: GroupId,
+    lane: Lane,
+    pub(crate) shared: Arc<Shared>,
+}
+
+#[derive(Clone)]
+enum Lane {
+    Thread(std::sync::mpsc::Sender<Request>),
+    Inline(Arc<Mutex<Option<Worker>>>),
+}
+
+/// The thread of a state machine, to wait for its end.
+pub(crate) type MachineThread = Option<std::thread::JoinHandle<()>>;
+
+impl Machine {
+    /// Starts the thread. Returns once the state machine said how far it is.
+    pub(crate) async fn start(
+        group: GroupId,
+        mut machine: Box<dyn StateMachine>,
+        checkpoint_bytes: u64,
+    ) -> anyhow::Result<(Machine, Position, MachineThread)> {
+        let (machine, applied) = runtime::blocking(move || {
+            let applied = machine.applied();
+            (machine, applied)
+        })
+        .await?;
+        let applied = applied.with_context(|| format!("read how far the state machine of group {group} is"))?;
+        let position = Position::decode(&applied)?;
+        let index = position.last.map(|last| last.index);
+        let shared = Arc::new(Shared {
+            applied: watch::Sender::new(index),
+            durable: watch::Sender::new(None),
+            position: Mutex::new(position.clone()),
+            checkpointed: Mutex::new(false),
+            bytes_since_checkpoint: AtomicU64::new(0),
+            checkpoint_due: Notify::new(),
+            checkpoint_bytes,
+        });
+        let worker = Worker { group, machine, position: position.clone(), shared: shared.clone() };
+        let (lane, thread) = if runtime::simulated() {
+            (Lane::Inline(Arc::new(Mutex::new(Some(worker)))), None)
+        } else {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let thread = std::thread::Builder::new()
+                .name(format!("group-{group}"))
+                .spawn(move || worker.run(receiver))
+                .with_context(|| format!("start the thread of group {group}"))?;
+            (Lane::Thread(sender), Some(thread))
+        };
+        Ok((Machine { group, lane, shared }, position, thread))
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<anyhow::Result<T>>) -> Request) -> anyhow::Result<T> {
+        let gone = || anyhow!("the state machine of group {} has stopped", self.group);
+        let (reply, answer) = oneshot::channel();
+        match &self.lane {
+            // The channel is unbounded, and bounded by its senders: openraft has one request out at a time, and each
+            // follower's snapshot one more.
+            Lane::Thread(sender) => sender.send(request(reply)).map_err(|_| gone())?,
+            Lane::Inline(worker) => {
+                let mut worker = worker.lock();
+                if !worker.as_mut().ok_or_else(gone)?.handle(request(reply)) {
+                    *worker = None;
+                }
+            }
+        }
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Ends the worker after what it was asked before; the state machine is dropped.
+    pub(crate) fn stop(&self) {
+        match &self.lane {
+            // An error means that it has ended already.
+            Lane::Thread(sender) => drop(sender.send(Request::Stop)),
+            Lane::Inline(worker) => *worker.lock() = None,
+        }
+    }
+
+    /// The job that copies the state, see [`StateMachine::snapshot`].
+    pub(crate) async fn snapshot(&self) -> anyhow::Result<SnapshotJob> {
+        self.ask(Request::Snapshot).await
+    }
+}
+
+impl Worker {
+    fn run(mut self, requests: std::sync::mpsc::Receiver<Request>) {
+        while let Ok(request) = requests.recv() {
+            if !self.handle(request) {
+                // A state machine that failed is in an unknown state: nothing more may be applied to it.
+                break;
+            }
+        }
+        // The database closes before the thread ends, so that a stopped group can be started again at once.
+        tracing::debug!(group = self.group, "state machine closed");
+    }
+
+    /// Serves one request. False when the state machine must not be used any more.
+    fn handle(&mut self, request: Request) -> bool {
+        match request {
+            Request::Apply(entries, reply) => answer(reply, self.guarded(|worker| worker.apply(entries))),
+            Request::Checkpoint(reply) => answer(reply, self.guarded(Worker::checkpoint)),
+            Request::Snapshot(reply) => {
+                // Not fatal: the follower waits, the group goes on.
+                answer(reply, self.guarded(|worker| worker.machine.snapshot().context("prepare a snapshot")));
+                true
+            }
+            Request::Install(path, applied, reply) => answer(reply, self.guarded(|worker| worker.install(&path, applied))),
+            Request::Stop => false,
+        }
+    }
+
+    /// Runs user code; a panic in it becomes an error of the group instead of a silent end of its thread.
+    fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let group = self.group;
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| work(self)))
+            .unwrap_or_else(|panic| Err(anyhow!("the state machine panicked: {}", panic_text(&*panic))));
+        result.inspect_err(|error| tracing::error!(group, "state machine: {error:#}"))
+    }
+
+    fn apply(&mut self, entries: Vec<LogEntry>) -> anyhow::Result<Vec<Outcomes>> {
+        let mut outcomes = Vec::with_capacity(entries.len());
+        let mut entries = entries.into_iter().peekable();
+        while entries.peek().is_some() {
+            let mut batch = Vec::new();
+            let mut bytes = 0;
+            while batch.len() < APPLY_ENTRIES_MAX && bytes < APPLY_BYTES_MAX {
+                let Some(entry) = entries.next() else { break };
+                let entry = self.take(entry);
+                bytes += entry.proposals.iter().map(Bytes::len).sum::<usize>();
+                batch.push(entry);
+            }
+            self.apply_batch(batch, bytes as u64, &mut outcomes)?;
+        }
+        Ok(outcomes)
+    }
+
+    /// Moves the position over an entry and gives the state machine's view of it.
+    fn take(&mut self, entry: LogEntry) -> Entry {
+        let log_id = entry.log_id;
+        self.position.last = Some(log_id);
+        let proposals = match entry.payload {
+            EntryPayload::Blank => Vec::new(),
+            EntryPayload::Normal(payload) => payload.proposals.into_iter().map(|proposal| proposal.0).collect(),
+            EntryPayload::Membership(membership) => {
+                self.position.membership = Membership::new(Some(log_id), membership);
+                Vec::new()
+            }
+        };
+        Entry { index: log_id.index, term: log_id.leader_id.term, proposals }
+    }
+
+    fn apply_batch(&mut self, batch: Vec<Entry>, bytes: u64, outcomes: &mut Vec<Outcomes>) -> anyhow::Result<()> {
+        let expected: Vec<usize> = batch.iter().map(|entry| entry.proposals.len()).collect();
+        let results = self.machine.apply(batch, self.position.encode()).context("apply entries")?;
+        let got: Vec<usize> = results.iter().map(Vec::len).collect();
+        ensure!(got == expected, "the state machine gave {got:?} outcomes for {expected:?} proposals");
+        outcomes.extend(results.into_iter().map(|of_proposals| Outcomes { of_proposals }));
+        self.publish();
+        let since = self.shared.bytes_since_checkpoint.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if since >= self.shared.checkpoint_bytes {
+            self.shared.checkpoint_due.notify_one();
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> anyhow::Result<Position> {
+        let applied = self.machine.checkpoint().context("make a checkpoint")?;
+        let position = Position::decode(&applied)?;
+        ensure!(
+            position.last <= self.position.last,
+            "the state machine claims a checkpoint at entry {}, beyond what was applied",
+            applied.index
+        );
+        *self.shared.checkpointed.lock() = true;
+        self.shared.bytes_since_checkpoint.store(0, Ordering::Relaxed);
+        self.shared.durable.send_replace(position.last.map(|last| last.index));
+        Ok(position)
+    }
+
+    fn install(&mut self, path: &Path, applied: Applied) -> anyhow::Result<()> {
+        let position = Position::decode(&applied)?;
+        self.machine.install(path, applied).context("install a snapshot")?;
+        self.position = position;
+        self.publish();
+        *self.shared.checkpointed.lock() = true;
+        self.shared.durable.send_replace(self.position.last.map(|last| last.index));
+        Ok(())
+    }
+
+    fn publish(&self) {
+        *self.shared.position.lock() = self.position.clone();
+        self.shared.applied.send_replace(self.position.last.map(|last| last.index));
+    }
+}
+
+/// Sends an answer; false when it is an error. Nobody waits any more when the group is being stopped.
+fn answer<T>(reply: oneshot::Sender<anyhow::Result<T>>, result: anyhow::Result<T>) -> bool {
+    let ok = result.is_ok();
+    let _ = reply.send(result);
+    ok
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// openraft's view of the state machine.
+pub(crate) struct Adapter {
+    pub(crate) machine: Machine,
+    pub(crate) initial: Position,
+}
+
+/// openraft's "build a snapshot" is our checkpoint: no file is made.
+pub(crate) struct Checkpointer(Machine);
+
+impl RaftStateMachine<Types> for Adapter {
+    type SnapshotBuilder = Checkpointer;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), StorageError> {
+        Ok((self.initial.last, self.initial.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Outcomes>, StorageError>
+    where
+        I: IntoIterator<Item = LogEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<LogEntry> = entries.into_iter().collect();
+        self.machine.ask(|reply| Request::Apply(entries, reply)).await.map_err(write_failed)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Checkpointer {
+        Checkpointer(self.machine.clone())
+    }
+
+    /// Not used: arriving snapshots are written by `receive`, which then hands openraft the finished file.
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotFile>, StorageError> {
+        Ok(Box::new(SnapshotFile::default()))
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: Box<SnapshotFile>) -> Result<(), StorageError> {
+        let Some((path, applied)) = file.0 else {
+            return Err(write_failed(anyhow!("snapshot {} came without its file", meta.snapshot_id)));
+        };
+        self.machine.ask(|reply| Request::Install(path, applied, reply)).await.map_err(write_failed)
+    }
+
+    /// A promise: the file is made when it is sent, and then holds at least what is applied now. `None` before the
+    /// first checkpoint, when nothing was purged and so nobody needs one.
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
+        let shared = &self.machine.shared;
+        if !*shared.checkpointed.lock() {
+            return Ok(None);
+        }
+        let meta = shared.position.lock().meta();
+        Ok(Some(Snapshot { meta, snapshot: Box::new(SnapshotFile::default()) }))
+    }
+}
+
+impl RaftSnapshotBuilder<Types> for Checkpointer {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
+        let position = self.0.ask(Request::Checkpoint).await.map_err(write_failed)?;
+        Ok(Snapshot { meta: position.meta(), snapshot: Box::new(SnapshotFile::default()) })
+    }
+}
+
+fn write_failed(error: anyhow::Error) -> StorageError {
+    StorageIOError::write_state_machine(AnyError::error(format!("{error:#}"))).into()
+}

@@ -1,0 +1,96 @@
+//! Changing who is a member of a group.
+//!
+//! A new replica begins as a *learner*: it gets the log (or a snapshot, when the log no longer reaches back) without
+//! counting for majorities. When it has caught up it can become a voter. Changing voters goes through a joint
+//! configuration, in which majorities of both the old and the new voters are needed; a leader that dies between leaves it
+//! joint ([`crate::Status::joint`]), and calling [`Group::change_members`] again finishes it.
+
+use std::collections::BTreeSet;
+
+use openraft::ChangeMembers;
+use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
+use pleat_cluster::NodeId;
+
+use crate::group::Group;
+
+/// Why the members were not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// Only the leader changes members. When leadership was lost on the way, the change may still come to be: look
+    /// at the status of the new leader.
+    #[error("this node does not lead the group{}", leader.map_or(String::new(), |leader| format!(": {leader} does")))]
+    NotLeader {
+        /// Who leads, as far as is known.
+        leader: Option<NodeId>,
+    },
+    /// Another change is not committed yet: try again later.
+    #[error("another change of the group's members is under way: try again later")]
+    InProgress,
+    /// The change makes no sense.
+    #[error("the members can't be changed so: {0}")]
+    Invalid(String),
+    /// The group does not run on this node any more.
+    #[error("the group has stopped on this node: {0}")]
+    Stopped(String),
+}
+
+impl Group {
+    /// Makes the group of these members. Done on one of them (or on several, with the same members), once in the
+    /// life of a group; a group that has begun is left as it is.
+    pub async fn initialize(&self, members: BTreeSet<NodeId>) -> Result<(), MembershipError> {
+        use openraft::error::InitializeError;
+        let members: std::collections::BTreeMap<u64, ()> = members.into_iter().map(|node| (node.0, ())).collect();
+        match self.raft().initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(error @ InitializeError::NotInMembers(_))) => {
+                Err(MembershipError::Invalid(error.to_string()))
+            }
+            Err(RaftError::Fatal(fatal)) => Err(MembershipError::Stopped(fatal.to_string())),
+        }
+    }
+
+    /// Adds a learner and waits until it has nearly caught up. May take long (a snapshot may have to be sent); giving
+    /// up waiting leaves it a learner. Adding one that is there is fine.
+    pub async fn add_learner(&self, node: NodeId) -> Result<(), MembershipError> {
+        self.raft().add_learner(node.0, (), true).await.map_err(membership_error)?;
+        // openraft also ends the wait when leadership is lost.
+        let status = self.status();
+        if status.is_leader { Ok(()) } else { Err(MembershipError::NotLeader { leader: status.leader }) }
+    }
+
+    /// Removes a learner.
+    pub async fn remove_learner(&self, node: NodeId) -> Result<(), MembershipError> {
+        let change = ChangeMembers::RemoveNodes(BTreeSet::from([node.0]));
+        self.raft().change_membership(change, false).await.map_err(membership_error)?;
+        Ok(())
+    }
+
+    /// Makes these the voters. Who is not yet a member becomes a learner first and catches up; voters that are
+    /// not among them leave the group. A leader that is not among them steps down at the end.
+    pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), MembershipError> {
+        let status = self.status();
+        for node in &voters {
+            if !status.voters.contains(node) {
+                self.add_learner(*node).await?;
+            }
+        }
+        let voters: BTreeSet<u64> = voters.into_iter().map(|node| node.0).collect();
+        self.raft().change_membership(voters, false).await.map_err(membership_error)?;
+        Ok(())
+    }
+}
+
+fn membership_error(error: RaftError<u64, ClientWriteError<u64, ()>>) -> MembershipError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            MembershipError::NotLeader { leader: forward.leader_id.map(NodeId) }
+        }
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_))) => {
+            MembershipError::InProgress
+        }
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
+            MembershipError::Invalid(error.to_string())
+        }
+        RaftError::Fatal(fatal) => MembershipError::Stopped(fatal.to_string()),
+    }
+}

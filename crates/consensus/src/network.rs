@@ -1,0 +1,217 @@
+//! openraft's view of the network: one small client for each follower of each group, all over one [`Transport`].
+//!
+//! Every message carries the cluster, the sender and the group, whatever the transport: a node that was moved to
+//! another cluster with its old address must be refused, not believed.
+
+use std::future::Future;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use openraft::error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
+use openraft::{OptionalSend, Snapshot};
+use pleat_cluster::NodeId;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::codec;
+use crate::config::Config;
+use crate::machine::Machine;
+use crate::runtime;
+use crate::transport::{SnapshotChunks, Transport, TransportError};
+use crate::types::{Applied, GroupId, Types, Vote};
+
+/// The [`Transport`] method of a request for a vote.
+pub const METHOD_VOTE: &str = "raft.vote";
+/// The [`Transport`] method that replicates log entries.
+pub const METHOD_APPEND: &str = "raft.append";
+
+/// How long a heartbeat or a request for a vote may take.
+const SHORT_CALL: Duration = Duration::from_millis(500);
+/// How long replicating entries may take, the follower's fsync included.
+const APPEND_CALL: Duration = Duration::from_secs(2);
+/// How long a follower that can't be reached is left alone.
+const BACKOFF: Duration = Duration::from_millis(200);
+
+/// Whom a message is for and from.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Header {
+    pub(crate) cluster_id: String,
+    pub(crate) from: NodeId,
+    pub(crate) group: GroupId,
+}
+
+/// What precedes the bytes of a snapshot, behind the [`Header`].
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SnapshotHeader {
+    pub(crate) vote: Vote,
+    pub(crate) applied: Applied,
+    pub(crate) bytes: u64,
+}
+
+/// What all groups of a node share to reach others.
+pub(crate) struct Links {
+    pub(crate) config: Arc<Config>,
+    pub(crate) transport: Arc<dyn Transport>,
+    /// Snapshots that are made and sent at once.
+    pub(crate) sending: Semaphore,
+    /// Numbers the files.
+    pub(crate) files: AtomicU64,
+}
+
+impl Links {
+    pub(crate) fn snapshot_dir(&self) -> PathBuf {
+        self.config.dir.join("snapshots")
+    }
+}
+
+/// Makes a [`Peer`] for each follower of a group.
+pub(crate) struct Peers {
+    pub(crate) group: GroupId,
+    pub(crate) links: Arc<Links>,
+    pub(crate) machine: Machine,
+}
+
+/// One follower of one group.
+pub(crate) struct Peer {
+    group: GroupId,
+    target: u64,
+    links: Arc<Links>,
+    machine: Machine,
+}
+
+impl RaftNetworkFactory<Types> for Peers {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, _node: &()) -> Peer {
+        Peer { group: self.group, target, links: self.links.clone(), machine: self.machine.clone() }
+    }
+}
+
+type CallError = RPCError<u64, (), RaftError<u64>>;
+
+impl Peer {
+    fn header(&self) -> Vec<u8> {
+        let config = &self.links.config;
+        codec::encode(&Header { cluster_id: config.cluster_id.clone(), from: config.node, group: self.group })
+    }
+
+    async fn call<Q: Serialize, A: serde::de::DeserializeOwned>(
+        &self,
+        method: &str,
+        request: &Q,
+        deadline: Duration,
+    ) -> Result<A, CallError> {
+        let body = Bytes::from(codec::append(request, self.header()));
+        let call = self.links.transport.call(NodeId(self.target), method, body, deadline);
+        // A transport that ignores its deadline must not stop replication.
+        let answer = match tokio::time::timeout(deadline, call).await {
+            Ok(answer) => answer,
+            Err(_) => Err(TransportError::Lost(format!("no answer within {deadline:?}"))),
+        };
+        // Whatever went wrong, openraft shall leave the node alone for a moment instead of trying again at once.
+        let answer = answer.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))?;
+        codec::decode("a node's answer", &answer).map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
+    }
+
+    /// Makes the snapshot's file, sends it, and removes it.
+    async fn send_snapshot(&self, vote: Vote) -> anyhow::Result<SnapshotResponse<u64>> {
+        let links = &self.links;
+        let _turn = links.sending.acquire().await?;
+        let job = self.machine.snapshot().await?;
+        let number = links.files.fetch_add(1, Ordering::Relaxed);
+        let file = Temporary(links.snapshot_dir().join(format!("outgoing-{}-{number}", self.group)));
+        let path = file.0.clone();
+        let (applied, source) = runtime::blocking(move || -> anyhow::Result<_> {
+            let applied = job(&path)?;
+            Ok((applied, std::fs::File::open(&path)?))
+        })
+        .await??;
+        let bytes = source.metadata()?.len();
+        tracing::info!(group = self.group, to = self.target, bytes, index = applied.index, "sending a snapshot");
+        let header = codec::append(&SnapshotHeader { vote, applied, bytes }, self.header());
+        let chunks = chunks(source, links.config.snapshot_chunk_bytes);
+        let target = NodeId(self.target);
+        let sent = links.transport.send_snapshot(target, header.into(), chunks, links.config.snapshot_send_max).await?;
+        Ok(SnapshotResponse::new(codec::decode("the answer to a snapshot", &sent)?))
+    }
+}
+
+/// Removes a file at the end of its use, however that comes.
+pub(crate) struct Temporary(pub(crate) PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        match std::fs::remove_file(&self.0) {
+            // The state machine may have moved it away.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("can't remove {}: {error}", self.0.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The file's bytes, read as they are wanted.
+fn chunks(file: std::fs::File, chunk_bytes: usize) -> SnapshotChunks {
+    let next = move |file: std::fs::File| async move {
+        let read = runtime::blocking(move || {
+            let mut file = file;
+            let mut chunk = Vec::with_capacity(chunk_bytes);
+            let read = (&mut file).take(chunk_bytes as u64).read_to_end(&mut chunk);
+            (file, read.map(|_| Bytes::from(chunk)))
+        })
+        .await;
+        match read {
+            Ok((_, Ok(chunk))) if chunk.is_empty() => Ok(None),
+            Ok((file, Ok(chunk))) => Ok(Some((chunk, file))),
+            Ok((_, Err(error))) | Err(error) => Err(error),
+        }
+    };
+    futures::stream::try_unfold(file, next).boxed()
+}
+
+impl RaftNetwork<Types> for Peer {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, CallError> {
+        let deadline = if request.entries.is_empty() { SHORT_CALL } else { APPEND_CALL };
+        self.call(METHOD_APPEND, &request, deadline).await
+    }
+
+    async fn vote(&mut self, request: VoteRequest<u64>, _option: RPCOption) -> Result<VoteResponse<u64>, CallError> {
+        self.call(METHOD_VOTE, &request, SHORT_CALL).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        _promise: Snapshot<Types>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<u64>, StreamingError<Types, Fatal<u64>>> {
+        let sent = tokio::select! {
+            biased;
+            closed = cancel => return Err(closed.into()),
+            sent = self.send_snapshot(vote) => sent,
+        };
+        // A full disk here must not stop the leader: the follower is tried again later.
+        sent.map_err(|error| {
+            tracing::warn!(group = self.group, to = self.target, "sending a snapshot failed: {error:#}");
+            let error = io::Error::other(format!("{error:#}"));
+            StreamingError::Unreachable(Unreachable::new(&error))
+        })
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(BACKOFF))
+    }
+}

@@ -1,0 +1,110 @@
+//! The same over real gRPC on loopback.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use common::{CLUSTER, Cluster, Network, PATIENCE, eventually, propose};
+use futures::StreamExt;
+use pleat_cluster::NodeId;
+use pleat_consensus::grpc::{GrpcTransport, Resolver};
+use pleat_consensus::{Transport, TransportError};
+
+fn transport(cluster: &Cluster, node: u64) -> Arc<GrpcTransport> {
+    let Network::Grpc(addresses) = &cluster.network else { unreachable!() };
+    let addresses = addresses.clone();
+    let resolver: Resolver = Arc::new(move |to| addresses.get(&to).cloned());
+    GrpcTransport::new(CLUSTER, NodeId(node), resolver)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_survives_its_leader_and_a_node_catches_up_by_snapshot() {
+    let mut cluster = Cluster::grpc(3, |config| {
+        config.checkpoint_entries = 20;
+        config.log_keep_entries = 0;
+    })
+    .founded(3)
+    .await;
+    let old = cluster.leader(1, 1..=3).await;
+    for number in 0..20 {
+        propose(&cluster.group(old, 1), &number.to_string()).await.unwrap();
+    }
+    cluster.group(old, 1).read_barrier(PATIENCE).await.unwrap();
+    cluster.stop(old).await;
+
+    let rest: Vec<u64> = (1..=3).filter(|node| *node != old).collect();
+    let new = cluster.leader(1, rest).await;
+    // Megabytes, so that the snapshot travels in several chunks.
+    let large = "x".repeat(50_000);
+    for number in 20..150 {
+        propose(&cluster.group(new, 1), &format!("{number}{large}")).await.unwrap();
+    }
+    eventually("a purge", || cluster.group(new, 1).status().purged.filter(|purged| *purged > 60)).await;
+    cluster.start(old).await;
+    cluster.start_group(old, 1).await;
+    assert_eq!(cluster.converged(1, 1..=3, 150).await.len(), 150);
+    assert!(cluster.disk(old, 1).installs.load(Ordering::Relaxed) >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_proposal_travels_and_a_larger_one_is_refused() {
+    let cluster = Cluster::grpc(3, |_| {}).founded(3).await;
+    let leader = cluster.leader(1, 1..=3).await;
+    let limit = cluster.config(1).proposal_bytes_max;
+    let group = cluster.group(leader, 1);
+    group.propose(vec![b'x'; limit].into(), PATIENCE).await.unwrap();
+    group.propose(vec![b'x'; limit + 1].into(), PATIENCE).await.unwrap_err();
+    propose(&group, "small").await.unwrap();
+    let all = cluster.converged(1, 1..=3, 2).await;
+    assert_eq!((all[0].len(), all[1].as_str()), (limit, "small"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_and_streams_reach_the_service() {
+    let mut cluster = Cluster::grpc(2, |_| {});
+    cluster.start(1).await;
+    let caller = transport(&cluster, 2);
+    let answer = caller.call(NodeId(1), "echo", Bytes::from("hi"), PATIENCE).await.unwrap();
+    assert_eq!(answer, "node-2: hi");
+    let parts = caller.stream(NodeId(1), "letters", Bytes::from("abc"), PATIENCE).await.unwrap();
+    let parts: Vec<Bytes> = parts.map(Result::unwrap).collect().await;
+    assert_eq!(parts, ["a", "b", "c"]);
+    let unknown = caller.call(NodeId(1), "nonsense", Bytes::new(), PATIENCE).await;
+    assert!(matches!(unknown, Err(TransportError::Remote { code, .. }) if code == "unknown_method"));
+    assert_eq!(caller.hello(NodeId(1), PATIENCE).await.unwrap().node, NodeId(1));
+    let large = Bytes::from(vec![0; 33 * 1024 * 1024]);
+    let refused = caller.call(NodeId(1), "echo", large, PATIENCE).await;
+    assert!(matches!(refused, Err(TransportError::Remote { code, .. }) if code == "too_large"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_down_is_unreachable_and_comes_back() {
+    let mut cluster = Cluster::grpc(2, |_| {});
+    let caller = transport(&cluster, 2);
+    let call = || caller.call(NodeId(1), "echo", Bytes::from("hi"), PATIENCE);
+    assert!(matches!(call().await, Err(TransportError::Unreachable(_))), "it was never up");
+    assert!(matches!(caller.call(NodeId(7), "echo", Bytes::new(), PATIENCE).await, Err(TransportError::Unreachable(_))));
+    cluster.start(1).await;
+    loop {
+        // For a moment after a failure nothing is tried.
+        match call().await {
+            Ok(answer) => break assert_eq!(answer, "node-2: hi"),
+            Err(TransportError::Unreachable(_)) => tokio::task::yield_now().await,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    cluster.stop(1).await;
+    // The first call may find out on the old connection that it is gone; the next can't even connect.
+    let _ = call().await;
+    assert!(matches!(call().await, Err(TransportError::Unreachable(_))));
+    cluster.start(1).await;
+    loop {
+        match call().await {
+            Ok(answer) => break assert_eq!(answer, "node-2: hi"),
+            Err(TransportError::Unreachable(_)) => tokio::task::yield_now().await,
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
