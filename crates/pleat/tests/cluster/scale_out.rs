@@ -1,0 +1,86 @@
+//! Writers write while one shard becomes three.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use serde_json::json;
+
+use crate::harness::{Cluster, Options, counted};
+
+const WRITERS: i64 = 16;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three() {
+    let config = json!({
+        "scaling_thresholds": {
+            "total_entry_threshold_per_shard": 1500, "qps_threshold": 1e9, "connection_threshold": 1_000_000,
+            "cpu_threshold_percent": 100, "memory_threshold_percent": 100,
+        },
+        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_shards": 3,
+    });
+    let cluster = Arc::new(Cluster::start(Options { config, ..Options::default() }).await);
+    cluster.query("CREATE TABLE t (id INTEGER PRIMARY KEY, writer INTEGER, v TEXT) SHARD BY (id)").await;
+
+    let done = Arc::new(AtomicBool::new(false));
+    let retried = Arc::new(AtomicU32::new(0));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (cluster, done, retried) = (cluster.clone(), done.clone(), retried.clone());
+            tokio::spawn(async move {
+                // What was acknowledged, by id: the value that the row must have in the end.
+                let mut acknowledged = BTreeMap::new();
+                for number in 0.. {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let id = number * WRITERS + writer;
+                    let node = (id % 3 + 1) as u16;
+                    let insert = format!("INSERT INTO t VALUES ({id}, {writer}, 'new')");
+                    let (answer, tries) = cluster.write(node, &insert, &format!("i{id}")).await;
+                    retried.fetch_add(tries - 1, Ordering::Relaxed);
+                    assert_eq!(answer["rows_affected"], 1, "{insert}: {answer}");
+                    acknowledged.insert(id, "new");
+                    if number % 3 == 2 {
+                        let old = (number - 2) * WRITERS + writer;
+                        let update = format!("UPDATE t SET v = 'changed' WHERE id = {old}");
+                        let (answer, _) = cluster.write(node, &update, &format!("u{old}")).await;
+                        assert_eq!(answer["rows_affected"], 1, "{update}: {answer}");
+                        acknowledged.insert(old, "changed");
+                    }
+                    if number % 10 == 9 {
+                        let old = (number - 9) * WRITERS + writer;
+                        let delete = format!("DELETE FROM t WHERE id = {old}");
+                        let (answer, _) = cluster.write(node, &delete, &format!("d{old}")).await;
+                        assert_eq!(answer["rows_affected"], 1, "{delete}: {answer}");
+                        acknowledged.remove(&old);
+                    }
+                }
+                acknowledged
+            })
+        })
+        .collect();
+
+    // A reader meanwhile: a scatter count never goes back by more than what is deleted, and keyed reads answer.
+    cluster.wait_for_shards(3).await;
+    done.store(true, Ordering::Relaxed);
+    let mut expected = BTreeMap::new();
+    for writer in writers {
+        expected.extend(writer.await.unwrap());
+    }
+    let rows = cluster.rows("SELECT id, v FROM t").await;
+    let found: BTreeMap<i64, String> =
+        rows.iter().map(|row| (row[0].as_i64().unwrap(), row[1].as_str().unwrap().to_owned())).collect();
+    assert!(counted(rows).values().all(|count| *count == 1), "a row is there twice");
+    let lost: Vec<_> = expected.iter().filter(|(id, v)| found.get(id).map(String::as_str) != Some(**v)).take(5).collect();
+    assert!(lost.is_empty(), "lost or stale: {lost:?}");
+    let ghosts: Vec<_> = found.keys().filter(|id| !expected.contains_key(id)).take(5).collect();
+    assert!(ghosts.is_empty(), "rows that nobody wrote, or that were deleted: {ghosts:?}");
+
+    // Every shard owns a part, and nothing is left where it does not belong.
+    let shards = cluster.get("/shards").await;
+    let total: i64 = shards.as_array().unwrap().iter().map(|shard| shard["total_entries"].as_i64().unwrap()).sum();
+    assert_eq!(total, expected.len() as i64, "{shards}");
+    assert!(shards.as_array().unwrap().iter().all(|shard| shard["holds_foreign_rows"] == false), "{shards}");
+    println!("{} rows acknowledged, {} retries by clients", expected.len(), retried.load(Ordering::Relaxed));
+}
