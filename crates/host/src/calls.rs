@@ -170,12 +170,7 @@ impl Host {
     }
 
     /// A read for a move, on the shard's leader.
-    pub async fn move_read(
-        &self,
-        shard: ShardId,
-        request: MoveRead,
-        within: Duration,
-    ) -> Result<MoveChunk, HostError> {
+    pub async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError> {
         let ask = || Request::MoveRead { shard, request: request.clone() };
         match self.ask_leader(group_of(shard), Effect::None, within, ask).await? {
             Response::Moved(chunk) => Ok(chunk),

@@ -88,7 +88,7 @@ impl Host {
     ) -> anyhow::Result<Arc<Self>> {
         let (machine, catalog) = CatalogMachine::open(&settings.data_dir.join("control"))?;
         let control = consensus.start_group(CONTROL, Box::new(machine)).await.context("start the control group")?;
-        let sampler = ResourceSampler::new(&settings.data_dir);
+        let sampler = ResourceSampler::new(&settings.data_dir)?;
         let host = Arc::new(Self {
             settings,
             started: now_ms(),

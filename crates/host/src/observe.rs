@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anyhow::Context;
 use parking_lot::Mutex;
 use pleat_cluster::{Generation, Millis, NodeId, ShardId};
 use serde::{Deserialize, Serialize};
@@ -96,15 +97,16 @@ struct State {
 }
 
 impl ResourceSampler {
-    pub fn new(data_dir: &Path) -> Self {
+    /// Fails where the operating system does not let a process look at itself.
+    pub fn new(data_dir: &Path) -> anyhow::Result<Self> {
         let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
         let state = State {
-            system: System::new(),
-            networks: Networks::new_with_refreshed_list(),
+            system: System::new().context("measure this machine")?,
+            networks: Networks::new_with_refreshed_list().context("measure the network")?,
             last: None,
             current: Resources::default(),
         };
-        Self { data_dir, state: Mutex::new(state) }
+        Ok(Self { data_dir, state: Mutex::new(state) })
     }
 
     /// The figures of the last look.
@@ -146,7 +148,7 @@ impl ResourceSampler {
 
 /// How full the file system that holds `dir` is.
 fn disk_percent(dir: &Path) -> Option<f64> {
-    let disks = Disks::new_with_refreshed_list();
+    let disks = Disks::new_with_refreshed_list().ok()?;
     let disk = disks
         .iter()
         .filter(|disk| dir.starts_with(disk.mount_point()))

@@ -8,15 +8,15 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use pleat_cluster::{Generation, Millis, PartitionId, ShardId};
 use pleat_consensus::Group;
-use pleat_engine::{Action, EngineError, OwnershipCheck, Outcome, Proposal, ReadRequest, Readers};
+use pleat_engine::{Action, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::meter::{Kind, Meter};
+use crate::position::split_index;
 use crate::reference::Spread;
 use crate::rpc::{Declined, Piece, Written};
-use crate::position::split_index;
 use crate::{Freshness, HostError, ShardObservation};
 
 /// Pieces of one read that wait for their receiver.

@@ -21,9 +21,10 @@ use crate::{Host, HostError};
 /// The pause before trying the group's nodes once more, at first and at most.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(160);
-/// How long one attempt on another node may take where a further attempt is harmless. A node that was cut off
-/// would otherwise use up the caller's whole limit.
-const ATTEMPT_MAX: Duration = Duration::from_secs(3);
+/// How long one attempt at an idempotent write may take. A node that was cut off would otherwise use up the
+/// caller's whole limit; a write that is only slow is answered from its key when it is sent again. Reads have
+/// no such bound, since a long one would start over for ever: there the transport's keep-alive finds the dead.
+const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
 /// How one attempt ended, unless with an answer.
 #[derive(Debug)]
@@ -124,7 +125,7 @@ impl Host {
                 if left.is_zero() {
                     return Err(gave_up(group, lost && effect != Effect::None, &last));
                 }
-                let limit = if effect != Effect::Once { left.min(ATTEMPT_MAX) } else { left };
+                let limit = if effect == Effect::Idempotent { left.min(ATTEMPT_MAX) } else { left };
                 match attempt(node, limit).await {
                     Ok(answer) => return Ok(answer),
                     Err(Attempt::Failed(HostError::OutcomeUnknown(why))) if effect != Effect::Once => {
@@ -161,7 +162,8 @@ impl Host {
     /// One call to one node, this one included.
     pub(crate) async fn ask(&self, node: NodeId, request: Request, within: Duration) -> Result<Response, Attempt> {
         if node == self.node() {
-            return Ok(self.serve(request, within).await?);
+            // Boxed: serving a write to reference tables asks other shards in turn.
+            return Ok(Box::pin(self.serve(request, within)).await?);
         }
         let call = rpc::Call { within_ms: within.as_millis() as u64, request };
         let body = rpc::encode(&call).map_err(Attempt::Failed)?;

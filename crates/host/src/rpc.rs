@@ -90,7 +90,9 @@ pub struct Written {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Declined {
     /// It does not lead the group; surely nothing was done.
-    NotLeader { leader: Option<NodeId> },
+    NotLeader {
+        leader: Option<NodeId>,
+    },
     Host(HostError),
 }
 
