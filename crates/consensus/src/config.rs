@@ -132,13 +132,17 @@ impl Config {
             self.proposal_bytes_max
         );
         ensure!(
-            self.append_bytes_max + MIB <= self.message_bytes_max && self.snapshot_chunk_bytes + MIB <= self.message_bytes_max,
+            self.append_bytes_max + MIB <= self.message_bytes_max
+                && self.snapshot_chunk_bytes + MIB <= self.message_bytes_max,
             "message_bytes_max ({}) must exceed append_bytes_max and snapshot_chunk_bytes by 1 MiB",
             self.message_bytes_max
         );
         let positive = self.payload_proposals_max.min(self.payloads_in_flight_max).min(self.queue_proposals_max);
         ensure!(positive > 0 && self.snapshot_chunk_bytes > 0, "every limit on numbers must be at least 1");
-        ensure!(self.append_entries_max > 0 && self.checkpoint_entries > 0, "every limit on numbers must be at least 1");
+        ensure!(
+            self.append_entries_max > 0 && self.checkpoint_entries > 0,
+            "every limit on numbers must be at least 1"
+        );
         Ok(())
     }
 

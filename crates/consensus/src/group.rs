@@ -87,7 +87,9 @@ impl Group {
 
     /// The group's state as this node knows it now.
     pub fn status(&self) -> Status {
-        Status::of(&self.0.raft.metrics().borrow())
+        let metrics = self.0.raft.metrics();
+        let status = Status::of(&metrics.borrow());
+        if metrics.has_changed().is_err() { status.ended() } else { status }
     }
 
     /// The group's state, to be followed.
@@ -201,6 +203,7 @@ async fn watch_status(raft: Raft, sender: watch::Sender<Status>) {
             changed
         });
         if metrics.changed().await.is_err() {
+            sender.send_modify(|status| *status = std::mem::take(status).ended());
             return;
         }
     }

@@ -198,7 +198,9 @@ impl Worker {
                 answer(reply, self.guarded(|worker| worker.machine.snapshot().context("prepare a snapshot")));
                 true
             }
-            Request::Install(path, applied, reply) => answer(reply, self.guarded(|worker| worker.install(&path, applied))),
+            Request::Install(path, applied, reply) => {
+                answer(reply, self.guarded(|worker| worker.install(&path, applied)))
+            }
             Request::Stop => false,
         }
     }

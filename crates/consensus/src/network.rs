@@ -36,6 +36,8 @@ pub const METHOD_APPEND: &str = "raft.append";
 const SHORT_CALL: Duration = Duration::from_millis(500);
 /// How long replicating entries may take, the follower's fsync included.
 const APPEND_CALL: Duration = Duration::from_secs(2);
+/// Pause after a snapshot that did not arrive: making one copies a whole database.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 /// How long a follower that can't be reached is left alone.
 const BACKOFF: Duration = Duration::from_millis(200);
 
@@ -198,14 +200,21 @@ impl RaftNetwork<Types> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<u64>, StreamingError<Types, Fatal<u64>>> {
+        let send = async {
+            let sent = self.send_snapshot(vote).await;
+            if let Err(error) = &sent {
+                tracing::warn!(group = self.group, to = self.target, "sending a snapshot failed: {error:#}");
+                tokio::time::sleep(SNAPSHOT_PAUSE).await;
+            }
+            sent
+        };
         let sent = tokio::select! {
             biased;
             closed = cancel => return Err(closed.into()),
-            sent = self.send_snapshot(vote) => sent,
+            sent = send => sent,
         };
-        // A full disk here must not stop the leader: the follower is tried again later.
+        // Not a storage error, which would stop the leader: a full disk here only means that the follower waits.
         sent.map_err(|error| {
-            tracing::warn!(group = self.group, to = self.target, "sending a snapshot failed: {error:#}");
             let error = io::Error::other(format!("{error:#}"));
             StreamingError::Unreachable(Unreachable::new(&error))
         })

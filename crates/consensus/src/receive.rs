@@ -49,14 +49,18 @@ impl Consensus {
             // The sender is no longer the leader: it needn't send the rest.
             return Ok(codec::encode(&current).into());
         }
-        let _turn = self.receiving.try_acquire().map_err(|_| {
-            ServiceError::new("busy", "this node is receiving as many snapshots as it may: try again later")
-        })?;
+        // The sender has its file ready, so waiting for a turn is cheaper than refusing.
+        let turn = tokio::time::timeout(self.links.config.snapshot_idle_max, self.receiving.acquire()).await;
+        let Ok(Ok(_turn)) = turn else {
+            let busy = "this node is receiving as many snapshots as it may: try again later";
+            return Err(ServiceError::new("busy", busy));
+        };
         let number = self.links.files.fetch_add(1, Ordering::Relaxed);
         let dir = self.links.snapshot_dir();
         let partial = Temporary(dir.join(format!("incoming-{}-{number}.partial", group.id())));
         let complete = Temporary(dir.join(format!("incoming-{}-{number}", group.id())));
-        let failed = |error: io::Error| ServiceError::new("snapshot", format!("the snapshot was not received: {error}"));
+        let failed =
+            |error: io::Error| ServiceError::new("snapshot", format!("the snapshot was not received: {error}"));
         self.write_chunks(&partial.0, chunks, header.bytes).await.map_err(failed)?;
         publish(&partial.0, &complete.0).await.map_err(failed)?;
         tracing::info!(group = group.id(), bytes = header.bytes, index = header.applied.index, "received a snapshot");

@@ -58,4 +58,11 @@ impl Status {
             stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
         }
     }
+
+    /// The status of a group whose core is gone. One that panicked could not say so itself.
+    pub(crate) fn ended(mut self) -> Self {
+        (self.is_leader, self.ready) = (false, false);
+        self.stopped.get_or_insert_with(|| "its core has ended unexpectedly, see the log".into());
+        self
+    }
 }

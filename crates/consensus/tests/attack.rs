@@ -7,11 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{CLUSTER, Cluster, Disk, PATIENCE, Recorder, eventually, ids, propose};
+use common::{CLUSTER, Cluster, Damage, Disk, PATIENCE, Recorder, eventually, ids, propose};
 use futures::StreamExt;
 use pleat_cluster::NodeId;
 use pleat_consensus::grpc::GrpcTransport;
-use pleat_consensus::{Config, Consensus, METHOD_APPEND, METHOD_VOTE, ProposeError, Transport, TransportError};
+use pleat_consensus::{
+    Config, Consensus, Group, METHOD_APPEND, METHOD_VOTE, MembershipError, ProposeError, Transport, TransportError,
+};
 
 fn no_peers(node: u64) -> Arc<GrpcTransport> {
     GrpcTransport::new(CLUSTER, NodeId(node), Arc::new(|_| None))
@@ -100,11 +102,20 @@ async fn foreign_and_garbled_messages_change_nothing() {
 
     // Garbage, truncations and another format from a node of ours.
     let ours = GrpcTransport::new(CLUSTER, NodeId(2), resolver);
-    let bodies = [&b""[..], &b"\x01"[..], &b"\x02abc"[..], &[0xff; 64][..], &b"\x01\x0ctest-cluster\x02\x01\x01\xff\xff\xff\xff\xff"[..]];
+    let bodies = [
+        &b""[..],
+        &b"\x01"[..],
+        &b"\x02abc"[..],
+        &[0xff; 64][..],
+        &b"\x01\x0ctest-cluster\x02\x01\x01\xff\xff\xff\xff\xff"[..],
+    ];
     for body in bodies {
         for method in [METHOD_VOTE, METHOD_APPEND] {
             let answer = ours.call(NodeId(1), method, Bytes::copy_from_slice(body), PATIENCE).await;
-            assert!(matches!(answer, Err(TransportError::Remote { ref code, .. }) if code == "bad_message"), "{answer:?}");
+            assert!(
+                matches!(answer, Err(TransportError::Remote { ref code, .. }) if code == "bad_message"),
+                "{answer:?}"
+            );
         }
         let nothing = futures::stream::empty().boxed();
         let answer = ours.send_snapshot(NodeId(1), Bytes::copy_from_slice(body), nothing, PATIENCE).await;
@@ -268,4 +279,136 @@ async fn fifty_groups_share_a_node() {
     for group in 0..50 {
         assert_eq!(cluster.converged(group, 1..=3, 5).await, ["0", "1", "2", "3", "4"]);
     }
+}
+
+/// A leader that has purged its log, and a fresh follower (number 2) that needs a snapshot of it.
+async fn in_need_of_a_snapshot() -> (Cluster, Group) {
+    let mut cluster = Cluster::calls(|config| {
+        config.checkpoint_entries = 10;
+        config.log_keep_entries = 0;
+        config.snapshot_chunk_bytes = 64;
+        config.snapshot_idle_max = Duration::from_millis(200);
+    })
+    .founded(1)
+    .await;
+    for number in 0..200 {
+        cluster.write(1, &number.to_string()).await;
+    }
+    eventually("a purge", || cluster.group(1, 1).status().purged).await;
+    cluster.start(2).await;
+    let follower = cluster.start_group(2, 1).await;
+    (cluster, follower)
+}
+
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn files_in(dir: &std::path::Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_breaks_off_installs_nothing_and_leaves_nothing() {
+    let (cluster, _) = in_need_of_a_snapshot().await;
+    let common::Network::Calls(calls) = &cluster.network else { unreachable!() };
+    let snapshots = cluster.config(2).dir.join("snapshots");
+    for damage in [Damage::Error, Damage::End, Damage::Stall, Damage::TooMuch] {
+        calls.damage(damage);
+        let leader = cluster.group(1, 1);
+        let joining = tokio::spawn(async move { leader.add_learner(NodeId(2)).await });
+        eventually("a damaged snapshot", || calls.damaged().then_some(())).await;
+        joining.abort();
+        assert_eq!(cluster.disk(2, 1).installs.load(Ordering::Relaxed), 0, "{damage:?}");
+        eventually("the remains to be removed", || (files_in(&snapshots) == 0).then_some(())).await;
+        cluster.write(1, "the leader goes on").await;
+    }
+    cluster.group(1, 1).add_learner(NodeId(2)).await.unwrap();
+    cluster.converged(1, [1, 2], 204).await;
+    assert_eq!(cluster.disk(2, 1).installs.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_killed_while_installing_comes_back() {
+    let (mut cluster, follower) = in_need_of_a_snapshot().await;
+    drop(follower);
+    let disk = cluster.disk(2, 1);
+    disk.close_install_gate();
+    let leader = cluster.group(1, 1);
+    let joining = tokio::spawn(async move { leader.add_learner(NodeId(2)).await });
+    eventually("the installation to begin", || disk.installing().then_some(())).await;
+    // What a kill -9 would leave right now: Raft may have ordered the purge behind the snapshot already.
+    let dir = cluster.config(2).dir;
+    let image = dir.with_extension("image");
+    copy_dir(&dir, &image);
+    cluster.replace_disk(2, 1);
+    // Nobody hears of what the old process does from here on.
+    cluster.cut(2);
+    disk.open_install_gate();
+    cluster.stop(2).await;
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&image, &dir).unwrap();
+    cluster.mend(2);
+    cluster.start(2).await;
+    cluster.start_group(2, 1).await;
+    assert_eq!(files_in(&dir.join("snapshots")), 0, "what was left of the snapshot is removed");
+    joining.await.unwrap().unwrap();
+    cluster.write(1, "after").await;
+    cluster.converged(1, [1, 2], 201).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_members_survives_its_leader() {
+    let mut cluster = Cluster::calls(|_| {}).founded(3).await;
+    for node in 4..=5 {
+        cluster.start(node).await;
+        cluster.start_group(node, 1).await;
+    }
+    let old = cluster.leader(1, 1..=3).await;
+    cluster.write(1, "before").await;
+    for node in 4..=5 {
+        cluster.group(old, 1).add_learner(NodeId(node)).await.unwrap();
+    }
+    // The new voters can't be reached, so the change stays half done.
+    cluster.cut(4);
+    cluster.cut(5);
+    let group = cluster.group(old, 1);
+    let change = tokio::spawn(async move { group.change_members(ids([old, 4, 5])).await });
+    eventually("the change to begin", || cluster.group(old, 1).status().joint.then_some(())).await;
+    change.abort();
+    let stopped: Vec<u64> = (1..=5).filter(|node| *node != old).collect();
+    cluster.cut(old);
+    cluster.mend(4);
+    cluster.mend(5);
+    let new =
+        eventually("a new leader", || stopped.iter().copied().find(|node| cluster.group(*node, 1).status().ready))
+            .await;
+    cluster.mend(old);
+    // Whether the half change survived depends on who was elected; changing again ends it either way.
+    let voters = ids((1..=5).filter(|node| *node != old));
+    let retry = || async {
+        match cluster.group(new, 1).change_members(voters.clone()).await {
+            Err(MembershipError::InProgress) => tokio::time::sleep(Duration::from_millis(20)).await,
+            other => return Some(other),
+        }
+        None
+    };
+    let mut done = None;
+    while done.is_none() {
+        done = retry().await;
+    }
+    done.unwrap().unwrap();
+    let status = cluster.group(new, 1).status();
+    assert_eq!((status.voters, status.joint), (voters, false));
+    propose(&cluster.group(new, 1), "after").await.unwrap();
+    assert_eq!(cluster.converged(1, stopped, 2).await, ["before", "after"]);
 }

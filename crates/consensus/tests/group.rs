@@ -57,7 +57,11 @@ async fn a_cut_off_leader_is_replaced_and_claims_nothing() {
     let short = Duration::from_millis(500);
     let lost = cluster.group(old, 1).propose(Bytes::from("lost"), short).await;
     assert_eq!(lost, Err(ProposeError::Unknown), "it is in the old leader's log and may yet be committed or not");
-    assert_eq!(cluster.group(old, 1).read_barrier(short).await, Err(ReadError::Timeout), "it can't confirm that it leads");
+    assert_eq!(
+        cluster.group(old, 1).read_barrier(short).await,
+        Err(ReadError::Timeout),
+        "it can't confirm that it leads"
+    );
 
     let rest: Vec<u64> = (1..=3).filter(|node| *node != old).collect();
     let new = cluster.leader(1, rest).await;

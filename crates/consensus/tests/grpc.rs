@@ -85,7 +85,10 @@ async fn a_node_that_is_down_is_unreachable_and_comes_back() {
     let caller = transport(&cluster, 2);
     let call = || caller.call(NodeId(1), "echo", Bytes::from("hi"), PATIENCE);
     assert!(matches!(call().await, Err(TransportError::Unreachable(_))), "it was never up");
-    assert!(matches!(caller.call(NodeId(7), "echo", Bytes::new(), PATIENCE).await, Err(TransportError::Unreachable(_))));
+    assert!(matches!(
+        caller.call(NodeId(7), "echo", Bytes::new(), PATIENCE).await,
+        Err(TransportError::Unreachable(_))
+    ));
     cluster.start(1).await;
     loop {
         // For a moment after a failure nothing is tried.

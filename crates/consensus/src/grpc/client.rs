@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use pleat_cluster::NodeId;
 use tokio::sync::oneshot;
@@ -247,7 +247,8 @@ fn from_status(status: &Status) -> TransportError {
     match status.code() {
         Code::Unimplemented => TransportError::Remote {
             code: "unimplemented".into(),
-            message: "the other node does not know this call: its version is too old, or something else listens there".into(),
+            message: "the other node does not know this call: its version is too old, or something else listens there"
+                .into(),
         },
         _ => TransportError::Lost(format!("{:?}: {}", status.code(), causes(status))),
     }
@@ -303,11 +304,7 @@ impl Transport for GrpcTransport {
 
 /// The messages of a snapshot. A request's stream can't fail, so a file that can't be read ends it early (the receiver
 /// then has too few bytes and installs nothing), and the reason goes to `failed`.
-fn snapshot_parts(
-    call: Call,
-    chunks: SnapshotChunks,
-    failed: oneshot::Sender<std::io::Error>,
-) -> Parts {
+fn snapshot_parts(call: Call, chunks: SnapshotChunks, failed: oneshot::Sender<std::io::Error>) -> Parts {
     let first = SnapshotPart { part: Some(snapshot_part::Part::Call(call)) };
     let chunks = chunks.scan(Some(failed), |failed, chunk| {
         let part = match chunk {

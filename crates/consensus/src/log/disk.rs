@@ -74,7 +74,8 @@ impl DiskLog {
             ),
             other => other.with_context(|| format!("open the log in {}", dir.display()))?,
         };
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX).manual_journal_persist(true);
+        let options =
+            || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX).manual_journal_persist(true);
         let entries = database.keyspace("entries", options)?;
         let meta = database.keyspace("meta", options)?;
         let keyspaces = Keyspaces { database, entries, meta };

@@ -44,6 +44,9 @@ pub struct Disk {
     pub fail: AtomicBool,
     gate: Mutex<bool>,
     opened: Condvar,
+    install_gate: Mutex<bool>,
+    install_opened: Condvar,
+    installing: AtomicBool,
 }
 
 impl Disk {
@@ -59,6 +62,19 @@ impl Disk {
     pub fn open_gate(&self) {
         *self.gate.lock() = false;
         self.opened.notify_all();
+    }
+
+    pub fn close_install_gate(&self) {
+        *self.install_gate.lock() = true;
+    }
+
+    pub fn open_install_gate(&self) {
+        *self.install_gate.lock() = false;
+        self.install_opened.notify_all();
+    }
+
+    pub fn installing(&self) -> bool {
+        self.installing.load(Ordering::Relaxed)
     }
 
     pub fn lose_power(&self) {
@@ -114,6 +130,11 @@ impl StateMachine for Recorder {
     }
 
     fn install(&mut self, from: &Path, applied: Applied) -> anyhow::Result<()> {
+        self.0.installing.store(true, Ordering::Relaxed);
+        let mut closed = self.0.install_gate.lock();
+        while *closed {
+            self.0.install_opened.wait(&mut closed);
+        }
         let content: Content = postcard::from_bytes(&std::fs::read(from)?)?;
         assert_eq!(content.applied, applied, "the file is what the position says");
         *self.0.synced.lock() = content.clone();
@@ -128,11 +149,42 @@ impl StateMachine for Recorder {
 pub struct Calls {
     nodes: Mutex<BTreeMap<NodeId, Weak<Consensus>>>,
     cut: Mutex<BTreeSet<NodeId>>,
+    damage: Mutex<Option<Damage>>,
+}
+
+/// What happens to the next snapshot after its second chunk.
+#[derive(Clone, Copy, Debug)]
+pub enum Damage {
+    Error,
+    End,
+    Stall,
+    TooMuch,
+}
+
+impl Damage {
+    fn apply(self, chunks: SnapshotChunks) -> SnapshotChunks {
+        let broken: SnapshotChunks = match self {
+            Damage::Error => futures::stream::iter([Err(std::io::Error::other("cut"))]).boxed(),
+            Damage::End => futures::stream::empty().boxed(),
+            Damage::Stall => futures::stream::pending().boxed(),
+            Damage::TooMuch => return chunks.chain(futures::stream::iter([Ok(Bytes::from("more"))])).boxed(),
+        };
+        chunks.take(2).chain(broken).boxed()
+    }
 }
 
 struct Caller(NodeId, Arc<Calls>);
 
 impl Calls {
+    pub fn damage(&self, damage: Damage) {
+        *self.damage.lock() = Some(damage);
+    }
+
+    /// Whether the damage is done.
+    pub fn damaged(&self) -> bool {
+        self.damage.lock().is_none()
+    }
+
     fn reach(&self, from: NodeId, to: NodeId) -> Result<Arc<Consensus>, TransportError> {
         let cut = self.cut.lock();
         if cut.contains(&from) || cut.contains(&to) {
@@ -169,7 +221,16 @@ impl Transport for Caller {
         chunks: SnapshotChunks,
         _: Duration,
     ) -> Result<Bytes, TransportError> {
-        Ok(self.1.reach(self.0, to)?.handle_snapshot(header, chunks).await?)
+        let node = self.1.reach(self.0, to)?;
+        let damage = *self.1.damage.lock();
+        let Some(damage) = damage else {
+            let answer = node.handle_snapshot(header, chunks).await;
+            self.1.reach(self.0, to).map_err(|error| TransportError::Lost(error.to_string()))?;
+            return Ok(answer?);
+        };
+        let answer = node.handle_snapshot(header, damage.apply(chunks)).await;
+        *self.1.damage.lock() = None;
+        Ok(answer?)
     }
 }
 
@@ -207,7 +268,7 @@ pub struct Cluster {
     pub dir: tempfile::TempDir,
     pub network: Network,
     pub nodes: BTreeMap<NodeId, Arc<Consensus>>,
-    servers: BTreeMap<NodeId, tokio::task::JoinHandle<()>>,
+    servers: BTreeMap<NodeId, (tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<()>)>,
     pub disks: Mutex<BTreeMap<(NodeId, u64), Arc<Disk>>>,
     tune: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
@@ -266,10 +327,14 @@ impl Cluster {
             Network::Grpc(addresses) => {
                 let routes = server(consensus.clone(), Arc::new(Echo));
                 let listener = listen(&addresses[&id]).await;
-                let serve = tonic::transport::Server::builder()
-                    .add_routes(routes)
-                    .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
-                self.servers.insert(id, tokio::spawn(async move { serve.await.unwrap() }));
+                let (end, ended) = tokio::sync::oneshot::channel::<()>();
+                let serve = tonic::transport::Server::builder().add_routes(routes).serve_with_incoming_shutdown(
+                    tokio_stream::wrappers::TcpListenerStream::new(listener),
+                    async {
+                        let _ = ended.await;
+                    },
+                );
+                self.servers.insert(id, (end, tokio::spawn(async move { serve.await.unwrap() })));
             }
         }
         self.nodes.insert(id, consensus);
@@ -277,6 +342,15 @@ impl Cluster {
 
     pub fn disk(&self, node: u64, group: u64) -> Arc<Disk> {
         self.disks.lock().entry((NodeId(node), group)).or_default().clone()
+    }
+
+    /// What a killed process still writes is lost: the replica gets a copy of its disk as it is now.
+    pub fn replace_disk(&self, node: u64, group: u64) {
+        let old = self.disk(node, group);
+        let copy = Disk::default();
+        *copy.now.lock() = old.now.lock().clone();
+        *copy.synced.lock() = old.synced.lock().clone();
+        self.disks.lock().insert((NodeId(node), group), Arc::new(copy));
     }
 
     pub async fn start_group(&self, node: u64, group: u64) -> Group {
@@ -302,9 +376,10 @@ impl Cluster {
     }
 
     async fn end_server(&mut self, node: u64) {
-        if let Some(server) = self.servers.remove(&NodeId(node)) {
-            server.abort();
-            let _ = server.await;
+        // Also closes the connections, which ending the listener alone would not.
+        if let Some((end, server)) = self.servers.remove(&NodeId(node)) {
+            drop(end);
+            server.await.unwrap();
         }
     }
 
@@ -362,7 +437,10 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         // A gate that stays closed would keep a thread.
-        self.disks.lock().values().for_each(|disk| disk.open_gate());
+        self.disks.lock().values().for_each(|disk| {
+            disk.open_gate();
+            disk.open_install_gate();
+        });
     }
 }
 

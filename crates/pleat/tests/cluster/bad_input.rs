@@ -100,7 +100,11 @@ async fn broken_csv_is_rejected_line_by_line() {
     let cluster = Cluster::start(Options { shards: 2, ..Options::default() }).await;
     cluster.query("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT) SHARD BY (id)").await;
     let file = cluster.dir.path().join("users.csv");
-    std::fs::write(&file, b"id,name\n1,Ada\nNA,nobody\n2\n3,\xff\xfe\n1,twice\nfour,x\n5,Eve\n6,\"Bob, \"\"the\"\" builder\"\n").unwrap();
+    std::fs::write(
+        &file,
+        b"id,name\n1,Ada\nNA,nobody\n2\n3,\xff\xfe\n1,twice\nfour,x\n5,Eve\n6,\"Bob, \"\"the\"\" builder\"\n",
+    )
+    .unwrap();
     let (code, out, err) = cluster.cli(&["import", file.to_str().unwrap(), "--table", "users", "--null", "NA"]);
     let rejected = std::fs::read_to_string(cluster.dir.path().join("users.csv.rejected.csv"));
     let rejected = rejected.unwrap_or_else(|error| panic!("{error}\ncode {code}\n{out}\n{err}"));
@@ -108,11 +112,7 @@ async fn broken_csv_is_rejected_line_by_line() {
         assert!(rejected.lines().any(|row| row.starts_with(&format!("{line},"))), "line {line}:\n{rejected}");
     }
     let rows = cluster.rows("SELECT id, name FROM users ORDER BY id").await;
-    assert_eq!(rows, [
-        [json!(1), json!("Ada")],
-        [json!(5), json!("Eve")],
-        [json!(6), json!("Bob, \"the\" builder")]
-    ]);
+    assert_eq!(rows, [[json!(1), json!("Ada")], [json!(5), json!("Eve")], [json!(6), json!("Bob, \"the\" builder")]]);
     let (code, _, err) = cluster.cli(&["import", "nothing.csv", "--table", "users"]);
     assert_eq!(code, 1);
     assert!(err.contains("nothing.csv"), "{err}");
@@ -152,7 +152,10 @@ async fn a_second_cluster_on_the_same_place_is_refused() {
     let config = other.path().join("pleat.toml");
     std::fs::write(&config, "max_shard = 3\n").unwrap();
     let (fine, error) = up("127.0.0.1:11999", &other.path().join("data"), &["--config", config.to_str().unwrap()]);
-    assert!(!fine && error.contains("max_shard") && error.contains("line 1") && error.contains("max_shards"), "{error}");
+    assert!(
+        !fine && error.contains("max_shard") && error.contains("line 1") && error.contains("max_shards"),
+        "{error}"
+    );
     assert_eq!(cluster.get("/health").await["status"], "healthy");
 }
 

@@ -92,7 +92,10 @@ async fn one_shard_becomes_three_as_rows_come_in() {
     let shards = cluster.wait_for("/shards", "a third shard", |shards| shards.as_array().unwrap().len() >= 3).await;
     assert!(shards.as_array().unwrap().len() >= 3);
     cluster.wait_until_calm().await;
-    assert_eq!(cluster.query("SELECT count(*) AS n, sum(user_id) AS s FROM users").await["data"], json!([{ "n": 180, "s": 180 * 179 / 2 }]));
+    assert_eq!(
+        cluster.query("SELECT count(*) AS n, sum(user_id) AS s FROM users").await["data"],
+        json!([{ "n": 180, "s": 180 * 179 / 2 }])
+    );
 
     // It says why.
     let operations = cluster.get("/operations?phase=successful").await;
@@ -109,8 +112,17 @@ async fn one_shard_becomes_three_as_rows_come_in() {
     let shards = crate::harness::answer(cluster.http.get(format!("{}/shards", cluster.coordinator_url())).send().await);
     for shard in shards.await.unwrap().as_array().unwrap() {
         for field in [
-            "shard_id", "cpu_percent", "memory_percent", "disk_percent", "total_entries", "connection_count",
-            "queries_per_second", "database_size_bytes", "table_counts", "status", "last_updated",
+            "shard_id",
+            "cpu_percent",
+            "memory_percent",
+            "disk_percent",
+            "total_entries",
+            "connection_count",
+            "queries_per_second",
+            "database_size_bytes",
+            "table_counts",
+            "status",
+            "last_updated",
         ] {
             assert!(!shard[field].is_null(), "{field} of {shard}");
         }

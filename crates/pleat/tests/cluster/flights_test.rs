@@ -165,7 +165,8 @@ fn same(found: &[Vec<Value>], expected: &[Vec<Value>], ordered: bool) -> bool {
         true => (found.to_vec(), expected.to_vec()),
         false => (sorted(found), sorted(expected)),
     };
-    let same_row = |(a, b): (&Vec<Value>, &Vec<Value>)| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_value(a, b));
+    let same_row =
+        |(a, b): (&Vec<Value>, &Vec<Value>)| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_value(a, b));
     found.len() == expected.len() && found.iter().zip(&expected).all(same_row)
 }
 
@@ -215,9 +216,10 @@ fn answers(rows: &[Vec<Value>]) -> String {
     }
     let mut lines: Vec<String> = rows.iter().map(|row| rounded(row)).collect();
     lines.sort();
-    let digest = lines.iter().flat_map(|line| line.bytes()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let digest = lines
+        .iter()
+        .flat_map(|line| line.bytes())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("= {} rows, digest {digest:016x}\n", rows.len())
 }
 

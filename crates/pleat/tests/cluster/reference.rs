@@ -22,7 +22,8 @@ async fn a_reference_table_is_whole_on_every_shard() {
     // Joined inside one shard, and over all of them.
     let one = cluster.query("SELECT c.name FROM people p JOIN countries c ON c.code = p.country WHERE p.id = 3").await;
     assert_eq!((&one["data"], one.get("shards")), (&json!([{ "name": "Germany" }]), None));
-    let all = "SELECT c.name, count(*) AS n FROM people p JOIN countries c ON c.code = p.country GROUP BY c.name ORDER BY n";
+    let all =
+        "SELECT c.name, count(*) AS n FROM people p JOIN countries c ON c.code = p.country GROUP BY c.name ORDER BY n";
     assert_eq!(cluster.query(all).await["data"], json!([{ "name": "Germany", "n": 10 }, { "name": "India", "n": 20 }]));
 
     // Changes reach every shard before they are answered, in one order, from any node.

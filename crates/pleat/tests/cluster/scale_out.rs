@@ -72,7 +72,8 @@ async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three() {
     let found: BTreeMap<i64, String> =
         rows.iter().map(|row| (row[0].as_i64().unwrap(), row[1].as_str().unwrap().to_owned())).collect();
     assert!(counted(rows).values().all(|count| *count == 1), "a row is there twice");
-    let lost: Vec<_> = expected.iter().filter(|(id, v)| found.get(id).map(String::as_str) != Some(**v)).take(5).collect();
+    let lost: Vec<_> =
+        expected.iter().filter(|(id, v)| found.get(id).map(String::as_str) != Some(**v)).take(5).collect();
     assert!(lost.is_empty(), "lost or stale: {lost:?}");
     let ghosts: Vec<_> = found.keys().filter(|id| !expected.contains_key(id)).take(5).collect();
     assert!(ghosts.is_empty(), "rows that nobody wrote, or that were deleted: {ghosts:?}");

@@ -74,7 +74,11 @@ async fn exactly_once(cluster: &Cluster) {
 }
 
 async fn several_shards(cluster: &Cluster) {
-    for write in ["UPDATE users SET name = 'all'", "DELETE FROM users", "INSERT INTO users (id) VALUES (100), (101), (102), (103), (104), (105)"] {
+    for write in [
+        "UPDATE users SET name = 'all'",
+        "DELETE FROM users",
+        "INSERT INTO users (id) VALUES (100), (101), (102), (103), (104), (105)",
+    ] {
         let before = cluster.query("SELECT count(*) AS n FROM users").await;
         let refused = cluster.try_query(write).await.unwrap_err();
         assert_eq!((refused.status, refused.code()), (400, "0A000"), "{write}: {refused:?}");
@@ -142,11 +146,16 @@ async fn schema_changes(cluster: &Cluster) {
 
 async fn bulk(cluster: &Cluster) {
     cluster.query("CREATE TABLE items (id INTEGER PRIMARY KEY, v TEXT NOT NULL) SHARD BY (id)").await;
-    let rows: Vec<_> = (0..500).map(|id| if id == 13 { json!([null, "x"]) } else { json!([id, format!("v{id}")]) }).collect();
+    let rows: Vec<_> =
+        (0..500).map(|id| if id == 13 { json!([null, "x"]) } else { json!([id, format!("v{id}")]) }).collect();
     let body = json!({ "columns": ["id", "v"], "rows": rows });
     for _ in 0..2 {
         let answer = cluster.post(2, "/tables/items/rows?batch_id=first", &body).await.unwrap();
-        assert_eq!((answer["inserted"].as_u64(), answer["rejected"].as_array().unwrap().len()), (Some(499), 1), "{answer}");
+        assert_eq!(
+            (answer["inserted"].as_u64(), answer["rejected"].as_array().unwrap().len()),
+            (Some(499), 1),
+            "{answer}"
+        );
         assert_eq!((&answer["rejected"][0]["row"], &answer["rejected"][0]["code"]), (&json!(13), &json!("23502")));
     }
     assert_eq!(cluster.query("SELECT count(*) AS n FROM items").await["data"][0]["n"], 499);

@@ -1,0 +1,115 @@
+//! What the control loop does to the cluster, as one trait: everything in this crate acts through it.
+//!
+//! In production it is a [`Host`]. Tests put two real engines and a catalog behind it and break it at every
+//! single call, which is how the promise of the mover (die anywhere, and the move resumes or rolls back) is
+//! kept honest.
+//!
+//! Every effect here is idempotent or carries an epoch that makes an outdated repetition a refusal, so an
+//! error that leaves open whether the effect took place is handled like one that says it did not: by doing
+//! it again. The one exception is the commit of a move, see `mover`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pleat_cluster::{Catalog, Command, Millis, NodeId, PartitionId, Reply, ShardId};
+use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, OwnershipCheck, ReadLimits, ReadRequest};
+use pleat_host::{Freshness, Host, HostError, NodeObservation, PartitionWeight};
+use tokio::sync::watch;
+
+/// The cluster as seen by its control leader.
+#[async_trait]
+pub trait Cluster: Send + Sync + 'static {
+    fn now_ms(&self) -> Millis;
+    /// The term in which this node leads the control group, if it does.
+    fn epoch(&self) -> Option<u64>;
+    /// The newest catalog known here; while this node leads, the newest there is.
+    fn catalog(&self) -> Arc<Catalog>;
+    fn watch_catalog(&self) -> watch::Receiver<Arc<Catalog>>;
+    /// Change the catalog; [`Cluster::catalog`] shows it when this returns.
+    async fn command(&self, command: Command, within: Duration) -> Result<Reply, HostError>;
+    /// Write to a shard's log, and give what applying it gave.
+    async fn write(&self, shard: ShardId, action: Action, within: Duration) -> Result<Outcome, HostError>;
+    /// Ask a shard's leader, after a round of its quorum.
+    async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError>;
+    /// Whether the shard has a leader that a majority follows; otherwise what is missing, for people.
+    async fn probe(&self, shard: ShardId, within: Duration) -> Result<(), String>;
+    async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError>;
+    async fn partition_weights(
+        &self,
+        shard: ShardId,
+        within: Duration,
+    ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError>;
+}
+
+/// The real cluster.
+pub struct HostCluster(pub Arc<Host>);
+
+#[async_trait]
+impl Cluster for HostCluster {
+    fn now_ms(&self) -> Millis {
+        self.0.now_ms()
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        self.0.control_epoch()
+    }
+
+    fn catalog(&self) -> Arc<Catalog> {
+        self.0.catalog()
+    }
+
+    fn watch_catalog(&self) -> watch::Receiver<Arc<Catalog>> {
+        self.0.watch_catalog()
+    }
+
+    async fn command(&self, command: Command, within: Duration) -> Result<Reply, HostError> {
+        self.0.command(command, within).await
+    }
+
+    async fn write(&self, shard: ShardId, action: Action, within: Duration) -> Result<Outcome, HostError> {
+        let generation = self.0.catalog().generation;
+        Ok(self.0.write(shard, generation, action, within).await?.outcome)
+    }
+
+    async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError> {
+        self.0.move_read(shard, request, within).await
+    }
+
+    async fn probe(&self, shard: ShardId, within: Duration) -> Result<(), String> {
+        let request = ReadRequest {
+            sql: "SELECT 1".to_owned(),
+            sql_filtered: None,
+            params: Vec::new(),
+            check: OwnershipCheck::None,
+            now_ms: self.0.now_ms(),
+            seed: 0,
+            limits: ReadLimits { time: within, ..ReadLimits::default() },
+        };
+        let read = self.0.read(shard, request, Freshness::Strong, within).await;
+        read.map(drop).map_err(|error| error.to_string())
+    }
+
+    async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError> {
+        self.0.observe(node, within).await
+    }
+
+    async fn partition_weights(
+        &self,
+        shard: ShardId,
+        within: Duration,
+    ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError> {
+        self.0.partition_weights(shard, within).await
+    }
+}
+
+/// Lets the embedded provisioner ask the cluster.
+pub(crate) struct ClusterProbe(pub Arc<dyn Cluster>);
+
+#[async_trait]
+impl pleat_provision::Probe for ClusterProbe {
+    async fn probe(&self, shard: ShardId, within: Duration) -> Result<(), String> {
+        self.0.probe(shard, within).await
+    }
+}

@@ -1,0 +1,95 @@
+//! Deleting what a move left: rows that a shard does not own, a few at a time, and an attempt's traces.
+//!
+//! Clients' statements never see these rows (see `engine`: scatter reads filter, keyed ones are refused), and
+//! statements that began before the hand-over read a snapshot of their own. So there is no hurry: a chunk is small
+//! enough that the shard's writers hardly notice it.
+
+use std::time::Duration;
+
+use pleat_cluster::{ShardId, TableKind};
+use pleat_engine::{MoveAction, MoveChunk, MovePhase, MoveRead};
+use tokio::time::sleep;
+
+use super::{Plan, touched};
+use crate::stop::{Stop, unexpected};
+use crate::work::Work;
+
+/// Rows deleted by one entry of the shard's log.
+const KEYS_MAX: usize = 1_000;
+/// The pause between two of them.
+const PAUSE: Duration = Duration::from_millis(2);
+
+const CLEAN_UP: &str = "clean up";
+const TAKE_BACK: &str = "take back";
+
+/// After the commit: the source's leftovers. Gives the number of rows.
+pub(super) async fn leftovers(work: &Work, plan: &Plan) -> Result<u64, Stop> {
+    work.begin(CLEAN_UP).await?;
+    let rows = match work.step(plan.number, plan.from, MoveAction::Claim).await?.phase {
+        MovePhase::Leftovers => delete_foreign(work, plan, plan.from, CLEAN_UP).await?,
+        _ => 0, // an earlier leader came to the end of it
+    };
+    work.end(CLEAN_UP, &format!("{rows} rows deleted on {}", plan.from)).await?;
+    Ok(rows)
+}
+
+/// Before the commit: the source accepts writes and captures nothing.
+///
+/// Also a source that knows nothing of the attempt is told: steps of an earlier leader that are still on their way
+/// then find that it has ended, and none of them closes the gates after this.
+pub(super) async fn open_gates(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    if !touched(work)? {
+        return Ok(());
+    }
+    work.step(plan.number, plan.from, MoveAction::Abort).await.map(drop)
+}
+
+/// Before the commit: both shards are as if there had been no attempt.
+pub(super) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    work.note(TAKE_BACK, false, "").await?;
+    open_gates(work, plan).await?;
+    let rows = match work.step(plan.number, plan.to, MoveAction::ImportAbort).await?.phase {
+        MovePhase::Discarding => delete_foreign(work, plan, plan.to, TAKE_BACK).await?,
+        _ => 0,
+    };
+    work.end(TAKE_BACK, &format!("{rows} rows deleted on {}", plan.to)).await
+}
+
+/// Delete every row of the move's units that the shard does not own, then say that none is left.
+async fn delete_foreign(work: &Work, plan: &Plan, shard: ShardId, step: &str) -> Result<u64, Stop> {
+    let catalog = work.catalog();
+    let tables = catalog.tables.values().filter(|table| matches!(table.kind, TableKind::Sharded { .. }));
+    let mut rows = 0;
+    for table in tables {
+        let mut after = None;
+        loop {
+            let (operation, table) = (plan.number.0, table.name.clone());
+            let request = MoveRead::CleanUpNext { operation, table: table.clone(), after, limit: KEYS_MAX };
+            let MoveChunk::Keys { keys, next } = work.ask(shard, request).await? else {
+                return Err(unexpected("cleaning up"));
+            };
+            if !keys.is_empty() {
+                rows += keys.len() as u64;
+                work.step(plan.number, shard, MoveAction::CleanUp { table, keys }).await?;
+                work.said_so_far(step, rows).await?;
+            }
+            if next.is_none() {
+                break;
+            }
+            after = next;
+            sleep(PAUSE).await;
+        }
+    }
+    work.step(plan.number, shard, MoveAction::CleanUpDone).await?;
+    Ok(rows)
+}
+
+impl Work {
+    async fn said_so_far(&self, step: &str, rows: u64) -> Result<(), Stop> {
+        match self.progress(step, || format!("{rows} rows deleted so far")).await {
+            // What is being cancelled is cleaned up all the same.
+            Err(Stop::Cancelled) => Ok(()),
+            other => other,
+        }
+    }
+}

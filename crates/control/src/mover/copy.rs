@@ -1,0 +1,92 @@
+//! Copying rows from a snapshot: the next chunk is read while the one before is written.
+
+use pleat_cluster::{ShardId, Value};
+use pleat_engine::{Cursor, MoveChunk, MoveRead, TableChanges};
+
+use super::attempt::{Attempt, CHUNK_BYTES_MAX, CHUNK_ROWS_MAX, bytes};
+use crate::stop::{Stop, unexpected};
+use crate::work::Work;
+
+pub(super) const COPY: &str = "copy";
+
+/// An open snapshot of a shard.
+pub(super) struct Snapshot<'a> {
+    work: &'a Work,
+    shard: ShardId,
+    id: u64,
+    pub tables: Vec<String>,
+    /// The last reference write that is in it.
+    pub reference_seq: u64,
+}
+
+impl<'a> Snapshot<'a> {
+    /// Open one with `request`, which is `CopyOpen` or `ReferenceOpen`.
+    pub async fn open(work: &'a Work, shard: ShardId, request: MoveRead) -> Result<Self, Stop> {
+        match work.ask(shard, request).await? {
+            MoveChunk::Opened { snapshot: id, tables, reference_seq } => {
+                Ok(Self { work, shard, id, tables, reference_seq })
+            }
+            _ => Err(unexpected("opening a snapshot")),
+        }
+    }
+
+    /// The rows of `table` after a key, and the key to go on from.
+    pub async fn next(
+        &self,
+        table: &str,
+        after: Option<Vec<Value>>,
+    ) -> Result<(TableChanges, Option<Vec<Value>>), Stop> {
+        let request = MoveRead::CopyNext {
+            snapshot: self.id,
+            table: table.to_owned(),
+            after,
+            rows_max: CHUNK_ROWS_MAX,
+            bytes_max: CHUNK_BYTES_MAX,
+        };
+        match self.work.ask(self.shard, request).await? {
+            MoveChunk::Rows { changes, next } => Ok((changes, next)),
+            _ => Err(unexpected("copying")),
+        }
+    }
+
+    /// Let the snapshot go. When this fails the shard lets it go by itself, after a while.
+    pub async fn close(self) {
+        let _ = self.work.ask(self.shard, MoveRead::Close { snapshot: self.id }).await;
+    }
+}
+
+/// All rows of the moving partitions, as of a moment after the capture began.
+pub(super) async fn copy(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
+    let work = attempt.work;
+    work.begin(COPY).await?;
+    let snapshot =
+        Snapshot::open(work, attempt.plan.from, MoveRead::CopyOpen { operation: attempt.plan.number.0 }).await?;
+    let copied = copy_tables(attempt, &snapshot).await;
+    snapshot.close().await;
+    copied?;
+    let (rows, bytes) = (attempt.receipt.copied, attempt.receipt.bytes);
+    work.end(COPY, &format!("{rows} rows, {bytes} bytes")).await
+}
+
+async fn copy_tables(attempt: &mut Attempt<'_>, snapshot: &Snapshot<'_>) -> Result<(), Stop> {
+    for table in &snapshot.tables {
+        let mut chunk = snapshot.next(table, None).await?;
+        loop {
+            let (changes, next) = chunk;
+            attempt.receipt.copied += changes.rows.len() as u64;
+            let (rows, size) = (attempt.receipt.copied, attempt.receipt.bytes + bytes(&changes) as u64);
+            let cursor = next.clone().map(|after| Cursor { table: table.clone(), after });
+            let send = attempt.send(vec![changes], Vec::new(), None, cursor);
+            let Some(after) = next else {
+                send.await?;
+                break;
+            };
+            let (sent, read) = futures::join!(send, snapshot.next(table, Some(after)));
+            sent?;
+            chunk = read?;
+            let so_far = || format!("{rows} rows, {size} bytes so far; in table {table}");
+            attempt.work.progress(COPY, so_far).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! The hand-over: closing the source's gates, the commit, opening the target's.
+
+use std::time::Duration;
+
+use pleat_cluster::{Command, CommandError, Generation, ShardId};
+use pleat_engine::MoveAction;
+use pleat_host::HostError;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Plan;
+use super::attempt::{Attempt, Receipt};
+use crate::stop::Stop;
+use crate::work::Work;
+
+/// From the fence to the moment before the commit. Past it the gates are opened again.
+pub(super) const FENCE_LIMIT: Duration = Duration::from_secs(3);
+/// Rounds behind the closed gates: there is one delta, cut into messages.
+const ROUNDS_MAX: usize = 200;
+/// How long one proposal of the commit waits for its answer, and the pause before it is proposed again.
+const COMMIT_LIMIT: Duration = Duration::from_secs(2);
+const COMMIT_RETRY: Duration = Duration::from_millis(20);
+
+const FENCE: &str = "fence";
+const COMMIT: &str = "commit";
+const ACTIVATE: &str = "activate";
+const RELEASE: &str = "release";
+
+/// How closing the gates ended.
+pub(super) enum CutOver {
+    Committed,
+    /// It took too long or failed; the source accepts writes again.
+    Reopened(String),
+}
+
+/// Fence, the rest, the commit.
+///
+/// The journal is written before the gates close and after they are open: an entry of the control log costs
+/// as much as the commit itself. What is between is told by the shards' own logs and by the commit.
+pub(super) async fn cut_over(attempt: &mut Attempt<'_>) -> Result<CutOver, Stop> {
+    let work = attempt.work;
+    work.begin(FENCE).await?;
+    attempt.receipt.fenced = Some(Instant::now());
+    let why = match timeout(FENCE_LIMIT, close_gates(attempt)).await {
+        Ok(Ok(())) => {
+            commit(work, attempt.plan).await?;
+            return Ok(CutOver::Committed);
+        }
+        Ok(Err(Stop::Superseded(why))) => return Err(Stop::Superseded(why)),
+        Ok(Err(stop)) => stop.reason(),
+        Err(_) => format!("the rest was not carried over within {} ms", FENCE_LIMIT.as_millis()),
+    };
+    work.step(attempt.plan.number, attempt.plan.from, MoveAction::Unfence).await?;
+    work.break_off(&why).await?;
+    Ok(CutOver::Reopened(why))
+}
+
+/// The source takes no more writes, and the target has all there are.
+async fn close_gates(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
+    attempt.work.step(attempt.plan.number, attempt.plan.from, MoveAction::Fence).await?;
+    for _ in 0..ROUNDS_MAX {
+        // Each delta is read after a round of the source's quorum, so the fence is in it. The last one must be
+        // empty: that is the barrier.
+        let before = attempt.position.clone();
+        let (carried, more, _) = attempt.round().await?;
+        if carried == 0 && !more && attempt.position == before {
+            return Ok(());
+        }
+    }
+    Err(Stop::Again(format!("after {ROUNDS_MAX} rounds behind closed gates there were still changes")))
+}
+
+/// The point of no return.
+///
+/// While the outcome is not known the gates stay closed: opening them beside a commit that took place would give the
+/// partitions two owners. So this proposes it again (a repetition succeeds and does nothing) until there is
+/// an answer, or until this node does not lead any more; then its successor finds out.
+async fn commit(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    let (operation, epoch) = (work.id, work.tools.epochs.term());
+    loop {
+        let at = work.cluster().now_ms();
+        match work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await {
+            Ok(_) => return Ok(()),
+            Err(HostError::Command(error)) => return Err(refused(work, plan, error)),
+            Err(error) => tracing::warn!(%operation, %error, "the commit's outcome is not known yet"),
+        }
+        if work.cluster().epoch() != Some(epoch) {
+            return Err(Stop::Superseded("leadership was lost at the commit".to_owned()));
+        }
+        sleep(COMMIT_RETRY).await;
+    }
+}
+
+fn refused(work: &Work, plan: &Plan, error: CommandError) -> Stop {
+    match work.operation() {
+        Err(superseded) => superseded,
+        Ok(_) => Stop::Impossible(format!("the catalog refused to give the partitions to {}: {error}", plan.to)),
+    }
+}
+
+/// After the commit: the target opens its gates, and the source lets go.
+pub(super) async fn open_target(work: &Work, plan: &Plan, mut receipt: Receipt) -> Result<Receipt, Stop> {
+    let ownership = ownership(work, plan.to)?;
+    work.step(plan.number, plan.to, MoveAction::Activate { ownership }).await?;
+    receipt.pause = receipt.fenced.map(|fenced| fenced.elapsed());
+    if let Some(pause) = receipt.pause {
+        work.note(FENCE, true, "the source refused writes, and the target got the rest").await?;
+        work.note(COMMIT, true, &format!("{} owns the partitions as of generation {ownership}", plan.to)).await?;
+        let (pause, predicted) = (pause.as_millis(), receipt.predicted.as_millis());
+        work.note(ACTIVATE, true, &format!("writes paused for {pause} ms (predicted {predicted} ms)")).await?;
+    } else {
+        work.note(ACTIVATE, true, &format!("{} accepts writes", plan.to)).await?;
+    }
+    work.begin(RELEASE).await?;
+    let ownership = self::ownership(work, plan.from)?;
+    work.step(plan.number, plan.from, MoveAction::Release { ownership }).await?;
+    work.end(RELEASE, &format!("{} let the partitions go", plan.from)).await?;
+    Ok(receipt)
+}
+
+/// The generation at which the commit changed what the shard owns. Nothing changes it again before the
+/// operation has ended, because operations are carried out one at a time.
+fn ownership(work: &Work, shard: ShardId) -> Result<Generation, Stop> {
+    let catalog = work.catalog();
+    let shard = catalog.shards.get(&shard).ok_or_else(|| Stop::Again(format!("{shard} is not in the catalog")))?;
+    Ok(shard.ownership)
+}

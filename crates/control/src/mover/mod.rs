@@ -1,0 +1,183 @@
+//! The mover: takes partitions from one shard to another while clients read and write them.
+//!
+//! # The problem
+//!
+//! At every instant each partition has at most one shard that accepts its writes; nothing acknowledged is
+//! lost or doubled; any process may die at any point; and clients wait for a fraction of a second at most.
+//!
+//! # The mechanism
+//!
+//! | step | what happens | on the source | on the target |
+//! | --- | --- | --- | --- |
+//! | `create shard` | (split) the new shard's replicas elect a leader | | |
+//! | `copy schema` | (split) every table and index | | schema |
+//! | `copy reference tables` | (split) their rows, as of a number of the reference log; then the new shard is activated, so that later writes reach it, and what came in between is fetched from the log | snapshot of the anchor | reference rows |
+//! | `capture` | changes to the moving partitions are written down from here on | `CaptureStart` | `ImportStart` |
+//! | `copy` | the rows of a snapshot taken after that | snapshot | rows, ownerless |
+//! | `catch up` | the rows that changed meanwhile, read again, in rounds | deltas | rows |
+//! | `verify` | count and sum of row hashes, at one position on both sides | digest | digest |
+//! | `fence` | the source refuses reads and writes of the partitions, the last delta is carried over | `Fence` | rows |
+//! | `commit` | **the catalog names the new owner**: the point of no return | | |
+//! | `activate` | the target accepts reads and writes | | `Activate` |
+//! | `release` | the source forgets that it owned them | `Release` | |
+//! | `clean up` | leftovers are deleted, a few at a time | deletions | |
+//!
+//! # Invariants
+//!
+//! 1. Between the fence and the activation *no* shard accepts writes of the partitions; outside of it one does.
+//! 2. The commit is proposed only when the source is fenced and a delta read after the fence is empty.
+//! 3. Once a commit was proposed, the fence is lifted by its refusal alone, never because its outcome is not known.
+//! 4. Rows at the target are owned by nobody until the activation: scatter reads filter them out there, keyed
+//!    ones are refused.
+//! 5. Each step sent to a shard is newer than the one before it ([`Epochs`](crate::work::Epochs)), and a command to the catalog
+//!    carries the leader's term. A message that arrives late is refused, be it from a dead leader or from this one.
+//! 6. Reference tables are complete on a shard before it gets its first partition.
+//! 7. While the source is fenced nothing waits longer than [`FENCE_LIMIT`](cut_over::FENCE_LIMIT), the commit's answer
+//!    excepted; an error before the commit lifts the fence at once.
+//!
+//! # A process dies …
+//!
+//! | while | and then |
+//! | --- | --- |
+//! | before the commit, any step | the next control leader takes over in the catalog (the dead one can't commit any more), takes the move back on both shards (fence lifted, capture dropped, rows deleted), and starts it anew; up to [`ATTEMPTS_MAX`] attempts |
+//! | at the commit | the journal says whether it was committed: the next leader's own entry in the journal comes after it or in its stead |
+//! | after the commit | the next leader goes forward: activate, release, clean up; each does nothing when done before |
+//! | a shard's leader, anywhere | its successor has the log: capture, position and fence are in it. Open snapshots are lost, and the attempt is started anew |
+//!
+//! When the attempts are used up, or one can't succeed, the move fails and nothing is left: no captured key,
+//! no row at the target, and the shard that a split made is removed.
+
+mod attempt;
+mod clean_up;
+mod copy;
+mod cut_over;
+mod reference;
+
+use std::time::Duration;
+
+use pleat_cluster::{Command, Operation, OperationKind, PartitionId, Phase, ShardId, ShardState};
+use tokio::time::sleep;
+
+use crate::stop::Stop;
+use crate::work::{MoveNumber, Work};
+use attempt::Receipt;
+
+/// How often a move is started anew before it is given up.
+pub(crate) const ATTEMPTS_MAX: usize = 5;
+/// The pause before a move is started anew, times the number of attempts so far.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// What moves, and where to.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub from: ShardId,
+    pub to: ShardId,
+    pub partitions: Vec<PartitionId>,
+    /// Whether `to` is made by this operation.
+    pub creates: bool,
+    /// The attempt at hand: the newest that the journal knows of, until the next one begins.
+    pub number: MoveNumber,
+}
+
+impl Plan {
+    pub fn of(operation: &Operation) -> Option<Self> {
+        let (from, to, partitions, creates) = match &operation.kind {
+            OperationKind::Split { from, to, partitions } => (from, to, partitions, true),
+            OperationKind::Move { from, to, partitions } => (from, to, partitions, false),
+            OperationKind::Ddl { .. } => return None,
+        };
+        let number = MoveNumber::new(operation.id, attempts(operation, creates));
+        Some(Self { from: *from, to: *to, partitions: partitions.clone(), creates, number })
+    }
+}
+
+/// Carry out a move, or take it up where an earlier leader left it.
+pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
+    if work.operation()?.committed {
+        return finish(work, &plan, Receipt::default()).await;
+    }
+    loop {
+        // Whatever an earlier attempt left on the shards goes first.
+        if touched(work)? {
+            clean_up::take_back(work, &plan).await?;
+        }
+        let attempts = attempts(&work.operation()?, plan.creates);
+        plan.number = MoveNumber::new(work.id, attempts + 1);
+        let outcome = match attempts >= ATTEMPTS_MAX {
+            true => {
+                Err(Stop::Impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
+            }
+            false => attempt::attempt(work, &plan).await,
+        };
+        match outcome {
+            Ok(receipt) => return finish(work, &plan, receipt).await,
+            Err(Stop::Superseded(why)) => return Err(Stop::Superseded(why)),
+            Err(Stop::Cancelled) => return give_up(work, &plan, Phase::Skipped, "cancelled on request").await,
+            Err(Stop::Impossible(why)) => return give_up(work, &plan, Phase::Failed, &why).await,
+            Err(Stop::Again(why)) => {
+                tracing::warn!(operation = %work.id, why, "the move is started anew");
+                // The shards first: the source may be fenced.
+                let taken_back = clean_up::open_gates(work, &plan).await;
+                work.break_off(&why).await?;
+                taken_back?;
+                sleep(ATTEMPT_PAUSE * (attempts as u32 + 1)).await;
+            }
+        }
+    }
+}
+
+/// After the commit: only forward.
+async fn finish(work: &Work, plan: &Plan, receipt: Receipt) -> Result<(), Stop> {
+    let again = |stop: Stop| match stop {
+        Stop::Superseded(why) => Stop::Superseded(why),
+        // Nothing is given up after the commit; what fails is tried until it succeeds.
+        other => Stop::Again(other.reason()),
+    };
+    let receipt = cut_over::open_target(work, plan, receipt).await.map_err(again)?;
+    let cleaned = clean_up::leftovers(work, plan).await.map_err(again)?;
+    work.finish(Phase::Successful, &receipt.message(plan, cleaned)).await
+}
+
+/// Nothing is left behind: neither on the shards nor, of a split, the shard itself.
+async fn give_up(work: &Work, plan: &Plan, phase: Phase, why: &str) -> Result<(), Stop> {
+    let again = |stop: Stop| match stop {
+        Stop::Superseded(why) => Stop::Superseded(why),
+        other => Stop::Again(format!("take the move back: {}", other.reason())),
+    };
+    clean_up::open_gates(work, plan).await.map_err(again)?;
+    work.break_off(why).await?;
+    if plan.creates {
+        let at = work.cluster().now_ms();
+        work.command(Command::RemoveShard { shard: plan.to, at }).await.map_err(again)?;
+        if let Some(shard) = work.catalog().shards.get(&plan.to) {
+            let released = work.tools.provisioner.release(shard).await;
+            released.map_err(|error| Stop::Again(error.to_string()))?;
+        }
+    } else {
+        clean_up::take_back(work, plan).await.map_err(again)?;
+    }
+    work.finish(phase, why).await
+}
+
+/// How many attempts there were: each begins with this step.
+fn attempts(operation: &Operation, creates: bool) -> usize {
+    let first = if creates { attempt::CREATE_SHARD } else { attempt::CAPTURE };
+    operation.steps.iter().filter(|step| step.name == first).count()
+}
+
+/// Whether an attempt came as far as changing a shard.
+fn touched(work: &Work) -> Result<bool, Stop> {
+    let steps = work.operation()?.steps;
+    Ok(steps.iter().any(|step| step.name == attempt::COPY_SCHEMA || step.name == attempt::CAPTURE))
+}
+
+fn last_failure(work: &Work) -> Result<String, Stop> {
+    let steps = work.operation()?.steps;
+    let broken = steps.iter().rev().find(|step| step.detail.contains("broken off: "));
+    Ok(broken.map_or_else(|| "its leader was lost".to_owned(), |step| format!("{}: {}", step.name, step.detail)))
+}
+
+/// Whether the new shard of a split takes part already.
+fn is_active(work: &Work, shard: ShardId) -> bool {
+    work.catalog().shards.get(&shard).is_some_and(|shard| shard.state == ShardState::Active)
+}

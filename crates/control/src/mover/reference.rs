@@ -1,0 +1,143 @@
+//! Reference tables on a new shard.
+//!
+//! The anchor numbers the writes to reference tables and keeps them in a log; every *active* shard gets them,
+//! in order, before their writers are answered. A new shard joins so that no number is missing:
+//!
+//! 1. The tables are copied from a snapshot of the anchor, which says the number `S` that it stands at.
+//! 2. The shard is told `S` ([`MoveAction::ReferenceLoaded`]): it accepts `S + 1` next and nothing else.
+//! 3. It is activated: whoever spreads a write and knows this catalog sends it there, and a shard that is asked
+//!    for `S + 5` names the number that it lacks.
+//! 4. The log after `S` is brought over until the shard has all that the anchor had when asked *after* the
+//!    activation. Writes that were spread without the shard are among these; later ones are spread to it.
+//!
+//! Only then is the first partition moved, so no row is ever joined with a reference row that is not there
+//! yet. If the log was pruned beyond `S` meanwhile, the attempt fails and the next one copies again.
+
+use pleat_cluster::ShardId;
+use pleat_engine::{Action, ContentDigest, MoveAction, MoveChunk, MoveRead, Outcome};
+
+use super::attempt::{activate_shard, bytes, describe};
+use super::copy::Snapshot;
+use super::{Plan, is_active};
+use crate::stop::{Stop, unexpected};
+use crate::work::Work;
+
+const COPY_REFERENCE: &str = "copy reference tables";
+
+/// Entries of the reference log in one message.
+const LOG_ENTRIES_MAX: usize = 256;
+/// Messages until the new shard must have caught up.
+const LOG_ROUNDS_MAX: usize = 10_000;
+/// How often the digests of both shards are compared while writes come in between.
+const COMPARISONS_MAX: usize = 20;
+
+/// Copy the reference tables to the new shard, activate it, and catch up.
+pub(super) async fn copy(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    let catalog = work.catalog();
+    let anchor = catalog.anchor().ok_or_else(|| Stop::Again("no shard is active".to_owned()))?;
+    work.begin(COPY_REFERENCE).await?;
+    let mut rows = 0;
+    if !is_active(work, plan.to) {
+        rows = load(work, plan, anchor).await?;
+        activate_shard(work, plan).await?;
+    }
+    let seq = catch_up(work, anchor, plan.to).await?;
+    let digest = compare(work, anchor, plan.to).await?;
+    let detail = format!("{rows} rows, as of reference write {seq}{}", describe(&digest));
+    work.end(COPY_REFERENCE, &detail).await
+}
+
+/// Steps 1 and 2. Gives the number of rows.
+async fn load(work: &Work, plan: &Plan, anchor: ShardId) -> Result<u64, Stop> {
+    work.step(plan.number, plan.to, MoveAction::Claim).await?;
+    let snapshot = Snapshot::open(work, anchor, MoveRead::ReferenceOpen).await?;
+    let loaded = load_tables(work, plan, &snapshot).await;
+    let seq = snapshot.reference_seq;
+    snapshot.close().await;
+    let rows = loaded?;
+    work.step(plan.number, plan.to, MoveAction::ReferenceLoaded { seq }).await?;
+    Ok(rows)
+}
+
+async fn load_tables(work: &Work, plan: &Plan, snapshot: &Snapshot<'_>) -> Result<u64, Stop> {
+    let (mut rows, mut size) = (0, 0);
+    for table in &snapshot.tables {
+        let mut after = None;
+        loop {
+            let (changes, next) = snapshot.next(table, after).await?;
+            rows += changes.rows.len() as u64;
+            size += bytes(&changes);
+            let import =
+                MoveAction::Import { changes: vec![changes], idempotency: Vec::new(), position: None, cursor: None };
+            work.step(plan.number, plan.to, import).await?;
+            work.progress(COPY_REFERENCE, || format!("{rows} rows, {size} bytes so far; in table {table}")).await?;
+            if next.is_none() {
+                break;
+            }
+            after = next;
+        }
+    }
+    Ok(rows)
+}
+
+/// Step 4: gives the number that the shard has reached.
+async fn catch_up(work: &Work, anchor: ShardId, to: ShardId) -> Result<u64, Stop> {
+    let goal = last(work, anchor).await?;
+    let mut reached = last(work, to).await?;
+    for _ in 0..LOG_ROUNDS_MAX {
+        if reached >= goal {
+            return Ok(reached);
+        }
+        let request = MoveRead::ReferenceLog { after: reached, limit: LOG_ENTRIES_MAX };
+        let MoveChunk::ReferenceLog { entries, .. } = work.ask(anchor, request).await? else {
+            return Err(unexpected("reading the reference log"));
+        };
+        if entries.first().is_none_or(|entry| entry.seq != reached + 1) {
+            return Err(Stop::Again(format!("the reference log does not go back to number {}", reached + 1)));
+        }
+        for entry in entries {
+            let seq = entry.seq;
+            match work.write(to, Action::ReferenceApply(entry)).await? {
+                Outcome::Reference { .. } | Outcome::Done { .. } | Outcome::Replayed { .. } => reached = seq,
+                _ => return Err(unexpected("a reference write")),
+            }
+        }
+    }
+    Err(Stop::Again("reference writes come faster than they can be brought to the new shard".to_owned()))
+}
+
+/// The last reference write that the shard has.
+async fn last(work: &Work, shard: ShardId) -> Result<u64, Stop> {
+    match work.ask(shard, MoveRead::ReferenceLog { after: 0, limit: 0 }).await? {
+        MoveChunk::ReferenceLog { last, .. } => Ok(last),
+        _ => Err(unexpected("reading the reference log")),
+    }
+}
+
+/// The copies are equal. Compared at a moment when no reference write came in between.
+async fn compare(work: &Work, anchor: ShardId, to: ShardId) -> Result<ContentDigest, Stop> {
+    for _ in 0..COMPARISONS_MAX {
+        let before = catch_up(work, anchor, to).await?;
+        let (here, there) = (digest(work, anchor).await?, digest(work, to).await?);
+        let differences = here.differences(&there);
+        if differences.is_empty() {
+            return Ok(here);
+        }
+        if last(work, anchor).await? == before && last(work, to).await? == before {
+            return Err(Stop::Impossible(format!(
+                "the copy of reference table {} differs from its source (source{}; copy{})",
+                differences.join(", "),
+                describe(&here),
+                describe(&there)
+            )));
+        }
+    }
+    Err(Stop::Again("reference tables change too fast to compare the copy".to_owned()))
+}
+
+async fn digest(work: &Work, shard: ShardId) -> Result<ContentDigest, Stop> {
+    match work.ask(shard, MoveRead::ReferenceDigest).await? {
+        MoveChunk::Digest(digest) => Ok(digest),
+        _ => Err(unexpected("a digest")),
+    }
+}

@@ -1,0 +1,239 @@
+//! Splits and moves while clients write.
+
+use super::world::{Fault, PARTITIONS};
+use super::*;
+
+fn split() -> OperationKind {
+    let partitions = (PARTITIONS / 2..PARTITIONS).map(PartitionId).collect();
+    OperationKind::Split { from: ShardId(1), to: ShardId(2), partitions }
+}
+
+fn shift() -> OperationKind {
+    let partitions = (1..PARTITIONS / 2 - 1).map(PartitionId).collect();
+    OperationKind::Move { from: ShardId(1), to: ShardId(2), partitions }
+}
+
+/// A world where clients are at work.
+async fn busy(shards: u32) -> Arc<World> {
+    let world = furnished(shards).await;
+    world.with(|inner| {
+        inner.clients = 4;
+        inner.latency = Duration::from_millis(1);
+    });
+    world
+}
+
+fn settle(world: &Arc<World>) {
+    world.with(|inner| inner.check_quiet());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_split_while_clients_write() {
+    let world = busy(1).await;
+    let id = world.start(split());
+    until_quiet(&world).await;
+    settle(&world);
+    let operation = operation(&world, id);
+    assert_eq!(operation.phase, Phase::Successful, "{operation:#?}");
+    assert_eq!(
+        step_names(&operation),
+        [
+            "create shard",
+            "copy schema",
+            "copy reference tables",
+            "capture",
+            "copy",
+            "catch up",
+            "verify",
+            "catch up",
+            "fence",
+            "commit",
+            "activate",
+            "release",
+            "clean up"
+        ]
+    );
+    assert!(operation.steps.iter().all(|step| step.ended.is_some()));
+    assert!(operation.message.contains("writes paused for"), "{}", operation.message);
+    world.with(|inner| {
+        assert!(inner.acknowledged > 400 && inner.answered > 50, "clients got work done");
+        assert_eq!(inner.catalog.partitions_of(ShardId(2)).len(), 8);
+        for shard in [1, 2] {
+            assert_eq!(inner.phase(ShardId(shard), id, 1), Some(pleat_engine::MovePhase::Ended));
+        }
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_to_a_shard_that_exists_and_back() {
+    let world = busy(2).await;
+    let there = world.start(shift());
+    until_quiet(&world).await;
+    settle(&world);
+    let OperationKind::Move { partitions, .. } = shift() else { unreachable!() };
+    let back = world.start(OperationKind::Move { from: ShardId(2), to: ShardId(1), partitions });
+    until_quiet(&world).await;
+    settle(&world);
+    for id in [there, back] {
+        assert_eq!(operation(&world, id).phase, Phase::Successful, "{:#?}", operation(&world, id));
+    }
+}
+
+/// Run an operation with one fault at each of its calls in turn, until a run has fewer calls.
+async fn at_every_call(shards: u32, kind: OperationKind, fault: fn(u64) -> Fault, redeliver: bool) {
+    for at in 1.. {
+        let world = busy(shards).await;
+        let id = world.start(kind.clone());
+        world.with(|inner| {
+            inner.calls = 0;
+            inner.fault = fault(at);
+            inner.redeliver = redeliver;
+        });
+        until_quiet(&world).await;
+        settle(&world);
+        let operation = operation(&world, id);
+        assert_eq!(operation.phase, Phase::Successful, "{:?}: {operation:#?}", fault(at));
+        if world.with(|inner| inner.calls) < at {
+            assert!(at > 20, "the faults were spread over the whole operation");
+            return;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_split_survives_a_leader_that_dies_before_any_call() {
+    at_every_call(1, split(), Fault::CrashBefore, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_split_survives_a_leader_that_dies_after_any_call() {
+    at_every_call(1, split(), Fault::CrashAfter, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_split_survives_any_lost_answer() {
+    at_every_call(1, split(), Fault::Lost, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_split_survives_any_call_that_reaches_nobody() {
+    at_every_call(1, split(), Fault::Unreachable, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_survives_a_leader_that_dies_after_any_call() {
+    at_every_call(2, shift(), Fault::CrashAfter, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_arrive_late_do_no_harm() {
+    at_every_call(1, split(), Fault::CrashAfter, true).await;
+    at_every_call(2, shift(), Fault::Lost, true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_split_can_be_cancelled_at_every_step_before_its_commit() {
+    let steps =
+        ["create shard", "copy schema", "copy reference tables", "capture", "copy", "catch up", "verify", "fence"];
+    for step in steps {
+        let world = busy(1).await;
+        let id = world.start(split());
+        let mut watch = world.watch_catalog();
+        tokio::select! {
+            () = until_quiet(&world) => panic!("{step} never came"),
+            found = watch.wait_for(|catalog| catalog.operations[&id].steps.iter().any(|s| s.name == step)) => {
+                found.unwrap();
+            }
+        }
+        let committed = operation(&world, id).committed;
+        world.ask(Command::CancelOperation { operation: id, at: 1 });
+        until_quiet(&world).await;
+        settle(&world);
+        let operation = operation(&world, id);
+        if committed {
+            assert_eq!(operation.phase, Phase::Successful);
+            continue;
+        }
+        assert_eq!((operation.phase, operation.message.as_str()), (Phase::Skipped, "cancelled on request"), "{step}");
+        world.with(|inner| assert_eq!(inner.catalog.shards[&ShardId(2)].state, ShardState::Removed));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_move_leaves_both_shards_as_they_were() {
+    let world = busy(2).await;
+    let id = world.start(shift());
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        () = until_quiet(&world) => panic!(),
+        found = watch.wait_for(|catalog| catalog.operations[&id].steps.iter().any(|s| s.name == "verify")) => {
+            found.unwrap();
+        }
+    }
+    world.ask(Command::CancelOperation { operation: id, at: 1 });
+    until_quiet(&world).await;
+    settle(&world);
+    assert_eq!(operation(&world, id).phase, Phase::Skipped);
+    // And the same partitions can be moved after all.
+    let again = world.start(shift());
+    until_quiet(&world).await;
+    settle(&world);
+    assert_eq!(operation(&world, again).phase, Phase::Successful);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_over_the_budget_is_put_off_and_then_accepted() {
+    let world = busy(1).await;
+    world.with(|inner| inner.latency = Duration::from_millis(60));
+    let id = world.start(split());
+    until_quiet(&world).await;
+    settle(&world);
+    let operation = operation(&world, id);
+    assert_eq!(operation.phase, Phase::Successful, "{operation:#?}");
+    let caught_up = operation.steps.iter().find(|step| step.name == "catch up").unwrap();
+    assert!(caught_up.detail.contains("of 400 ms"), "{}", caught_up.detail);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_far_over_the_budget_fails_the_move_and_leaves_nothing() {
+    let world = busy(1).await;
+    world.with(|inner| inner.latency = Duration::from_millis(700));
+    let id = world.start(split());
+    until_quiet(&world).await;
+    settle(&world);
+    let operation = operation(&world, id);
+    assert_eq!(operation.phase, Phase::Failed, "{operation:#?}");
+    assert!(operation.message.contains("more than 3200 ms is not accepted"), "{}", operation.message);
+    world.with(|inner| assert_eq!(inner.catalog.shards[&ShardId(2)].state, ShardState::Removed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_replaced_stops_by_itself() {
+    let world = busy(1).await;
+    let id = world.start(split());
+    let old = tools(&world);
+    // The old leader is stopped in the middle, and another one finishes.
+    let mut watch = world.watch_catalog();
+    let mut stale = Box::pin(lead::carry_out(&old, id));
+    tokio::select! {
+        _ = &mut stale => panic!("it was to be paused"),
+        found = watch.wait_for(|catalog| catalog.operations[&id].steps.iter().any(|s| s.name == "verify")) => {
+            found.unwrap();
+        }
+    }
+    world.with(|inner| inner.term += 1);
+    let new = tools(&world);
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        _ = lead::carry_out(&new, id) => panic!("it was to be paused"),
+        found = watch.wait_for(|catalog| catalog.operations[&id].steps.iter().filter(|s| s.name == "capture").count() == 2) => {
+            found.unwrap();
+        }
+    }
+    let stopped = stale.await;
+    assert!(matches!(stopped, Err(Stop::Superseded(_))), "{stopped:?}");
+    world.with(|inner| inner.term += 1);
+    until_quiet(&world).await;
+    settle(&world);
+    assert_eq!(operation(&world, id).phase, Phase::Successful);
+}

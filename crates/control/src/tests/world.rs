@@ -1,0 +1,495 @@
+//! A cluster in one thread: a catalog, one real engine per shard, clients that write and read at every call that
+//! the control loop makes, and faults at any of these calls.
+//!
+//! Since everything happens in one thread, the clients know exactly what must be there: a write that was
+//! acknowledged is in the model, one that was refused is not, and a read that is answered must agree.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pleat_cluster::*;
+use pleat_engine::*;
+use pleat_host::{HostError, NodeObservation, PartitionWeight, Resources, ShardObservation};
+use tempfile::TempDir;
+use tokio::sync::{Notify, watch};
+
+use crate::Cluster;
+
+pub const PARTITIONS: u32 = 16;
+
+/// What goes wrong at the nth call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// The leader dies before the call has an effect.
+    CrashBefore(u64),
+    /// The leader dies after the call had its effect, without learning of it.
+    CrashAfter(u64),
+    /// The call has its effect, and its answer is lost.
+    Lost(u64),
+    /// The call does not reach anybody.
+    Unreachable(u64),
+}
+
+pub struct World {
+    inner: Mutex<Inner>,
+    publish: watch::Sender<Arc<Catalog>>,
+    pub crashed: Notify,
+}
+
+pub struct Inner {
+    dir: TempDir,
+    pub catalog: Catalog,
+    shards: BTreeMap<ShardId, (Store, Readers)>,
+    pub term: u64,
+    pub leads: bool,
+    pub calls: u64,
+    pub fault: Fault,
+    /// Deliver an old message to a shard once more, at every call.
+    pub redeliver: bool,
+    /// How long each call takes.
+    pub latency: Duration,
+    /// Client operations at each call.
+    pub clients: u32,
+    sent: Vec<(ShardId, Action)>,
+    now: Millis,
+    index: u64,
+    random: u64,
+    pub users: BTreeMap<i64, String>,
+    pub cities: BTreeMap<i64, String>,
+    pub acknowledged: u64,
+    pub refused: u64,
+    pub answered: u64,
+}
+
+impl World {
+    pub fn new(shards: u32) -> Arc<Self> {
+        let mut catalog = Catalog::default();
+        let init = Command::Init {
+            cluster_id: "test".to_owned(),
+            partition_count: PARTITIONS,
+            replication_factor: 1,
+            nodes: vec![(NodeId(1), "node-1".to_owned(), "127.0.0.1:1".to_owned())],
+            shards,
+            policy: Policy::default(),
+            at: 1,
+        };
+        catalog.apply(&init).unwrap();
+        let publish = watch::channel(Arc::new(catalog.clone())).0;
+        let inner = Inner {
+            dir: TempDir::new().unwrap(),
+            catalog,
+            shards: BTreeMap::new(),
+            term: 1,
+            leads: true,
+            calls: 0,
+            fault: Fault::None,
+            redeliver: false,
+            latency: Duration::ZERO,
+            clients: 0,
+            sent: Vec::new(),
+            now: 1_000_000,
+            index: 0,
+            random: 42,
+            users: BTreeMap::new(),
+            cities: BTreeMap::new(),
+            acknowledged: 0,
+            refused: 0,
+            answered: 0,
+        };
+        let world = Arc::new(Self { inner: Mutex::new(inner), publish, crashed: Notify::new() });
+        world.with(Inner::reconcile);
+        world
+    }
+
+    pub fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
+        work(&mut self.inner.lock())
+    }
+
+    /// A command from outside, such as a user's.
+    pub fn ask(&self, command: Command) -> Reply {
+        self.with(|inner| inner.command(command))
+            .map(|(reply, catalog)| {
+                self.publish.send_replace(catalog);
+                reply
+            })
+            .unwrap()
+    }
+
+    pub fn start(&self, kind: OperationKind) -> OperationId {
+        let start = Command::StartOperation {
+            kind,
+            cause: Cause::Request("test".to_owned()),
+            reason: "test".to_owned(),
+            at: 1,
+        };
+        self.ask(start).operation.unwrap()
+    }
+
+    async fn call<T>(
+        &self,
+        is_effect: bool,
+        work: impl FnOnce(&mut Inner) -> Result<T, HostError>,
+    ) -> Result<T, HostError> {
+        let latency = self.with(|inner| inner.latency);
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        let (call, fault) = self.with(|inner| {
+            inner.tick();
+            (inner.calls, inner.fault)
+        });
+        match fault {
+            Fault::CrashBefore(at) if at == call => self.die().await,
+            Fault::Unreachable(at) if at == call => return Err(HostError::Unavailable("test".to_owned())),
+            _ => {}
+        }
+        let result = self.with(work);
+        match fault {
+            Fault::CrashAfter(at) if at == call => self.die().await,
+            Fault::Lost(at) if at == call && is_effect => Err(HostError::OutcomeUnknown("test".to_owned())),
+            Fault::Lost(at) if at == call => Err(HostError::Unavailable("test".to_owned())),
+            _ => result,
+        }
+    }
+
+    async fn die<T>(&self) -> T {
+        self.crashed.notify_one();
+        futures::future::pending().await
+    }
+}
+
+impl Inner {
+    fn random(&mut self, below: u64) -> u64 {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) % below
+    }
+
+    fn command(&mut self, command: Command) -> Result<(Reply, Arc<Catalog>), HostError> {
+        let reply = self.catalog.apply(&command).map_err(HostError::Command)?;
+        assert_eq!(self.catalog.check(), [], "after {command:?}");
+        self.reconcile();
+        Ok((reply, Arc::new(self.catalog.clone())))
+    }
+
+    /// Start and remove replicas as the catalog says.
+    fn reconcile(&mut self) {
+        for shard in self.catalog.shards.values() {
+            if shard.state == ShardState::Removed {
+                self.shards.remove(&shard.id);
+            } else if !self.shards.contains_key(&shard.id) {
+                let dir = self.dir.path().join(shard.id.to_string());
+                self.shards.insert(shard.id, Store::open(&dir, StoreConfig::new(PARTITIONS)).unwrap());
+            }
+        }
+    }
+
+    pub fn apply(&mut self, shard: ShardId, action: Action) -> Result<Outcome, HostError> {
+        self.now += 1;
+        self.index += 1;
+        let (now_ms, index) = (self.now, self.index);
+        let generation = self.catalog.generation;
+        let Some((store, _)) = self.shards.get_mut(&shard) else {
+            return Err(HostError::Unavailable(format!("{shard} has no replica")));
+        };
+        let proposal = Proposal { id: uuid::Uuid::from_u128(index.into()), generation, now_ms, seed: index, action };
+        let outcomes = store.apply(&[&proposal.encode()], &index.to_le_bytes()).unwrap();
+        Ok(Outcome::decode(&outcomes[0]).unwrap())
+    }
+
+    fn move_read(&mut self, shard: ShardId, request: &MoveRead) -> Result<MoveChunk, HostError> {
+        let Some((_, readers)) = self.shards.get(&shard) else {
+            return Err(HostError::Unavailable(format!("{shard} has no replica")));
+        };
+        readers.move_read(request).map_err(|error| match error {
+            EngineError::Refused(refusal) => HostError::Refused(refusal),
+            error => HostError::Engine(error),
+        })
+    }
+
+    /// Rows of a read, or the refusal.
+    pub fn read(
+        &self,
+        shard: ShardId,
+        sql: &str,
+        filtered: Option<&str>,
+        params: Vec<Value>,
+        check: OwnershipCheck,
+    ) -> Result<Vec<Vec<Value>>, EngineError> {
+        let request = ReadRequest {
+            sql: sql.to_owned(),
+            sql_filtered: filtered.map(str::to_owned),
+            params,
+            check,
+            now_ms: self.now,
+            seed: 1,
+            limits: ReadLimits::default(),
+        };
+        let mut rows = Vec::new();
+        self.shards[&shard].1.read(&request, &mut |chunk| {
+            rows.extend(chunk.rows);
+            ControlFlow::Continue(())
+        })?;
+        Ok(rows)
+    }
+
+    /// Between any two calls of the control loop, clients and the network go on.
+    fn tick(&mut self) {
+        self.calls += 1;
+        if self.redeliver && !self.sent.is_empty() {
+            let old = self.random(self.sent.len() as u64) as usize;
+            let (shard, action) = self.sent[old].clone();
+            let _ = self.apply(shard, action);
+        }
+        for _ in 0..self.clients {
+            match self.random(20) {
+                0..=9 => self.put_user(),
+                10..=12 => self.delete_user(),
+                13..=17 => self.get_user(),
+                18 => self.count_users(),
+                _ => self.put_city(),
+            }
+        }
+    }
+
+    fn owner(&self, key: i64) -> (PartitionId, ShardId) {
+        let partition = partition_of(&Value::Integer(key), KeyType::Integer, PARTITIONS).unwrap();
+        (partition, self.catalog.owner(partition).unwrap())
+    }
+
+    pub fn put_user(&mut self) {
+        let (key, value) = (self.random(300) as i64, format!("{:x}", self.random(u64::from(u32::MAX))));
+        let sql = "INSERT INTO users(id, v) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET v = excluded.v";
+        if self.write_user(key, Statement::new(sql, [Value::Integer(key), Value::Text(value.clone())])) {
+            self.users.insert(key, value);
+        }
+    }
+
+    fn delete_user(&mut self) {
+        let key = self.random(300) as i64;
+        if self.write_user(key, Statement::new("DELETE FROM users WHERE id = ?1", [Value::Integer(key)])) {
+            self.users.remove(&key);
+        }
+    }
+
+    fn write_user(&mut self, key: i64, statement: Statement) -> bool {
+        let (partition, shard) = self.owner(key);
+        let write = Action::Write { idempotency: None, units: vec![partition], statements: vec![statement] };
+        match self.apply(shard, write) {
+            Ok(Outcome::Done { .. }) => {
+                self.acknowledged += 1;
+                true
+            }
+            Ok(Outcome::Refused(refusal)) if refusal.is_retryable() => {
+                self.refused += 1;
+                false
+            }
+            other => panic!("write of {key} on {shard}: {other:?}"),
+        }
+    }
+
+    fn get_user(&mut self) {
+        let key = self.random(300) as i64;
+        let (partition, shard) = self.owner(key);
+        let check = OwnershipCheck::Keyed(vec![partition]);
+        match self.read(shard, "SELECT v FROM users WHERE id = ?1", None, vec![Value::Integer(key)], check) {
+            Ok(rows) => {
+                let expected: Vec<_> = self.users.get(&key).map(|v| vec![Value::Text(v.clone())]).into_iter().collect();
+                assert_eq!(rows, expected, "user {key} on {shard}, call {}", self.calls);
+                self.answered += 1;
+            }
+            Err(EngineError::Refused(refusal)) if refusal.is_retryable() => {}
+            Err(error) => panic!("read of {key} on {shard}: {error}"),
+        }
+    }
+
+    /// A scatter read: it counts every row once, or is refused.
+    fn count_users(&mut self) {
+        let mut count = 0;
+        for shard in self.catalog.active_shards() {
+            let check = OwnershipCheck::Scatter { ownership: shard.ownership };
+            let filtered = "SELECT count(*) FROM users WHERE pleat_owned(id)";
+            match self.read(shard.id, "SELECT count(*) FROM users", Some(filtered), Vec::new(), check) {
+                Ok(rows) => match rows[0][0] {
+                    Value::Integer(rows) => count += rows,
+                    ref other => panic!("{other:?}"),
+                },
+                Err(EngineError::Refused(refusal)) if refusal.is_retryable() => return,
+                Err(error) => panic!("count on {}: {error}", shard.id),
+            }
+        }
+        assert_eq!(count, self.users.len() as i64, "call {}", self.calls);
+        self.answered += 1;
+    }
+
+    /// Two users of one shard with the same value.
+    pub fn duplicate_on(&mut self, shard: ShardId) {
+        let keys: Vec<i64> = (1000..).filter(|key| self.owner(*key).1 == shard).take(2).collect();
+        for key in keys {
+            let values = [Value::Integer(key), Value::Text("twice".to_owned())];
+            let sql = "INSERT INTO users(id, v) VALUES (?1, ?2)";
+            assert!(self.write_user(key, Statement::new(sql, values)));
+            self.users.insert(key, "twice".to_owned());
+        }
+    }
+
+    /// A write to a reference table, spread as `host` does it.
+    pub fn put_city(&mut self) {
+        let (key, value) = (self.random(40) as i64, format!("{:x}", self.random(u64::from(u32::MAX))));
+        let anchor = self.catalog.anchor().unwrap();
+        let sql = "INSERT OR REPLACE INTO cities(id, name) VALUES (?1, ?2)";
+        let statements = vec![Statement::new(sql, [Value::Integer(key), Value::Text(value.clone())])];
+        let written = self.apply(anchor, Action::ReferenceWrite { idempotency: None, statements }).unwrap();
+        assert!(matches!(written, Outcome::Reference { .. }), "{written:?}");
+        self.cities.insert(key, value);
+        let others: Vec<_> =
+            self.catalog.active_shards().map(|shard| shard.id).filter(|shard| *shard != anchor).collect();
+        for shard in others {
+            self.spread_to(anchor, shard);
+        }
+    }
+
+    fn spread_to(&mut self, anchor: ShardId, shard: ShardId) {
+        let request = MoveRead::ReferenceLog { after: 0, limit: 100_000 };
+        let Ok(MoveChunk::ReferenceLog { entries: log, .. }) = self.move_read(anchor, &request) else { panic!() };
+        let mut next = log.last().map_or(0, |entry| entry.seq);
+        while let Some(entry) = log.iter().find(|entry| entry.seq == next) {
+            match self.apply(shard, Action::ReferenceApply(entry.clone())).unwrap() {
+                Outcome::Reference { .. } => next += 1,
+                Outcome::Refused(Refusal::Gap { expected, .. }) => next = expected,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// What must hold when no operation is open any more.
+    pub fn check_quiet(&self) {
+        assert_eq!(self.catalog.check(), []);
+        assert_eq!(self.catalog.open_operations().count(), 0);
+        let mut users = BTreeMap::new();
+        for shard in self.catalog.shards.values() {
+            if shard.state == ShardState::Removed {
+                assert!(!self.shards.contains_key(&shard.id));
+                continue;
+            }
+            assert_eq!(shard.state, ShardState::Active, "{}", shard.id);
+            let stats = self.shards[&shard.id].1.stats().unwrap();
+            assert!(!stats.foreign_rows, "{} holds foreign rows", shard.id);
+            assert_eq!(stats.ownership, shard.ownership, "{}", shard.id);
+            let rows = self.read(shard.id, "SELECT id, v FROM users", None, Vec::new(), OwnershipCheck::None).unwrap();
+            for row in rows {
+                let [Value::Integer(id), Value::Text(v)] = &row[..] else { panic!("{row:?}") };
+                assert_eq!(self.owner(*id).1, shard.id, "user {id} is left on {}", shard.id);
+                assert_eq!(users.insert(*id, v.clone()), None, "user {id} is there twice");
+            }
+            let rows =
+                self.read(shard.id, "SELECT id, name FROM cities ORDER BY id", None, Vec::new(), OwnershipCheck::None);
+            let cities: Vec<_> =
+                self.cities.iter().map(|(id, name)| vec![Value::Integer(*id), Value::Text(name.clone())]).collect();
+            assert_eq!(rows.unwrap(), cities, "cities on {}", shard.id);
+            // Nothing is fenced or captured any more: every unit takes writes.
+            let units = self.catalog.units_of(shard.id);
+            let check = OwnershipCheck::Keyed(units);
+            self.read(shard.id, "SELECT 1", None, Vec::new(), check).unwrap();
+        }
+        assert_eq!(users, self.users);
+    }
+
+    /// How an attempt at a move stands on a shard.
+    pub fn phase(&mut self, shard: ShardId, operation: OperationId, attempt: u64) -> Option<MovePhase> {
+        match self.move_read(shard, &MoveRead::State { operation: (operation.0 << 8) + attempt }) {
+            Ok(MoveChunk::State(state)) => state.map(|state| state.phase),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[async_trait]
+impl Cluster for World {
+    fn now_ms(&self) -> Millis {
+        self.with(|inner| inner.now)
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        self.with(|inner| inner.leads.then_some(inner.term))
+    }
+
+    fn catalog(&self) -> Arc<Catalog> {
+        self.publish.borrow().clone()
+    }
+
+    fn watch_catalog(&self) -> watch::Receiver<Arc<Catalog>> {
+        self.publish.subscribe()
+    }
+
+    async fn command(&self, command: Command, _: Duration) -> Result<Reply, HostError> {
+        self.call(true, |inner| {
+            let (reply, catalog) = inner.command(command)?;
+            self.publish.send_replace(catalog);
+            Ok(reply)
+        })
+        .await
+    }
+
+    async fn write(&self, shard: ShardId, action: Action, _: Duration) -> Result<Outcome, HostError> {
+        self.call(true, |inner| {
+            if matches!(action, Action::Move(_) | Action::ReferenceApply(_) | Action::Own { .. }) {
+                inner.sent.push((shard, action.clone()));
+            }
+            inner.apply(shard, action)
+        })
+        .await
+    }
+
+    async fn move_read(&self, shard: ShardId, request: MoveRead, _: Duration) -> Result<MoveChunk, HostError> {
+        self.call(false, |inner| inner.move_read(shard, &request)).await
+    }
+
+    async fn probe(&self, shard: ShardId, _: Duration) -> Result<(), String> {
+        match self.with(|inner| inner.shards.contains_key(&shard)) {
+            true => Ok(()),
+            false => Err("it has no replica".to_owned()),
+        }
+    }
+
+    async fn observe(&self, node: NodeId, _: Duration) -> Result<NodeObservation, HostError> {
+        self.call(false, |inner| {
+            let shards = inner.shards.iter().map(|(shard, (_, readers))| {
+                let stats = readers.stats().unwrap();
+                ShardObservation {
+                    shard: *shard,
+                    total_rows: stats.rows,
+                    rows_per_table: stats.tables,
+                    database_bytes: stats.file_bytes,
+                    connections: 0,
+                    queries_per_second: 0.0,
+                    transactions_per_second: 0.0,
+                    latency_ms: Default::default(),
+                    errors: 0,
+                    applied_index: inner.index,
+                    ownership: stats.ownership,
+                    holds_foreign_rows: stats.foreign_rows,
+                    partition_load: BTreeMap::new(),
+                }
+            });
+            Ok(NodeObservation { node, at: inner.now, resources: Resources::default(), shards: shards.collect() })
+        })
+        .await
+    }
+
+    async fn partition_weights(
+        &self,
+        shard: ShardId,
+        _: Duration,
+    ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError> {
+        self.call(false, |inner| {
+            let weights = inner.shards[&shard].1.partition_weights().unwrap();
+            Ok(weights.into_iter().map(|(unit, (rows, bytes))| (unit, PartitionWeight { rows, bytes })).collect())
+        })
+        .await
+    }
+}

@@ -1,0 +1,227 @@
+//! One operation in the hands of one leader: its journal, its epochs, and the limits of its effects.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phase, ShardId};
+use pleat_engine::{Action, MoveAction, MoveChunk, MoveRead, MoveState, MoveStep, Outcome};
+use pleat_host::HostError;
+use pleat_provision::Provisioner;
+use tokio::time::Instant;
+
+use crate::stop::{Stop, took_effect, unexpected};
+use crate::{Cluster, Settings};
+
+/// How long one command to the catalog may take.
+pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(5);
+/// How long one effect on a shard may take, a change of its leader included.
+pub(crate) const EFFECT_LIMIT: Duration = Duration::from_secs(15);
+/// A running step tells how far it is no more often than this: each time is an entry of the control log.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// Before the commit, an operation that has journaled this many steps is given up. The catalog's own limit is
+/// higher, so what follows the commit still has room.
+const STEPS_BEFORE_COMMIT_MAX: usize = Catalog::STEPS_MAX - 32;
+
+/// Hands out the epochs of the steps that a leader sends to shards.
+///
+/// An epoch is the leader's term in the upper half and a counter in the lower: not only is every step of an
+/// older leader older, *every step is newer than the one before it*. A shard remembers the newest epoch of a
+/// move and refuses older ones, so a message that was lost, sent again, and turns up after all when later
+/// steps are through is refused instead of applied out of turn: a late `Unfence` can't open a gate that was
+/// closed again, and a late chunk of the copy can't overwrite rows that were changed since.
+#[derive(Debug)]
+pub(crate) struct Epochs {
+    term: u64,
+    count: AtomicU64,
+}
+
+impl Epochs {
+    pub fn new(term: u64) -> Self {
+        Self { term, count: AtomicU64::new(0) }
+    }
+
+    /// The leader's term: the epoch of commands to the catalog.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    fn next(&self) -> u64 {
+        (self.term << 32) + self.count.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// The number by which shards know one attempt at a move. A shard that was told that an attempt has ended never
+/// takes part in it again, so each attempt has a number of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MoveNumber(pub u64);
+
+impl MoveNumber {
+    pub fn new(operation: OperationId, attempt: usize) -> Self {
+        MoveNumber((operation.0 << 8) + attempt as u64)
+    }
+}
+
+/// What a leader works with.
+#[derive(Clone)]
+pub(crate) struct Tools {
+    pub cluster: Arc<dyn Cluster>,
+    pub provisioner: Arc<dyn Provisioner>,
+    pub settings: Settings,
+    pub epochs: Arc<Epochs>,
+}
+
+/// One operation and what its leader works with.
+pub(crate) struct Work {
+    pub tools: Tools,
+    pub id: OperationId,
+    said: Mutex<Option<Instant>>,
+}
+
+impl Work {
+    pub fn new(tools: Tools, id: OperationId) -> Self {
+        Self { tools, id, said: Mutex::new(None) }
+    }
+
+    pub fn cluster(&self) -> &dyn Cluster {
+        &*self.tools.cluster
+    }
+
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.cluster().catalog()
+    }
+
+    /// The operation as it stands, if it is still this leader's to carry out.
+    pub fn operation(&self) -> Result<Operation, Stop> {
+        let catalog = self.catalog();
+        let (id, term) = (self.id, self.tools.epochs.term());
+        match catalog.operations.get(&id) {
+            Some(operation) if operation.phase.is_final() => Err(Stop::Superseded(format!("{id} has ended"))),
+            Some(operation) if operation.epoch > term => {
+                Err(Stop::Superseded(format!("the leader of term {} works on {id}", operation.epoch)))
+            }
+            Some(operation) => Ok(operation.clone()),
+            None => Err(Stop::Superseded(format!("{id} is not in the journal any more"))),
+        }
+    }
+
+    /// An open operation that an earlier leader worked on: end the step that it left open, and take over. From
+    /// here on the catalog refuses the earlier leader, so what this leader then reads there is final.
+    pub async fn take_over(&self) -> Result<(), Stop> {
+        let operation = self.operation()?;
+        let term = self.tools.epochs.term();
+        if operation.epoch == 0 || operation.epoch == term {
+            return Ok(());
+        }
+        self.break_off("its leader was lost").await?;
+        let detail = format!("from the leader of term {} by that of term {term}", operation.epoch);
+        self.note("take over", true, &detail).await
+    }
+
+    /// End the step that is open, if one is, with the reason why it was not finished.
+    pub async fn break_off(&self, why: &str) -> Result<(), Stop> {
+        let Some(step) = self.operation()?.steps.last().filter(|step| step.ended.is_none()).cloned() else {
+            return Ok(());
+        };
+        let so_far = if step.detail.is_empty() { String::new() } else { format!("{}; ", step.detail) };
+        self.note(&step.name, true, &format!("{so_far}broken off: {why}")).await
+    }
+
+    /// Journal that a step is about to act. Between steps, and before the commit, is where cancelling works.
+    pub async fn begin(&self, step: &str) -> Result<(), Stop> {
+        let operation = self.operation()?;
+        if !operation.committed {
+            if operation.cancel_requested {
+                return Err(Stop::Cancelled);
+            }
+            if operation.steps.len() >= STEPS_BEFORE_COMMIT_MAX {
+                return Err(Stop::Impossible(format!("it has taken {} steps and is given up", operation.steps.len())));
+            }
+        }
+        *self.said.lock() = Some(Instant::now());
+        self.note(step, false, "").await
+    }
+
+    /// Journal how far a step is, now and then.
+    pub async fn progress(&self, step: &str, detail: impl FnOnce() -> String) -> Result<(), Stop> {
+        let due = {
+            let mut said = self.said.lock();
+            let due = said.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY);
+            if due {
+                *said = Some(Instant::now());
+            }
+            due
+        };
+        if !due {
+            return Ok(());
+        }
+        self.note(step, false, &detail()).await?;
+        match self.operation()? {
+            operation if operation.cancel_requested && !operation.committed => Err(Stop::Cancelled),
+            _ => Ok(()),
+        }
+    }
+
+    /// Journal that a step has acted.
+    pub async fn end(&self, step: &str, detail: &str) -> Result<(), Stop> {
+        self.note(step, true, detail).await
+    }
+
+    /// Journal, whatever was asked meanwhile.
+    pub async fn note(&self, step: &str, ended: bool, detail: &str) -> Result<(), Stop> {
+        let (step, detail) = (step.to_owned(), detail.to_owned());
+        let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
+        let command = Command::JournalStep { operation, step, ended, detail, epoch, at };
+        match self.cluster().command(command, COMMAND_LIMIT).await {
+            Ok(_) => Ok(()),
+            Err(HostError::Command(error @ CommandError::Invalid { .. })) => {
+                // Refused: another leader's, or (which must not stop what is committed) the journal is full.
+                let operation = self.operation()?;
+                if operation.committed && operation.steps.len() >= Catalog::STEPS_MAX {
+                    return Ok(());
+                }
+                Err(Stop::Impossible(error.to_string()))
+            }
+            Err(error) => Err(Stop::from(error).context("write the journal")),
+        }
+    }
+
+    /// Another command of this operation.
+    pub async fn command(&self, command: Command) -> Result<(), Stop> {
+        match self.cluster().command(command, COMMAND_LIMIT).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.operation()?; // a refusal may mean that the operation is not ours any more
+                Err(error.into())
+            }
+        }
+    }
+
+    /// End the operation.
+    pub async fn finish(&self, phase: Phase, message: &str) -> Result<(), Stop> {
+        let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
+        let message = message.to_owned();
+        tracing::info!(%operation, ?phase, message, "operation ended");
+        self.command(Command::FinishOperation { operation, phase, message, epoch, at }).await
+    }
+
+    /// An effect on a shard.
+    pub async fn write(&self, shard: ShardId, action: Action) -> Result<Outcome, Stop> {
+        took_effect(self.cluster().write(shard, action, EFFECT_LIMIT).await?)
+    }
+
+    /// A step of a move on a shard: how the move stands there now.
+    pub async fn step(&self, attempt: MoveNumber, shard: ShardId, action: MoveAction) -> Result<MoveState, Stop> {
+        let step = MoveStep { operation: attempt.0, epoch: self.tools.epochs.next(), action };
+        match self.write(shard, Action::Move(step)).await? {
+            Outcome::Moved(state) => Ok(state),
+            _ => Err(unexpected("a step of a move")),
+        }
+    }
+
+    /// A question of the mover to a shard.
+    pub async fn ask(&self, shard: ShardId, request: MoveRead) -> Result<MoveChunk, Stop> {
+        Ok(self.cluster().move_read(shard, request, EFFECT_LIMIT).await?)
+    }
+}

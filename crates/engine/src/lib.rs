@@ -1,0 +1,55 @@
+//! How a shard is spoken to, and the embedded kind of shard: SQLite, replicated as a log of deterministic
+//! transactions.
+//!
+//! # The problem
+//!
+//! Every replica of an embedded shard applies the same log to a database of its own. Nothing compares the
+//! results afterwards, so the same entry must do the same thing everywhere: on a replica that was restarted,
+//! that began from another's snapshot, that applied the log in other batches, or whose clock is wrong.
+//!
+//! # The mechanism
+//!
+//! [`Store`] is one replica: it owns the only connection that writes, and [`Store::apply`] runs a batch of
+//! [`Proposal`]s in one SQLite transaction, each in a savepoint of its own, with the position in the log
+//! stored in the same transaction. What could differ between replicas is taken from the proposal (`now`,
+//! `random()`), pinned (local time is UTC, query plans don't look at parameters), reset (`changes()`,
+//! `last_insert_rowid()`) or refused (writing PRAGMAs, ATTACH, statistics of pages).
+//!
+//! [`Readers`] serves everything that doesn't write, on read-only connections to the same file, so reading
+//! never holds the writer up: queries, the sources of a move, and measurements.
+//!
+//! Both hold the shard to what it owns. Each write and read names the units that it was routed by; the shard's
+//! own table of what it owns *at that position in the log* decides, whatever the router believed.
+//!
+//! # What is not here
+//!
+//! No sockets, no async, no Raft, no clock that a result depends on (only time limits of reads look at one).
+
+mod digest;
+mod engine;
+mod error;
+pub mod limits;
+mod moves;
+mod proposal;
+mod request;
+mod sqlite;
+mod sqlstate;
+mod units;
+
+pub use digest::{ContentDigest, TableDigest};
+pub use engine::{Engine, EngineKind};
+pub use error::EngineError;
+pub use moves::{
+    Changes, Cursor, IdempotencyRow, MoveAction, MoveChunk, MovePhase, MoveRead, MoveState, MoveStep, Position,
+    TableChanges,
+};
+pub use proposal::{
+    Action, Idempotency, Outcome, Proposal, ProposalError, ReferenceEntry, Refusal, RejectedRow, SchemaChange,
+    SqlFailure, Statement, StatementResult,
+};
+pub use request::{Chunk, ColumnInfo, OwnershipCheck, ReadLimits, ReadRequest, ShardStats};
+pub use sqlite::finisher::{Finisher, FinisherLimits};
+pub use sqlite::readers::Readers;
+pub use sqlite::scratch::{Scratch, validate_ddl};
+pub use sqlite::store::{Store, StoreConfig};
+pub use units::UnitSet;

@@ -1,0 +1,205 @@
+//! A move, as the shards take part in it: the words between the mover and the two shards.
+//!
+//! The mover drives; shards do only what a logged [`MoveStep`] says, and answer [`MoveRead`]s.
+//!
+//! ```text
+//! source: Claim -> CaptureStart -> (copy, deltas, verify) -> Fence -> (last delta) -> Release -> CleanUp… -> CleanUpDone
+//!                                                        Unfence <-'
+//! target: Claim -> ImportStart -> Import… -> Activate
+//! abort:  source Abort;  target ImportAbort -> CleanUp… -> CleanUpDone
+//! ```
+//!
+//! Between `CaptureStart` and `Release` the source writes down the primary key of each row of the moving
+//! partitions that changes, in the transaction that changes it. A delta is those rows *read again*, so that
+//! applying deltas twice, or out of step with the copy, always ends at the source's present content once
+//! nothing new is captured. The position up to which the target has them is stored at the target, in the
+//! transaction that applies them.
+//!
+//! Each step carries the epoch of the leader that sends it; a shard that has seen a newer one refuses.
+
+use std::collections::BTreeMap;
+
+use pleat_cluster::{Generation, PartitionId, Value};
+use serde::{Deserialize, Serialize};
+
+use crate::{ContentDigest, ReferenceEntry};
+
+/// A step of a move, as it stands in a shard's log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoveStep {
+    /// The operation that moves.
+    pub operation: u64,
+    /// The control leader's term.
+    pub epoch: u64,
+    pub action: MoveAction,
+}
+
+/// What a step does. Repeating one that has taken effect succeeds and does nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum MoveAction {
+    /// Make this epoch the newest, so that older leaders' steps are refused from here on.
+    Claim,
+    /// Source: write down the changes to these units from here on.
+    CaptureStart { partitions: Vec<PartitionId> },
+    /// Source: refuse reads and writes of the moving units from here on.
+    Fence,
+    /// Source: open the gates again; capturing goes on.
+    Unfence,
+    /// Source: the units belong to another shard now. The rows become leftovers.
+    Release { ownership: Generation },
+    /// Source before `Release`: forget the move, open the gates, capture no more.
+    Abort,
+    /// Target: rows of these units will arrive.
+    ImportStart { partitions: Vec<PartitionId> },
+    /// Target: rows and deletions, and how far they bring it.
+    Import {
+        changes: Vec<TableChanges>,
+        idempotency: Vec<IdempotencyRow>,
+        /// Stored when given: the deltas up to here are in.
+        position: Option<Position>,
+        /// Stored when given: the copy up to here is in.
+        cursor: Option<Cursor>,
+    },
+    /// Target: the copies of the reference tables are as of this number of the reference log.
+    ReferenceLoaded { seq: u64 },
+    /// Target: the units belong to this shard from here on.
+    Activate { ownership: Generation },
+    /// Target before `Activate`: what was imported will be cleaned up.
+    ImportAbort,
+    /// Delete these rows (by primary key) where they belong to the move's units and not to this shard.
+    CleanUp { table: String, keys: Vec<Vec<Value>> },
+    /// Nothing of the units is left: the shard holds no foreign rows of this move any more.
+    CleanUpDone,
+}
+
+/// Rows of one table on their way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TableChanges {
+    pub table: String,
+    /// The columns of `rows`: all but generated ones. A leading `rowid` where the rowid is the row's identity.
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<Value>>,
+    /// Primary keys of rows that are not there any more.
+    pub deletes: Vec<Vec<Value>>,
+    /// The AUTOINCREMENT counter, where the table has one that goes along.
+    pub sequence: Option<i64>,
+}
+
+/// A remembered write on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyRow {
+    pub key: String,
+    pub units: Vec<PartitionId>,
+    pub fingerprint: u64,
+    pub expires_ms: u64,
+    pub outcome: Vec<u8>,
+}
+
+/// How far deltas have been taken: the last captured change of each table, and the last idempotency key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    pub capture: BTreeMap<String, i64>,
+    pub idempotency: i64,
+}
+
+/// How far the copy has come: this table, after this primary key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cursor {
+    pub table: String,
+    pub after: Vec<Value>,
+}
+
+/// Where a move stands on a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MovePhase {
+    /// Known by its epoch only.
+    Claimed,
+    /// Source: changes are captured.
+    Capturing,
+    /// Source: captured, and the gates are closed.
+    Fenced,
+    /// Source after the hand-over: leftovers are being deleted.
+    Leftovers,
+    /// Target: rows arrive.
+    Importing,
+    /// Target after an abort: what arrived is being deleted.
+    Discarding,
+    /// Nothing to do any more on this shard.
+    Ended,
+}
+
+/// A move as one shard knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoveState {
+    pub operation: u64,
+    /// The newest seen.
+    pub epoch: u64,
+    pub phase: MovePhase,
+    pub partitions: Vec<PartitionId>,
+    /// Target: stored with the imported rows.
+    pub position: Position,
+    pub cursor: Option<Cursor>,
+}
+
+/// A question of the mover. Asked of the leader, after a read barrier.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum MoveRead {
+    /// -> [`MoveChunk::State`].
+    State { operation: u64 },
+    /// Source: a snapshot to copy from, taken after `CaptureStart`. -> [`MoveChunk::Opened`].
+    CopyOpen { operation: u64 },
+    /// The reference tables and the number of the reference log that they stand at. -> [`MoveChunk::Opened`].
+    ReferenceOpen,
+    /// The next rows of `table` in the snapshot. -> [`MoveChunk::Rows`].
+    CopyNext { snapshot: u64, table: String, after: Option<Vec<Value>>, rows_max: usize, bytes_max: usize },
+    /// Close a snapshot. -> [`MoveChunk::Closed`], also when it was gone.
+    Close { snapshot: u64 },
+    /// Source: the rows that changed after `after`, as they are now. -> [`MoveChunk::Delta`].
+    Delta { operation: u64, after: Position, rows_max: usize, bytes_max: usize },
+    /// Source: in one snapshot, all changes after `after` and the digests. -> [`MoveChunk::Verified`], or
+    /// [`DeltaTooLarge`](crate::EngineError::DeltaTooLarge).
+    Verify { operation: u64, after: Position },
+    /// The digests of the moving units here, source or target. -> [`MoveChunk::Digest`].
+    Digest { operation: u64 },
+    /// The digests of the reference tables here. -> [`MoveChunk::Digest`].
+    ReferenceDigest,
+    /// Keys of rows to clean up. -> [`MoveChunk::Keys`].
+    CleanUpNext { operation: u64, table: String, after: Option<Vec<Value>>, limit: usize },
+    /// Entries of the reference log after a number. -> [`MoveChunk::ReferenceLog`].
+    ReferenceLog { after: u64, limit: usize },
+}
+
+/// The answer to a [`MoveRead`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum MoveChunk {
+    State(Option<MoveState>),
+    /// `tables` are those to copy, in order. `reference_seq` is the last reference write in the snapshot.
+    Opened { snapshot: u64, tables: Vec<String>, reference_seq: u64 },
+    /// `next` is what to pass as `after`; `None` when the table is done.
+    Rows { changes: TableChanges, next: Option<Vec<Value>> },
+    Delta(Changes),
+    Verified { remaining: Changes, digest: ContentDigest },
+    Digest(ContentDigest),
+    Keys { keys: Vec<Vec<Value>>, next: Option<Vec<Value>> },
+    ReferenceLog { entries: Vec<ReferenceEntry>, last: u64 },
+    Closed,
+}
+
+/// A delta.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Changes {
+    pub tables: Vec<TableChanges>,
+    pub idempotency: Vec<IdempotencyRow>,
+    /// To be stored with them.
+    pub position: Position,
+    /// Whether more was captured than fitted in.
+    pub more: bool,
+}
+
+impl Changes {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.idempotency.is_empty()
+            && self.tables.iter().all(|table| table.rows.is_empty() && table.deletes.is_empty())
+    }
+}

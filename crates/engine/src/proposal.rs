@@ -1,0 +1,288 @@
+//! What is written to a shard's log, and what applying it gives.
+//!
+//! A [`Proposal`] carries everything that its effect depends on; a replica adds nothing of its own. Its
+//! [`Outcome`] is computed by every replica alike, and the leader's is the client's answer.
+
+use pleat_cluster::{Generation, Millis, PartitionId, Table, Value};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{ContentDigest, MoveState, MoveStep};
+
+/// The first byte of an encoded proposal or outcome. A replica that meets another one stops instead of guessing.
+const FORMAT: u8 = 1;
+
+/// One entry of a shard's log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// For people and logs; the log's order alone decides.
+    pub id: Uuid,
+    /// The generation of the catalog that the proposer routed by.
+    pub generation: Generation,
+    /// What `now` is while this is applied.
+    pub now_ms: Millis,
+    /// What `random()` draws from while this is applied.
+    pub seed: u64,
+    pub action: Action,
+}
+
+/// What a proposal does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Action {
+    /// A user's write to sharded or single tables: all statements or none.
+    Write {
+        idempotency: Option<Idempotency>,
+        /// Every unit that the statements may write, as they were routed.
+        units: Vec<PartitionId>,
+        statements: Vec<Statement>,
+    },
+    /// Many rows for one table. A row that can't be inserted is named in the outcome; the others are kept.
+    Bulk {
+        idempotency: Option<Idempotency>,
+        units: Vec<PartitionId>,
+        table: String,
+        columns: Vec<String>,
+        rows: Vec<Vec<Value>>,
+    },
+    /// First ownership, of a founding shard. Does nothing when the shard knows this or a newer ownership.
+    Own { units: Vec<PartitionId>, ownership: Generation },
+    /// A schema change. Does nothing when `operation` was applied before.
+    Ddl {
+        operation: u64,
+        statements: Vec<String>,
+        change: SchemaChange,
+        /// A single table's unit, on the shard that is to own it, with the shard's new ownership.
+        single: Option<(PartitionId, Generation)>,
+    },
+    /// A write to reference tables, on the anchor. It is applied and also appended to the shard's reference log.
+    ReferenceWrite { idempotency: Option<Idempotency>, statements: Vec<Statement> },
+    /// A write to reference tables, on every other shard, in the order of its numbers: an old number succeeds
+    /// and does nothing, a number that leaves a gap is refused.
+    ReferenceApply(ReferenceEntry),
+    /// Forget the reference log up to and with this number: every shard has it.
+    ReferencePrune { upto: u64 },
+    Move(MoveStep),
+    /// Gives the content's digest at this position of the log.
+    Digest,
+}
+
+/// One SQL statement with the values of its parameters.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Statement {
+    pub sql: String,
+    /// By position: `?1` is the first. A named parameter has the number of its first appearance.
+    pub params: Vec<Value>,
+}
+
+impl Statement {
+    /// A statement and its parameters.
+    pub fn new(sql: impl Into<String>, params: impl Into<Vec<Value>>) -> Self {
+        Self { sql: sql.into(), params: params.into() }
+    }
+}
+
+/// A client's name for a write, by which a repetition is recognised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    pub key: String,
+    /// A hash of the request: the same key with another request is refused.
+    pub fingerprint: u64,
+    pub ttl_ms: u64,
+}
+
+/// What a schema change leaves: enough to maintain Pleat's own triggers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SchemaChange {
+    /// The table as it is after the change, be it new or altered.
+    Put(Table),
+    Drop { table: String },
+}
+
+/// One write to reference tables, as it stands in the reference log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReferenceEntry {
+    /// From 1, without gaps.
+    pub seq: u64,
+    /// The anchor's, so that every copy gets the same values.
+    pub now_ms: Millis,
+    pub seed: u64,
+    pub statements: Vec<Statement>,
+}
+
+/// What one statement of a write gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatementResult {
+    /// Empty when the statement returns no rows.
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<Value>>,
+    pub rows_affected: u64,
+    pub last_insert_rowid: Option<i64>,
+}
+
+/// A row that a bulk write did not insert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedRow {
+    /// Its place among the rows that were given.
+    pub index: u32,
+    /// The SQLSTATE.
+    pub code: String,
+    pub reason: String,
+}
+
+/// What applying a proposal gave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// All statements took effect.
+    Done {
+        results: Vec<StatementResult>,
+    },
+    /// A repetition of a write that took effect before: its results then. Results too large to keep have their
+    /// rows left out (`rows_kept`).
+    Replayed {
+        results: Vec<StatementResult>,
+        rows_kept: bool,
+    },
+    Bulk {
+        inserted: u64,
+        rejected: Vec<RejectedRow>,
+        replayed: bool,
+    },
+    /// A write to reference tables took effect here, as number `seq`. Also given for a repetition.
+    Reference {
+        seq: u64,
+        results: Vec<StatementResult>,
+        replayed: bool,
+    },
+    /// A step of a move took effect: how the move stands here now.
+    Moved(MoveState),
+    Digest(ContentDigest),
+    /// Nothing changed: the shard is not the one for this, or not now.
+    Refused(Refusal),
+    /// Nothing changed: the statements themselves failed.
+    Failed(SqlFailure),
+}
+
+/// Why a shard did not do what it was asked. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The shard does not own the unit. `ownership` is what it knows: a router that knows less must refresh.
+    #[error("this shard does not own partition {unit} (its ownership is of generation {ownership})")]
+    NotOwned { unit: PartitionId, ownership: Generation },
+    /// The scatter read was routed by another generation than the shard's.
+    #[error("this shard's ownership is of generation {ownership}, the statement was routed by {routed}")]
+    Generation { ownership: Generation, routed: Generation },
+    /// The unit is being handed over.
+    #[error("partition {unit} is being handed to another shard")]
+    Fenced { unit: PartitionId },
+    /// A row belongs to a partition that the statement was not routed by.
+    #[error("a row of partition {unit} was written by a statement that was routed without it")]
+    NotRouted { unit: PartitionId },
+    #[error("the idempotency key '{key}' was used for another request")]
+    KeyConflict { key: String },
+    #[error("the idempotency key is longer than {limit_bytes} bytes or empty")]
+    KeyInvalid { limit_bytes: u32 },
+    /// An older leader's message about a move.
+    #[error("epoch {given} of this move is over; the newest seen is {seen}")]
+    StaleEpoch { given: u64, seen: u64 },
+    /// Reference writes come in order.
+    #[error("the next reference write here is number {expected}, not {given}")]
+    Gap { expected: u64, given: u64 },
+    /// A schema change has to wait for a move.
+    #[error("partitions of this shard are being moved; the schema can be changed when that has ended")]
+    Moving,
+    /// The step doesn't fit how the move stands here.
+    #[error("{reason}")]
+    MoveState { reason: String },
+}
+
+impl Refusal {
+    /// The SQLSTATE that a client gets.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Refusal::NotOwned { .. } | Refusal::Generation { .. } | Refusal::Fenced { .. } => "40001",
+            Refusal::NotRouted { .. } => "0A000",
+            Refusal::KeyConflict { .. } | Refusal::KeyInvalid { .. } => "22023",
+            Refusal::Moving => "55006",
+            Refusal::StaleEpoch { .. } | Refusal::Gap { .. } | Refusal::MoveState { .. } => "55000",
+        }
+    }
+
+    /// Whether the same request can succeed later, perhaps on another shard.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Refusal::NotOwned { .. } | Refusal::Generation { .. } | Refusal::Fenced { .. } | Refusal::Moving)
+    }
+
+    /// What the caller should do.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Refusal::NotOwned { .. } | Refusal::Generation { .. } => "refresh the catalog and route again",
+            Refusal::Fenced { .. } | Refusal::Moving => "try again in a moment",
+            Refusal::NotRouted { .. } => "write rows of other keys in statements of their own, with the key in the statement",
+            Refusal::KeyConflict { .. } => "use a fresh idempotency key for each distinct request",
+            Refusal::KeyInvalid { .. } => "use a shorter key, such as a UUID",
+            Refusal::StaleEpoch { .. } => "stop: a newer leader drives this move",
+            Refusal::Gap { .. } => "apply the reference writes before it first",
+            Refusal::MoveState { .. } => "read the move's state on this shard and go on from there",
+        }
+    }
+}
+
+/// A statement that failed. Nothing of its proposal took effect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct SqlFailure {
+    /// Which of the proposal's statements, from 0.
+    pub statement: u32,
+    /// SQLite's extended result code.
+    pub sqlite_code: i32,
+    /// The SQLSTATE.
+    pub code: String,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+/// Bytes that are no proposal or outcome.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposalError {
+    #[error("format {found} is not known here (this build reads format {FORMAT}); run the same version on every node")]
+    Format { found: u8 },
+    #[error("the bytes are no valid entry: {0}")]
+    Malformed(String),
+}
+
+impl Proposal {
+    /// As it stands in the log.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// From the log.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ProposalError> {
+        decode(bytes)
+    }
+}
+
+impl Outcome {
+    /// As it is handed to the proposer.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// From what [`Store::apply`](crate::Store::apply) gave.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ProposalError> {
+        decode(bytes)
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // Serialising into a Vec fails only for types that no proposal holds (sequences of unknown length).
+    postcard::to_extend(value, vec![FORMAT]).unwrap_or_default()
+}
+
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ProposalError> {
+    match bytes.split_first() {
+        Some((&FORMAT, rest)) => postcard::from_bytes(rest).map_err(|error| ProposalError::Malformed(error.to_string())),
+        Some((&found, _)) => Err(ProposalError::Format { found }),
+        None => Err(ProposalError::Malformed("no bytes".to_owned())),
+    }
+}

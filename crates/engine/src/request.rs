@@ -1,0 +1,74 @@
+//! What a shard is asked for without writing, and what it answers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pleat_cluster::{Generation, Millis, PartitionId, Value};
+use serde::{Deserialize, Serialize};
+
+/// One read: one statement, in one snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReadRequest {
+    pub sql: String,
+    /// Run instead of `sql` when the shard holds rows that it doesn't own: it filters by `pleat_owned(key)`.
+    pub sql_filtered: Option<String>,
+    pub params: Vec<Value>,
+    pub check: OwnershipCheck,
+    /// The same for every shard that one query asks.
+    pub now_ms: Millis,
+    pub seed: u64,
+    pub limits: ReadLimits,
+}
+
+/// What the shard must own for the answer to be right, checked in the snapshot that is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OwnershipCheck {
+    /// These units, none of them fenced.
+    Keyed(Vec<PartitionId>),
+    /// Exactly what it owned at this generation, nothing of it fenced.
+    Scatter { ownership: Generation },
+    /// Anything: reference tables, or a read that asked for no more.
+    None,
+}
+
+/// When a read is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadLimits {
+    pub time: Duration,
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(30), rows: 10_000_000, bytes: 256 << 20 }
+    }
+}
+
+/// A result's column.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColumnInfo {
+    pub name: String,
+    /// The declared type, when the column is one of a table's.
+    pub decl_type: Option<String>,
+}
+
+/// A part of a result. The first one of each result carries the columns, and comes also when there are no rows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Chunk {
+    pub columns: Option<Vec<ColumnInfo>>,
+    pub rows: Vec<Vec<Value>>,
+}
+
+/// A shard's size, as measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardStats {
+    /// Rows that the shard owns, by table as declared.
+    pub tables: BTreeMap<String, u64>,
+    pub rows: u64,
+    /// The database file and its write-ahead log.
+    pub file_bytes: u64,
+    pub ownership: Generation,
+    /// Whether the shard holds rows that it doesn't own.
+    pub foreign_rows: bool,
+}

@@ -1,0 +1,86 @@
+//! What a shard's database says about itself.
+
+use anyhow::Context;
+use rusqlite::{Connection, OptionalExtension};
+
+use super::value::quote;
+use crate::digest::{RowHash, TableDigest};
+use crate::ContentDigest;
+
+/// The layout of Pleat's own tables.
+pub(crate) const FORMAT: u32 = 1;
+
+/// Whether Pleat's own tables are there.
+pub(crate) fn is_set_up(conn: &Connection) -> rusqlite::Result<bool> {
+    conn.prepare("SELECT 1 FROM sqlite_schema WHERE name = '__pleat_meta'")?.exists([])
+}
+
+/// The layout, and the partition count of the cluster that the shard belongs to.
+pub(crate) fn format_and_partitions(conn: &Connection) -> rusqlite::Result<(u32, u32)> {
+    let value = |key: &str| conn.query_row("SELECT value FROM __pleat_meta WHERE key = ?1", [key], |row| row.get(0));
+    Ok((value("format")?, value("partition_count")?))
+}
+
+/// What was stored with the last batch.
+pub(crate) fn applied(conn: &Connection) -> anyhow::Result<Vec<u8>> {
+    conn.query_row("SELECT value FROM __pleat_applied WHERE id = 0", [], |row| row.get(0))
+        .context("read how far the log is applied")
+}
+
+/// Statistics stay in memory when the statement that gathered them is rolled back; a restarted replica would plan
+/// without them.
+pub(crate) fn reload_statistics(conn: &Connection) -> rusqlite::Result<()> {
+    match conn.prepare("SELECT 1 FROM sqlite_schema WHERE name = 'sqlite_stat1'")?.exists([])? {
+        true => conn.execute_batch("ANALYZE sqlite_schema"),
+        false => Ok(()),
+    }
+}
+
+/// The digest of all that is replicated: every table but the one that holds the position (which depends on how
+/// the log was cut into batches), rowids included, and the schema.
+pub(crate) fn digest(conn: &Connection) -> anyhow::Result<ContentDigest> {
+    let mut digest = ContentDigest::default();
+    let mut schema = conn.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema")?;
+    digest.tables.insert("sqlite_schema".to_owned(), rows_digest(&mut schema)?);
+    let mut tables = conn.prepare("SELECT name, wr FROM pragma_table_list WHERE schema = 'main' AND type = 'table'")?;
+    let tables: Vec<(String, bool)> =
+        tables.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+    for (name, without_rowid) in tables {
+        if name == "__pleat_applied" || name == "sqlite_schema" {
+            continue;
+        }
+        let rowid = match without_rowid {
+            true => None,
+            false => rowid_name(conn, &name)?,
+        };
+        let rowid = rowid.map(|rowid| format!("{rowid}, ")).unwrap_or_default();
+        let mut rows = conn.prepare(&format!("SELECT {rowid}* FROM {}", quote(&name)))?;
+        digest.tables.insert(name, rows_digest(&mut rows)?);
+    }
+    Ok(digest)
+}
+
+/// The digest of what a statement gives.
+pub(crate) fn rows_digest(statement: &mut rusqlite::Statement<'_>) -> rusqlite::Result<TableDigest> {
+    let count = statement.column_count();
+    let mut digest = TableDigest::default();
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next()? {
+        let mut hash = RowHash::new();
+        for column in 0..count {
+            hash.value(row.get_ref(column)?);
+        }
+        digest.add(hash.finish());
+    }
+    Ok(digest)
+}
+
+/// The name under which the rowid can be read, unless columns have taken all three.
+fn rowid_name(conn: &Connection, table: &str) -> rusqlite::Result<Option<String>> {
+    conn.prepare_cached(
+        "SELECT alias.value FROM json_each('[\"rowid\",\"_rowid_\",\"oid\"]') AS alias \
+         WHERE NOT EXISTS (SELECT 1 FROM pragma_table_xinfo(?1) WHERE lower(name) = alias.value) ORDER BY alias.key LIMIT 1",
+    )?
+    .query_row([table], |row| row.get(0))
+    .optional()
+}

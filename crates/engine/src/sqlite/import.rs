@@ -1,0 +1,248 @@
+//! Taking in the rows of a move, and deleting what is left of one.
+//!
+//! Rows arrive without regard to foreign keys and triggers: their effects were had at the source, and arrive as
+//! rows too. Unique constraints hold, and need care: rows that swapped a value arrive one after the other, so a row
+//! may collide with another moving row's *older* state. That one is deleted; it changed after it was read, so its
+//! present state is in a delta still to come. A collision with a row that is *not* moving is real, and ends the move.
+
+use pleat_cluster::Value;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Error, Statement, ffi};
+use std::sync::Arc;
+
+use super::failure::{Applied, Stop};
+use super::idempotency;
+use super::store::Writer;
+use super::table::TableSpec;
+use super::value::{bind, marks, quote, quoted_list, values_of};
+use crate::{Cursor, IdempotencyRow, MovePhase, MoveState, Position, Refusal, TableChanges, UnitSet, sqlstate};
+
+/// Unique constraints that one row may collide with.
+const COLLISIONS_MAX: usize = 64;
+
+impl Writer {
+    /// Rows and deletions of a move, or of the reference tables.
+    pub(crate) fn import(
+        &mut self,
+        state: &MoveState,
+        changes: &[TableChanges],
+        idempotency: &[IdempotencyRow],
+        position: Option<&Position>,
+        cursor: Option<&Cursor>,
+    ) -> Applied<()> {
+        let units: UnitSet = state.partitions.iter().copied().collect();
+        if cursor.is_some() && state.position != Position::default() {
+            let reason = "rows of the copy came after a delta, and would undo it: copy first".to_owned();
+            return Err(Refusal::MoveState { reason }.into());
+        }
+        let specs: Vec<_> = changes.iter().map(|one| self.import_target(state, &units, one)).collect::<Result<_, _>>()?;
+        self.apart_from_users(&units, |writer| {
+            changes.iter().zip(&specs).try_for_each(|(one, spec)| import_table(&writer.db.conn, spec, one))
+        })?;
+        for row in idempotency {
+            idempotency::store(&self.db.conn, row)?;
+        }
+        if position.is_none() && cursor.is_none() {
+            return Ok(());
+        }
+        self.change_placement(|placement| {
+            if let Some(state) = placement.moves.get_mut(&state.operation) {
+                state.position = position.cloned().unwrap_or_else(|| state.position.clone());
+                state.cursor = cursor.cloned().or_else(|| state.cursor.clone());
+            }
+        })
+    }
+
+    /// Deletes rows of the move's units.
+    pub(crate) fn clean_up(&mut self, units: &UnitSet, table: &str, keys: &[Vec<Value>]) -> Applied<()> {
+        let spec = self.known_table(table)?;
+        if let Some(unit) = units.common(&self.placement.owned) {
+            return Err(Refusal::MoveState { reason: format!("this shard owns partition {unit}") }.into());
+        }
+        self.apart_from_users(units, |writer| {
+            let mut delete = Delete::new(&writer.db.conn, &spec)?;
+            keys.iter().try_for_each(|key| delete.run(key))
+        })
+    }
+
+    /// The table that rows are for, if they may come here and are of its shape.
+    fn import_target(&self, state: &MoveState, units: &UnitSet, changes: &TableChanges) -> Applied<Arc<TableSpec>> {
+        let spec = self.known_table(&changes.table)?;
+        let moves = match spec.table.shard_key() {
+            Some(_) => state.phase == MovePhase::Importing,
+            None if spec.is_reference() => true,
+            None => spec.unit.is_some_and(|unit| units.contains(unit)),
+        };
+        if !moves {
+            let reason = format!("rows of {} are not part of this move", changes.table);
+            return Err(Refusal::MoveState { reason }.into());
+        }
+        let columns = spec.columns();
+        let fits = changes.rows.is_empty() || columns == changes.columns;
+        let width = changes.rows.iter().all(|row| row.len() == columns.len());
+        if !fits || !width {
+            let reason = format!("{} has other columns here ({})", changes.table, columns.join(", "));
+            return Err(Refusal::MoveState { reason }.into());
+        }
+        Ok(spec)
+    }
+
+    fn known_table(&self, table: &str) -> Applied<Arc<TableSpec>> {
+        self.specs.get(&table.to_ascii_lowercase()).cloned().ok_or_else(|| {
+            Refusal::MoveState { reason: format!("this shard has no table {table}: change its schema first") }.into()
+        })
+    }
+
+    /// Does something with foreign keys and triggers off, and with `pleat_moving()` meaning `units`.
+    fn apart_from_users(&mut self, units: &UnitSet, work: impl FnOnce(&mut Self) -> Applied<()>) -> Applied<()> {
+        let captured = std::mem::replace(&mut self.db.session.lock().moving, Arc::new(units.clone()));
+        let result = self.without(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, |writer| {
+            writer.without(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, work)
+        });
+        self.db.session.lock().moving = captured;
+        result
+    }
+}
+
+/// Deletes rows by identity, if they are moving.
+struct Delete<'a>(Statement<'a>);
+
+impl<'a> Delete<'a> {
+    fn new(conn: &'a Connection, spec: &TableSpec) -> rusqlite::Result<Self> {
+        let matches: Vec<_> = spec.identity().iter().map(|name| format!("{} = ?", quote(name))).collect();
+        let sql =
+            format!("DELETE FROM {} WHERE {} AND {}", spec.quoted(), matches.join(" AND "), spec.moving_filter());
+        Ok(Self(conn.prepare(&sql)?))
+    }
+
+    fn run(&mut self, key: &[Value]) -> Applied<()> {
+        if key.len() != self.0.parameter_count() {
+            let reason = format!("a key has {} values instead of {}", key.len(), self.0.parameter_count());
+            return Err(Refusal::MoveState { reason }.into());
+        }
+        bind(&mut self.0, 1, key)?;
+        self.0.raw_execute()?;
+        Ok(())
+    }
+}
+
+/// First all that goes, then all that comes: so that rows of one chunk that swap unique values don't collide.
+fn import_table(conn: &Connection, spec: &TableSpec, changes: &TableChanges) -> Applied<()> {
+    let mut delete = Delete::new(conn, spec)?;
+    let places = spec.identity_places();
+    for key in &changes.deletes {
+        delete.run(key)?;
+    }
+    for row in &changes.rows {
+        let key: Vec<Value> = places.iter().map(|place| row[*place].clone()).collect();
+        delete.run(&key)?;
+    }
+    let mut insert = conn.prepare(&insert_sql(spec, "INSERT"))?;
+    for row in &changes.rows {
+        bind(&mut insert, 1, row)?;
+        match insert.raw_execute() {
+            Ok(_) => {}
+            Err(error) if is_collision(&error) => resolve(conn, spec, &mut insert, row, error)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some(sequence) = changes.sequence {
+        conn.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [&spec.table.name])?;
+        conn.execute("INSERT INTO sqlite_sequence(name, seq) VALUES (?1, ?2)", (&spec.table.name, sequence))?;
+    }
+    Ok(())
+}
+
+fn insert_sql(spec: &TableSpec, verb: &str) -> String {
+    let columns = spec.columns();
+    format!("{verb} INTO {}({}) VALUES ({})", spec.quoted(), quoted_list(&columns), marks(columns.len()))
+}
+
+fn is_collision(error: &Error) -> bool {
+    let codes = [ffi::SQLITE_CONSTRAINT_UNIQUE, ffi::SQLITE_CONSTRAINT_PRIMARYKEY, ffi::SQLITE_CONSTRAINT_ROWID];
+    error.sqlite_error().is_some_and(|error| codes.contains(&error.extended_code))
+}
+
+/// Deletes the moving rows that `row` collides with, and inserts it.
+fn resolve(
+    conn: &Connection,
+    spec: &TableSpec,
+    insert: &mut Statement<'_>,
+    row: &[Value],
+    mut error: Error,
+) -> Applied<()> {
+    let mut deleted = Vec::new();
+    for _ in 0..COLLISIONS_MAX {
+        deleted.extend(delete_colliding(conn, spec, row, error)?);
+        match insert.raw_execute() {
+            Ok(_) => return put_back(conn, spec, &deleted),
+            Err(again) if is_collision(&again) => error = again,
+            Err(other) => return Err(other.into()),
+        }
+    }
+    Err(real_collision(spec, "it collides with too many rows").into())
+}
+
+/// Deletes the rows that have the same values in the columns which the error names. Gives them back.
+fn delete_colliding(
+    conn: &Connection,
+    spec: &TableSpec,
+    row: &[Value],
+    error: Error,
+) -> Applied<Vec<Vec<Value>>> {
+    let message = error.to_string();
+    let Some(places) = colliding_columns(spec, &message) else {
+        return Err(real_collision(spec, &message).into());
+    };
+    let columns = spec.columns();
+    let same: Vec<_> = places.iter().map(|place| format!("{} = ?", quote(&columns[*place]))).collect();
+    let same = same.join(" AND ");
+    let values: Vec<Value> = places.iter().map(|place| row[*place].clone()).collect();
+    let sql = format!("SELECT {}, {} FROM {} WHERE {same}", quoted_list(&columns), spec.moving_filter(), spec.quoted());
+    let mut found = conn.prepare(&sql)?;
+    bind(&mut found, 1, &values)?;
+    let mut rows = found.raw_query();
+    let mut deleted = Vec::new();
+    while let Some(found) = rows.next()? {
+        if !found.get::<_, bool>(columns.len())? {
+            return Err(real_collision(spec, &message).into());
+        }
+        deleted.push(values_of(found, columns.len())?);
+    }
+    drop(rows);
+    if deleted.is_empty() {
+        return Err(real_collision(spec, &message).into());
+    }
+    let mut delete = conn.prepare(&format!("DELETE FROM {} WHERE {same}", spec.quoted()))?;
+    bind(&mut delete, 1, &values)?;
+    delete.raw_execute()?;
+    Ok(deleted)
+}
+
+/// A partial index names its columns too, and rows outside of it were deleted in vain: what doesn't collide returns.
+fn put_back(conn: &Connection, spec: &TableSpec, deleted: &[Vec<Value>]) -> Applied<()> {
+    let mut insert = conn.prepare(&insert_sql(spec, "INSERT OR IGNORE"))?;
+    for row in deleted {
+        bind(&mut insert, 1, row)?;
+        insert.raw_execute()?;
+    }
+    Ok(())
+}
+
+/// The columns of `UNIQUE constraint failed: t.a, t.b`, as places among the travelling ones.
+fn colliding_columns(spec: &TableSpec, message: &str) -> Option<Vec<usize>> {
+    let columns = spec.columns();
+    let (_, list) = message.split_once("constraint failed: ")?;
+    let prefix = format!("{}.", spec.table.name);
+    let place = |part: &str| {
+        let name = part.trim().strip_prefix(&prefix)?;
+        columns.iter().position(|column| column.eq_ignore_ascii_case(name))
+    };
+    list.split(", ").map(place).collect()
+}
+
+fn real_collision(spec: &TableSpec, message: &str) -> Stop {
+    let message = format!("a moving row of {} collides with a row that the target has: {message}", spec.table.name);
+    let hint = "make the unique columns unique over all shards, for example by including the shard key";
+    sqlstate::refuse(0, "23505", message, hint).into()
+}

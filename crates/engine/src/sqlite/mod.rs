@@ -1,0 +1,26 @@
+//! The embedded engine: SQLite.
+
+mod authorize;
+mod bulk;
+mod clock;
+mod connection;
+mod content;
+mod copy;
+mod failure;
+pub(crate) mod finisher;
+mod idempotency;
+mod import;
+mod move_read;
+mod move_step;
+mod placement;
+mod reading;
+pub(crate) mod readers;
+mod reference;
+mod schema;
+pub(crate) mod scratch;
+mod session;
+mod stats;
+pub(crate) mod store;
+mod table;
+mod value;
+mod write;

@@ -1,0 +1,377 @@
+//! The reading side of a move.
+//!
+//! The copy reads one snapshot over many requests, which is kept open by number for as long as somebody asks. Every
+//! other answer is computed in a snapshot of its own.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pleat_cluster::Value;
+use rusqlite::{OptionalExtension, Row};
+
+use super::content::rows_digest;
+use super::failure::storage;
+use super::idempotency;
+use super::move_step::moving_tables;
+use super::readers::{Reader, Readers, Shared};
+use super::reference;
+use super::table::{self, Specs, TableSpec};
+use super::value::{bind, exact_value_of, marks, quote, quoted_list};
+use crate::limits::{MOVE_SNAPSHOT_IDLE_SECONDS_MAX, MOVE_SNAPSHOTS_MAX, VERIFY_DELTA_ROWS_MAX};
+use crate::{
+    Changes, ContentDigest, EngineError, MoveChunk, MovePhase, MoveRead, MoveState, Position, Refusal, TableChanges,
+    UnitSet, sqlstate,
+};
+
+/// The snapshots that moves hold open.
+#[derive(Default)]
+pub(crate) struct Snapshots(Mutex<Open>);
+
+#[derive(Default)]
+struct Open {
+    last: u64,
+    by_id: BTreeMap<u64, Arc<Mutex<Snapshot>>>,
+}
+
+struct Snapshot {
+    reader: Reader,
+    specs: Specs,
+    used: Instant,
+}
+
+impl Snapshots {
+    /// Closes all: the file is being replaced.
+    pub(crate) fn clear(&self) {
+        self.0.lock().by_id.clear();
+    }
+
+    fn add(&self, reader: Reader, specs: Specs) -> Result<u64, EngineError> {
+        let idle_max = Duration::from_secs(MOVE_SNAPSHOT_IDLE_SECONDS_MAX);
+        let mut open = self.0.lock();
+        open.by_id.retain(|_, snapshot| snapshot.try_lock().is_none_or(|snapshot| snapshot.used.elapsed() < idle_max));
+        if open.by_id.len() >= MOVE_SNAPSHOTS_MAX {
+            return Err(EngineError::Busy { connections: MOVE_SNAPSHOTS_MAX });
+        }
+        open.last += 1;
+        let id = open.last;
+        open.by_id.insert(id, Arc::new(Mutex::new(Snapshot { reader, specs, used: Instant::now() })));
+        Ok(id)
+    }
+
+    fn get(&self, id: u64) -> Result<Arc<Mutex<Snapshot>>, EngineError> {
+        self.0.lock().by_id.get(&id).cloned().ok_or(EngineError::SnapshotGone { id })
+    }
+
+    fn close(&self, id: u64) {
+        self.0.lock().by_id.remove(&id);
+    }
+}
+
+/// Answers one question.
+pub(crate) fn answer(shared: &Arc<Shared>, request: &MoveRead) -> Result<MoveChunk, EngineError> {
+    match request {
+        MoveRead::CopyOpen { operation } => copy_open(shared, *operation),
+        MoveRead::ReferenceOpen => reference_open(shared),
+        MoveRead::CopyNext { snapshot, table, after, rows_max, bytes_max } => {
+            let snapshot = shared.snapshots.get(*snapshot)?;
+            let mut snapshot = snapshot.lock();
+            snapshot.used = Instant::now();
+            let spec = known(&snapshot.specs, table)?;
+            copy_next(&snapshot.reader, &spec, after.as_deref(), *rows_max, *bytes_max)
+        }
+        MoveRead::Close { snapshot } => {
+            shared.snapshots.close(*snapshot);
+            Ok(MoveChunk::Closed)
+        }
+        other => Readers::with_snapshot(shared, |reader| in_snapshot(reader, other)),
+    }
+}
+
+fn in_snapshot(reader: &mut Reader, request: &MoveRead) -> Result<MoveChunk, EngineError> {
+    let specs = load_specs(reader)?;
+    match request {
+        MoveRead::State { operation } => Ok(MoveChunk::State(reader.placement.moves.get(operation).cloned())),
+        MoveRead::Delta { operation, after, rows_max, bytes_max } => {
+            let (_, tables) = source(reader, &specs, *operation)?;
+            Ok(MoveChunk::Delta(delta(reader, &tables, after, *rows_max, *bytes_max)?))
+        }
+        MoveRead::Verify { operation, after } => {
+            let (_, tables) = source(reader, &specs, *operation)?;
+            let remaining = delta(reader, &tables, after, VERIFY_DELTA_ROWS_MAX, usize::MAX)?;
+            if remaining.more {
+                return Err(EngineError::DeltaTooLarge { limit: VERIFY_DELTA_ROWS_MAX });
+            }
+            Ok(MoveChunk::Verified { remaining, digest: digest(reader, &tables)? })
+        }
+        MoveRead::Digest { operation } => {
+            let tables = moving(reader, &specs, &state(reader, *operation)?);
+            Ok(MoveChunk::Digest(digest(reader, &tables)?))
+        }
+        MoveRead::ReferenceDigest => Ok(MoveChunk::Digest(digest(reader, &reference_tables(&specs))?)),
+        MoveRead::CleanUpNext { operation, table, after, limit } => {
+            moving(reader, &specs, &state(reader, *operation)?);
+            let spec = known(&specs, table)?;
+            let (keys, next) = page(reader, &spec, &spec.identity(), after.as_deref(), *limit, usize::MAX)?;
+            Ok(MoveChunk::Keys { keys, next })
+        }
+        MoveRead::ReferenceLog { after, limit } => {
+            let entries = reference::entries_after(&reader.db.conn, *after, *limit).map_err(other)?;
+            Ok(MoveChunk::ReferenceLog { entries, last: reference::last_seq(&reader.db.conn).map_err(storage)? })
+        }
+        MoveRead::CopyOpen { .. } | MoveRead::ReferenceOpen | MoveRead::CopyNext { .. } | MoveRead::Close { .. } => {
+            Err(EngineError::Storage("this question has a snapshot of its own".to_owned()))
+        }
+    }
+}
+
+fn copy_open(shared: &Arc<Shared>, operation: u64) -> Result<MoveChunk, EngineError> {
+    let mut reader = shared.new_reader()?;
+    reader.begin()?;
+    let specs = load_specs(&reader)?;
+    let (_, tables) = source(&reader, &specs, operation)?;
+    opened(shared, reader, specs, &tables)
+}
+
+fn reference_open(shared: &Arc<Shared>) -> Result<MoveChunk, EngineError> {
+    let mut reader = shared.new_reader()?;
+    reader.begin()?;
+    let specs = load_specs(&reader)?;
+    let tables = reference_tables(&specs);
+    opened(shared, reader, specs, &tables)
+}
+
+fn opened(
+    shared: &Arc<Shared>,
+    reader: Reader,
+    specs: Specs,
+    tables: &[Arc<TableSpec>],
+) -> Result<MoveChunk, EngineError> {
+    let tables = tables.iter().map(|spec| spec.table.name.clone()).collect();
+    let reference_seq = reference::last_seq(&reader.db.conn).map_err(storage)?;
+    let snapshot = shared.snapshots.add(reader, specs)?;
+    Ok(MoveChunk::Opened { snapshot, tables, reference_seq })
+}
+
+/// A move that this shard is the source of, with `pleat_moving()` set to it.
+fn source(reader: &Reader, specs: &Specs, operation: u64) -> Result<(MoveState, Vec<Arc<TableSpec>>), EngineError> {
+    let state = state(reader, operation)?;
+    if !matches!(state.phase, MovePhase::Capturing | MovePhase::Fenced) {
+        let reason = format!("changes are not captured here: the move is {:?} on this shard", state.phase);
+        return Err(Refusal::MoveState { reason }.into());
+    }
+    let tables = moving(reader, specs, &state);
+    Ok((state, tables))
+}
+
+fn moving(reader: &Reader, specs: &Specs, state: &MoveState) -> Vec<Arc<TableSpec>> {
+    let units: UnitSet = state.partitions.iter().copied().collect();
+    let tables = moving_tables(specs, &units);
+    reader.set_units(units);
+    tables
+}
+
+fn state(reader: &Reader, operation: u64) -> Result<MoveState, EngineError> {
+    reader.placement.moves.get(&operation).cloned().ok_or_else(|| {
+        EngineError::Refused(Refusal::MoveState { reason: format!("this shard takes no part in operation {operation}") })
+    })
+}
+
+fn copy_next(
+    reader: &Reader,
+    spec: &TableSpec,
+    after: Option<&[Value]>,
+    rows_max: usize,
+    bytes_max: usize,
+) -> Result<MoveChunk, EngineError> {
+    let columns = spec.columns();
+    let (rows, next) = page(reader, spec, &columns, after, rows_max, bytes_max)?;
+    let changes = TableChanges {
+        table: spec.table.name.clone(),
+        columns,
+        rows,
+        deletes: Vec::new(),
+        sequence: sequence(reader, spec)?,
+    };
+    Ok(MoveChunk::Rows { changes, next })
+}
+
+/// Moving rows in the order of their identity, after one of them; and where to go on, unless that was the end.
+fn page(
+    reader: &Reader,
+    spec: &TableSpec,
+    columns: &[String],
+    after: Option<&[Value]>,
+    rows_max: usize,
+    bytes_max: usize,
+) -> Result<(Vec<Vec<Value>>, Option<Vec<Value>>), EngineError> {
+    let identity = spec.identity();
+    let rows_max = rows_max.max(1);
+    let order = quoted_list(&identity);
+    let from = match after {
+        Some(_) => format!(" AND ({order}) > ({})", marks(identity.len())),
+        None => String::new(),
+    };
+    let sql = format!(
+        "SELECT {}, {order} FROM {} WHERE {}{from} ORDER BY {order} LIMIT {rows_max}",
+        quoted_list(columns),
+        spec.quoted(),
+        spec.moving_filter()
+    );
+    let mut statement = reader.db.conn.prepare_cached(&sql).map_err(storage)?;
+    bind(&mut statement, 1, after.unwrap_or_default()).map_err(storage)?;
+    let mut found = statement.raw_query();
+    let (mut rows, mut bytes, mut last) = (Vec::new(), 0, Vec::new());
+    while let Some(row) = found.next().map_err(storage)? {
+        let mut values = exact_row(spec, row, columns.len() + identity.len())?;
+        last = values.split_off(columns.len());
+        bytes += values.iter().map(Value::size).sum::<usize>();
+        rows.push(values);
+        if bytes >= bytes_max {
+            return Ok((rows, Some(last)));
+        }
+    }
+    let next = (rows.len() == rows_max).then_some(last);
+    Ok((rows, next))
+}
+
+/// The rows whose keys were captured after `after`, as they are in this snapshot.
+fn delta(
+    reader: &Reader,
+    tables: &[Arc<TableSpec>],
+    after: &Position,
+    rows_max: usize,
+    bytes_max: usize,
+) -> Result<Changes, EngineError> {
+    let mut changes = Changes { position: after.clone(), ..Changes::default() };
+    let mut left = Left { rows: rows_max.max(1), bytes: bytes_max };
+    for spec in tables {
+        if left.rows == 0 || left.bytes == 0 {
+            changes.more = true;
+            break;
+        }
+        let from = after.capture.get(&spec.table.name).copied().unwrap_or(0);
+        let (one, upto, more) = table_delta(reader, spec, from, &mut left)?;
+        changes.more |= more;
+        changes.position.capture.insert(spec.table.name.clone(), upto);
+        if !one.rows.is_empty() || !one.deletes.is_empty() {
+            changes.tables.push(one);
+        }
+    }
+    let moving = reader.db.session.lock().moving.clone();
+    let (rows, upto, more) =
+        idempotency::after(&reader.db.conn, after.idempotency, rows_max.max(1), |unit| moving.contains(unit))
+            .map_err(other)?;
+    changes.idempotency = rows;
+    changes.position.idempotency = upto;
+    changes.more |= more;
+    Ok(changes)
+}
+
+struct Left {
+    rows: usize,
+    bytes: usize,
+}
+
+fn table_delta(
+    reader: &Reader,
+    spec: &TableSpec,
+    from: i64,
+    left: &mut Left,
+) -> Result<(TableChanges, i64, bool), EngineError> {
+    let identity = spec.identity();
+    let columns = spec.columns();
+    let mut changes = TableChanges {
+        table: spec.table.name.clone(),
+        columns: columns.clone(),
+        sequence: sequence(reader, spec)?,
+        ..TableChanges::default()
+    };
+    let conn = &reader.db.conn;
+    let captured = format!("SELECT * FROM {} WHERE seq > ?1 ORDER BY seq", spec.capture_table());
+    let mut captured = conn.prepare_cached(&captured).map_err(storage)?;
+    let matches: Vec<_> = identity.iter().map(|name| format!("{} = ?", quote(name))).collect();
+    let present = format!(
+        "SELECT {} FROM {} WHERE {} AND {}",
+        quoted_list(&columns),
+        spec.quoted(),
+        matches.join(" AND "),
+        spec.moving_filter()
+    );
+    let mut present = conn.prepare_cached(&present).map_err(storage)?;
+    let mut seen = HashSet::new();
+    let mut upto = from;
+    let mut keys = captured.query([from]).map_err(storage)?;
+    while let Some(row) = keys.next().map_err(storage)? {
+        if left.rows == 0 || left.bytes == 0 {
+            return Ok((changes, upto, true));
+        }
+        upto = row.get(0).map_err(storage)?;
+        let key = exact_row(spec, row, 1 + identity.len())?.split_off(1);
+        if !seen.insert(postcard::to_stdvec(&key).map_err(|error| EngineError::Storage(error.to_string()))?) {
+            continue;
+        }
+        bind(&mut present, 1, &key).map_err(storage)?;
+        let mut found = present.raw_query();
+        let found = found.next().map_err(storage)?.map(|row| exact_row(spec, row, columns.len())).transpose()?;
+        let bytes: usize = found.as_ref().unwrap_or(&key).iter().map(Value::size).sum();
+        left.rows -= 1;
+        left.bytes = left.bytes.saturating_sub(bytes);
+        match found {
+            Some(row) => changes.rows.push(row),
+            None => changes.deletes.push(key),
+        }
+    }
+    Ok((changes, upto, false))
+}
+
+fn digest(reader: &Reader, tables: &[Arc<TableSpec>]) -> Result<ContentDigest, EngineError> {
+    let mut digest = ContentDigest::default();
+    for spec in tables {
+        let sql =
+            format!("SELECT {} FROM {} WHERE {}", quoted_list(&spec.columns()), spec.quoted(), spec.moving_filter());
+        let mut rows = reader.db.conn.prepare_cached(&sql).map_err(storage)?;
+        digest.tables.insert(spec.table.name.clone(), rows_digest(&mut rows).map_err(storage)?);
+    }
+    Ok(digest)
+}
+
+fn sequence(reader: &Reader, spec: &TableSpec) -> Result<Option<i64>, EngineError> {
+    if !spec.has_sequence() {
+        return Ok(None);
+    }
+    let mut statement =
+        reader.db.conn.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = ?1").map_err(storage)?;
+    statement.query_row([&spec.table.name], |row| row.get(0)).optional().map_err(storage)
+}
+
+/// A row that must arrive as it is.
+fn exact_row(spec: &TableSpec, row: &Row<'_>, count: usize) -> Result<Vec<Value>, EngineError> {
+    let value = |column| {
+        let value = row.get_ref(column).map_err(storage)?;
+        exact_value_of(value).ok_or_else(|| {
+            let message = format!("a row of {} holds text that is not UTF-8 and can't be moved", spec.table.name);
+            EngineError::Sql(sqlstate::refuse(0, "22021", message, "store such bytes as a BLOB"))
+        })
+    };
+    (0..count).map(value).collect()
+}
+
+fn reference_tables(specs: &Specs) -> Vec<Arc<TableSpec>> {
+    specs.values().filter(|spec| spec.is_reference()).cloned().collect()
+}
+
+fn known(specs: &Specs, table: &str) -> Result<Arc<TableSpec>, EngineError> {
+    specs.get(&table.to_ascii_lowercase()).cloned().ok_or_else(|| {
+        EngineError::Sql(sqlstate::refuse(0, "42P01", format!("this shard has no table {table}"), ""))
+    })
+}
+
+fn load_specs(reader: &Reader) -> Result<Specs, EngineError> {
+    table::load(&reader.db.conn).map_err(other)
+}
+
+fn other(error: anyhow::Error) -> EngineError {
+    EngineError::Storage(format!("{error:#}"))
+}

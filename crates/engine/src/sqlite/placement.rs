@@ -1,0 +1,108 @@
+//! What a shard owns, and the moves that it takes part in: one row of the database, read in the same snapshot as
+//! the data it speaks of.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pleat_cluster::{Generation, PartitionId};
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+
+use super::failure::Applied;
+use crate::limits::MOVES_REMEMBERED_MAX;
+use crate::{MovePhase, MoveState, OwnershipCheck, Refusal, UnitSet};
+
+/// The shard's own view of ownership at a position of its log.
+///
+/// Invariants: fenced units are owned; a unit is in at most one move that has not ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Placement {
+    /// The generation at which `owned` last changed; the catalog keeps the same number.
+    pub(crate) ownership: Generation,
+    pub(crate) owned: UnitSet,
+    pub(crate) fenced: UnitSet,
+    /// By operation.
+    pub(crate) moves: BTreeMap<u64, MoveState>,
+}
+
+impl Placement {
+    /// Whether rows are here that belong to another shard, or are not complete yet.
+    pub(crate) fn has_foreign_rows(&self) -> bool {
+        self.moves.values().any(|state| {
+            matches!(state.phase, MovePhase::Importing | MovePhase::Leftovers | MovePhase::Discarding)
+        })
+    }
+
+    /// Whether the schema must not change.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.moves.values().any(|state| !matches!(state.phase, MovePhase::Claimed | MovePhase::Ended))
+    }
+
+    /// The units whose changes are written down.
+    pub(crate) fn captured(&self) -> UnitSet {
+        (self.moves.values())
+            .filter(|state| matches!(state.phase, MovePhase::Capturing | MovePhase::Fenced))
+            .flat_map(|state| state.partitions.iter().copied())
+            .collect()
+    }
+
+    /// Whether the units can be read and written here.
+    pub(crate) fn check_units(&self, units: &[PartitionId]) -> Result<(), Refusal> {
+        for unit in units {
+            if !self.owned.contains(*unit) {
+                return Err(Refusal::NotOwned { unit: *unit, ownership: self.ownership });
+            }
+            if self.fenced.contains(*unit) {
+                return Err(Refusal::Fenced { unit: *unit });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a read that was routed so gets the right answer here.
+    ///
+    /// A scatter is refused while *anything* is fenced: after the hand-over a router of the old generation would
+    /// not know the new owner, and would take the fenced rows for the present ones.
+    pub(crate) fn check_read(&self, check: &OwnershipCheck) -> Result<(), Refusal> {
+        match check {
+            OwnershipCheck::None => Ok(()),
+            OwnershipCheck::Keyed(units) => self.check_units(units),
+            OwnershipCheck::Scatter { ownership } if *ownership != self.ownership => {
+                Err(Refusal::Generation { ownership: self.ownership, routed: *ownership })
+            }
+            OwnershipCheck::Scatter { .. } => match self.fenced.iter().next() {
+                Some(unit) => Err(Refusal::Fenced { unit }),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Forgets the oldest ended moves beyond the limit.
+    pub(crate) fn forget_old(&mut self) {
+        while self.moves.len() > MOVES_REMEMBERED_MAX {
+            let ended = self.moves.iter().find(|(_, state)| state.phase == MovePhase::Ended).map(|(id, _)| *id);
+            let Some(oldest) = ended else { return };
+            self.moves.remove(&oldest);
+        }
+    }
+
+    /// From the database, with its version.
+    pub(crate) fn load(conn: &Connection) -> anyhow::Result<(i64, Arc<Placement>)> {
+        let mut statement = conn.prepare_cached("SELECT version, value FROM __pleat_placement WHERE id = 0")?;
+        let (version, bytes): (i64, Vec<u8>) = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok((version, Arc::new(postcard::from_bytes(&bytes)?)))
+    }
+
+    /// The version that the current snapshot has.
+    pub(crate) fn version(conn: &Connection) -> rusqlite::Result<i64> {
+        conn.prepare_cached("SELECT version FROM __pleat_placement WHERE id = 0")?.query_row([], |row| row.get(0))
+    }
+
+    /// Into the database.
+    pub(crate) fn save(&self, conn: &Connection) -> Applied<()> {
+        let bytes = postcard::to_stdvec(self)?;
+        conn.prepare_cached("UPDATE __pleat_placement SET version = version + 1, value = ?1 WHERE id = 0")?
+            .execute([bytes])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,275 @@
+//! Reading a shard without holding its writer up.
+//!
+//! Each read has one of a bounded number of read-only connections to itself, and one snapshot. What the shard owns
+//! is read in that snapshot too: a read that began before a hand-over sees the rows and the ownership of before.
+
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Deref, DerefMut};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use pleat_cluster::PartitionId;
+
+use super::authorize::Mode;
+use super::connection::{self, Db, Role};
+use super::failure::storage;
+use super::move_read::Snapshots;
+use super::placement::Placement;
+use super::reading::{self, Run};
+use super::session::Budget;
+use super::stats::Measured;
+use super::store::StoreConfig;
+use crate::{Chunk, Engine, EngineError, EngineKind, MoveChunk, MoveRead, ReadRequest, ShardStats, UnitSet};
+
+/// What the writer and the readers of a replica share.
+pub(crate) struct Shared {
+    pub(crate) path: PathBuf,
+    pub(crate) config: StoreConfig,
+    pool: Mutex<Pool>,
+    returned: Condvar,
+    /// Rises when the file is replaced; connections to the old one are not used again.
+    file: AtomicU64,
+    /// Held while the file is being replaced.
+    gate: RwLock<()>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) measured: Mutex<Measured>,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<Reader>,
+    /// Idle or in use.
+    open: usize,
+}
+
+/// A read-only connection, with what it knows of the placement.
+pub(crate) struct Reader {
+    pub(crate) db: Db,
+    pub(crate) placement: Arc<Placement>,
+    owned: Arc<UnitSet>,
+    placement_version: i64,
+    file: u64,
+}
+
+impl Shared {
+    pub(crate) fn new(path: PathBuf, config: StoreConfig) -> Self {
+        Self {
+            path,
+            config,
+            pool: Mutex::default(),
+            returned: Condvar::new(),
+            file: AtomicU64::new(0),
+            gate: RwLock::new(()),
+            snapshots: Snapshots::default(),
+            measured: Mutex::default(),
+        }
+    }
+
+    /// Opens a connection to read from, outside the pool.
+    pub(crate) fn open_reader(&self) -> anyhow::Result<Db> {
+        let _open = self.gate.read();
+        Ok(connection::open(&self.path, Role::Reader, self.config.partition_count)?)
+    }
+
+    /// Replaces the file while no connection is being opened.
+    pub(crate) fn replace(&self, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let _closed = self.gate.write();
+        self.file.fetch_add(1, Ordering::SeqCst);
+        let idle = std::mem::take(&mut self.pool.lock().idle);
+        self.pool.lock().open -= idle.len();
+        drop(idle);
+        self.snapshots.clear();
+        *self.measured.lock() = Measured::default();
+        work()
+    }
+
+    /// A connection for the pool's callers.
+    pub(crate) fn new_reader(&self) -> Result<Reader, EngineError> {
+        let _open = self.gate.read();
+        let file = self.file.load(Ordering::SeqCst);
+        let db = connection::open(&self.path, Role::Reader, self.config.partition_count).map_err(storage)?;
+        Ok(Reader { db, placement: Arc::default(), owned: Arc::default(), placement_version: 0, file })
+    }
+
+    fn is_current(&self, reader: &Reader) -> bool {
+        reader.file == self.file.load(Ordering::SeqCst)
+    }
+
+    /// Waits for a connection until `deadline`.
+    fn take(self: &Arc<Self>, deadline: Instant) -> Result<Taken, EngineError> {
+        let most = self.config.read_connections.max(1);
+        let mut pool = self.pool.lock();
+        loop {
+            if let Some(reader) = pool.idle.pop() {
+                return Ok(Taken { shared: self.clone(), reader: Some(reader) });
+            }
+            if pool.open < most {
+                pool.open += 1;
+                break;
+            }
+            if self.returned.wait_until(&mut pool, deadline).timed_out() {
+                return Err(EngineError::Busy { connections: most });
+            }
+        }
+        drop(pool);
+        let mut taken = Taken { shared: self.clone(), reader: None };
+        taken.reader = Some(self.new_reader()?);
+        Ok(taken)
+    }
+}
+
+/// A connection of the pool, in use. It goes back when dropped, unless it can't be used again.
+struct Taken {
+    shared: Arc<Shared>,
+    reader: Option<Reader>,
+}
+
+impl Deref for Taken {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        // Taken out on drop only.
+        self.reader.as_ref().unwrap_or_else(|| unreachable!("a taken connection is there until it is dropped"))
+    }
+}
+
+impl DerefMut for Taken {
+    fn deref_mut(&mut self) -> &mut Reader {
+        self.reader.as_mut().unwrap_or_else(|| unreachable!("a taken connection is there until it is dropped"))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let reader = self.reader.take().filter(|reader| reader.end() && self.shared.is_current(reader));
+        let mut pool = self.shared.pool.lock();
+        match reader {
+            Some(reader) => pool.idle.push(reader),
+            None => pool.open -= 1,
+        }
+        self.shared.returned.notify_one();
+    }
+}
+
+impl Reader {
+    /// Opens a snapshot and reads what the shard owns in it.
+    pub(crate) fn begin(&mut self) -> Result<(), EngineError> {
+        self.db.conn.prepare_cached("BEGIN").and_then(|mut begin| begin.execute([])).map_err(storage)?;
+        let version = Placement::version(&self.db.conn).map_err(storage)?;
+        if version != self.placement_version {
+            let (version, placement) =
+                Placement::load(&self.db.conn).map_err(|error| EngineError::Storage(error.to_string()))?;
+            self.owned = Arc::new(placement.owned.clone());
+            self.placement = placement;
+            self.placement_version = version;
+        }
+        Ok(())
+    }
+
+    /// Closes the snapshot; whether the connection can be used again.
+    pub(crate) fn end(&self) -> bool {
+        let mut session = self.db.session.lock();
+        session.mode = Mode::Internal;
+        session.budget = Budget::Unlimited;
+        drop(session);
+        if self.db.conn.is_autocommit() {
+            return true;
+        }
+        self.db.conn.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.execute([])).is_ok()
+    }
+
+    /// What `pleat_owned()` and `pleat_moving()` say from here on.
+    pub(crate) fn set_units(&self, moving: UnitSet) {
+        let mut session = self.db.session.lock();
+        session.owned = self.owned.clone();
+        session.moving = Arc::new(moving);
+    }
+}
+
+/// Reads from one replica of a shard. Clones share the connections.
+#[derive(Clone)]
+pub struct Readers {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Readers {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Runs one query in one snapshot and hands its rows to `sink`, a chunk at a time; `sink` ends it with `Break`
+    /// ([`EngineError::Cancelled`]). Blocks the calling thread.
+    pub fn read(
+        &self,
+        request: &ReadRequest,
+        sink: &mut dyn FnMut(Chunk) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        let deadline = Instant::now() + request.limits.time;
+        let mut reader = self.shared.take(deadline)?;
+        reader.begin()?;
+        reader.placement.check_read(&request.check)?;
+        reader.set_units(UnitSet::default());
+        let filtered = request.sql_filtered.as_ref().filter(|_| reader.placement.has_foreign_rows());
+        let run = Run {
+            sql: filtered.unwrap_or(&request.sql),
+            params: &request.params,
+            now_ms: request.now_ms,
+            seed: request.seed,
+            limits: request.limits,
+            deadline,
+        };
+        reading::stream(&reader.db, &run, sink)
+    }
+
+    /// Answers the mover. Blocks the calling thread, for digests as long as it takes to read the moving rows.
+    pub fn move_read(&self, request: &MoveRead) -> Result<MoveChunk, EngineError> {
+        super::move_read::answer(&self.shared, request)
+    }
+
+    /// Rows and sizes, counted when the database has changed since they were counted last.
+    pub fn stats(&self) -> Result<ShardStats, EngineError> {
+        super::stats::stats(&self.shared)
+    }
+
+    /// Rows and bytes (of values) of each partition that the shard owns.
+    pub fn partition_weights(&self) -> Result<BTreeMap<PartitionId, (u64, u64)>, EngineError> {
+        super::stats::partition_weights(&self.shared)
+    }
+
+    /// Runs `work` in a snapshot of its own.
+    pub(crate) fn with_snapshot<T>(
+        shared: &Arc<Shared>,
+        work: impl FnOnce(&mut Reader) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        /// How long Pleat's own questions wait for a connection.
+        const WAIT: Duration = Duration::from_secs(10);
+        let mut reader = shared.take(Instant::now() + WAIT)?;
+        reader.begin()?;
+        work(&mut reader)
+    }
+}
+
+impl Engine for Readers {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Sqlite
+    }
+
+    fn read(&self, request: &ReadRequest, sink: &mut dyn FnMut(Chunk) -> ControlFlow<()>) -> Result<(), EngineError> {
+        Readers::read(self, request, sink)
+    }
+
+    fn move_read(&self, request: &MoveRead) -> Result<MoveChunk, EngineError> {
+        Readers::move_read(self, request)
+    }
+
+    fn stats(&self) -> Result<ShardStats, EngineError> {
+        Readers::stats(self)
+    }
+
+    fn partition_weights(&self) -> Result<BTreeMap<PartitionId, (u64, u64)>, EngineError> {
+        Readers::partition_weights(self)
+    }
+}

@@ -1,0 +1,159 @@
+//! Trying a schema change out before it is journaled, in an in-memory database with the cluster's schema, and asking
+//! SQLite what the table is like afterwards: its own answer is the only one that is right in every case.
+
+use pleat_cluster::{Column, Index, Table, TableId, TableKind, Tables};
+use rusqlite::OptionalExtension;
+
+use super::authorize::Mode;
+use super::connection::{self, Db};
+use super::failure;
+use super::session::Budget;
+use super::write::check_text;
+use crate::SqlFailure;
+
+/// An in-memory database with the cluster's tables, empty.
+pub struct Scratch {
+    db: Db,
+    ids: std::collections::BTreeMap<String, TableId>,
+}
+
+/// Runs `statements` against `existing`'s schema; gives `table` as it is afterwards, or `None` when it is dropped.
+pub fn validate_ddl(
+    existing: &Tables,
+    statements: &[String],
+    table: &str,
+    kind: &TableKind,
+) -> Result<Option<Table>, SqlFailure> {
+    let mut scratch = Scratch::new(existing)?;
+    for (index, sql) in statements.iter().enumerate() {
+        scratch.run(sql).map_err(|failure| SqlFailure { statement: index as u32, ..failure })?;
+    }
+    scratch.describe(table, kind)
+}
+
+impl Scratch {
+    /// With the tables and indexes of a catalog.
+    pub fn new(existing: &Tables) -> Result<Self, SqlFailure> {
+        let db = connection::open_memory(1).map_err(|error| failure::describe(0, None, error))?;
+        let ids = existing.iter().map(|(name, table)| (name.clone(), table.id)).collect();
+        let mut scratch = Self { db, ids };
+        for table in existing.values() {
+            scratch.run(&table.create_sql)?;
+            for index in &table.indexes {
+                scratch.run(&index.sql)?;
+            }
+        }
+        Ok(scratch)
+    }
+
+    /// Runs one statement that changes the schema.
+    pub fn run(&mut self, sql: &str) -> Result<(), SqlFailure> {
+        /// A tenth of a second or so: nothing here has rows.
+        const STEP_BLOCKS: u64 = 1_000;
+        check_text(0, sql)?;
+        self.db.session.lock().budget = Budget::Steps(STEP_BLOCKS);
+        let result = self.db.in_mode(Mode::Schema, |conn| {
+            let mut statement = conn.prepare(sql)?;
+            let mut rows = statement.raw_query();
+            while rows.next()?.is_some() {}
+            Ok(())
+        });
+        let mut session = self.db.session.lock();
+        session.budget = Budget::Unlimited;
+        let denied = session.denied.take();
+        drop(session);
+        result.map_err(|error| failure::describe(0, denied, error))
+    }
+
+    /// What SQLite says about a table; `None` when there is none of that name.
+    pub fn describe(&self, table: &str, kind: &TableKind) -> Result<Option<Table>, SqlFailure> {
+        self.ask(table, kind).map_err(|error| failure::describe(0, None, error))
+    }
+
+    fn ask(&self, table: &str, kind: &TableKind) -> rusqlite::Result<Option<Table>> {
+        let conn = &self.db.conn;
+        let found: Option<(String, String, bool)> = conn
+            .query_row(
+                "SELECT s.name, s.sql, l.wr FROM sqlite_schema AS s JOIN pragma_table_list(s.name) AS l \
+                 WHERE s.type = 'table' AND lower(s.name) = lower(?1) AND l.schema = 'main'",
+                [table],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )
+            .optional()?;
+        let Some((name, create_sql, without_rowid)) = found else { return Ok(None) };
+        let (columns, primary_key) = self.columns(&name)?;
+        let mut indexes =
+            conn.prepare("SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL ORDER BY rowid")?;
+        let indexes = indexes
+            .query_map([&name], |row| Ok(Index { name: row.get(0)?, sql: row.get(1)? }))?
+            .collect::<Result<_, _>>()?;
+        Ok(Some(Table {
+            id: self.ids.get(&name.to_ascii_lowercase()).copied().unwrap_or(TableId(0)),
+            rowid_alias: !without_rowid && self.is_rowid_alias(&name, &primary_key)?,
+            name,
+            kind: kind.clone(),
+            columns,
+            primary_key,
+            without_rowid,
+            create_sql,
+            indexes,
+        }))
+    }
+
+    fn columns(&self, table: &str) -> rusqlite::Result<(Vec<Column>, Vec<String>)> {
+        let conn = &self.db.conn;
+        let mut described = conn.prepare(
+            "SELECT name, type, \"notnull\", dflt_value IS NOT NULL, pk, hidden FROM pragma_table_xinfo(?1) ORDER BY cid",
+        )?;
+        let mut rows = described.query([table])?;
+        let (mut columns, mut keys) = (Vec::new(), Vec::new());
+        while let Some(row) = rows.next()? {
+            let (name, place, hidden): (String, i64, i64) = (row.get(0)?, row.get(4)?, row.get(5)?);
+            if place > 0 {
+                keys.push((place, name.clone()));
+            }
+            columns.push(Column {
+                collation: self.collation(table, &name)?,
+                name,
+                decl_type: declared(row.get::<_, Option<String>>(1)?.unwrap_or_default()),
+                not_null: row.get(2)?,
+                generated: hidden == 2 || hidden == 3,
+                has_default: row.get(3)?,
+            });
+        }
+        keys.sort();
+        Ok((columns, keys.into_iter().map(|(_, name)| name).collect()))
+    }
+
+    fn collation(&self, table: &str, column: &str) -> rusqlite::Result<Option<String>> {
+        let (_, collation, ..) = self.metadata(table, column)?;
+        Ok(collation.filter(|name| !name.eq_ignore_ascii_case("BINARY")))
+    }
+
+    fn metadata(&self, table: &str, column: &str) -> rusqlite::Result<(Option<String>, Option<String>, bool)> {
+        let (decl_type, collation, _, primary, _) = self.db.conn.column_metadata(None::<&str>, table, column)?;
+        let text = |text: Option<&std::ffi::CStr>| text.map(|text| text.to_string_lossy().into_owned());
+        Ok((text(decl_type), text(collation), primary))
+    }
+
+    /// Whether the primary key is another name of the rowid. `INTEGER PRIMARY KEY DESC` is not, so SQLite is asked: an
+    /// alias has no index of its own.
+    fn is_rowid_alias(&self, table: &str, primary_key: &[String]) -> rusqlite::Result<bool> {
+        let [column] = primary_key else { return Ok(false) };
+        let (decl_type, ..) = self.metadata(table, column)?;
+        let indexed = self
+            .db
+            .conn
+            .prepare("SELECT 1 FROM pragma_index_list(?1) WHERE origin = 'pk'")?
+            .exists([table])?;
+        Ok(decl_type.is_some_and(|name| name.eq_ignore_ascii_case("INTEGER")) && !indexed)
+    }
+}
+
+/// SQLite puts `GENERATED ALWAYS` into the declared type of such a column.
+fn declared(decl_type: String) -> String {
+    match decl_type.to_ascii_uppercase().find("GENERATED ALWAYS") {
+        Some(place) => decl_type[..place].trim_end().to_owned(),
+        None => decl_type,
+    }
+}

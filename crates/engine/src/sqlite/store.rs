@@ -1,0 +1,417 @@
+//! One replica of a shard: the connection that writes.
+//!
+//! [`Store::apply`] runs a batch in one SQLite transaction. Each proposal has a savepoint: one that fails is rolled
+//! back alone. The position in the log is stored in the same transaction, so a crash leaves either all of the
+//! batch or none of it, and the log's owner knows which.
+//!
+//! How a log is cut into batches differs between replicas, and must not matter. Therefore nothing of one proposal
+//! may reach another except through the database: counters are reset, deferred constraints are looked at, compiled
+//! statements are dropped when the schema changes, and a statement that manages to roll back the *whole*
+//! transaction (`ON CONFLICT ROLLBACK`) makes the batch begin again without it.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, ensure};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ffi};
+
+use super::connection::{self, Db, Role};
+use super::content;
+use super::copy;
+use super::failure::{Applied, Stop};
+use super::placement::Placement;
+use super::readers::{Readers, Shared};
+use super::schema::OWN_TABLES;
+use super::session::Budget;
+use super::table::{self, Specs};
+use crate::limits::{READ_CONNECTIONS_MAX, WAL_BYTES_KEPT_MAX};
+use crate::{Action, ContentDigest, Outcome, Proposal, ProposalError, sqlstate};
+
+/// How a replica is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// The cluster's; a file that was made with another is refused.
+    pub partition_count: u32,
+    /// Read-only connections at one time.
+    pub read_connections: usize,
+}
+
+impl StoreConfig {
+    /// The defaults, for a cluster with this many partitions.
+    pub fn new(partition_count: u32) -> Self {
+        Self { partition_count, read_connections: READ_CONNECTIONS_MAX }
+    }
+}
+
+/// One replica of a shard. Owned by the thread that applies its log.
+pub struct Store {
+    shared: Arc<Shared>,
+    /// `None` only after an installation that failed half way.
+    writer: Option<Writer>,
+}
+
+/// The writing connection, and what it keeps in memory of the database.
+pub(crate) struct Writer {
+    pub(crate) db: Db,
+    pub(crate) placement: Arc<Placement>,
+    pub(crate) specs: Specs,
+    /// Which table each known statement writes.
+    pub(crate) targets: RefCell<Targets>,
+    /// Set when the proposal being applied changed the schema, or how statements are compiled.
+    pub(crate) schema_changed: bool,
+    placement_changed: bool,
+}
+
+/// The table that each statement text writes, by text.
+#[derive(Debug, Default)]
+pub(crate) struct Targets(HashMap<String, Option<String>>);
+
+impl Targets {
+    /// Texts remembered; beyond them the memory begins anew.
+    const KNOWN_MAX: usize = 4 * crate::limits::STATEMENTS_CACHED_MAX;
+
+    pub(crate) fn contains_key(&self, sql: &str) -> bool {
+        self.0.contains_key(sql)
+    }
+
+    pub(crate) fn get(&self, sql: &str) -> Option<&String> {
+        self.0.get(sql)?.as_ref()
+    }
+
+    pub(crate) fn insert(&mut self, sql: &str, target: Option<String>) {
+        if self.0.len() >= Self::KNOWN_MAX {
+            self.0.clear();
+        }
+        self.0.insert(sql.to_owned(), target);
+    }
+}
+
+impl Store {
+    /// The database's file in its directory.
+    pub const FILE: &str = "shard.db";
+
+    /// Opens the replica in `dir`, or makes an empty one. An installation that a crash interrupted is finished first.
+    pub fn open(dir: &Path, config: StoreConfig) -> anyhow::Result<(Store, Readers)> {
+        std::fs::create_dir_all(dir).with_context(|| format!("make the directory {}", dir.display()))?;
+        copy::finish_installation(dir)?;
+        let path = dir.join(Self::FILE);
+        let writer = Writer::open(&path, config.partition_count)?;
+        copy::sync_dir(dir)?;
+        let shared = Arc::new(Shared::new(path, config));
+        let readers = Readers::new(shared.clone());
+        Ok((Store { shared, writer: Some(writer) }, readers))
+    }
+
+    /// What the last [`Store::apply`] stored; empty for a new replica.
+    pub fn applied(&self) -> anyhow::Result<Vec<u8>> {
+        content::applied(&self.writer_ref()?.db.conn)
+    }
+
+    /// Applies encoded [`Proposal`]s in order, in one transaction, and stores `applied` in it. Gives one encoded
+    /// [`Outcome`] each. An error means that nothing was applied and that this replica can't go on.
+    pub fn apply(&mut self, proposals: &[&[u8]], applied: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
+        let writer = self.writer()?;
+        let outcomes = writer.apply(proposals, applied);
+        if outcomes.is_err() && !writer.db.conn.is_autocommit() {
+            writer.db.conn.execute_batch("ROLLBACK").ok();
+        }
+        if outcomes.is_err() {
+            writer.reload()?;
+        }
+        Ok(outcomes?.into_iter().map(|outcome| outcome.encode()).collect())
+    }
+
+    /// Makes everything applied so far durable. The log may then be purged up to [`Store::applied`].
+    ///
+    /// With `synchronous=NORMAL` a commit only writes to the WAL; it is synced here. Moving the WAL into the database
+    /// file is a matter of space, and goes as far as open snapshots let it.
+    pub fn checkpoint(&mut self) -> anyhow::Result<()> {
+        let wal = wal_of(&self.shared.path);
+        let conn = &self.writer()?.db.conn;
+        let bytes = match std::fs::File::open(&wal) {
+            Ok(file) => {
+                file.sync_data().context("sync the write-ahead log")?;
+                file.metadata().context("measure the write-ahead log")?.len()
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error).with_context(|| format!("open {}", wal.display())),
+        };
+        let mode = if bytes > WAL_BYTES_KEPT_MAX { "TRUNCATE" } else { "PASSIVE" };
+        conn.busy_timeout(std::time::Duration::from_millis(20))?;
+        let result = conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, i64>(0));
+        conn.busy_timeout(std::time::Duration::from_secs(5))?;
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(()),
+            Err(error) => Err(error).context("move the write-ahead log into the database"),
+        }
+    }
+
+    /// A job that copies the database as of one moment into a new file and tells what was applied in it. It runs on
+    /// any thread, on a connection of its own, while writing goes on.
+    pub fn copier(&self) -> anyhow::Result<Box<dyn FnOnce(&Path) -> anyhow::Result<Vec<u8>> + Send>> {
+        let shared = self.shared.clone();
+        Ok(Box::new(move |into| copy::copy_into(&shared.open_reader()?, into)))
+    }
+
+    /// Replaces everything by the copy in `from`, which stays as it is. Readers go on with the old content until
+    /// they are done; new ones see the new.
+    pub fn install(&mut self, from: &Path) -> anyhow::Result<()> {
+        let partition_count = self.shared.config.partition_count;
+        copy::check_copy(from, partition_count).with_context(|| format!("check the copy {}", from.display()))?;
+        let dir = self.shared.path.parent().context("the database is in a directory")?.to_owned();
+        copy::stage_installation(from, &dir)?;
+        let path = self.shared.path.clone();
+        let shared = self.shared.clone();
+        shared.replace(|| {
+            self.writer = None;
+            copy::finish_installation(&dir)?;
+            self.writer = Some(Writer::open(&path, partition_count)?);
+            Ok(())
+        })
+    }
+
+    /// The digest of all that is replicated.
+    pub fn digest(&mut self) -> anyhow::Result<ContentDigest> {
+        content::digest(&self.writer()?.db.conn)
+    }
+
+    fn writer(&mut self) -> anyhow::Result<&mut Writer> {
+        self.writer.as_mut().ok_or_else(half_installed)
+    }
+
+    fn writer_ref(&self) -> anyhow::Result<&Writer> {
+        self.writer.as_ref().ok_or_else(half_installed)
+    }
+}
+
+fn half_installed() -> anyhow::Error {
+    anyhow!("this replica's content was being replaced and that failed; start the node again")
+}
+
+fn wal_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    PathBuf::from(name)
+}
+
+impl Writer {
+    fn open(path: &Path, partition_count: u32) -> anyhow::Result<Writer> {
+        let db = connection::open(path, Role::Writer, partition_count)
+            .with_context(|| format!("open the database {}", path.display()))?;
+        set_up(&db.conn, partition_count)?;
+        let mut writer = Writer {
+            db,
+            placement: Arc::default(),
+            specs: Specs::new(),
+            targets: RefCell::default(),
+            schema_changed: false,
+            placement_changed: false,
+        };
+        writer.reload()?;
+        Ok(writer)
+    }
+
+    /// Reads anew what is kept in memory.
+    fn reload(&mut self) -> anyhow::Result<()> {
+        self.placement = Placement::load(&self.db.conn)?.1;
+        self.db.session.lock().moving = Arc::new(self.placement.captured());
+        self.specs = table::load(&self.db.conn)?;
+        self.forget_compiled();
+        (self.schema_changed, self.placement_changed) = (false, false);
+        Ok(())
+    }
+
+    /// Statements compiled under another schema or other settings would be compiled again in the middle of running.
+    pub(crate) fn forget_compiled(&self) {
+        self.db.conn.flush_prepared_statement_cache();
+        *self.targets.borrow_mut() = Targets::default();
+    }
+
+    pub(crate) fn reload_specs(&mut self) -> Applied<()> {
+        self.specs = table::load(&self.db.conn).map_err(Stop::Fatal)?;
+        Ok(())
+    }
+
+    /// Changes what the shard owns or takes part in.
+    pub(crate) fn change_placement(&mut self, change: impl FnOnce(&mut Placement)) -> Applied<()> {
+        self.placement_changed = true;
+        let placement = Arc::make_mut(&mut self.placement);
+        change(placement);
+        placement.forget_old();
+        placement.save(&self.db.conn)?;
+        self.db.session.lock().moving = Arc::new(self.placement.captured());
+        Ok(())
+    }
+
+    /// Does something with a setting switched off.
+    pub(crate) fn without<T>(
+        &mut self,
+        setting: DbConfig,
+        work: impl FnOnce(&mut Self) -> Applied<T>,
+    ) -> Applied<T> {
+        self.db.conn.set_db_config(setting, false)?;
+        self.forget_compiled();
+        let result = work(self);
+        self.db.conn.set_db_config(setting, true)?;
+        self.forget_compiled();
+        result
+    }
+
+    fn apply(&mut self, proposals: &[&[u8]], applied: &[u8]) -> anyhow::Result<Vec<Outcome>> {
+        // Outcomes of proposals that would roll the whole batch back.
+        let mut set_aside = BTreeMap::new();
+        loop {
+            if let Some(outcomes) = self.attempt(proposals, applied, &mut set_aside)? {
+                return Ok(outcomes);
+            }
+            self.reload()?;
+        }
+    }
+
+    /// One go at a batch. `None`: a statement rolled all of it back; it is among `set_aside` now.
+    fn attempt(
+        &mut self,
+        proposals: &[&[u8]],
+        applied: &[u8],
+        set_aside: &mut BTreeMap<usize, Outcome>,
+    ) -> anyhow::Result<Option<Vec<Outcome>>> {
+        self.control("BEGIN IMMEDIATE")?;
+        let mut outcomes = Vec::with_capacity(proposals.len());
+        for (index, bytes) in proposals.iter().enumerate() {
+            if let Some(outcome) = set_aside.get(&index) {
+                outcomes.push(outcome.clone());
+                continue;
+            }
+            let outcome = self.one(bytes)?;
+            if self.db.conn.is_autocommit() {
+                set_aside.insert(index, outcome);
+                return Ok(None);
+            }
+            outcomes.push(outcome);
+        }
+        self.db.conn.prepare_cached("UPDATE __pleat_applied SET value = ?1 WHERE id = 0")?.execute([applied])?;
+        self.control("COMMIT").context("commit a batch")?;
+        Ok(Some(outcomes))
+    }
+
+    /// One proposal, in its savepoint.
+    fn one(&mut self, bytes: &[u8]) -> anyhow::Result<Outcome> {
+        let proposal = match Proposal::decode(bytes) {
+            Ok(proposal) => proposal,
+            Err(error @ ProposalError::Format { .. }) => return Err(error.into()),
+            // The same bytes are as malformed on every replica.
+            Err(error @ ProposalError::Malformed(_)) => {
+                return Ok(Outcome::Failed(sqlstate::refuse(0, "08P01", error.to_string(), "")));
+            }
+        };
+        self.control("SAVEPOINT proposal")?;
+        self.begin(&proposal)?;
+        let result = self.act(&proposal);
+        self.db.session.lock().budget = Budget::Unlimited;
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(Stop::Fatal(error)) => return Err(error),
+            Err(Stop::Outcome(outcome)) => {
+                if self.db.conn.is_autocommit() {
+                    return Ok(outcome);
+                }
+                self.control("ROLLBACK TO proposal")?;
+                self.roll_back_memory()?;
+                outcome
+            }
+        };
+        self.control("RELEASE proposal")?;
+        if std::mem::take(&mut self.schema_changed) {
+            self.forget_compiled();
+        }
+        self.placement_changed = false;
+        Ok(outcome)
+    }
+
+    fn act(&mut self, proposal: &Proposal) -> Applied<Outcome> {
+        let now_ms = proposal.now_ms;
+        match &proposal.action {
+            Action::Write { idempotency, units, statements } => {
+                self.write(idempotency.as_ref(), units, statements, now_ms)
+            }
+            Action::Bulk { idempotency, units, table, columns, rows } => {
+                self.bulk(idempotency.as_ref(), units, table, columns, rows, now_ms)
+            }
+            Action::Own { units, ownership } => self.own(units, *ownership),
+            Action::Ddl { operation, statements, change, single } => {
+                self.ddl(*operation, statements, change, *single)
+            }
+            Action::ReferenceWrite { idempotency, statements } => {
+                self.reference_write(idempotency.as_ref(), statements, now_ms, proposal.seed)
+            }
+            Action::ReferenceApply(entry) => self.reference_apply(entry),
+            Action::ReferencePrune { upto } => self.reference_prune(*upto),
+            Action::Move(step) => self.move_step(step),
+            Action::Digest => content::digest(&self.db.conn).map(Outcome::Digest).map_err(Stop::Fatal),
+        }
+    }
+
+    /// Time, randomness and counters as every replica has them here.
+    fn begin(&mut self, proposal: &Proposal) -> anyhow::Result<()> {
+        let (now_ms, seed) = match &proposal.action {
+            Action::ReferenceApply(entry) => (entry.now_ms, entry.seed),
+            _ => (proposal.now_ms, proposal.seed),
+        };
+        // A statement that changes nothing sets changes() to 0.
+        self.db.conn.prepare_cached("DELETE FROM __pleat_applied WHERE id = -1")?.execute([])?;
+        // SAFETY: the handle is open and used on this thread only.
+        let changes_before = unsafe {
+            let handle = self.db.conn.handle();
+            ffi::sqlite3_set_last_insert_rowid(handle, 0);
+            ffi::sqlite3_total_changes64(handle)
+        };
+        let mut session = self.db.session.lock();
+        session.begin(now_ms, seed);
+        session.changes_before = changes_before;
+        Ok(())
+    }
+
+    /// After a rollback to the savepoint: memory follows the database.
+    fn roll_back_memory(&mut self) -> anyhow::Result<()> {
+        if self.schema_changed {
+            content::reload_statistics(&self.db.conn)?;
+        }
+        if self.schema_changed || self.placement_changed {
+            self.reload()?;
+        }
+        Ok(())
+    }
+
+    fn control(&self, sql: &str) -> rusqlite::Result<()> {
+        self.db.conn.prepare_cached(sql)?.execute([])?;
+        Ok(())
+    }
+}
+
+/// Makes Pleat's own tables in a new database, or checks those of an old one.
+fn set_up(conn: &Connection, partition_count: u32) -> anyhow::Result<()> {
+    if !content::is_set_up(conn)? {
+        let placement = postcard::to_stdvec(&Placement::default())?;
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        conn.execute_batch(OWN_TABLES)?;
+        conn.execute("INSERT INTO __pleat_placement VALUES (0, 1, ?1)", [placement])?;
+        conn.execute("INSERT INTO __pleat_meta VALUES ('format', ?1)", [content::FORMAT])?;
+        conn.execute("INSERT INTO __pleat_meta VALUES ('partition_count', ?1)", [partition_count])?;
+        conn.execute_batch("COMMIT")?;
+    }
+    let (format, partitions) = content::format_and_partitions(conn)?;
+    ensure!(
+        format == content::FORMAT,
+        "the shard's file has format {format}, this build reads format {}; run the version that wrote it",
+        content::FORMAT
+    );
+    ensure!(
+        partitions == partition_count,
+        "the shard's file was made for {partitions} partitions, the cluster has {partition_count}"
+    );
+    Ok(())
+}

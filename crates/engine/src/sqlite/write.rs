@@ -1,0 +1,274 @@
+//! Running a user's statements at apply.
+
+use pleat_cluster::{Millis, PartitionId, TableKind, Value};
+use rusqlite::{CachedStatement, Connection, ffi};
+
+use super::authorize::{self, Mode};
+use super::failure::{self, Applied};
+use super::idempotency;
+use super::session::{Budget, RoutedUnits, RowCheck};
+use super::store::Writer;
+use super::value::{bind, values_of};
+use crate::limits::{STATEMENT_BYTES_MAX, WRITE_RESULT_BYTES_MAX, WRITE_RESULT_ROWS_MAX, WRITE_STEP_BLOCKS_MAX};
+use crate::{Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult, sqlstate};
+
+/// What the statements of a proposal may write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Scope<'a> {
+    /// Sharded and single tables of these units.
+    Units(&'a [PartitionId]),
+    /// Reference tables.
+    Reference,
+}
+
+/// A compiled statement: from the cache, or its first time here.
+enum Compiled<'a> {
+    Cached(CachedStatement<'a>),
+    Fresh(rusqlite::Statement<'a>),
+}
+
+impl<'a> std::ops::Deref for Compiled<'a> {
+    type Target = rusqlite::Statement<'a>;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Compiled::Cached(statement) => statement,
+            Compiled::Fresh(statement) => statement,
+        }
+    }
+}
+
+impl std::ops::DerefMut for Compiled<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        match self {
+            Compiled::Cached(statement) => &mut *statement,
+            Compiled::Fresh(statement) => statement,
+        }
+    }
+}
+
+impl Writer {
+    /// A user's write: the checks, the statements, and the memory of both.
+    pub(crate) fn write(
+        &mut self,
+        idempotency: Option<&Idempotency>,
+        units: &[PartitionId],
+        statements: &[Statement],
+        now_ms: Millis,
+    ) -> Applied<Outcome> {
+        self.placement.check_units(units)?;
+        if let Some(given) = idempotency
+            && let Some(outcome) = idempotency::replay(&self.db.conn, given, now_ms)?
+        {
+            return Ok(outcome);
+        }
+        let results = self.run_all(statements, Scope::Units(units))?;
+        let outcome = Outcome::Done { results };
+        if let Some(given) = idempotency {
+            idempotency::remember(&self.db.conn, given, units, &outcome, now_ms)?;
+        }
+        Ok(outcome)
+    }
+
+    /// Runs all statements, or stops at the first failure.
+    pub(crate) fn run_all(&mut self, statements: &[Statement], scope: Scope<'_>) -> Applied<Vec<StatementResult>> {
+        self.set_scope(scope);
+        let mut left = ResultBudget { rows: WRITE_RESULT_ROWS_MAX, bytes: WRITE_RESULT_BYTES_MAX };
+        let results: Applied<Vec<_>> =
+            statements.iter().enumerate().map(|(index, one)| self.run(index, one, scope, &mut left)).collect();
+        let results = results.and_then(|results| match self.has_dangling_references() {
+            true => Err(dangling(statements.len()).into()),
+            false => Ok(results),
+        });
+        self.clear_scope();
+        results
+    }
+
+    /// What the row check lets pass from here on.
+    pub(crate) fn set_scope(&self, scope: Scope<'_>) {
+        let mut session = self.db.session.lock();
+        session.mode = Mode::Write;
+        session.budget = Budget::Steps(WRITE_STEP_BLOCKS_MAX);
+        session.rows = match scope {
+            Scope::Units(units) => RowCheck::Routed(RoutedUnits::new(units)),
+            Scope::Reference => RowCheck::Off,
+        };
+    }
+
+    /// The reverse of [`Writer::set_scope`].
+    pub(crate) fn clear_scope(&self) {
+        let mut session = self.db.session.lock();
+        session.mode = Mode::Internal;
+        session.budget = Budget::Unlimited;
+        session.rows = RowCheck::Off;
+    }
+
+    fn run(
+        &mut self,
+        index: usize,
+        statement: &Statement,
+        scope: Scope<'_>,
+        left: &mut ResultBudget,
+    ) -> Applied<StatementResult> {
+        let mut compiled = self.compile(index, &statement.sql)?;
+        self.check_target(index, &statement.sql, scope)?;
+        check_parameters(index, compiled.parameter_count(), statement.params.len())?;
+        bind(&mut compiled, 1, &statement.params).map_err(|error| self.user_error(index, error))?;
+        // The budget of steps is looked at every so many steps of the statement's counter: it has to start at 0.
+        compiled.reset_status(rusqlite::StatementStatus::VmStep);
+        let result = collect(&mut compiled, left).map_err(|error| match error {
+            Collect::Sqlite(error) => self.user_error(index, error),
+            Collect::TooLarge => too_large(index).into(),
+        })?;
+        let wrote = !compiled.readonly();
+        let rowid = self.db.conn.last_insert_rowid();
+        Ok(StatementResult {
+            rows_affected: if wrote { self.db.conn.changes() } else { 0 },
+            last_insert_rowid: (wrote && rowid != 0).then_some(rowid),
+            ..result
+        })
+    }
+
+    /// Compiles a statement. Only one that comes a second time goes into the cache, so that a stream of distinct
+    /// texts doesn't drive the repeated ones out.
+    fn compile(&self, index: usize, sql: &str) -> Applied<Compiled<'_>> {
+        check_text(index, sql)?;
+        let known = self.targets.borrow().contains_key(sql);
+        {
+            let mut session = self.db.session.lock();
+            session.compiling = true;
+            session.target = None;
+        }
+        let conn: &Connection = &self.db.conn;
+        let compiled = match known {
+            true => conn.prepare_cached(sql).map(Compiled::Cached),
+            false => conn.prepare(sql).map(Compiled::Fresh),
+        };
+        let target = {
+            let mut session = self.db.session.lock();
+            session.compiling = false;
+            session.target.take()
+        };
+        let compiled = compiled.map_err(|error| self.user_error(index, error))?;
+        if !known {
+            self.targets.borrow_mut().insert(sql, target);
+        }
+        Ok(compiled)
+    }
+
+    /// Whether the statement's table is one that this kind of write may change.
+    fn check_target(&self, index: usize, sql: &str, scope: Scope<'_>) -> Applied<()> {
+        let targets = self.targets.borrow();
+        let Some(spec) = targets.get(sql).and_then(|target| self.specs.get(target)) else { return Ok(()) };
+        let name = &spec.table.name;
+        match (&spec.table.kind, scope) {
+            (TableKind::Sharded { .. }, Scope::Units(_)) | (TableKind::Reference, Scope::Reference) => Ok(()),
+            (TableKind::Single { .. }, Scope::Units(units)) => match spec.unit {
+                Some(unit) if !units.contains(&unit) => Err(Refusal::NotRouted { unit }.into()),
+                _ => Ok(()),
+            },
+            (TableKind::Reference, Scope::Units(_)) => {
+                let message = format!("{name} is a reference table: it is written on all shards, in writes of its own");
+                Err(sqlstate::refuse(index, "0A000", message, "send its statements in a request of their own").into())
+            }
+            (_, Scope::Reference) => {
+                let message = format!("{name} is no reference table, and can't be written together with one");
+                Err(sqlstate::refuse(index, "0A000", message, "send its statements in a request of their own").into())
+            }
+        }
+    }
+
+    pub(crate) fn user_error(&self, index: usize, error: rusqlite::Error) -> failure::Stop {
+        failure::of_user(&self.db.session, index, error)
+    }
+
+    /// Whether a deferred foreign key is violated. SQLite would look only when the whole batch commits.
+    pub(crate) fn has_dangling_references(&self) -> bool {
+        let (mut current, mut highest) = (0, 0);
+        // SAFETY: the handle is open, and the call only writes to the two integers.
+        unsafe {
+            let handle = self.db.conn.handle();
+            ffi::sqlite3_db_status(handle, ffi::SQLITE_DBSTATUS_DEFERRED_FKS, &mut current, &mut highest, 0);
+        }
+        current > 0
+    }
+}
+
+struct ResultBudget {
+    rows: usize,
+    bytes: usize,
+}
+
+enum Collect {
+    Sqlite(rusqlite::Error),
+    TooLarge,
+}
+
+impl From<rusqlite::Error> for Collect {
+    fn from(error: rusqlite::Error) -> Self {
+        Collect::Sqlite(error)
+    }
+}
+
+/// Steps a statement to its end and keeps its rows.
+fn collect(statement: &mut rusqlite::Statement<'_>, left: &mut ResultBudget) -> Result<StatementResult, Collect> {
+    let count = statement.column_count();
+    let columns = statement.column_names().into_iter().map(str::to_owned).collect();
+    let mut result = StatementResult { columns, ..StatementResult::default() };
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next()? {
+        let values = values_of(row, count)?;
+        let bytes: usize = values.iter().map(Value::size).sum();
+        left.rows = left.rows.checked_sub(1).ok_or(Collect::TooLarge)?;
+        left.bytes = left.bytes.checked_sub(bytes).ok_or(Collect::TooLarge)?;
+        result.rows.push(values);
+    }
+    Ok(result)
+}
+
+/// What can be told from a statement's text alone.
+pub(crate) fn check_text(index: usize, sql: &str) -> Result<(), SqlFailure> {
+    if sql.len() > STATEMENT_BYTES_MAX {
+        let message = format!("the statement is {} bytes long; at most {STATEMENT_BYTES_MAX} are allowed", sql.len());
+        return Err(sqlstate::refuse(index, "54000", message, "pass values as parameters, or load rows in bulk"));
+    }
+    if sql.contains('\0') {
+        let message = "the statement contains a NUL character";
+        return Err(sqlstate::refuse(index, "42601", message, "pass such text as a parameter"));
+    }
+    if authorize::names_reserved(sql) {
+        let message = authorize::reserved("the statement");
+        return Err(sqlstate::refuse(index, "42501", message, "use another name; pass such text as a parameter"));
+    }
+    Ok(())
+}
+
+/// Whether every parameter has a value and every value a parameter.
+pub(crate) fn check_parameters(index: usize, wanted: usize, given: usize) -> Result<(), SqlFailure> {
+    match wanted == given {
+        true => Ok(()),
+        false => Err(sqlstate::refuse(
+            index,
+            "08P01",
+            format!("the statement has {wanted} parameters, but {given} values were given"),
+            "give one value for each parameter, by position",
+        )),
+    }
+}
+
+fn too_large(index: usize) -> SqlFailure {
+    sqlstate::refuse(
+        index,
+        "54000",
+        format!("a write may return {WRITE_RESULT_ROWS_MAX} rows and {WRITE_RESULT_BYTES_MAX} bytes, and this one returns more"),
+        "return fewer columns, or read the rows afterwards",
+    )
+}
+
+fn dangling(statements: usize) -> SqlFailure {
+    sqlstate::failure(
+        statements.saturating_sub(1),
+        ffi::SQLITE_CONSTRAINT_FOREIGNKEY,
+        "FOREIGN KEY constraint failed".to_owned(),
+    )
+}

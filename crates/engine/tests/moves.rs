@@ -1,0 +1,462 @@
+//! Moves between two shards, end to end, while writes go on.
+//!
+//! A third replica, the model, gets every write that was acknowledged and never moves anything. After the move the
+//! two shards together must hold exactly what the model holds, each row once.
+
+mod common;
+
+use common::*;
+use pleat_cluster::{KeyType, PartitionId, TableKind, Value};
+use pleat_engine::*;
+use proptest::prelude::*;
+
+const OPERATION: u64 = 42;
+
+/// Every shape that a sharded table can have.
+const TABLES: [(&str, &str, &str, KeyType); 5] = [
+    (ITEMS, "items", "k", KeyType::Integer),
+    ("CREATE TABLE acc(id INTEGER PRIMARY KEY, v REAL, note TEXT DEFAULT CURRENT_TIMESTAMP)", "acc", "id", KeyType::Integer),
+    ("CREATE TABLE docs(id TEXT, k INTEGER, body BLOB, PRIMARY KEY (id, k)) WITHOUT ROWID", "docs", "k", KeyType::Integer),
+    ("CREATE TABLE names(name TEXT PRIMARY KEY NOT NULL, v ANY)", "names", "name", KeyType::Text),
+    (
+        "CREATE TABLE kids(k INTEGER, id INTEGER, p INTEGER, PRIMARY KEY (k, id), \
+         FOREIGN KEY (k, p) REFERENCES items(k, n) ON DELETE CASCADE ON UPDATE CASCADE)",
+        "kids",
+        "k",
+        KeyType::Integer,
+    ),
+];
+
+fn shard() -> Replica {
+    let mut shard = Replica::new();
+    for (sql, name, key, key_type) in TABLES {
+        // Columns described with all tables there, so that foreign keys find their parents.
+        shard.create(sql, name, sharded(key, key_type));
+    }
+    shard
+}
+
+struct World {
+    source: Replica,
+    target: Replica,
+    model: Replica,
+    moving: Vec<PartitionId>,
+    /// Who owns the moving partitions as far as writers know.
+    moved: bool,
+    waiting: Vec<Write>,
+}
+
+/// A generated write: all of its rows have one key, as the router demands.
+#[derive(Clone, Debug)]
+struct Write {
+    unit: PartitionId,
+    statements: Vec<Statement>,
+    key: Option<String>,
+}
+
+impl Write {
+    fn action(&self) -> Action {
+        let idempotency = self.key.clone().map(|key| Idempotency { key, fingerprint: 1, ttl_ms: 1 << 40 });
+        Action::Write { idempotency, units: vec![self.unit], statements: self.statements.clone() }
+    }
+}
+
+impl World {
+    fn new(moving: Vec<PartitionId>) -> Self {
+        let (mut source, mut target, mut model) = (shard(), shard(), shard());
+        source.own(0..PARTITIONS);
+        model.own(0..PARTITIONS);
+        target.apply(Action::Own { units: vec![], ownership: 1 });
+        Self { source, target, model, moving, moved: false, waiting: Vec::new() }
+    }
+
+    /// Sends a write where its owner should be; one that is fenced waits and is sent again.
+    fn write(&mut self, write: Write) {
+        let at_target = self.moved && self.moving.contains(&write.unit);
+        let shard = if at_target { &mut self.target } else { &mut self.source };
+        match shard.apply(write.action()) {
+            Outcome::Refused(Refusal::Fenced { .. } | Refusal::NotOwned { .. }) => self.waiting.push(write),
+            Outcome::Done { .. } | Outcome::Replayed { .. } | Outcome::Failed(_) => {
+                // CURRENT_TIMESTAMP is the entry's, so the model's clock has to be the shard's: notes are given.
+                self.model.apply(write.action());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn retry(&mut self) {
+        for write in std::mem::take(&mut self.waiting) {
+            self.write(write);
+        }
+    }
+
+    fn source_asks(&self, request: MoveRead) -> MoveChunk {
+        self.source.readers.move_read(&request).unwrap()
+    }
+
+    fn import(&mut self, changes: Vec<TableChanges>, idempotency: Vec<IdempotencyRow>, position: Option<Position>, cursor: Option<Cursor>) {
+        self.target.moved(OPERATION, MoveAction::Import { changes, idempotency, position, cursor });
+    }
+
+    fn position(&self) -> Position {
+        let MoveChunk::State(Some(state)) = self.target.readers.move_read(&MoveRead::State { operation: OPERATION }).unwrap() else {
+            panic!("the target knows the move")
+        };
+        state.position
+    }
+
+    /// One delta; whether there was anything in it.
+    fn catch_up(&mut self, rows_max: usize) -> bool {
+        let after = self.position();
+        let MoveChunk::Delta(delta) = self.source_asks(MoveRead::Delta { operation: OPERATION, after, rows_max, bytes_max: 1 << 20 })
+        else {
+            panic!()
+        };
+        let more = delta.more || !delta.is_empty();
+        self.import(delta.tables, delta.idempotency, Some(delta.position), None);
+        more
+    }
+
+    fn target_digest(&self) -> ContentDigest {
+        match self.target.readers.move_read(&MoveRead::Digest { operation: OPERATION }).unwrap() {
+            MoveChunk::Digest(digest) => digest,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn clean_up(shard: &mut Replica) {
+        for (_, table, ..) in TABLES {
+            let mut after = None;
+            loop {
+                let request = MoveRead::CleanUpNext { operation: OPERATION, table: table.into(), after, limit: 2 };
+                let MoveChunk::Keys { keys, next } = shard.readers.move_read(&request).unwrap() else { panic!() };
+                shard.moved(OPERATION, MoveAction::CleanUp { table: table.into(), keys });
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        assert_eq!(shard.moved(OPERATION, MoveAction::CleanUpDone).phase, MovePhase::Ended);
+    }
+
+    /// The whole move, with `between` called at every seam.
+    fn run(&mut self, rows_max: usize, between: &mut dyn FnMut(&mut World)) {
+        let partitions = self.moving.clone();
+        self.source.moved(OPERATION, MoveAction::Claim);
+        self.target.moved(OPERATION, MoveAction::Claim);
+        between(self);
+        self.source.moved(OPERATION, MoveAction::CaptureStart { partitions: partitions.clone() });
+        self.target.moved(OPERATION, MoveAction::ImportStart { partitions });
+        between(self);
+        let MoveChunk::Opened { snapshot, tables, .. } = self.source_asks(MoveRead::CopyOpen { operation: OPERATION }) else {
+            panic!()
+        };
+        assert_eq!(tables, ["acc", "docs", "items", "kids", "names"]);
+        for table in tables {
+            let mut after = None;
+            loop {
+                between(self);
+                let request = MoveRead::CopyNext { snapshot, table: table.clone(), after, rows_max, bytes_max: 1 << 20 };
+                let MoveChunk::Rows { changes, next } = self.source_asks(request) else { panic!() };
+                let cursor = next.clone().map(|after| Cursor { table: table.clone(), after });
+                self.import(vec![changes], vec![], None, cursor);
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        self.source_asks(MoveRead::Close { snapshot });
+        for _ in 0..3 {
+            between(self);
+            self.catch_up(rows_max);
+        }
+        let MoveChunk::Verified { remaining, digest } =
+            self.source_asks(MoveRead::Verify { operation: OPERATION, after: self.position() })
+        else {
+            panic!()
+        };
+        between(self);
+        self.import(remaining.tables, remaining.idempotency, Some(remaining.position), None);
+        assert_eq!(digest.differences(&self.target_digest()), Vec::<String>::new());
+        between(self);
+        self.source.moved(OPERATION, MoveAction::Fence);
+        between(self);
+        while self.catch_up(rows_max) {}
+        self.target.moved(OPERATION, MoveAction::Activate { ownership: 2 });
+        between(self);
+        self.moved = true;
+        between(self);
+        self.source.moved(OPERATION, MoveAction::Release { ownership: 2 });
+        between(self);
+        Self::clean_up(&mut self.source);
+        self.retry();
+    }
+
+    /// Each row of the model is on exactly one shard, and no other row is.
+    fn check(&mut self) {
+        for (_, table, ..) in TABLES {
+            let sql = format!("SELECT * FROM {table}");
+            let lines = |shards: &[&Replica]| {
+                let mut lines: Vec<String> =
+                    shards.iter().flat_map(|shard| shard.query(&sql)).map(|row| format!("{row:?}")).collect();
+                lines.sort();
+                lines
+            };
+            assert_eq!(lines(&[&self.source, &self.target]), lines(&[&self.model]), "{table}");
+        }
+        assert!(!self.source.dump().contains("__pleat_capture_"), "the move left something behind");
+        assert!(!self.source.readers.stats().unwrap().foreign_rows);
+        assert!(!self.target.readers.stats().unwrap().foreign_rows);
+    }
+}
+
+fn names_unit(name: &str) -> PartitionId {
+    pleat_cluster::partition_of(&name.into(), KeyType::Text, PARTITIONS).unwrap()
+}
+
+fn generated() -> impl Strategy<Value = Write> {
+    (0usize..17, 0i64..10, 0i64..5, 0i64..5, proptest::option::weighted(0.3, 0u8..20)).prop_map(|(kind, k, a, b, key)| {
+        let name = format!("name {k}");
+        let integer = Value::Integer;
+        // Unique values are unique over all shards: the key is in them.
+        let (unique, other) = (integer(k * 100 + a), integer(k * 100 + b));
+        let one = |sql: &str, params: Vec<Value>| vec![Statement::new(sql, params)];
+        let blob = Value::Blob(vec![0, a as u8, 255, b as u8]);
+        let statements = match kind {
+            0 => one("INSERT INTO items(k, n, name, u) VALUES (?, ?, 'new', ?)", vec![integer(k), integer(a), other]),
+            1 => one("INSERT OR REPLACE INTO items(k, n, name, u, data) VALUES (?, ?, 'replaced', ?, ?)", vec![integer(k), integer(a), other, blob]),
+            2 => one("INSERT INTO items(k, n, u) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET name = 'upserted', data = NULL", vec![integer(k), integer(a), other]),
+            3 => one("UPDATE items SET n = n + ? WHERE k = ? AND n = ?", vec![integer(b + 1), integer(k), integer(a)]),
+            4 => one("UPDATE OR REPLACE items SET n = ? WHERE k = ? AND n = ?", vec![integer(b), integer(k), integer(a)]),
+            5 => one("DELETE FROM items WHERE k = ? AND n = ?", vec![integer(k), integer(a)]),
+            6 => one("DELETE FROM items WHERE k = ?", vec![integer(k)]),
+            // Two rows swap a unique value.
+            7 => vec![
+                Statement::new("UPDATE items SET u = NULL WHERE k = ?1 AND u IN (?2, ?3) AND n = (SELECT min(n) FROM items WHERE k = ?1)", vec![integer(k), unique.clone(), other.clone()]),
+                Statement::new("UPDATE OR IGNORE items SET u = ?2 WHERE k = ?1 AND u = ?3", vec![integer(k), unique, other.clone()]),
+                Statement::new("UPDATE OR IGNORE items SET u = ?2 WHERE k = ?1 AND u IS NULL", vec![integer(k), other]),
+            ],
+            8 => one("INSERT INTO acc(id, v, note) VALUES (?, ?, 'n') ON CONFLICT(id) DO UPDATE SET v = v + excluded.v", vec![integer(k), Value::Real(0.1 * a as f64)]),
+            9 => one("DELETE FROM acc WHERE id = ?", vec![integer(k)]),
+            10 => one("INSERT OR REPLACE INTO docs VALUES (?, ?, ?)", vec![Value::Text(format!("d'{a}")), integer(k), blob]),
+            11 => one("UPDATE OR REPLACE docs SET id = ? WHERE k = ? AND id = ?", vec![Value::Text(format!("d'{b}")), integer(k), Value::Text(format!("d'{a}"))]),
+            12 => one("DELETE FROM docs WHERE k = ? AND id > ?", vec![integer(k), Value::Text(format!("d'{a}"))]),
+            13 => one("INSERT OR REPLACE INTO names VALUES (?, ?)", vec![Value::Text(name.clone()), if a == 0 { Value::Null } else { blob }]),
+            14 => one("DELETE FROM names WHERE name = ?", vec![Value::Text(name.clone())]),
+            15 => one("INSERT OR REPLACE INTO kids VALUES (?, ?, ?)", vec![integer(k), integer(a), integer(b)]),
+            _ => one("UPDATE kids SET p = ? WHERE k = ? AND id = ?", vec![integer(b), integer(k), integer(a)]),
+        };
+        let unit = if kind == 13 || kind == 14 { names_unit(&name) } else { unit_of(k) };
+        // A key stands for one request: the same number always gives the same key here, so writes are told apart.
+        Write { unit, key: key.map(|key| format!("{key}-{kind}-{k}-{a}-{b}")), statements }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_move_under_writes_keeps_every_row_exactly_once(
+        before in proptest::collection::vec(generated(), 0..60),
+        during in proptest::collection::vec(generated(), 0..160),
+        moving in proptest::sample::subsequence((0..PARTITIONS).map(PartitionId).collect::<Vec<_>>(), 1..=PARTITIONS as usize),
+        rows_max in 1usize..6,
+        pace in 0usize..8,
+    ) {
+        let mut world = World::new(moving);
+        for write in before {
+            world.write(write);
+        }
+        let mut during = during.into_iter();
+        world.run(rows_max, &mut |world| during.by_ref().take(pace).for_each(|write| world.write(write)));
+        during.for_each(|write| world.write(write));
+        world.check();
+    }
+
+    #[test]
+    fn an_aborted_move_leaves_nothing(
+        before in proptest::collection::vec(generated(), 0..60),
+        during in proptest::collection::vec(generated(), 0..40),
+        steps in 0usize..30,
+    ) {
+        let mut world = World::new(vec![unit_of(1), unit_of(3)]);
+        for write in before {
+            world.write(write);
+        }
+        let clean = world.target.dump();
+        world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
+        world.target.moved(OPERATION, MoveAction::ImportStart { partitions: world.moving.clone() });
+        let MoveChunk::Opened { snapshot, tables, .. } = world.source_asks(MoveRead::CopyOpen { operation: OPERATION }) else { panic!() };
+        for table in tables {
+            let request = MoveRead::CopyNext { snapshot, table, after: None, rows_max: 5, bytes_max: 1 << 20 };
+            let MoveChunk::Rows { changes, .. } = world.source_asks(request) else { panic!() };
+            world.import(vec![changes], vec![], None, None);
+        }
+        for write in during {
+            world.write(write);
+        }
+        for _ in 0..steps {
+            world.catch_up(3);
+        }
+        world.source.moved(OPERATION, MoveAction::Fence);
+        world.source.moved(OPERATION, MoveAction::Abort);
+        world.target.moved(OPERATION, MoveAction::ImportAbort);
+        World::clean_up(&mut world.target);
+        world.retry();
+        world.check();
+        let rows = |dump: &str| dump.lines().filter(|line| TABLES.iter().any(|(_, name, ..)| line.starts_with(&format!("{name}: ")))).count();
+        prop_assert_eq!(rows(&world.target.dump()), rows(&clean));
+    }
+}
+
+fn insert(world: &mut World, k: i64, n: i64) {
+    let statements = vec![Statement::new("INSERT INTO items(k, n) VALUES (?, ?)", vec![k.into(), n.into()])];
+    world.write(Write { unit: unit_of(k), key: None, statements });
+}
+
+#[test]
+fn an_older_leader_is_refused_and_steps_can_be_repeated() {
+    let mut world = World::new(vec![unit_of(1)]);
+    let start = MoveAction::CaptureStart { partitions: world.moving.clone() };
+    for _ in 0..2 {
+        assert!(matches!(world.source.step(OPERATION, 3, start.clone()), Outcome::Moved(MoveState { phase: MovePhase::Capturing, .. })));
+    }
+    assert_eq!(world.source.step(OPERATION, 2, MoveAction::Fence), Outcome::Refused(Refusal::StaleEpoch { given: 2, seen: 3 }));
+    world.source.step(OPERATION, 4, MoveAction::Claim);
+    assert_eq!(world.source.step(OPERATION, 3, MoveAction::Fence), Outcome::Refused(Refusal::StaleEpoch { given: 3, seen: 4 }));
+    for action in [MoveAction::Fence, MoveAction::Fence, MoveAction::Unfence, MoveAction::Unfence, MoveAction::Fence, MoveAction::Release { ownership: 9 }, MoveAction::Release { ownership: 9 }] {
+        assert!(matches!(world.source.step(OPERATION, 4, action.clone()), Outcome::Moved(_)), "{action:?}");
+    }
+    assert!(matches!(world.source.step(OPERATION, 4, MoveAction::Abort), Outcome::Refused(Refusal::MoveState { .. })));
+    assert!(matches!(world.source.step(OPERATION, 4, MoveAction::Activate { ownership: 1 }), Outcome::Refused(Refusal::MoveState { .. })));
+    assert_eq!(world.source.readers.stats().unwrap().ownership, 9);
+}
+
+#[test]
+fn fenced_and_released_partitions_answer_nobody() {
+    let mut world = World::new(vec![unit_of(1)]);
+    insert(&mut world, 1, 1);
+    insert(&mut world, 3, 1);
+    let asks = |world: &World, check| {
+        let filtered = Some("SELECT k FROM items WHERE pleat_owned(k)".to_owned());
+        read_all(&world.source.readers, &ReadRequest { check, sql_filtered: filtered, ..request("SELECT k FROM items") })
+    };
+    world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
+    assert_eq!(asks(&world, OwnershipCheck::Scatter { ownership: 1 }).unwrap().len(), 2);
+    world.source.moved(OPERATION, MoveAction::Fence);
+    let fenced = EngineError::Refused(Refusal::Fenced { unit: unit_of(1) });
+    assert_eq!(asks(&world, OwnershipCheck::Scatter { ownership: 1 }), Err(fenced.clone()));
+    assert_eq!(asks(&world, OwnershipCheck::Keyed(vec![unit_of(1)])), Err(fenced));
+    assert!(asks(&world, OwnershipCheck::Keyed(vec![unit_of(3)])).is_ok());
+    world.source.moved(OPERATION, MoveAction::Release { ownership: 2 });
+    assert_eq!(asks(&world, OwnershipCheck::Scatter { ownership: 1 }).unwrap_err().code(), "40001");
+    // Leftovers are still here, and are filtered out.
+    assert_eq!(asks(&world, OwnershipCheck::Scatter { ownership: 2 }).unwrap(), [[Value::Integer(3)]]);
+    assert_eq!(world.source.readers.stats().unwrap().rows, 1);
+    World::clean_up(&mut world.source);
+    assert_eq!(world.source.query("SELECT k FROM items"), [[Value::Integer(3)]]);
+}
+
+#[test]
+fn a_remembered_write_is_remembered_at_the_target() {
+    let mut world = World::new(vec![unit_of(1)]);
+    let write = Write {
+        unit: unit_of(1),
+        key: Some("pay once".into()),
+        statements: vec![Statement::new("INSERT INTO acc(id, v, note) VALUES (1, 5, '') ON CONFLICT DO UPDATE SET v = v + 5", vec![])],
+    };
+    world.write(write.clone());
+    world.run(10, &mut |_| {});
+    assert!(matches!(world.target.apply(write.action()), Outcome::Replayed { .. }));
+    assert_eq!(world.target.query("SELECT v FROM acc"), [[Value::Real(5.0)]]);
+}
+
+#[test]
+fn a_collision_with_a_row_that_stays_is_an_error_and_changes_nothing() {
+    let mut world = World::new(vec![unit_of(1)]);
+    // The target has another partition, with a row whose unique value the moving row has too.
+    let theirs = PartitionId((0..PARTITIONS).find(|p| PartitionId(*p) == unit_of(3)).unwrap());
+    world.target.apply(Action::Own { units: vec![theirs], ownership: 2 });
+    let units = vec![theirs];
+    let statements = vec![Statement::new("INSERT INTO items(k, n, u) VALUES (3, 1, 77)", vec![])];
+    assert!(matches!(world.target.apply(Action::Write { idempotency: None, units, statements }), Outcome::Done { .. }));
+    world.target.moved(OPERATION, MoveAction::ImportStart { partitions: world.moving.clone() });
+    let columns: Vec<String> = ["k", "n", "name", "data", "u"].map(String::from).to_vec();
+    let row = |n: i64, u: i64| vec![Value::Integer(1), n.into(), Value::Null, Value::Null, u.into()];
+    let rows = |rows: Vec<Vec<Value>>| TableChanges { table: "items".into(), columns: columns.clone(), rows, ..TableChanges::default() };
+    let import = |changes| MoveAction::Import { changes: vec![changes], idempotency: vec![], position: None, cursor: None };
+    let outcome = world.target.step(OPERATION, 1, import(rows(vec![row(1, 76), row(2, 77)])));
+    let Outcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(failure.code, "23505");
+    assert_eq!(world.target.query("SELECT k FROM items"), [[Value::Integer(3)]]);
+    // A collision with a moving row's older state is none: the older state goes.
+    world.target.moved(OPERATION, import(rows(vec![row(1, 5)])));
+    world.target.moved(OPERATION, import(rows(vec![row(2, 5)])));
+    assert_eq!(world.target.query("SELECT n FROM items WHERE k = 1"), [[Value::Integer(2)]]);
+    // Rows of another shape are refused.
+    let short = TableChanges { columns: vec!["k".into()], ..rows(vec![vec![Value::Null]]) };
+    assert!(matches!(world.target.step(OPERATION, 1, import(short)), Outcome::Refused(Refusal::MoveState { .. })));
+}
+
+#[test]
+fn the_schema_waits_for_the_move() {
+    let mut world = World::new(vec![unit_of(1)]);
+    world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
+    let sql = "CREATE TABLE r(a)";
+    let table = validate_ddl(&Default::default(), &[sql.to_owned()], "r", &TableKind::Reference).unwrap().unwrap();
+    assert_eq!(world.source.apply(ddl(99, &[sql], table.clone())), Outcome::Refused(Refusal::Moving));
+    world.source.moved(OPERATION, MoveAction::Abort);
+    assert!(matches!(world.source.apply(ddl(99, &[sql], table)), Outcome::Done { .. }));
+}
+
+#[test]
+fn reference_tables_are_copied_with_their_rowids_and_sequences() {
+    let (mut anchor, mut new) = (shard(), shard());
+    for replica in [&mut anchor, &mut new] {
+        replica.create("CREATE TABLE r(a TEXT, b)", "r", TableKind::Reference);
+        replica.create("CREATE TABLE s(id INTEGER PRIMARY KEY AUTOINCREMENT, v)", "s", TableKind::Reference);
+    }
+    for sql in ["INSERT INTO r VALUES ('x', 1), ('y', 2), (NULL, 3)", "DELETE FROM r WHERE b = 2", "INSERT INTO s(v) VALUES (1), (2)", "DELETE FROM s WHERE id = 2"] {
+        anchor.apply(Action::ReferenceWrite { idempotency: None, statements: vec![Statement::new(sql, vec![])] });
+    }
+    let MoveChunk::Opened { snapshot, tables, reference_seq } = anchor.readers.move_read(&MoveRead::ReferenceOpen).unwrap() else { panic!() };
+    assert_eq!((tables.len(), reference_seq), (2, 4));
+    new.moved(OPERATION, MoveAction::Claim);
+    for table in tables {
+        let request = MoveRead::CopyNext { snapshot, table, after: None, rows_max: 100, bytes_max: 1 << 20 };
+        let MoveChunk::Rows { changes, next: None } = anchor.readers.move_read(&request).unwrap() else { panic!() };
+        new.moved(OPERATION, MoveAction::Import { changes: vec![changes], idempotency: vec![], position: None, cursor: None });
+    }
+    new.moved(OPERATION, MoveAction::ReferenceLoaded { seq: reference_seq });
+    let statements = vec![Statement::new("INSERT INTO s(v) VALUES (3)", vec![])];
+    anchor.apply(Action::ReferenceWrite { idempotency: None, statements });
+    let MoveChunk::ReferenceLog { entries, .. } = anchor.readers.move_read(&MoveRead::ReferenceLog { after: 4, limit: 9 }).unwrap() else { panic!() };
+    new.apply(Action::ReferenceApply(entries[0].clone()));
+    for sql in ["SELECT rowid, * FROM r", "SELECT * FROM s"] {
+        assert_eq!(new.query(sql), anchor.query(sql));
+    }
+    assert_eq!(new.query("SELECT id FROM s"), [[Value::Integer(1)], [Value::Integer(3)]]);
+    let digest = |replica: &Replica| replica.readers.move_read(&MoveRead::ReferenceDigest).unwrap();
+    assert_eq!(digest(&anchor), digest(&new));
+}
+
+#[test]
+fn a_closed_snapshot_is_gone_and_the_state_survives_a_restart() {
+    let mut world = World::new(vec![unit_of(1)]);
+    insert(&mut world, 1, 1);
+    world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
+    let MoveChunk::Opened { snapshot, .. } = world.source_asks(MoveRead::CopyOpen { operation: OPERATION }) else { panic!() };
+    world.source_asks(MoveRead::Close { snapshot });
+    let request = MoveRead::CopyNext { snapshot, table: "items".into(), after: None, rows_max: 1, bytes_max: 1 };
+    let gone = world.source.readers.move_read(&request).unwrap_err();
+    assert!(gone.is_retryable() && gone == EngineError::SnapshotGone { id: snapshot });
+    world.source.store = None;
+    let (store, readers) = Store::open(world.source.dir.path(), StoreConfig::new(PARTITIONS)).unwrap();
+    (world.source.store, world.source.readers) = (Some(store), readers);
+    insert(&mut world, 1, 2);
+    let after = Position::default();
+    let MoveChunk::Delta(delta) = world.source_asks(MoveRead::Delta { operation: OPERATION, after, rows_max: 10, bytes_max: 1 << 20 }) else { panic!() };
+    assert_eq!(delta.tables[0].rows.len(), 1, "changes are captured after a restart too");
+}

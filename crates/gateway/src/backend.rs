@@ -1,0 +1,132 @@
+//! What the gateway needs of the cluster: the seam between the protocols and the node they run on.
+//!
+//! In a node this is [`pleat_host::Host`]. Tests put a cluster into one process instead, with real shards
+//! and a real catalog but no sockets, so that what happens when a shard refuses or a leader is lost can be
+//! brought about at will.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pleat_cluster::{Catalog, Command, Generation, Millis, NodeId, Reply, ShardId};
+use pleat_consensus::Status;
+use pleat_engine::{Action, ReadRequest};
+use pleat_host::{Freshness, Host, HostError, NodeObservation, RowStream, Written};
+use tokio::sync::watch;
+
+/// A cluster, seen from one of its nodes. See [`Host`] for what each call promises.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    fn node(&self) -> NodeId;
+    fn started_at_ms(&self) -> Millis;
+    fn now_ms(&self) -> Millis;
+    fn catalog(&self) -> Arc<Catalog>;
+    fn watch_catalog(&self) -> watch::Receiver<Arc<Catalog>>;
+    fn control_status(&self) -> Status;
+    fn shard_status(&self, shard: ShardId) -> Option<Status>;
+    async fn catalog_reaches(&self, generation: Generation, within: Duration) -> bool;
+    async fn fresh_catalog(&self, within: Duration) -> Result<Arc<Catalog>, HostError>;
+    async fn command(&self, command: Command, within: Duration) -> Result<Reply, HostError>;
+    async fn write(
+        &self,
+        shard: ShardId,
+        generation: Generation,
+        action: Action,
+        within: Duration,
+    ) -> Result<Written, HostError>;
+    async fn write_reference(
+        &self,
+        generation: Generation,
+        action: Action,
+        within: Duration,
+    ) -> Result<Written, HostError>;
+    async fn read(
+        &self,
+        shard: ShardId,
+        request: ReadRequest,
+        freshness: Freshness,
+        within: Duration,
+    ) -> Result<RowStream, HostError>;
+    async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError>;
+    async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError>;
+}
+
+#[async_trait]
+impl Backend for Host {
+    fn node(&self) -> NodeId {
+        Host::node(self)
+    }
+
+    fn started_at_ms(&self) -> Millis {
+        Host::started_at_ms(self)
+    }
+
+    fn now_ms(&self) -> Millis {
+        Host::now_ms(self)
+    }
+
+    fn catalog(&self) -> Arc<Catalog> {
+        Host::catalog(self)
+    }
+
+    fn watch_catalog(&self) -> watch::Receiver<Arc<Catalog>> {
+        Host::watch_catalog(self)
+    }
+
+    fn control_status(&self) -> Status {
+        Host::control_status(self)
+    }
+
+    fn shard_status(&self, shard: ShardId) -> Option<Status> {
+        Host::shard_status(self, shard)
+    }
+
+    async fn catalog_reaches(&self, generation: Generation, within: Duration) -> bool {
+        Host::catalog_reaches(self, generation, within).await
+    }
+
+    async fn fresh_catalog(&self, within: Duration) -> Result<Arc<Catalog>, HostError> {
+        Host::fresh_catalog(self, within).await
+    }
+
+    async fn command(&self, command: Command, within: Duration) -> Result<Reply, HostError> {
+        Host::command(self, command, within).await
+    }
+
+    async fn write(
+        &self,
+        shard: ShardId,
+        generation: Generation,
+        action: Action,
+        within: Duration,
+    ) -> Result<Written, HostError> {
+        Host::write(self, shard, generation, action, within).await
+    }
+
+    async fn write_reference(
+        &self,
+        generation: Generation,
+        action: Action,
+        within: Duration,
+    ) -> Result<Written, HostError> {
+        Host::write_reference(self, generation, action, within).await
+    }
+
+    async fn read(
+        &self,
+        shard: ShardId,
+        request: ReadRequest,
+        freshness: Freshness,
+        within: Duration,
+    ) -> Result<RowStream, HostError> {
+        Host::read(self, shard, request, freshness, within).await
+    }
+
+    async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError> {
+        Host::observe(self, node, within).await
+    }
+
+    async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError> {
+        Host::ping(self, node, within).await
+    }
+}

@@ -1,0 +1,261 @@
+//! `/operations`: the journal of every change of the cluster.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use pleat_cluster::{Catalog, Cause, Command, CommandError, DdlEffect, Operation, OperationId, OperationKind, Phase};
+use pleat_host::HostError;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::Query;
+use super::problem::{CONFLICT, ErrorBody, Problem};
+use super::{App, list_limit};
+use crate::settings::STATUS_TIME_MAX;
+use crate::time::rfc3339;
+
+/// One entry of the journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OperationBody {
+    #[schema(example = "op-3")]
+    pub id: String,
+    /// `split`, `move` or `ddl`.
+    pub kind: String,
+    /// `Pending`, `Progressing`, `Successful`, `Failed` or `Skipped`.
+    pub phase: String,
+    #[schema(example = "split 64 partitions of shard-1 to shard-2")]
+    pub description: String,
+    pub from: Option<String>,
+    pub to: Option<String>,
+    /// How many partitions move.
+    pub partitions: Option<u32>,
+    /// Which ones; only where one operation is shown.
+    pub partition_ids: Option<Vec<u32>>,
+    pub table: Option<String>,
+    pub sql: Option<String>,
+    pub cause: CauseBody,
+    pub reason: String,
+    pub steps: Vec<StepBody>,
+    /// Past the point of no return.
+    pub committed: bool,
+    pub cancel_requested: bool,
+    /// How it ended; empty until then.
+    pub message: String,
+    pub created: String,
+    pub updated: String,
+}
+
+/// Who or what asked for an operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CauseBody {
+    /// `decision` or `request`.
+    pub kind: String,
+    /// The decision.
+    pub id: Option<String>,
+    /// Through which interface it was requested.
+    pub by: Option<String>,
+}
+
+/// One journaled step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StepBody {
+    pub name: String,
+    pub begun: String,
+    pub ended: Option<String>,
+    pub detail: String,
+}
+
+/// A list of operations.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct OperationsBody {
+    pub operations: Vec<OperationBody>,
+}
+
+impl From<&Operation> for OperationBody {
+    fn from(operation: &Operation) -> Self {
+        let (from, to, ids) = match &operation.kind {
+            OperationKind::Split { from, to, partitions } | OperationKind::Move { from, to, partitions } => {
+                (Some(from), Some(to), Some(partitions))
+            }
+            OperationKind::Ddl { .. } => (None, None, None),
+        };
+        let (table, sql) = match &operation.kind {
+            OperationKind::Ddl { effect, sql } => (Some(effect.table().to_owned()), Some(sql.clone())),
+            _ => (None, None),
+        };
+        let (cause, id, by) = match &operation.cause {
+            Cause::Decision(id) => ("decision", Some(id.to_string()), None),
+            Cause::Request(by) => ("request", None, Some(by.clone())),
+        };
+        Self {
+            id: operation.id.to_string(),
+            kind: operation.kind.name().to_owned(),
+            phase: phase_name(operation.phase).to_owned(),
+            description: describe(&operation.kind),
+            from: from.map(ToString::to_string),
+            to: to.map(ToString::to_string),
+            partitions: ids.map(|ids| ids.len() as u32),
+            partition_ids: None,
+            table,
+            sql,
+            cause: CauseBody { kind: cause.to_owned(), id, by },
+            reason: operation.reason.clone(),
+            steps: operation.steps.iter().map(StepBody::from).collect(),
+            committed: operation.committed,
+            cancel_requested: operation.cancel_requested,
+            message: operation.message.clone(),
+            created: rfc3339(operation.created),
+            updated: rfc3339(operation.updated),
+        }
+    }
+}
+
+impl From<&pleat_cluster::Step> for StepBody {
+    fn from(step: &pleat_cluster::Step) -> Self {
+        Self {
+            name: step.name.clone(),
+            begun: rfc3339(step.begun),
+            ended: step.ended.map(rfc3339),
+            detail: step.detail.clone(),
+        }
+    }
+}
+
+impl OperationBody {
+    /// With the partitions named.
+    fn in_full(operation: &Operation) -> Self {
+        let partition_ids = match &operation.kind {
+            OperationKind::Split { partitions, .. } | OperationKind::Move { partitions, .. } => {
+                Some(partitions.iter().map(|partition| partition.0).collect())
+            }
+            OperationKind::Ddl { .. } => None,
+        };
+        Self { partition_ids, ..Self::from(operation) }
+    }
+}
+
+/// A phase's name, as the journal has it.
+pub fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Pending => "Pending",
+        Phase::Progressing => "Progressing",
+        Phase::Successful => "Successful",
+        Phase::Failed => "Failed",
+        Phase::Skipped => "Skipped",
+    }
+}
+
+/// What an operation changes, in one line.
+fn describe(kind: &OperationKind) -> String {
+    let count = |n: usize| if n == 1 { "1 partition".to_owned() } else { format!("{n} partitions") };
+    match kind {
+        OperationKind::Split { from, to, partitions } => {
+            format!("split {} of {from} to {to}", count(partitions.len()))
+        }
+        OperationKind::Move { from, to, partitions } => {
+            format!("move {} of {from} to {to}", count(partitions.len()))
+        }
+        OperationKind::Ddl { effect, .. } => match effect {
+            DdlEffect::CreateTable(table) => format!("create {} table {}", table.kind_name(), table.name),
+            DdlEffect::DropTable { table } => format!("drop table {table}"),
+            DdlEffect::CreateIndex { table, index } => format!("create index {} on {table}", index.name),
+            DdlEffect::DropIndex { table, index } => format!("drop index {index} of {table}"),
+            DdlEffect::AddColumn { table, column, .. } => format!("add column {} to {table}", column.name),
+        },
+    }
+}
+
+/// Which operations to list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// Only these phases, separated by commas, in any case.
+    phase: Option<String>,
+    /// At most this many, newest first (100 unless told, at most 1,000).
+    limit: Option<usize>,
+}
+
+/// List operations, newest first.
+#[utoipa::path(get, path = "/operations", tag = "operations", params(ListQuery),
+    responses((status = 200, body = OperationsBody), (status = 400, body = ErrorBody)))]
+pub async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<Json<OperationsBody>, Problem> {
+    let phases = query.phase.as_deref().map(phases).transpose()?;
+    let limit = list_limit(query.limit)?;
+    let catalog = app.backend.catalog();
+    let wanted = |operation: &&Operation| phases.as_ref().is_none_or(|phases| phases.contains(&operation.phase));
+    let operations =
+        catalog.operations.values().rev().filter(wanted).take(limit).map(OperationBody::from).collect();
+    Ok(Json(OperationsBody { operations }))
+}
+
+fn phases(text: &str) -> Result<Vec<Phase>, Problem> {
+    const ALL: [Phase; 5] = [Phase::Pending, Phase::Progressing, Phase::Successful, Phase::Failed, Phase::Skipped];
+    let find = |name: &str| ALL.into_iter().find(|phase| phase_name(*phase).eq_ignore_ascii_case(name.trim()));
+    text.split(',')
+        .map(|name| {
+            find(name).ok_or_else(|| {
+                Problem::bad_request(
+                    format!("'{name}' is not a phase"),
+                    "phases are Pending, Progressing, Successful, Failed and Skipped",
+                )
+            })
+        })
+        .collect()
+}
+
+/// Show one operation.
+#[utoipa::path(get, path = "/operations/{id}", tag = "operations",
+    params(("id" = String, Path, description = "`op-3`, or `3`")),
+    responses((status = 200, body = OperationBody), (status = 404, body = ErrorBody)))]
+pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<OperationBody>, Problem> {
+    let catalog = app.backend.catalog();
+    find(&catalog, &id).map(|operation| Json(OperationBody::in_full(operation)))
+}
+
+/// Ask an operation to stop.
+///
+/// It stops at its next step, and what it did is undone. Past its point of no return it can't be stopped.
+#[utoipa::path(post, path = "/operations/{id}/cancel", tag = "operations",
+    params(("id" = String, Path, description = "`op-3`, or `3`")),
+    responses((status = 200, body = OperationBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub async fn cancel(State(app): State<App>, Path(id): Path<String>) -> Result<Json<OperationBody>, Problem> {
+    let catalog = app.backend.catalog();
+    let operation = find(&catalog, &id)?;
+    refuse_if_past(operation)?;
+    let command = Command::CancelOperation { operation: operation.id, at: app.backend.now_ms() };
+    match app.backend.command(command, STATUS_TIME_MAX).await {
+        Ok(_) => {}
+        // It ended while we asked.
+        Err(HostError::Command(CommandError::Invalid { what })) => return Err(too_late(what)),
+        Err(error) => return Err(error.into()),
+    }
+    let catalog = app.backend.catalog();
+    find(&catalog, &id).map(|operation| Json(OperationBody::in_full(operation)))
+}
+
+fn refuse_if_past(operation: &Operation) -> Result<(), Problem> {
+    if operation.phase.is_final() {
+        return Err(too_late(format!("{} has ended ({})", operation.id, phase_name(operation.phase))));
+    }
+    if operation.committed {
+        return Err(too_late(format!("{} is past its point of no return", operation.id)));
+    }
+    Ok(())
+}
+
+fn too_late(what: String) -> Problem {
+    Problem::new(CONFLICT, what, "only an operation that has not been committed can be cancelled")
+}
+
+fn find<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Operation, Problem> {
+    let number = id.strip_prefix("op-").unwrap_or(id).parse().map_err(|_| {
+        Problem::bad_request(format!("'{id}' is not an operation's id"), "ids look like op-3")
+    })?;
+    catalog.operations.get(&OperationId(number)).ok_or_else(|| {
+        let kept = Catalog::OPERATIONS_KEPT_MAX;
+        Problem::not_found(
+            format!("there is no operation op-{number}"),
+            format!("GET /operations lists them; the last {kept} are kept"),
+        )
+    })
+}

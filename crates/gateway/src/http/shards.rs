@@ -1,0 +1,161 @@
+//! `GET /shards`: every shard with what its leader measures (document 004, and more).
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use pleat_cluster::{Catalog, Shard, ShardState, TableKind};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::App;
+use crate::observer::{Look, ShardLook};
+use crate::time::rfc3339;
+
+/// One shard. Figures are null when its leader could not be asked; none is ever made up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ShardBody {
+    #[schema(example = "shard-1")]
+    pub shard_id: String,
+    /// CPU time of the leader's process as a percentage of its machine.
+    pub cpu_percent: Option<f64>,
+    /// Memory of the leader's process as a percentage of its machine's.
+    pub memory_percent: Option<f64>,
+    /// How full the file system of the leader's data directory is.
+    pub disk_percent: Option<f64>,
+    /// Rows over all tables.
+    pub total_entries: Option<u64>,
+    /// Statements served or waiting at one time: the peak of the last ten seconds.
+    pub connection_count: Option<u64>,
+    pub queries_per_second: Option<f64>,
+    pub database_size_bytes: Option<u64>,
+    /// Rows per table.
+    pub table_counts: Option<BTreeMap<String, u64>>,
+    /// `healthy`, `unhealthy`, or `creating`.
+    pub status: String,
+    /// When it was measured.
+    pub last_updated: Option<String>,
+    /// `creating` or `active`.
+    pub state: String,
+    /// The node that leads it.
+    pub node: Option<String>,
+    /// The nodes that hold a replica.
+    pub replicas: Vec<String>,
+    /// How many hash partitions it owns.
+    pub partitions: u32,
+    /// The single tables that live here.
+    pub single_tables: Vec<String>,
+    /// The generation at which what it owns last changed.
+    pub ownership: u64,
+    pub transactions_per_second: Option<f64>,
+    pub latency_ms: Option<LatencyBody>,
+    /// Statements that failed since the leader's replica started.
+    pub errors: Option<u64>,
+    /// How much of its log the leader has applied.
+    pub applied_index: Option<u64>,
+    /// Whether it holds rows of a move that is not cleaned up yet.
+    pub holds_foreign_rows: Option<bool>,
+    /// CPU time of everything on the leader's machine.
+    pub system_cpu_percent: Option<f64>,
+    pub memory_bytes: Option<u64>,
+    pub disk_read_bytes_per_second: Option<f64>,
+    pub disk_write_bytes_per_second: Option<f64>,
+    pub network_received_bytes_per_second: Option<f64>,
+    pub network_sent_bytes_per_second: Option<f64>,
+    /// Why it is unhealthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Latencies in milliseconds; null where nothing was served lately.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LatencyBody {
+    pub p50: Option<f64>,
+    pub p95: Option<f64>,
+    pub p99: Option<f64>,
+}
+
+/// Every shard that was not removed.
+pub fn bodies(catalog: &Catalog, look: &Look) -> Vec<ShardBody> {
+    let mut partitions: BTreeMap<_, u32> = BTreeMap::new();
+    catalog.owners.iter().for_each(|owner| *partitions.entry(*owner).or_default() += 1);
+    (catalog.shards.values())
+        .filter(|shard| shard.state != ShardState::Removed)
+        .map(|shard| {
+            let known = ShardBody {
+                partitions: partitions.get(&shard.id).copied().unwrap_or(0),
+                single_tables: single_tables(catalog, shard),
+                ..known(catalog, shard)
+            };
+            match look.shard(shard.id) {
+                Some(seen) => with_figures(known, &seen),
+                None => ShardBody { error: Some(look.trouble(&shard.replicas)), ..known },
+            }
+        })
+        .collect()
+}
+
+/// What the catalog knows.
+fn known(catalog: &Catalog, shard: &Shard) -> ShardBody {
+    let name = |id| catalog.nodes.get(id).map_or_else(|| id.to_string(), |node| node.name.clone());
+    let (state, status) = match shard.state {
+        ShardState::Creating => ("creating", "creating"),
+        ShardState::Active | ShardState::Removed => ("active", "unhealthy"),
+    };
+    ShardBody {
+        shard_id: shard.id.to_string(),
+        status: status.to_owned(),
+        state: state.to_owned(),
+        replicas: shard.replicas.iter().map(name).collect(),
+        ownership: shard.ownership,
+        ..ShardBody::default()
+    }
+}
+
+fn single_tables(catalog: &Catalog, shard: &Shard) -> Vec<String> {
+    (catalog.tables.values())
+        .filter(|table| matches!(table.kind, TableKind::Single { shard: at } if at == shard.id))
+        .map(|table| table.name.clone())
+        .collect()
+}
+
+fn with_figures(known: ShardBody, seen: &ShardLook<'_>) -> ShardBody {
+    let ShardLook { resources, shard, .. } = seen;
+    let status = if known.state == "active" { "healthy".to_owned() } else { known.status };
+    ShardBody {
+        status,
+        cpu_percent: Some(resources.cpu_percent),
+        memory_percent: Some(resources.memory_percent),
+        disk_percent: Some(resources.disk_percent),
+        total_entries: Some(shard.total_rows),
+        connection_count: Some(shard.connections),
+        queries_per_second: Some(shard.queries_per_second),
+        database_size_bytes: Some(shard.database_bytes),
+        table_counts: Some(shard.rows_per_table.clone()),
+        last_updated: Some(rfc3339(seen.at)),
+        node: Some(seen.node.to_string()),
+        transactions_per_second: Some(shard.transactions_per_second),
+        latency_ms: Some(LatencyBody {
+            p50: shard.latency_ms.p50,
+            p95: shard.latency_ms.p95,
+            p99: shard.latency_ms.p99,
+        }),
+        errors: Some(shard.errors),
+        applied_index: Some(shard.applied_index),
+        holds_foreign_rows: Some(shard.holds_foreign_rows),
+        system_cpu_percent: Some(resources.system_cpu_percent),
+        memory_bytes: Some(resources.memory_bytes),
+        disk_read_bytes_per_second: Some(resources.disk_read_bytes_per_second),
+        disk_write_bytes_per_second: Some(resources.disk_write_bytes_per_second),
+        network_received_bytes_per_second: Some(resources.network_received_bytes_per_second),
+        network_sent_bytes_per_second: Some(resources.network_sent_bytes_per_second),
+        ..known
+    }
+}
+
+/// List shards with what is measured now.
+#[utoipa::path(get, path = "/shards", tag = "cluster", responses((status = 200, body = Vec<ShardBody>)))]
+pub async fn list(State(app): State<App>) -> Json<Vec<ShardBody>> {
+    let look = app.observer.look().await;
+    Json(bodies(&app.backend.catalog(), &look))
+}

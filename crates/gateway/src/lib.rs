@@ -1,0 +1,75 @@
+//! How clients reach a node: HTTP, and beneath it the session that carries out statements.
+//!
+//! - [`session`] knows SQL, placement and retries, and no protocol. The wire protocols to come stand on it.
+//! - [`http`] knows JSON and no SQL.
+//! - `backend` is all that both need of the cluster: in a node it is [`pleat_host::Host`].
+//!
+//! A gateway holds no state that matters: caches, counters, and the events of the last moments. What a client
+//! was told is in a shard's log or in the catalog before it is told.
+
+mod backend;
+mod feed;
+pub mod http;
+mod metrics;
+mod observer;
+pub mod session;
+pub mod settings;
+mod time;
+
+#[cfg(test)]
+mod testing;
+
+use std::sync::Arc;
+
+use axum::Router;
+use pleat_host::Host;
+
+pub use backend::Backend;
+pub use settings::{Limits, Settings};
+
+/// One node's gateway.
+pub struct Gateway {
+    app: http::App,
+    watcher: tokio::task::AbortHandle,
+}
+
+impl Gateway {
+    /// A gateway of a node. Must be called inside a tokio runtime: it watches the catalog for events.
+    pub fn new(host: Arc<Host>, settings: Settings) -> Self {
+        Self::over(host, settings)
+    }
+
+    /// A gateway over anything that acts as a cluster.
+    pub fn over(backend: Arc<dyn Backend>, settings: Settings) -> Self {
+        let app = http::Shared::new(backend, settings);
+        let watcher = tokio::spawn(feed::watch(app.backend.clone(), app.feed.clone())).abort_handle();
+        Self { app, watcher }
+    }
+
+    /// Everything that the node's address serves over HTTP.
+    pub fn router(&self) -> Router {
+        http::router(&self.app, false)
+    }
+
+    /// What the coordinator's address serves: `/shards` and `/health` (document 004).
+    pub fn coordinator_router(&self) -> Router {
+        http::router(&self.app, true)
+    }
+
+    /// What carries out statements, for other protocols.
+    pub fn executor(&self) -> &session::Executor {
+        &self.app.executor
+    }
+
+    /// End the event streams, which would otherwise keep a graceful shutdown waiting.
+    pub fn close(&self) {
+        self.app.feed.close();
+        self.watcher.abort();
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,130 @@
+//! Finishing a read in memory: the rows that it needs are gathered from the shards into an in-memory SQLite,
+//! which then runs the user's statement over them.
+//!
+//! SQLite blocks, so a gather has a thread of its own, fed and read through short queues; it stops as soon as
+//! either end goes away. Memory is limited per gather, and so is the number of gathers at one time on this
+//! node: a query that finds all places taken waits for one, within its own time.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use futures::stream::{self, StreamExt};
+use pleat_cluster::{Millis, Value};
+use pleat_engine::{Chunk, EngineError, Finisher, FinisherLimits, ReadLimits};
+use pleat_host::RowStream;
+use pleat_sql::{Bound, Fetch};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::deadline::Deadline;
+use super::read::{response, rows_of};
+use super::reroute::Setback;
+use super::{Attempt, Executor, Failure, OVERLOADED, Response, Run, Touched};
+
+/// Chunks of rows that wait between the shards and the gather, and between it and the client.
+const CHUNKS_WAITING_MAX: usize = 8;
+
+type Chunks = mpsc::Sender<Result<Chunk, Failure>>;
+
+impl Executor {
+    pub(super) async fn gather(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        fetches: Vec<Fetch>,
+        finish: Bound,
+    ) -> Result<Response, Setback> {
+        let permit = tokio::time::timeout(run.deadline.left(), self.gathers.clone().acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(Setback::Failed(Failure::passing(
+                OVERLOADED,
+                format!("{} queries are gathering rows on this node already", self.settings.limits.gathers),
+                "try again after a pause, or ask another node",
+            )));
+        };
+        let mut shards = BTreeSet::new();
+        let mut answers = Vec::with_capacity(fetches.len());
+        for fetch in &fetches {
+            let (asked, streams) = self.fetch(run, attempt, fetch).await?;
+            shards.extend(asked);
+            answers.push(streams);
+        }
+        let (rows_in, gathered) = mpsc::channel(CHUNKS_WAITING_MAX);
+        let (rows_out, finished) = mpsc::channel(CHUNKS_WAITING_MAX);
+        let work = Work {
+            tables: fetches.into_iter().map(|fetch| (fetch.table, fetch.create_sql)).collect(),
+            finish,
+            now_ms: run.now_ms,
+            seed: run.seed,
+            deadline: run.deadline,
+            memory_bytes: self.settings.limits.gather_bytes as u64,
+        };
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            if let Err(failure) = work.run(gathered, &rows_out) {
+                // Nobody is told when nobody listens any more.
+                let _ = rows_out.blocking_send(Err(failure));
+            }
+        });
+        let fed = feed(answers, rows_in).await;
+        let mut finished = ReceiverStream::new(finished);
+        let first = match fed {
+            Ok(()) => finished.next().await,
+            Err(failure) => Some(Err(failure)),
+        };
+        let first = first.unwrap_or_else(|| Err(Failure::internal("the gather ended without an answer")))?;
+        let columns = first.columns.unwrap_or_default().into_iter().map(|column| column.name).collect();
+        let rows = stream::iter([Ok(first.rows)]).chain(finished.map(|chunk| chunk.map(|chunk| chunk.rows)));
+        Ok(response(attempt, Touched::of(shards.into_iter().collect()), columns, rows.boxed()))
+    }
+}
+
+/// Hand the shards' rows to the gather, each with the number of its table. When the gather has stopped
+/// early, its own answer says why.
+async fn feed(answers: Vec<Vec<RowStream>>, gather: mpsc::Sender<(usize, Vec<Vec<Value>>)>) -> Result<(), Failure> {
+    let tagged = answers.into_iter().enumerate().flat_map(|(table, streams)| {
+        streams.into_iter().map(move |answer| rows_of(answer).map(move |chunk| chunk.map(|rows| (table, rows))).boxed())
+    });
+    let mut rows = stream::select_all(tagged);
+    while let Some(chunk) = rows.next().await {
+        if gather.send(chunk?).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What the gather's thread does.
+struct Work {
+    /// Name and definition of each gathered table.
+    tables: Vec<(String, String)>,
+    finish: Bound,
+    now_ms: Millis,
+    seed: u64,
+    deadline: Deadline,
+    memory_bytes: u64,
+}
+
+impl Work {
+    fn run(self, mut gathered: mpsc::Receiver<(usize, Vec<Vec<Value>>)>, out: &Chunks) -> Result<(), Failure> {
+        let mut finisher = Finisher::new(FinisherLimits { memory_bytes: self.memory_bytes })?;
+        for (_, create_sql) in &self.tables {
+            finisher.create(create_sql)?;
+        }
+        while let Some((table, rows)) = gathered.blocking_recv() {
+            if self.deadline.is_over() {
+                return Err(Failure::timeout(self.deadline.limit()));
+            }
+            finisher.insert(&self.tables[table].0, &rows)?;
+        }
+        let limits = ReadLimits { time: self.deadline.left(), rows: u64::MAX, bytes: u64::MAX };
+        let mut send = |chunk: Chunk| match out.blocking_send(Ok(chunk)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        match finisher.run(&self.finish.sql, &self.finish.params, self.now_ms, self.seed, limits, &mut send) {
+            Ok(()) | Err(EngineError::Cancelled) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Carrying out statements: the part that every protocol shares.
+//!
+//! # The problem
+//!
+//! A node routes by its own copy of the catalog, which may be a moment old, to shards that move while
+//! statements run. The client must notice none of it: a statement is answered from rows that are all there,
+//! each once, or done exactly once, or refused with the reason.
+//!
+//! # The mechanism
+//!
+//! [`Executor::execute`] takes a snapshot of the catalog, plans (from a cache, [`plans`]), routes, and sends
+//! each shard its part together with what the shard must own for it to be right. A shard that knows better
+//! refuses, and then *nothing has happened yet*: the executor waits for a newer catalog and starts over
+//! ([`reroute`]), with the same "now", the same seed and, for writes, the same idempotency key, so that an
+//! attempt whose answer was lost is recognised, wherever its data has moved.
+//!
+//! - [`read`]: one shard; or several side by side, all held to one snapshot of the catalog, so that a
+//!   partition that moves between two of them is seen exactly once. Rows are handed on only when every
+//!   shard has accepted its part. What can't be simply appended is finished in memory ([`gather`]).
+//! - [`write`]: one shard, or reference tables; several shards are refused for now.
+//! - [`bulk`]: many rows of one table, split by partition.
+//! - [`ddl`]: a schema change is an operation of the journal; the executor waits for it.
+//!
+//! # Caveats
+//!
+//! A read over several shards has no single instant: each shard answers from a snapshot of its own. An
+//! idempotency key is known where its data is: the same key with another statement is noticed when both
+//! belong to one shard.
+//!
+//! Interactive transactions and the wire protocols are to stand on [`Executor`] as HTTP does: it knows
+//! nothing of JSON or of connections.
+
+mod bulk;
+mod ddl;
+mod deadline;
+mod explain;
+mod failure;
+mod gather;
+mod place;
+mod plans;
+mod read;
+mod request;
+mod reroute;
+mod token;
+mod write;
+
+use std::sync::Arc;
+
+use pleat_cluster::{Catalog, Millis};
+use pleat_sql::Statement;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+pub use bulk::{BulkRequest, BulkResponse, Rejected};
+pub use failure::{Failure, IDEMPOTENCY_CONFLICT, OVERLOADED};
+pub use request::{Consistency, Effect, Output, Params, Request, Response, Rows, Touched};
+pub use token::Token;
+
+use crate::backend::Backend;
+use crate::metrics::Metrics;
+use crate::observer::Observer;
+use crate::settings::{STATEMENT_BYTES_MAX, STATEMENT_TIMEOUT_MAX, Settings, STATUS_TIME_MAX};
+use deadline::Deadline;
+use plans::Plans;
+use reroute::Setback;
+
+/// Carries out statements on behalf of one node's clients.
+pub struct Executor {
+    backend: Arc<dyn Backend>,
+    observer: Arc<Observer>,
+    settings: Arc<Settings>,
+    metrics: Arc<Metrics>,
+    plans: Plans<Statement>,
+    /// Queries that may gather rows in memory at the same time.
+    gathers: Arc<Semaphore>,
+}
+
+/// One request on its way: what stays the same over all attempts.
+struct Run {
+    request: Request,
+    deadline: Deadline,
+    /// "Now" of a read, the same on every shard. (A write's is chosen by the shard's leader.)
+    now_ms: Millis,
+    /// What `random()` of a read draws from.
+    seed: u64,
+    /// The key under which a write is known to the shards.
+    key: write::Key,
+}
+
+impl Executor {
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        observer: Arc<Observer>,
+        settings: Arc<Settings>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let gathers = Arc::new(Semaphore::new(settings.limits.gathers));
+        Self { backend, observer, settings, metrics, plans: Plans::new(), gathers }
+    }
+
+    /// Carry out a request.
+    pub async fn execute(&self, request: Request) -> Result<Response, Failure> {
+        if request.text.len() > STATEMENT_BYTES_MAX {
+            return Err(Failure::new(
+                "54000",
+                format!("the statement has {} bytes; the limit is {STATEMENT_BYTES_MAX}", request.text.len()),
+                "pass values as parameters, or load rows with POST /tables/{table}/rows",
+            ));
+        }
+        let limit = request.timeout.unwrap_or(self.settings.limits.statement_timeout).min(STATEMENT_TIMEOUT_MAX);
+        let run = Run {
+            deadline: Deadline::after(limit),
+            now_ms: self.backend.now_ms(),
+            seed: Uuid::new_v4().as_u64_pair().1,
+            key: write::Key::of(&request, limit),
+            request,
+        };
+        self.see_token(&run).await?;
+        self.rerouting(&run.deadline, |attempt| self.attempt(&run, attempt)).await
+    }
+
+    /// A token's write may have been routed by a catalog that this node doesn't have yet.
+    async fn see_token(&self, run: &Run) -> Result<(), Failure> {
+        let Some(token) = &run.request.token else { return Ok(()) };
+        let within = run.deadline.left().min(STATUS_TIME_MAX);
+        match self.backend.catalog_reaches(token.generation, within).await {
+            true => Ok(()),
+            false => Err(Failure::passing(
+                "57P03",
+                format!("this node has not seen generation {} of the token yet", token.generation),
+                "try again, or ask another node; the token must come from this cluster",
+            )),
+        }
+    }
+
+    /// One attempt, wholly on one snapshot of the catalog.
+    async fn attempt(&self, run: &Run, attempt: Attempt) -> Result<Response, Setback> {
+        let catalog = &attempt.catalog;
+        if !catalog.is_initialised() {
+            return Err(Setback::Failed(Failure::passing("57P03", "the cluster is not set up yet", "try again soon")));
+        }
+        let plan = self.plan(&run.request.text, catalog)?;
+        match plan.as_ref() {
+            Statement::Read(plan) => self.read(run, &attempt, plan).await,
+            Statement::Write(plan) => self.write(run, &attempt, plan).await,
+            Statement::Ddl(plan) => self.change_schema(run, catalog, plan).await,
+            Statement::Explain(_) => explain::explain(&plan, run, catalog),
+        }
+    }
+
+    fn plan(&self, text: &str, catalog: &Arc<Catalog>) -> Result<Arc<Statement>, Failure> {
+        let schema = pleat_sql::Schema { tables: &catalog.tables, default_keys: &self.settings.default_keys };
+        let (plan, known) = self.plans.get(text, catalog, || pleat_sql::prepare(text, &schema))?;
+        self.metrics.planned(known);
+        Ok(plan)
+    }
+}
+
+/// What one attempt goes by.
+struct Attempt {
+    catalog: Arc<Catalog>,
+    /// How often shards have refused before.
+    refused: u32,
+}
+
+impl From<pleat_sql::SqlError> for Failure {
+    fn from(error: pleat_sql::SqlError) -> Self {
+        let position = error.position.map(|at| (u64::from(at.line), u64::from(at.column)));
+        let hint = error.hint.clone().unwrap_or_default();
+        Failure { position, ..Failure::new(error.sqlstate(), error.message.clone(), hint) }
+    }
+}

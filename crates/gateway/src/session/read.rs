@@ -1,0 +1,254 @@
+//! Reads: from one shard, or from several side by side.
+//!
+//! The rule that keeps a scatter right: every shard is held to the ownership generation of *one* catalog
+//! snapshot. If a partition moves while the shards are asked, either its old owner or its new one finds its
+//! ownership changed and refuses, and the whole read starts over; so no row is missed and none comes twice.
+//! A shard answers its columns only after that check, in the snapshot that it reads; only when all have done
+//! so does the first row go on to the client.
+
+use std::collections::BTreeSet;
+
+use futures::future::FutureExt;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use pleat_cluster::{Catalog, PartitionId, ShardId, Value};
+use pleat_engine::{OwnershipCheck, ReadLimits, ReadRequest};
+use pleat_host::{Freshness, RowStream};
+use pleat_sql::{Bound, Fetch, ReadPlan, Route, Source};
+
+use super::reroute::{Setback, setback};
+use super::{Attempt, Consistency, Executor, Failure, Output, Response, Rows, Run, Touched, place};
+use crate::settings::SHARDS_ASKED_AT_ONCE_MAX;
+
+impl Executor {
+    pub(super) async fn read(&self, run: &Run, attempt: &Attempt, plan: &ReadPlan) -> Result<Response, Setback> {
+        let catalog = &attempt.catalog;
+        let params = run.request.params.borrow();
+        if let Some(shard) = place::sole_shard(catalog) {
+            let check = OwnershipCheck::Scatter { ownership: shard.ownership };
+            return self.read_one(run, attempt, shard.id, plan.whole(&params)?, check).await;
+        }
+        let mut route = plan.route(&params, catalog.partition_count)?;
+        if let Route::Shard { units, statement } = route {
+            let mut owners = place::owners(&units, catalog)?.into_iter();
+            let (shard, units) = match (owners.next(), owners.next()) {
+                (Some(owner), None) => owner,
+                // A key that no row can have: any shard finds nothing.
+                (None, _) => (place::anchor(catalog)?, Vec::new()),
+                (Some(_), Some(_)) => {
+                    route = plan.scatter(&params, catalog.partition_count)?;
+                    return self.read_many(run, attempt, route).await;
+                }
+            };
+            return self.read_one(run, attempt, shard, statement, OwnershipCheck::Keyed(units)).await;
+        }
+        self.read_many(run, attempt, route).await
+    }
+
+    async fn read_many(&self, run: &Run, attempt: &Attempt, route: Route) -> Result<Response, Setback> {
+        match route {
+            Route::Anywhere(statement) => {
+                let shard = self.any_shard(run, &attempt.catalog)?;
+                self.read_one(run, attempt, shard, statement, OwnershipCheck::None).await
+            }
+            Route::Concat { fetch, limit, offset } => self.concat(run, attempt, fetch, limit, offset).await,
+            Route::Gather { fetches, finish } => self.gather(run, attempt, fetches, finish).await,
+            Route::Shard { .. } => {
+                Err(Failure::internal("a read over several shards was planned for a single one").into())
+            }
+        }
+    }
+
+    /// Where reference tables are read. Their writes are put in order by the anchor, so a strong read asks it.
+    fn any_shard(&self, run: &Run, catalog: &Catalog) -> Result<ShardId, Failure> {
+        let here = |shard: &ShardId| self.backend.shard_status(*shard).is_some();
+        match run.request.consistency {
+            Consistency::Eventual => {
+                let held_here = catalog.active_shards().map(|shard| shard.id).find(here);
+                held_here.map_or_else(|| place::anchor(catalog), Ok)
+            }
+            Consistency::Strong | Consistency::ReadYourWrites => place::anchor(catalog),
+        }
+    }
+
+    async fn read_one(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        shard: ShardId,
+        statement: Bound,
+        check: OwnershipCheck,
+    ) -> Result<Response, Setback> {
+        let request = read_request(run, &statement.sql, None, statement.params, check);
+        let answer = self.open(run, attempt, shard, request).await?;
+        let columns = answer.columns.clone();
+        Ok(response(attempt, Touched::One(shard), columns, rows_of(answer)))
+    }
+
+    /// Rows of several shards, one after the other as they come.
+    async fn concat(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        fetch: Fetch,
+        limit: Option<u64>,
+        offset: u64,
+    ) -> Result<Response, Setback> {
+        let (shards, answers) = self.fetch(run, attempt, &fetch).await?;
+        let columns = answers.first().map(|answer| answer.columns.clone()).unwrap_or_default();
+        let rows = stream::select_all(answers.into_iter().map(rows_of)).boxed();
+        let rows = if limit.is_some() || offset > 0 { slice(rows, offset, limit) } else { rows };
+        Ok(response(attempt, Touched::of(shards), columns, rows))
+    }
+
+    /// Ask every shard that has rows for `fetch`. All have accepted when this returns.
+    pub(super) async fn fetch(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        fetch: &Fetch,
+    ) -> Result<(Vec<ShardId>, Vec<RowStream>), Setback> {
+        let catalog = &attempt.catalog;
+        let shards: Vec<ShardId> = match &fetch.source {
+            Source::Sharded { prune } => sharded_sources(catalog, prune.as_ref())?,
+            Source::Reference => vec![self.any_shard(run, catalog)?],
+            Source::Single(shard) => vec![*shard],
+        };
+        let asked = shards.iter().map(|shard| {
+            let check = match &fetch.source {
+                Source::Reference => OwnershipCheck::None,
+                Source::Sharded { .. } | Source::Single(_) => {
+                    let ownership = catalog.shards.get(shard).map_or(0, |shard| shard.ownership);
+                    OwnershipCheck::Scatter { ownership }
+                }
+            };
+            let request = read_request(run, &fetch.sql, fetch.sql_filtered.as_deref(), fetch.params.clone(), check);
+            self.open(run, attempt, *shard, request)
+        });
+        // Boxed, because the compiler can't see through the borrows of an unnamed stream's futures.
+        let asked: Vec<_> = asked.map(FutureExt::boxed).collect();
+        let answers = stream::iter(asked).buffered(SHARDS_ASKED_AT_ONCE_MAX).try_collect().await?;
+        Ok((shards, answers))
+    }
+
+    async fn open(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        shard: ShardId,
+        request: ReadRequest,
+    ) -> Result<RowStream, Setback> {
+        let freshness = freshness(run, attempt, shard);
+        self.backend.read(shard, request, freshness, run.deadline.left()).await.map_err(setback)
+    }
+}
+
+/// How fresh the answer must be. A replica that refused was behind: then the leader is asked.
+fn freshness(run: &Run, attempt: &Attempt, shard: ShardId) -> Freshness {
+    match (run.request.consistency, &run.request.token) {
+        _ if attempt.refused > 0 => Freshness::Strong,
+        (Consistency::Eventual, _) => Freshness::Eventual,
+        (Consistency::ReadYourWrites, Some(token)) => {
+            token.index_for(shard, &attempt.catalog).map_or(Freshness::Strong, Freshness::AtLeast)
+        }
+        (Consistency::Strong | Consistency::ReadYourWrites, _) => Freshness::Strong,
+    }
+}
+
+/// Which shards hold rows of the partitions. When none can match, one is asked all the same: an aggregate has
+/// a row even over nothing, and the answer needs its columns.
+fn sharded_sources(catalog: &Catalog, prune: Option<&BTreeSet<PartitionId>>) -> Result<Vec<ShardId>, Failure> {
+    let shards = place::shards_of_partitions(catalog, prune);
+    match shards.is_empty() {
+        true => Ok(vec![place::anchor(catalog)?]),
+        false => Ok(shards.into_iter().collect()),
+    }
+}
+
+fn read_request(
+    run: &Run,
+    sql: &str,
+    sql_filtered: Option<&str>,
+    params: Vec<Value>,
+    check: OwnershipCheck,
+) -> ReadRequest {
+    ReadRequest {
+        sql: sql.to_owned(),
+        sql_filtered: sql_filtered.map(str::to_owned),
+        params,
+        check,
+        now_ms: run.now_ms,
+        seed: run.seed,
+        // How much a client takes is limited where it is kept: by the gather, or by the protocol.
+        limits: ReadLimits { time: run.deadline.left(), rows: u64::MAX, bytes: u64::MAX },
+    }
+}
+
+pub(super) fn rows_of(answer: RowStream) -> Rows {
+    answer.chunks.map_err(failure_of).boxed()
+}
+
+/// After the first row there is no starting over, so a refusal (which hosts give before) is a failure too.
+pub(super) fn failure_of(error: pleat_host::HostError) -> Failure {
+    error.into()
+}
+
+pub(super) fn response(attempt: &Attempt, touched: Touched, columns: Vec<String>, rows: Rows) -> Response {
+    Response {
+        output: Output::Rows { columns, rows },
+        touched,
+        generation: attempt.catalog.generation,
+        token: None,
+        notice: None,
+        operation: None,
+        replayed: false,
+    }
+}
+
+/// `rows` without the first `offset`, ending after `limit`.
+fn slice(rows: Rows, offset: u64, limit: Option<u64>) -> Rows {
+    let state = (rows, offset, limit.unwrap_or(u64::MAX));
+    stream::try_unfold(state, |(mut rows, mut skip, mut left)| async move {
+        while left > 0 {
+            let Some(mut chunk) = rows.try_next().await? else { return Ok(None) };
+            let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
+            skip -= skipped as u64;
+            chunk.drain(..skipped);
+            chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            left -= chunk.len() as u64;
+            if !chunk.is_empty() {
+                return Ok(Some((chunk, (rows, skip, left))));
+            }
+        }
+        Ok(None)
+    })
+    .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn sliced(chunks: &[&[i64]], offset: u64, limit: Option<u64>) -> Vec<i64> {
+        let chunks: Vec<Result<Vec<Vec<Value>>, Failure>> =
+            chunks.iter().map(|chunk| Ok(chunk.iter().map(|n| vec![Value::Integer(*n)]).collect())).collect();
+        let rows: Vec<_> = slice(stream::iter(chunks).boxed(), offset, limit).try_concat().await.unwrap();
+        rows.into_iter()
+            .map(|row| match row[0] {
+                Value::Integer(n) => n,
+                _ => unreachable!("only integers went in"),
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn offset_and_limit_count_over_all_shards() {
+        let chunks: &[&[i64]] = &[&[1, 2], &[], &[3], &[4, 5, 6]];
+        assert_eq!(sliced(chunks, 0, None).await, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(sliced(chunks, 1, Some(3)).await, [2, 3, 4]);
+        assert_eq!(sliced(chunks, 3, Some(2)).await, [4, 5]);
+        assert_eq!(sliced(chunks, 5, Some(100)).await, [6]);
+        assert!(sliced(chunks, 6, Some(1)).await.is_empty());
+        assert!(sliced(chunks, 0, Some(0)).await.is_empty());
+        assert!(sliced(chunks, u64::MAX, Some(u64::MAX)).await.is_empty());
+    }
+}

@@ -1,0 +1,81 @@
+//! Every limit of the gateway, named with its unit, and the settings that a node is started with.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The longest text of a request (one statement or several).
+pub const STATEMENT_BYTES_MAX: usize = 1 << 20;
+/// The largest body of `POST /query`: the text and its parameters.
+pub const QUERY_BODY_BYTES_MAX: usize = 8 << 20;
+/// The largest body of `POST /tables/{table}/rows`.
+pub const BULK_BODY_BYTES_MAX: usize = 16 << 20;
+/// The most rows of one bulk batch.
+pub const BULK_ROWS_MAX: usize = 10_000;
+/// What is read and thrown away of a body that is too large, so that its sender gets to see the answer.
+pub const DISCARD_BYTES_MAX: usize = 256 << 20;
+/// How long that may take.
+pub const DISCARD_TIME_MAX: Duration = Duration::from_secs(10);
+/// The most statements in one request.
+pub const STATEMENTS_MAX: usize = 1_000;
+/// The longest idempotency key or batch id that a client may send, in bytes.
+pub const CLIENT_KEY_BYTES_MAX: usize = 200;
+/// How long the effect of a client's idempotency key is remembered.
+pub const CLIENT_KEY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest time that a client may ask for with `timeout_ms`.
+pub const STATEMENT_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// Plans that are kept ready, by statement text.
+pub const PLANS_CACHED_MAX: usize = 2_048;
+/// Statement texts longer than this are planned each time.
+pub const PLAN_TEXT_BYTES_MAX: usize = 16 << 10;
+/// Shards of one read that are asked at the same time.
+pub const SHARDS_ASKED_AT_ONCE_MAX: usize = 64;
+/// Event streams open at one node.
+pub const EVENT_STREAMS_MAX: usize = 256;
+/// Events that a node remembers for clients that come back with `Last-Event-ID`.
+pub const EVENTS_KEPT_MAX: usize = 1_024;
+/// How often leaders are looked at for events.
+pub const LEADERS_LOOKED_AT_EVERY: Duration = Duration::from_millis(250);
+/// How long the cluster's status and lists may take (document 001).
+pub const STATUS_TIME_MAX: Duration = Duration::from_secs(5);
+/// A measurement younger than this is shown again instead of taken anew, so that many watchers cost the
+/// cluster no more than one. `last_updated` tells its age.
+pub const OBSERVATION_AGE_MAX: Duration = Duration::from_millis(500);
+/// Operations or decisions in one list.
+pub const LIST_MAX: usize = 1_000;
+
+/// Limits that an operator may want to change.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How long a statement may take when the client names no time of its own.
+    pub statement_timeout: Duration,
+    /// The largest result that is answered as one JSON document, in bytes of JSON. NDJSON has no limit.
+    pub json_result_bytes: usize,
+    /// Memory for the rows gathered by one query, in bytes.
+    pub gather_bytes: usize,
+    /// Queries that gather rows at the same time on this node.
+    pub gathers: usize,
+    /// Statements and bulk batches that this node serves at the same time; more are refused at once.
+    pub requests_in_flight: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            statement_timeout: Duration::from_secs(30),
+            json_result_bytes: 64 << 20,
+            gather_bytes: 512 << 20,
+            gathers: 4,
+            requests_in_flight: 512,
+        }
+    }
+}
+
+/// What a gateway is started with.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    pub limits: Limits,
+    /// `table_shard_keys` of the configuration: the shard key of tables that name none themselves.
+    pub default_keys: BTreeMap<String, String>,
+    /// The version that `/health` shows.
+    pub version: String,
+}

@@ -1,0 +1,31 @@
+//! Deciding: from a catalog and what was observed to what should change, with every reason.
+//!
+//! This crate is pure, as `pleat-cluster` is: the same catalog, observations, history and time give the
+//! same decision. It does nothing; `control` measures, asks here, journals the answer and carries it out.
+//!
+//! One look at the cluster goes through three functions:
+//!
+//! 1. [`autoscale`] holds what was [`Observed`] against the policy's thresholds and gives a [`Draft`]: all
+//!    measurements, the options, and the shards that are worth splitting ([`Candidate`]s), worst first.
+//! 2. For the first candidate `control` counts rows and bytes per partition (a scan, so it is not done at
+//!    every look) and [`split`] says which partitions would go. A candidate whose load can't be divided
+//!    is turned down, and the next one is tried.
+//! 3. [`Draft::conclude`] makes the [`Decision`](pleat_cluster::Decision) and, when it is to be carried
+//!    out, the operation. [`worth_recording`] keeps a quiet cluster's log short.
+//!
+//! # What keeps it calm
+//!
+//! A row count is a fact and fires at once. CPU, memory, connections and queries per second are noisy:
+//! they must hold for [`LOOKS_NEEDED`] looks in a row ([`History`]). After a split or a move has ended,
+//! nothing is done for the policy's cool-down, which doubles with every failure in a row. One action at a
+//! time; none while a measurement is missing, because a cluster that can't be seen is better left alone.
+
+mod autoscale;
+mod metric;
+mod observed;
+mod split;
+
+pub use autoscale::{Candidate, Conclusion, Draft, autoscale, worth_recording};
+pub use metric::{History, LOOKS_NEEDED, Metric};
+pub use observed::{Observed, ShardLoad};
+pub use split::{Unsplittable, Weight, split};

@@ -1,0 +1,203 @@
+//! `pleat ops`: the journal of the cluster's changes.
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::{Target, output};
+
+#[derive(Args)]
+pub struct OpsArgs {
+    #[command(flatten)]
+    pub target: Target,
+    #[command(subcommand)]
+    command: Option<OpsCommand>,
+}
+
+#[derive(Subcommand)]
+enum OpsCommand {
+    /// The newest operations (the default)
+    List {
+        /// Only those in this phase: pending, progressing, successful, failed or skipped
+        #[arg(long)]
+        phase: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// One operation with its steps
+    Show {
+        /// `op-12` or `12`
+        id: String,
+    },
+    /// Ask an operation to stop; it rolls back unless it has passed its point of no return
+    Cancel {
+        /// `op-12` or `12`
+        id: String,
+    },
+}
+
+pub async fn run(args: OpsArgs) -> anyhow::Result<()> {
+    let client = args.target.client()?;
+    match args.command.unwrap_or(OpsCommand::List { phase: None, limit: 20 }) {
+        OpsCommand::List { phase, limit } => {
+            let phase = phase.map_or_else(String::new, |phase| format!("&phase={}", path_safe(&phase)));
+            let operations = client.get(&format!("/operations?limit={limit}{phase}")).await?;
+            if args.target.json {
+                return Ok(output::json(&operations)?);
+            }
+            list(output::items(&operations, "operations"))
+        }
+        OpsCommand::Show { id } => {
+            let operation = client.get(&format!("/operations/{}", path_safe(&id))).await?;
+            if args.target.json {
+                return Ok(output::json(&operation)?);
+            }
+            print_lines(&tell(&operation))
+        }
+        OpsCommand::Cancel { id } => {
+            let operation = client.post(&format!("/operations/{}/cancel", path_safe(&id)), Vec::new()).await?;
+            if args.target.json {
+                return Ok(output::json(&operation)?);
+            }
+            Ok(output::line(&format!("{} was asked to stop", output::text(&operation, "id")))?)
+        }
+    }
+}
+
+/// Any name as one segment of a path, percent-encoded.
+pub fn path_segment(name: &str) -> String {
+    name.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}
+
+/// An id as part of a path: letters, digits and what else ids hold; anything else can't be an id, and must not
+/// change the request.
+pub fn path_safe(id: &str) -> String {
+    id.chars().map(|c| if c.is_ascii_alphanumeric() || "-_,".contains(c) { c } else { '_' }).collect()
+}
+
+fn list(operations: &[Value]) -> anyhow::Result<()> {
+    if operations.is_empty() {
+        return Ok(output::line("no operations yet: the cluster is as it was made")?);
+    }
+    let rows = operations
+        .iter()
+        .map(|operation| {
+            vec![
+                output::text(operation, "id"),
+                output::text(operation, "phase"),
+                output::text(operation, "created"),
+                took(operation),
+                output::text(operation, "description"),
+                cause(operation),
+            ]
+        })
+        .collect();
+    Ok(output::list(&["id", "phase", "created", "took", "what", "asked by"], &["took"], rows)?)
+}
+
+pub fn print_lines(lines: &[String]) -> anyhow::Result<()> {
+    for line in lines {
+        output::line(line)?;
+    }
+    Ok(())
+}
+
+/// An operation as lines of text, its steps below.
+pub fn tell(operation: &Value) -> Vec<String> {
+    let mut lines = vec![
+        format!("{}: {}", output::text(operation, "id"), output::text(operation, "description")),
+        format!("  {} ({}), asked for by {}", output::text(operation, "phase"), took(operation), cause(operation)),
+    ];
+    for (label, key) in [("why", "reason"), ("result", "message")] {
+        if let Some(text) = operation.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()) {
+            lines.push(format!("  {label}: {text}"));
+        }
+    }
+    for step in output::items(operation, "steps") {
+        let state = match step.get("ended") {
+            None | Some(Value::Null) => "under way".to_string(),
+            Some(_) => between(step, "begun", "ended"),
+        };
+        let detail = step.get("detail").and_then(Value::as_str).unwrap_or_default();
+        lines.push(format!("  {:<14} {:>10}  {detail}", output::text(step, "name"), state).trim_end().to_string());
+    }
+    lines
+}
+
+fn cause(operation: &Value) -> String {
+    let Some(cause) = operation.get("cause") else { return "-".to_string() };
+    match cause.get("id").and_then(Value::as_str) {
+        Some(decision) => decision.to_string(),
+        None => output::text(cause, "by"),
+    }
+}
+
+fn took(operation: &Value) -> String {
+    between(operation, "created", "updated")
+}
+
+/// The time between two RFC 3339 times of UTC, or `-`.
+fn between(value: &Value, from: &str, to: &str) -> String {
+    let at = |key: &str| value.get(key).and_then(Value::as_str).and_then(milliseconds);
+    match (at(from), at(to)) {
+        (Some(from), Some(to)) if to >= from && to - from < 60_000 => format!("{:.2} s", (to - from) as f64 / 1000.0),
+        (Some(from), Some(to)) if to >= from => format!("{} min {} s", (to - from) / 60_000, (to - from) / 1000 % 60),
+        _ => "-".to_string(),
+    }
+}
+
+/// `2026-11-21T05:30:00.123Z` as milliseconds since some fixed day: only differences are used.
+fn milliseconds(time: &str) -> Option<u64> {
+    let (date, clock) = time.strip_suffix('Z')?.split_once('T')?;
+    let mut date = date.splitn(3, '-').map(|part| part.parse::<u64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let mut clock = clock.splitn(3, ':');
+    let (hour, minute) = (clock.next()?.parse::<u64>().ok()?, clock.next()?.parse::<u64>().ok()?);
+    let second = clock.next()?.parse::<f64>().ok()?;
+    // Days by the civil calendar, counting years from March (Hinnant's algorithm).
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day;
+    Some(((days * 24 + hour) * 60 + minute) * 60_000 + (second * 1000.0).round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn times_between_two_moments() {
+        let between = |from: &str, to: &str| between(&json!({"a": from, "b": to}), "a", "b");
+        assert_eq!(between("2026-11-21T05:30:00.123Z", "2026-11-21T05:30:01.5Z"), "1.38 s");
+        assert_eq!(between("2028-02-28T23:59:30.000Z", "2028-02-29T00:01:00.000Z"), "1 min 30 s");
+        assert_eq!(between("2026-12-31T23:59:59.000Z", "2027-01-01T00:00:00.000Z"), "1.00 s");
+        assert_eq!(between("soon", "later"), "-");
+    }
+
+    #[test]
+    fn an_operation_is_told_with_its_cause_its_steps_and_how_it_ended() {
+        let operation = json!({"id": "op-3", "description": "split 64 partitions of shard-1 to shard-2", "phase": "Successful",
+            "cause": {"kind": "decision", "id": "decision-7", "by": null}, "reason": "shard-1 has 130 rows", "message": "moved 61 rows",
+            "created": "2026-11-21T05:30:00.000Z", "updated": "2026-11-21T05:30:02.500Z",
+            "steps": [{"name": "copy", "begun": "2026-11-21T05:30:00.000Z", "ended": "2026-11-21T05:30:01.000Z", "detail": "61 rows"},
+                      {"name": "clean up", "begun": "2026-11-21T05:30:01.000Z", "ended": null, "detail": ""}]});
+        let lines = tell(&operation);
+        assert_eq!(lines[0], "op-3: split 64 partitions of shard-1 to shard-2");
+        assert_eq!(lines[1], "  Successful (2.50 s), asked for by decision-7");
+        assert_eq!(lines[2], "  why: shard-1 has 130 rows");
+        assert_eq!(lines[4], "  copy               1.00 s  61 rows");
+        assert_eq!(lines[5], "  clean up        under way");
+    }
+
+    #[test]
+    fn an_id_can_not_leave_its_place_in_the_path() {
+        assert_eq!(path_safe("op-12"), "op-12");
+        assert_eq!(path_safe("../policy?x"), "___policy_x");
+    }
+}

@@ -1,0 +1,70 @@
+//! `\d` and `\d TABLE`.
+
+use serde_json::Value;
+
+use crate::cli::client::Client;
+use crate::cli::{ops, output};
+
+/// List the tables.
+pub async fn tables(client: &Client) -> anyhow::Result<()> {
+    let answer = client.get("/tables").await?;
+    let tables = output::items(&answer, "tables");
+    if tables.is_empty() {
+        return Ok(output::line(
+            "no tables yet; try CREATE TABLE users (user_id INTEGER PRIMARY KEY, name TEXT) SHARD BY (user_id);",
+        )?);
+    }
+    let rows = tables
+        .iter()
+        .map(|table| {
+            vec![
+                output::text(table, "name"),
+                output::text(table, "kind"),
+                output::text(table, "shard_key"),
+                output::count(table, "rows"),
+                output::texts(table, "shards"),
+            ]
+        })
+        .collect();
+    Ok(output::list(&["table", "kind", "shard key", "rows", "shards"], &["rows"], rows)?)
+}
+
+/// Describe one table.
+pub async fn table(client: &Client, name: &str) -> anyhow::Result<()> {
+    let table = client.get(&format!("/tables/{}", ops::path_segment(name))).await?;
+    let by = match table.get("shard_key").and_then(Value::as_str) {
+        Some(key) => format!(" by {key}"),
+        None => String::new(),
+    };
+    output::line(&format!(
+        "{}: {}{by}, {} rows on {}",
+        output::text(&table, "name"),
+        output::text(&table, "kind"),
+        output::count(&table, "rows"),
+        output::texts(&table, "shards")
+    ))?;
+    let rows = output::items(&table, "columns").iter().map(column).collect();
+    output::list(&["column", "type", "remarks"], &[], rows)?;
+    for index in output::items(&table, "indexes") {
+        output::line(&format!("index {}: {}", output::text(index, "name"), output::text(index, "sql")))?;
+    }
+    Ok(output::line(&output::text(&table, "sql"))?)
+}
+
+fn column(column: &Value) -> Vec<String> {
+    let is = |key: &str| column.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let mut remarks = Vec::new();
+    if column.get("primary_key").and_then(Value::as_u64).unwrap_or(0) > 0 {
+        remarks.push("primary key".to_string());
+    }
+    if is("not_null") {
+        remarks.push("not null".to_string());
+    }
+    if is("generated") {
+        remarks.push("generated".to_string());
+    }
+    if let Some(collation) = column.get("collation").and_then(Value::as_str) {
+        remarks.push(format!("collate {collation}"));
+    }
+    vec![output::text(column, "name"), output::text(column, "type"), remarks.join(", ")]
+}

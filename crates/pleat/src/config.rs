@@ -1,0 +1,225 @@
+//! Configuration: a file, over it the environment, over both the flags.
+//!
+//! **The file** is `pleat.toml`, or the same as YAML or JSON by its extension. All three are read into one
+//! tree, and the tree is checked against one table of known keys ([`keys`]), so that every mistake is
+//! reported alike: the key, what is wrong with it, the file and line where that can be told, and the nearest
+//! key that exists. Nothing is ignored silently: a misspelt threshold would mean a cluster that never scales.
+//!
+//! **The environment** is `PLEAT_` and the key in capitals, with two underscores for a dot:
+//! `PLEAT_SCALING_THRESHOLDS__CPU_THRESHOLD_PERCENT=80`.
+//!
+//! Caveat: lines are found by looking for the key's text again, since the parsers don't keep positions; in an
+//! odd file the line can be that of a namesake, and the key's full path is always named as well.
+
+mod env;
+pub mod keys;
+mod text;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use pleat_cluster::{Mode, PARTITION_COUNT_DEFAULT, Policy, Strategy, Thresholds};
+use serde_json::Value;
+
+/// What a cluster and its nodes are configured with. Everything has a default.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// How many nodes `pleat up` starts.
+    pub nodes: Option<u32>,
+    /// How many shards a new cluster starts with.
+    pub initial_shards: Option<u32>,
+    /// Where node 1 of `pleat up` listens.
+    pub listen: Option<SocketAddr>,
+    /// Where the coordinator's interface of node 1 of `pleat up` listens.
+    pub coordinator_listen: Option<SocketAddr>,
+    /// Where `pleat up` keeps its data.
+    pub data_dir: Option<PathBuf>,
+    /// Listen beyond loopback although there is neither authentication nor TLS.
+    pub insecure: bool,
+    /// The shard key of tables whose CREATE TABLE names none.
+    pub table_shard_keys: BTreeMap<String, String>,
+    /// When and how the autoscaler acts.
+    pub policy: Policy,
+    /// Hash buckets of keys. Fixed when the cluster is made.
+    pub partition_count: u32,
+    /// Replicas of each shard (as many as there are nodes, at most this many).
+    pub replication_factor: u32,
+    pub limits: Limits,
+    pub log: LogConfig,
+}
+
+/// What a request may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest run of a statement, in milliseconds.
+    pub statement_timeout_ms: u64,
+    /// Largest result that is not streamed, in bytes.
+    pub result_bytes: u64,
+    /// Most memory that gathering rows for one query may take, in bytes.
+    pub gather_bytes: u64,
+    /// Most writes that wait for one shard.
+    pub queued_writes: u64,
+}
+
+/// How a node logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    pub json: bool,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            nodes: None,
+            initial_shards: None,
+            listen: None,
+            coordinator_listen: None,
+            data_dir: None,
+            insecure: false,
+            table_shard_keys: BTreeMap::new(),
+            policy: Policy::default(),
+            partition_count: PARTITION_COUNT_DEFAULT,
+            replication_factor: 3,
+            limits: Limits::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { statement_timeout_ms: 30_000, result_bytes: 64 << 20, gather_bytes: 512 << 20, queued_writes: 4096 }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { json: false, level: "info".to_string() }
+    }
+}
+
+/// What is wrong with the configuration, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, or the environment variable.
+    pub source: String,
+    pub line: Option<usize>,
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}, line {line}: {}", self.source, self.message),
+            None => write!(f, "{}: {}", self.source, self.message),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Read `file` (none: defaults) and put the `PLEAT_*` variables of `environment` over it.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Config, ConfigError> {
+        let mut tree = Value::Object(serde_json::Map::new());
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+                source: path.display().to_string(),
+                line: None,
+                message: format!("the configuration can't be read: {error}"),
+            })?;
+            tree = text::parse(path, &text)?;
+            keys::check(&tree).map_err(|wrong| ConfigError {
+                source: path.display().to_string(),
+                line: text::line_of(&text, &wrong.path),
+                message: wrong.message,
+            })?;
+        }
+        env::overlay(&mut tree, environment)?;
+        Ok(Config::from_checked(&tree))
+    }
+
+    /// The values of a tree that [`keys::check`] found nothing wrong with.
+    fn from_checked(tree: &Value) -> Config {
+        let default = Config::default();
+        let text = |path: &str| find(tree, path).and_then(Value::as_str);
+        let integer = |path: &str| find(tree, path).and_then(Value::as_u64);
+        let small = |path: &str| integer(path).and_then(|number| u32::try_from(number).ok());
+        let limit = |name: &str, otherwise: u64| integer(&format!("limits.{name}")).unwrap_or(otherwise);
+        let mut table_shard_keys = BTreeMap::new();
+        if let Some(Value::Object(map)) = find(tree, "table_shard_keys") {
+            table_shard_keys
+                .extend(map.iter().filter_map(|(table, key)| Some((table.clone(), key.as_str()?.to_string()))));
+        }
+        Config {
+            nodes: small("nodes"),
+            initial_shards: small("initial_shards"),
+            listen: text("listen").and_then(|address| address.parse().ok()),
+            coordinator_listen: text("coordinator_listen").and_then(|address| address.parse().ok()),
+            data_dir: text("data_dir").map(PathBuf::from),
+            insecure: find(tree, "insecure").and_then(Value::as_bool).unwrap_or(false),
+            table_shard_keys,
+            policy: policy(tree),
+            partition_count: small("partition_count").unwrap_or(default.partition_count),
+            replication_factor: small("replication_factor").unwrap_or(default.replication_factor),
+            limits: Limits {
+                statement_timeout_ms: limit("statement_timeout_ms", default.limits.statement_timeout_ms),
+                result_bytes: limit("result_bytes", default.limits.result_bytes),
+                gather_bytes: limit("gather_bytes", default.limits.gather_bytes),
+                queued_writes: limit("queued_writes", default.limits.queued_writes),
+            },
+            log: LogConfig {
+                json: text("log.format") == Some("json"),
+                level: text("log.level").map_or(default.log.level, str::to_string),
+            },
+        }
+    }
+}
+
+fn policy(tree: &Value) -> Policy {
+    let default = Policy::default();
+    let number = |path: &str| find(tree, path).and_then(Value::as_f64);
+    let milliseconds = |path: &str, otherwise: u64| match number(path) {
+        // Checked to lie within a day by the table of keys, so that nothing is cut off here.
+        Some(seconds) => (seconds * 1000.0).round() as u64,
+        None => otherwise,
+    };
+    let threshold = |name: &str| number(&format!("scaling_thresholds.{name}"));
+    let count = |path: &str| find(tree, path).and_then(Value::as_u64);
+    let thresholds = Thresholds {
+        cpu_percent: threshold("cpu_threshold_percent").unwrap_or(default.thresholds.cpu_percent),
+        memory_percent: threshold("memory_threshold_percent").unwrap_or(default.thresholds.memory_percent),
+        connections: count("scaling_thresholds.connection_threshold").unwrap_or(default.thresholds.connections),
+        queries_per_second: threshold("qps_threshold").unwrap_or(default.thresholds.queries_per_second),
+        total_entries_per_shard: count("scaling_thresholds.total_entry_threshold_per_shard"),
+    };
+    Policy {
+        mode: match find(tree, "scaling_mode").and_then(Value::as_str) {
+            Some("manual") => Mode::Manual,
+            _ => Mode::Automatic,
+        },
+        strategy: match find(tree, "scaling_strategy").and_then(Value::as_str) {
+            Some("cold") => Strategy::Cold,
+            _ => Strategy::Hot,
+        },
+        thresholds,
+        cooldown_ms: milliseconds("cooldown_seconds", default.cooldown_ms),
+        monitoring_interval_ms: milliseconds("monitoring_interval_seconds", default.monitoring_interval_ms),
+        max_shards: count("max_shards").and_then(|n| u32::try_from(n).ok()).unwrap_or(default.max_shards),
+    }
+}
+
+/// The value at a dotted path.
+fn find<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(tree, |value, key| value.get(key))
+}
+
+#[cfg(test)]
+mod tests;

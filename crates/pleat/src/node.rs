@@ -1,0 +1,168 @@
+//! One node, wired together: consensus, host, control loop and gateway, on one address for HTTP and gRPC.
+//!
+//! The order matters. The addresses are bound first, so that a port in use is found before anything else is
+//! touched. The server must answer before consensus can elect anyone, so it is started with the replicas and
+//! not after them; until the cluster is founded it answers requests with "unavailable, try again".
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use parking_lot::RwLock;
+use pleat_cluster::NodeId;
+use pleat_consensus::grpc::{self, GrpcTransport};
+use pleat_consensus::{Config as ConsensusConfig, Consensus, TransportError};
+use pleat_control::Control;
+use pleat_gateway::Gateway;
+use pleat_host::{Founding, Host, Settings, StoreLimits};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::config::Config;
+use crate::options::NodeOptions;
+use crate::shutdown::Shutdown;
+
+/// How long requests that are being served may go on when the node is told to stop.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// How long a peer may take to say which cluster it belongs to.
+const HELLO_LIMIT: Duration = Duration::from_secs(1);
+
+type Addresses = Arc<RwLock<BTreeMap<NodeId, String>>>;
+
+/// Run a node until `shutdown` is requested.
+pub async fn run(options: NodeOptions, mut shutdown: Shutdown) -> anyhow::Result<()> {
+    let listener = bind(options.listen).await?;
+    let coordinator = match options.coordinator {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let founders = founders(&options);
+    let addresses: Addresses =
+        Arc::new(RwLock::new(founders.iter().map(|(id, _, address)| (*id, address.clone())).collect()));
+    let resolve = addresses.clone();
+    let resolver = Arc::new(move |node: NodeId| resolve.read().get(&node).cloned());
+    let node = NodeId(options.id);
+    let transport = GrpcTransport::new(options.cluster_id.clone(), node, resolver);
+    refuse_strangers(&transport, node, &founders).await?;
+
+    let mut consensus = ConsensusConfig::new(node, options.cluster_id.clone(), options.data_dir.join("raft"));
+    consensus.queue_proposals_max = usize::try_from(options.config.limits.queued_writes).unwrap_or(usize::MAX);
+    let consensus = Consensus::open(consensus, transport.clone()).await.context("open the log")?;
+    let settings = settings(&options, founders, listener.local_addr()?);
+    let host = Host::start(settings, consensus.clone(), transport).await?;
+    tokio::spawn(follow_addresses(host.clone(), addresses));
+    let control = Control::start(host.clone(), pleat_control::Settings::default());
+
+    let gateway = Gateway::new(host.clone(), gateway_settings(&options.config));
+    let service = grpc::server(consensus, host.clone()).into_axum_router();
+    let mut servers = vec![serve(listener, gateway.router().merge(service), shutdown.clone())];
+    if let Some(listener) = coordinator {
+        servers.push(serve(listener, gateway.coordinator_router(), shutdown.clone()));
+    }
+    tracing::info!(node = %options.name, listen = %options.listen, "ready for connections");
+
+    shutdown.requested().await;
+    let drained = tokio::time::timeout(DRAIN_LIMIT, futures::future::join_all(servers)).await;
+    if drained.is_err() {
+        tracing::warn!("requests were still being served after {DRAIN_LIMIT:?} and are broken off");
+    }
+    control.shutdown().await;
+    host.shutdown().await;
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("can't listen on {address}: if another program uses the port, stop it or choose another address")
+    })
+}
+
+fn serve(listener: TcpListener, router: axum::Router, mut shutdown: Shutdown) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let serving = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.requested().await });
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the server stopped");
+        }
+    })
+}
+
+/// The founding nodes as the catalog will know them.
+fn founders(options: &NodeOptions) -> Vec<(NodeId, String, String)> {
+    let named = |(id, address): &(u64, String)| {
+        let name = if *id == options.id { options.name.clone() } else { format!("node-{id}") };
+        (NodeId(*id), name, address.clone())
+    };
+    options.founders.iter().map(named).collect()
+}
+
+/// A data directory that came from elsewhere, or a wrong address, shows when a peer belongs to another cluster.
+async fn refuse_strangers(
+    transport: &GrpcTransport,
+    me: NodeId,
+    founders: &[(NodeId, String, String)],
+) -> anyhow::Result<()> {
+    for (node, name, address) in founders.iter().filter(|(node, ..)| *node != me) {
+        match transport.hello(*node, HELLO_LIMIT).await {
+            Err(TransportError::Remote { code, message }) if code == "foreign_cluster" || code == "same_node" => {
+                anyhow::bail!("{name} at {address} does not belong to this cluster: {message}");
+            }
+            // It may start later than this node, or run already.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn settings(options: &NodeOptions, founders: Vec<(NodeId, String, String)>, listen: SocketAddr) -> Settings {
+    let config = &options.config;
+    let replicas = u32::try_from(founders.len()).unwrap_or(u32::MAX).min(config.replication_factor);
+    Settings {
+        node: NodeId(options.id),
+        name: options.name.clone(),
+        address: listen.to_string(),
+        cluster_id: options.cluster_id.clone(),
+        data_dir: absolute(&options.data_dir),
+        founders,
+        founding: Founding {
+            partition_count: config.partition_count,
+            replication_factor: replicas,
+            shards: options.initial_shards,
+            policy: config.policy.clone(),
+        },
+        store: StoreLimits::default(),
+    }
+}
+
+fn absolute(dir: &Path) -> std::path::PathBuf {
+    std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf())
+}
+
+fn gateway_settings(config: &Config) -> pleat_gateway::Settings {
+    let limits = &config.limits;
+    pleat_gateway::Settings {
+        limits: pleat_gateway::Limits {
+            statement_timeout: Duration::from_millis(limits.statement_timeout_ms),
+            json_result_bytes: usize::try_from(limits.result_bytes).unwrap_or(usize::MAX),
+            gather_bytes: usize::try_from(limits.gather_bytes).unwrap_or(usize::MAX),
+            ..Default::default()
+        },
+        default_keys: config.table_shard_keys.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// Keep the addresses that the transport uses as the catalog has them.
+async fn follow_addresses(host: Arc<Host>, addresses: Addresses) {
+    let mut catalog = host.watch_catalog();
+    loop {
+        let known: Vec<_> =
+            catalog.borrow_and_update().active_nodes().map(|node| (node.id, node.address.clone())).collect();
+        addresses.write().extend(known);
+        if catalog.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What `pleat up` is going to run: from the flags, the configuration, and the cluster that is already there.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+
+use super::UpArgs;
+use crate::config::Config;
+use crate::directory::ClusterIdentity;
+use crate::options::require_loopback;
+
+/// The cluster on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub dir: PathBuf,
+    pub identity: ClusterIdentity,
+    /// Where the coordinator's interface of node 1 listens.
+    pub coordinator: SocketAddr,
+    /// Whether the cluster was there before, so that its addresses are known to its nodes.
+    pub exists: bool,
+}
+
+impl Plan {
+    /// Put it together; flags that contradict the existing cluster are an error.
+    pub fn new(
+        args: &UpArgs,
+        config: &Config,
+        dir: PathBuf,
+        existing: Option<ClusterIdentity>,
+    ) -> anyhow::Result<Plan> {
+        let nodes = args.nodes.or(config.nodes);
+        let shards = args.shards.or(config.initial_shards);
+        let listen = args.listen.or(config.listen);
+        let coordinator = args.coordinator.or(config.coordinator_listen);
+        let exists = existing.is_some();
+        let identity = match existing {
+            Some(found) => {
+                agree(&dir, "--nodes", nodes, found.nodes)?;
+                agree(&dir, "--shards", shards, found.initial_shards)?;
+                agree(&dir, "--listen", listen, found.listen)?;
+                // A default is no wish: only a count that was asked for can contradict.
+                let partitions =
+                    (config.partition_count != Config::default().partition_count).then_some(config.partition_count);
+                agree(&dir, "partition_count", partitions, found.partition_count)?;
+                found
+            }
+            None => {
+                let listen = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
+                ClusterIdentity {
+                    cluster_id: uuid::Uuid::new_v4().to_string(),
+                    nodes: nodes.unwrap_or(3),
+                    listen,
+                    coordinator: coordinator.unwrap_or_else(|| SocketAddr::new(listen.ip(), 9090)),
+                    initial_shards: shards.unwrap_or(1),
+                    partition_count: config.partition_count,
+                }
+            }
+        };
+        if identity.initial_shards > identity.partition_count {
+            bail!(
+                "{} shards can't share {} partitions; raise partition_count or start with fewer shards",
+                identity.initial_shards,
+                identity.partition_count
+            );
+        }
+        let coordinator = coordinator.unwrap_or(identity.coordinator);
+        let plan = Plan { dir, identity, coordinator, exists };
+        plan.check_addresses(config.insecure)?;
+        Ok(plan)
+    }
+
+    fn check_addresses(&self, insecure: bool) -> anyhow::Result<()> {
+        let further = u16::try_from(self.identity.nodes - 1).unwrap_or(u16::MAX);
+        for address in [self.identity.listen, self.coordinator] {
+            require_loopback(address, insecure)?;
+            if address.port() == 0 {
+                bail!("{address}: the port can't be 0, since the nodes must find each other again; name one");
+            }
+            address.port().checked_add(further).with_context(|| {
+                format!("{address} leaves no ports for {} nodes; choose a lower one", self.identity.nodes)
+            })?;
+        }
+        let (low, high) = (self.identity.listen, self.coordinator);
+        let apart = low.port().abs_diff(high.port()) > further;
+        let same_interface = low.ip() == high.ip() || low.ip().is_unspecified() || high.ip().is_unspecified();
+        if same_interface && !apart {
+            bail!(
+                "the ports of {} nodes from {low} and of their coordinators from {high} overlap; choose others with \
+                 --listen or --coordinator",
+                self.identity.nodes
+            );
+        }
+        Ok(())
+    }
+
+    /// The directory of a node.
+    pub fn node_dir(&self, node: u32) -> PathBuf {
+        self.dir.join(format!("node-{node}"))
+    }
+
+    /// Where a node listens.
+    pub fn node_listen(&self, node: u32) -> SocketAddr {
+        nth(self.identity.listen, node)
+    }
+
+    /// Where the coordinator's interface of a node listens.
+    pub fn coordinator_listen(&self, node: u32) -> SocketAddr {
+        nth(self.coordinator, node)
+    }
+
+    /// The founding nodes, as `pleat node --founders` takes them.
+    pub fn founders(&self) -> Vec<(u64, String)> {
+        (1..=self.identity.nodes).map(|node| (u64::from(node), self.node_listen(node).to_string())).collect()
+    }
+}
+
+/// Checked not to go beyond the last port when the plan was made.
+fn nth(first: SocketAddr, node: u32) -> SocketAddr {
+    let further = u16::try_from(node - 1).unwrap_or(u16::MAX);
+    SocketAddr::new(first.ip(), first.port().saturating_add(further))
+}
+
+fn agree<T: PartialEq + std::fmt::Display>(
+    dir: &std::path::Path,
+    flag: &str,
+    wanted: Option<T>,
+    found: T,
+) -> anyhow::Result<()> {
+    match wanted {
+        Some(wanted) if wanted != found => bail!(
+            "{flag} {wanted} contradicts the cluster in {}, which was made with {flag} {found}; leave {flag} out to go \
+             on with that cluster, or make a new one in another directory with --data-dir",
+            dir.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(args: UpArgs, existing: Option<&Plan>) -> Result<Plan, String> {
+        let existing = existing.map(|plan| plan.identity.clone());
+        Plan::new(&args, &Config::default(), PathBuf::from("d"), existing).map_err(|error| error.to_string())
+    }
+
+    fn at(text: &str) -> Option<SocketAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn three_nodes_by_default_each_on_a_port_of_its_own() {
+        let plan = plan(UpArgs::default(), None).unwrap();
+        assert_eq!(plan.node_listen(3), "127.0.0.1:8082".parse().unwrap());
+        assert_eq!(plan.coordinator_listen(3), "127.0.0.1:9092".parse().unwrap());
+        assert_eq!(plan.founders()[1], (2, "127.0.0.1:8081".to_string()));
+        assert_eq!(plan.node_dir(1), PathBuf::from("d/node-1"));
+    }
+
+    #[test]
+    fn the_same_flags_or_none_go_on_with_the_cluster_and_others_contradict_it() {
+        let flags = || UpArgs { nodes: Some(5), listen: at("127.0.0.1:7000"), shards: Some(2), ..UpArgs::default() };
+        let first = plan(flags(), None).unwrap();
+        for again in [flags(), UpArgs::default()] {
+            let second = plan(again, Some(&first)).unwrap();
+            assert_eq!((second.identity, second.coordinator), (first.identity.clone(), first.coordinator));
+        }
+        let refused = |args: UpArgs| plan(args, Some(&first)).unwrap_err();
+        let message = refused(UpArgs { nodes: Some(3), ..UpArgs::default() });
+        assert!(
+            message.starts_with("--nodes 3 contradicts the cluster in d, which was made with --nodes 5;"),
+            "{message}"
+        );
+        assert!(refused(UpArgs { shards: Some(1), ..UpArgs::default() }).starts_with("--shards 1 contradicts"));
+        assert!(refused(UpArgs { listen: at("127.0.0.1:7001"), ..UpArgs::default() }).contains("--data-dir"));
+    }
+
+    #[test]
+    fn the_coordinator_may_move() {
+        let first = plan(UpArgs::default(), None).unwrap();
+        let args = UpArgs { coordinator: at("127.0.0.1:9500"), ..UpArgs::default() };
+        assert_eq!(plan(args, Some(&first)).unwrap().coordinator_listen(2), "127.0.0.1:9501".parse().unwrap());
+    }
+
+    #[test]
+    fn addresses_that_can_not_work_are_refused() {
+        let refused = |listen: &str, coordinator: &str| {
+            plan(UpArgs { listen: at(listen), coordinator: at(coordinator), ..UpArgs::default() }, None).unwrap_err()
+        };
+        assert!(refused("127.0.0.1:8080", "127.0.0.1:8082").contains("overlap"));
+        assert!(refused("127.0.0.1:65535", "127.0.0.1:9090").contains("leaves no ports"));
+        assert!(refused("127.0.0.1:0", "127.0.0.1:9090").contains("can't be 0"));
+        assert!(refused("0.0.0.0:8080", "127.0.0.1:9090").contains("--insecure"));
+    }
+}

@@ -1,0 +1,47 @@
+//! SQL for a sharded database: where a statement runs, and how it is split.
+//!
+//! [`prepare`] reads a statement once. The plan that it gives is kept by the caller (by text and catalog
+//! generation) and asked for a route each time, with the parameters: [`ReadPlan::route`], [`WritePlan::route`],
+//! [`DdlPlan::effect`].
+//!
+//! Two rules stand above all others. **Every SELECT is answered as one SQLite database with all the rows would
+//! answer it, or refused**: what isn't understood is never guessed at, but fetched and run in the caller's in-memory
+//! SQLite (the *finisher*), which is always right. And **the user's own text is what runs**: the syntax tree only says
+//! where things are, and pieces are cut from the text by SQLite's own tokens, so nothing is lost in printing.
+//!
+//! ```text
+//! text ── lex ── parse ── scope ──┬─ read ─┬─ (one shard: unchanged)
+//!         tokens  tree   tables,  │        ├─ spread    appended, or first rows
+//!                        keys,    │        ├─ partial   aggregates in two steps
+//!                        filters  │        └─ fetch     rows and columns, then the statement itself
+//!                                 ├─ write    rows to their shard
+//!                                 └─ ddl      Pleat's clause and its rules
+//! ```
+//!
+//! This crate is pure: no sockets, files, clocks, randomness or databases (its tests use SQLite to compare with).
+
+mod clauses;
+mod ddl;
+mod error;
+mod explain;
+mod fetch;
+mod functions;
+mod lex;
+mod params;
+mod parse;
+mod partial;
+mod read;
+mod scope;
+mod spread;
+mod statement;
+mod tree;
+mod write;
+
+pub use ddl::{DdlAction, DdlPlan, Placement};
+pub use error::{Code, Position, SqlError};
+pub use explain::{ExplainedFetch, Explanation};
+pub use params::{PARAMETERS_MAX, Params};
+pub use parse::{NESTING_MAX, OPERATORS_MAX, STATEMENT_BYTES_MAX};
+pub use read::{Bound, Fetch, ReadPlan, Route, Source, Units};
+pub use statement::{Schema, Statement, prepare, split_script};
+pub use write::{WritePlan, WriteRoute, WriteTarget, several_shards};

@@ -1,0 +1,151 @@
+//! From a request's text to a plan.
+
+use std::collections::BTreeMap;
+
+use pleat_cluster::Tables;
+use sqlparser::ast::Statement as Ast;
+
+use crate::clauses::Span;
+use crate::ddl::{DdlPlan, plan_ddl};
+use crate::error::{Code, SqlError};
+use crate::lex::Tokens;
+use crate::params::Slots;
+use crate::parse::{self, STATEMENT_BYTES_MAX};
+use crate::read::{ReadPlan, plan_read};
+use crate::scope::Analysis;
+use crate::write::{WritePlan, plan_write};
+
+/// What a statement is planned against.
+#[derive(Clone, Copy, Debug)]
+pub struct Schema<'a> {
+    pub tables: &'a Tables,
+    /// The configuration's `table_shard_keys`: the key's column by table.
+    pub default_keys: &'a BTreeMap<String, String>,
+}
+
+/// A planned request. It depends on its text and on the schema, not on parameters or placement.
+#[derive(Clone, Debug)]
+pub enum Statement {
+    Read(ReadPlan),
+    /// One or more writes, all or none of which happen.
+    Write(WritePlan),
+    Ddl(DdlPlan),
+    /// EXPLAIN, or EXPLAIN QUERY PLAN, of a statement.
+    Explain(Box<Statement>),
+}
+
+/// Plans a request: one statement, or several writes separated by `;`.
+pub fn prepare(text: &str, schema: &Schema<'_>) -> Result<Statement, SqlError> {
+    let tokens = read_tokens(text)?;
+    let spans = statements(&tokens);
+    let slots = Slots::of(&tokens)?;
+    match spans.as_slice() {
+        [] => Err(SqlError::syntax("there is no statement").hint("send a statement, such as SELECT 1")),
+        [span] => plan(&tokens, &slots, *span, schema),
+        _ => script(&tokens, &slots, &spans, schema),
+    }
+}
+
+/// The statements of a script, without the `;` between them. Right for strings, comments and triggers.
+pub fn split_script(text: &str) -> Result<Vec<&str>, SqlError> {
+    let tokens = Tokens::of(text)?;
+    Ok(statements(&tokens).into_iter().map(|(from, to)| tokens.slice(from, to)).collect())
+}
+
+fn read_tokens(text: &str) -> Result<Tokens<'_>, SqlError> {
+    if text.len() > STATEMENT_BYTES_MAX {
+        return Err(SqlError::new(
+            Code::TooLong,
+            format!("the statement is {} bytes long; the most is {STATEMENT_BYTES_MAX}", text.len()),
+        )
+        .hint("send values as parameters, and many rows through POST /tables/{table}/rows"));
+    }
+    match text.find('\0') {
+        Some(at) => Err(SqlError::syntax("a statement can't contain a NUL character").at(text, at)),
+        None => Tokens::of(text),
+    }
+}
+
+/// The statements in `tokens`, without empty ones. A trigger ends at `; END ;`, others at `;`.
+fn statements(tokens: &Tokens) -> Vec<Span> {
+    let mut found = Vec::new();
+    let mut start = 0;
+    for index in 0..=tokens.len() {
+        let ends = index == tokens.len() || tokens.is_symbol(index, ";");
+        let inside_trigger = || {
+            let complete = index > start + 1 && tokens.is(index - 1, "END") && tokens.is_symbol(index - 2, ";");
+            index < tokens.len() && is_trigger(tokens, start) && !complete
+        };
+        if !ends || inside_trigger() {
+            continue;
+        }
+        if index > start {
+            found.push((start, index));
+        }
+        start = index + 1;
+    }
+    found
+}
+
+/// Whether a statement starts like a trigger's definition, whose body has semicolons.
+fn is_trigger(tokens: &Tokens, start: usize) -> bool {
+    let create = start + usize::from(tokens.is(start, "EXPLAIN"));
+    let temporary = tokens.is(create + 1, "TEMP") || tokens.is(create + 1, "TEMPORARY");
+    tokens.is(create, "CREATE") && tokens.is(create + 1 + usize::from(temporary), "TRIGGER")
+}
+
+fn plan(tokens: &Tokens, slots: &Slots, span: Span, schema: &Schema<'_>) -> Result<Statement, SqlError> {
+    match tokens.str(span.0).to_ascii_uppercase().as_str() {
+        "SELECT" | "VALUES" | "WITH" => {
+            let Ast::Query(query) = parse::statement(tokens, slots, span.0, span.1)? else {
+                return Err(SqlError::syntax("a SELECT was expected").at(tokens.text, tokens.offset(span.0)));
+            };
+            plan_read(Analysis::new(schema.tables, tokens, slots), &query, span).map(Statement::Read)
+        }
+        "INSERT" | "REPLACE" | "UPDATE" | "DELETE" => script(tokens, slots, &[span], schema),
+        "CREATE" | "DROP" | "ALTER" => plan_ddl(tokens, span, schema.tables, schema.default_keys).map(Statement::Ddl),
+        "EXPLAIN" => {
+            let skip = if tokens.are(span.0 + 1, &["QUERY", "PLAN"]) { 3 } else { 1 };
+            let inner = (span.0 + skip, span.1);
+            if inner.0 >= inner.1 || tokens.is(inner.0, "EXPLAIN") {
+                return Err(SqlError::syntax("EXPLAIN is followed by a statement").at(tokens.text, tokens.offset(inner.0)));
+            }
+            plan(tokens, slots, inner, schema).map(|inner| Statement::Explain(Box::new(inner)))
+        }
+        word => Err(other_statement(word).at(tokens.text, tokens.offset(span.0))),
+    }
+}
+
+/// Plans writes that happen together.
+fn script(tokens: &Tokens, slots: &Slots, spans: &[Span], schema: &Schema<'_>) -> Result<Statement, SqlError> {
+    let mut plans = Vec::with_capacity(spans.len());
+    for span in spans {
+        let word = tokens.str(span.0);
+        if !["INSERT", "REPLACE", "UPDATE", "DELETE"].iter().any(|verb| word.eq_ignore_ascii_case(verb)) {
+            return Err(SqlError::unsupported(format!("a request of several statements can only write; {word} is no write"))
+                .hint("send the statements one by one")
+                .at(tokens.text, tokens.offset(span.0)));
+        }
+        let ast = parse::statement(tokens, slots, span.0, span.1)?;
+        let analysis = Analysis::new(schema.tables, tokens, slots);
+        plans.push(plan_write(analysis, &ast, *span, spans.len() == 1)?);
+    }
+    WritePlan::new(slots, plans).map(Statement::Write)
+}
+
+fn other_statement(word: &str) -> SqlError {
+    let (what, hint) = match word {
+        "BEGIN" | "COMMIT" | "END" | "ROLLBACK" | "SAVEPOINT" | "RELEASE" => (
+            "interactive transactions are not supported yet",
+            "send the writes in one request, separated by semicolons: all of them happen or none",
+        ),
+        "PRAGMA" => ("PRAGMA is not supported", "GET /tables (or \\d in the shell) describes the tables"),
+        "ATTACH" | "DETACH" => ("other databases can't be attached", "load their rows with pleat import"),
+        "VACUUM" | "ANALYZE" | "REINDEX" => ("maintenance statements are not supported", "Pleat maintains the shards itself"),
+        _ => {
+            return SqlError::syntax(format!("a statement can't start with {}", word.chars().take(40).collect::<String>()))
+                .hint("SELECT, WITH, VALUES, INSERT, REPLACE, UPDATE, DELETE, CREATE, DROP, ALTER and EXPLAIN can");
+        }
+    };
+    SqlError::unsupported(what).hint(hint)
+}

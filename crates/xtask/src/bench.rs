@@ -1,0 +1,10 @@
+//! The benchmark, built and run in release mode.
+
+use crate::run;
+
+/// Build the binary and the benchmark (cargo does both), and run it.
+pub fn run(args: &[String]) -> anyhow::Result<()> {
+    let mut bench = vec!["bench", "--locked", "--package", "pleat", "--bench", "against_sqlite", "--"];
+    bench.extend(args.iter().map(String::as_str).filter(|arg| *arg != "--"));
+    run::cargo(&bench)
+}

@@ -1,0 +1,56 @@
+//! Chores of the repository: `cargo xtask test`, `ci`, `tidy` and `bench`.
+//!
+//! They are Rust and not scripts so that they run wherever Pleat builds, and so that what they check can itself
+//! be tested.
+
+mod bench;
+mod data;
+mod run;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Chores of this repository")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Run all tests; what they need is installed when it is missing
+    Test {
+        /// Arguments for `cargo nextest run`, such as part of a test's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// What must pass before anything is merged: format, lints, tidiness, tests
+    Ci,
+    /// Check the layering, the size of files, and other rules of the house
+    Tidy,
+    /// Measure a cluster against bare SQLite, in release mode
+    Bench {
+        /// Arguments for the benchmark; see `cargo xtask bench -- --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().chore {
+        Chore::Test { args } => test::run(&args),
+        Chore::Ci => ci(),
+        Chore::Tidy => tidy::run(),
+        Chore::Bench { args } => bench::run(&args),
+    }
+}
+
+/// The cheap checks first. The tests' summary comes last, where it is seen.
+fn ci() -> anyhow::Result<()> {
+    run::cargo(&["fmt", "--all", "--check"])?;
+    tidy::run()?;
+    run::cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    test::run(&[])
+}

@@ -1,0 +1,52 @@
+//! Starting other programs. Nothing goes through a shell.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Run cargo in the root; an exit code other than 0 is an error.
+pub fn cargo(args: &[&str]) -> anyhow::Result<()> {
+    program(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_string()), args)
+}
+
+/// Run a program in the root and show what it says.
+pub fn program(name: &str, args: &[&str]) -> anyhow::Result<()> {
+    eprintln!("$ {} {}", Path::new(name).file_name().unwrap_or_default().to_string_lossy(), args.join(" "));
+    let status = command(name, args).status().with_context(|| format!("start {name}"))?;
+    if !status.success() {
+        bail!("`{name} {}` failed ({status})", args.join(" "));
+    }
+    Ok(())
+}
+
+/// Whether a program is there and answers.
+pub fn answers(name: &str, args: &[&str]) -> bool {
+    command(name, args).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// What a program prints.
+pub fn output(name: &str, args: &[&str]) -> anyhow::Result<String> {
+    let output = command(name, args).stderr(Stdio::inherit()).output().with_context(|| format!("start {name}"))?;
+    if !output.status.success() {
+        bail!("`{name} {}` failed ({})", args.join(" "), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("what {name} printed is not UTF-8"))
+}
+
+fn command(name: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(name);
+    command.args(args).current_dir(root());
+    command
+}
