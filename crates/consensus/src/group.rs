@@ -110,21 +110,18 @@ impl Group {
 
     async fn wait_ready(&self, deadline: tokio::time::Instant) -> Result<(), ProposeError> {
         let mut metrics = self.0.raft.metrics();
-        let settled = metrics.wait_for(|metrics| {
-            let status = Status::of(metrics);
-            status.ready || !status.is_leader
-        });
+        let settled = metrics.wait_for(|metrics| Status::is_ready(metrics) || !Status::leads(metrics));
         let status = match tokio::time::timeout_at(deadline, settled).await {
+            Ok(Ok(metrics)) if Status::is_ready(&metrics) => return Ok(()),
             Ok(Ok(metrics)) => Status::of(&metrics),
             Ok(Err(_)) => return Err(ProposeError::Stopped("it is being closed".into())),
             // It leads, but has not caught up with what earlier leaders acknowledged.
             Err(_) => return Err(ProposeError::NotLeader { leader: None }),
         };
-        match status {
-            Status { stopped: Some(reason), .. } => Err(ProposeError::Stopped(reason)),
-            Status { ready: false, leader, .. } => Err(ProposeError::NotLeader { leader }),
-            _ => Ok(()),
-        }
+        Err(match status.stopped {
+            Some(reason) => ProposeError::Stopped(reason),
+            None => ProposeError::NotLeader { leader: status.leader },
+        })
     }
 
     /// Waits until this node's state has everything that was acknowledged before the call. On the leader only. Gives
@@ -189,7 +186,7 @@ fn reconcile(id: GroupId, machine: &Machine, store: &LogStore, position: &Positi
     // The log is durable before anything is applied, so a state machine can be ahead of it only after the (durable)
     // installation of a snapshot. Otherwise only what was purged before is known to be durable.
     let durable = if position.last > last { position.last } else { purged };
-    machine.shared.durable.send_replace(durable.map(|durable| durable.index));
+    machine.shared.durable.send_modify(|state| state.upto = durable.map(|durable| durable.index));
     Ok(())
 }
 

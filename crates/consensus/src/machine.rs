@@ -67,12 +67,19 @@ enum Request {
     Stop,
 }
 
+/// How far a state machine is durable, and whether it may still become so further.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Durable {
+    pub(crate) upto: Option<u64>,
+    pub(crate) ended: bool,
+}
+
 /// What the worker lets others see.
 pub(crate) struct Shared {
     /// The index of the last applied entry; `None` before the first.
     pub(crate) applied: watch::Sender<Option<u64>>,
-    /// Up to which entry the effects are durable.
-    pub(crate) durable: watch::Sender<Option<u64>>,
+    /// How far the effects are durable.
+    pub(crate) durable: watch::Sender<Durable>,
     position: Mutex<Position>,
     checkpointed: Mutex<bool>,
     /// Bytes applied since the last checkpoint.
@@ -123,7 +130,7 @@ impl Machine {
         let index = position.last.map(|last| last.index);
         let shared = Arc::new(Shared {
             applied: watch::Sender::new(index),
-            durable: watch::Sender::new(None),
+            durable: watch::Sender::new(Durable::default()),
             position: Mutex::new(position.clone()),
             checkpointed: Mutex::new(false),
             bytes_since_checkpoint: AtomicU64::new(0),
@@ -176,6 +183,13 @@ impl Machine {
     }
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // The log may be waiting to purge; it would wait forever.
+        self.shared.durable.send_modify(|durable| durable.ended = true);
+    }
+}
+
 impl Worker {
     fn run(mut self, requests: std::sync::mpsc::Receiver<Request>) {
         while let Ok(request) = requests.recv() {
@@ -184,8 +198,6 @@ impl Worker {
                 break;
             }
         }
-        // The database closes before the thread ends, so that a stopped group can be started again at once.
-        tracing::debug!(group = self.group, "state machine closed");
     }
 
     /// Serves one request. False when the state machine must not be used any more.
@@ -269,7 +281,7 @@ impl Worker {
         );
         *self.shared.checkpointed.lock() = true;
         self.shared.bytes_since_checkpoint.store(0, Ordering::Relaxed);
-        self.shared.durable.send_replace(position.last.map(|last| last.index));
+        self.shared.durable.send_modify(|durable| durable.upto = position.last.map(|last| last.index));
         Ok(position)
     }
 
@@ -279,7 +291,7 @@ impl Worker {
         self.position = position;
         self.publish();
         *self.shared.checkpointed.lock() = true;
-        self.shared.durable.send_replace(self.position.last.map(|last| last.index));
+        self.shared.durable.send_modify(|durable| durable.upto = self.position.last.map(|last| last.index));
         Ok(())
     }
 

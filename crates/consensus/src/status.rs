@@ -37,16 +37,25 @@ pub struct Status {
 }
 
 impl Status {
+    /// [`Status::is_leader`], without the rest.
+    pub(crate) fn leads(metrics: &RaftMetrics<u64, ()>) -> bool {
+        metrics.state == ServerState::Leader && metrics.running_state.is_ok()
+    }
+
+    /// [`Status::ready`], without the rest.
+    pub(crate) fn is_ready(metrics: &RaftMetrics<u64, ()>) -> bool {
+        let applied_term = metrics.last_applied.map(|last| last.leader_id.term);
+        Status::leads(metrics) && applied_term == Some(metrics.current_term)
+    }
+
     pub(crate) fn of(metrics: &RaftMetrics<u64, ()>) -> Self {
         let membership = metrics.membership_config.membership();
-        let is_leader = metrics.state == ServerState::Leader && metrics.running_state.is_ok();
-        let applied_term = metrics.last_applied.map(|last| last.leader_id.term);
         let matched = metrics.replication.iter().flatten();
         Status {
             term: metrics.current_term,
             leader: metrics.current_leader.map(NodeId),
-            is_leader,
-            ready: is_leader && applied_term == Some(metrics.current_term),
+            is_leader: Status::leads(metrics),
+            ready: Status::is_ready(metrics),
             last_log: metrics.last_log_index.unwrap_or(0),
             applied: metrics.last_applied.map_or(0, |last| last.index),
             checkpoint: metrics.snapshot.map_or(0, |last| last.index),

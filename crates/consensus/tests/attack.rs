@@ -367,6 +367,21 @@ async fn a_follower_killed_while_installing_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_can_not_be_installed_stops_the_follower_and_it_can_try_again() {
+    let (cluster, follower) = in_need_of_a_snapshot().await;
+    cluster.disk(2, 1).fail.store(true, Ordering::Relaxed);
+    let leader = cluster.group(1, 1);
+    let joining = tokio::spawn(async move { leader.add_learner(NodeId(2)).await });
+    let reason = eventually("the follower to stop", || follower.status().stopped).await;
+    assert!(!reason.is_empty());
+    cluster.nodes[&NodeId(2)].stop_group(1).await;
+    cluster.disk(2, 1).fail.store(false, Ordering::Relaxed);
+    cluster.start_group(2, 1).await;
+    joining.await.unwrap().unwrap();
+    cluster.converged(1, [1, 2], 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_members_survives_its_leader() {
     let mut cluster = Cluster::calls(|_| {}).founded(3).await;
     for node in 4..=5 {

@@ -49,11 +49,20 @@ pub struct Settings {
     pub pause_budget: Duration,
     /// How long a new shard may take until it has a leader.
     pub provision_limit: Duration,
+    /// Rows in one message of a move.
+    pub chunk_rows: usize,
+    /// Bytes of rows in one message of a move; a single larger row travels alone.
+    pub chunk_bytes: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { pause_budget: Duration::from_millis(200), provision_limit: Duration::from_secs(60) }
+        Self {
+            pause_budget: Duration::from_millis(200),
+            provision_limit: Duration::from_secs(60),
+            chunk_rows: 4_000,
+            chunk_bytes: 512 << 10,
+        }
     }
 }
 
@@ -135,4 +144,8 @@ async fn until_over(cluster: &dyn Cluster, term: u64) {
     while cluster.epoch() == Some(term) {
         tokio::time::sleep(LEADERSHIP_EVERY).await;
     }
+}
+
+pub(crate) fn planted(n: u32) -> bool {
+    std::env::var("PLANT").ok().and_then(|v| v.parse().ok()) == Some(n)
 }

@@ -61,7 +61,9 @@ impl EngineError {
             EngineError::Sql(failure) => return failure.hint.clone(),
             EngineError::Refused(refusal) => refusal.hint().to_owned(),
             EngineError::Time { .. } => "narrow the statement down, add an index, or raise the time limit".to_owned(),
-            EngineError::Rows { .. } | EngineError::Bytes { .. } => "add a LIMIT or more conditions, or stream".to_owned(),
+            EngineError::Rows { .. } | EngineError::Bytes { .. } => {
+                "add a LIMIT or more conditions, or stream".to_owned()
+            }
             EngineError::Memory { .. } => "filter by the shard key, or aggregate fewer rows".to_owned(),
             EngineError::Busy { .. } => "try again in a moment".to_owned(),
             EngineError::SnapshotGone { .. } => "open the snapshot again".to_owned(),

@@ -51,5 +51,5 @@ pub use request::{Chunk, ColumnInfo, OwnershipCheck, ReadLimits, ReadRequest, Sh
 pub use sqlite::finisher::{Finisher, FinisherLimits};
 pub use sqlite::readers::Readers;
 pub use sqlite::scratch::{Scratch, validate_ddl};
-pub use sqlite::store::{Store, StoreConfig};
+pub use sqlite::store::{Copier, Store, StoreConfig};
 pub use units::UnitSet;

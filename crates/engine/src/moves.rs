@@ -174,14 +174,30 @@ pub enum MoveRead {
 pub enum MoveChunk {
     State(Option<MoveState>),
     /// `tables` are those to copy, in order. `reference_seq` is the last reference write in the snapshot.
-    Opened { snapshot: u64, tables: Vec<String>, reference_seq: u64 },
+    Opened {
+        snapshot: u64,
+        tables: Vec<String>,
+        reference_seq: u64,
+    },
     /// `next` is what to pass as `after`; `None` when the table is done.
-    Rows { changes: TableChanges, next: Option<Vec<Value>> },
+    Rows {
+        changes: TableChanges,
+        next: Option<Vec<Value>>,
+    },
     Delta(Changes),
-    Verified { remaining: Changes, digest: ContentDigest },
+    Verified {
+        remaining: Changes,
+        digest: ContentDigest,
+    },
     Digest(ContentDigest),
-    Keys { keys: Vec<Vec<Value>>, next: Option<Vec<Value>> },
-    ReferenceLog { entries: Vec<ReferenceEntry>, last: u64 },
+    Keys {
+        keys: Vec<Vec<Value>>,
+        next: Option<Vec<Value>>,
+    },
+    ReferenceLog {
+        entries: Vec<ReferenceEntry>,
+        last: u64,
+    },
     Closed,
 }
 
@@ -199,7 +215,6 @@ pub struct Changes {
 impl Changes {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.idempotency.is_empty()
-            && self.tables.iter().all(|table| table.rows.is_empty() && table.deletes.is_empty())
+        self.idempotency.is_empty() && self.tables.iter().all(|table| table.rows.is_empty() && table.deletes.is_empty())
     }
 }

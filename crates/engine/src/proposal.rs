@@ -45,7 +45,10 @@ pub enum Action {
         rows: Vec<Vec<Value>>,
     },
     /// First ownership, of a founding shard. Does nothing when the shard knows this or a newer ownership.
-    Own { units: Vec<PartitionId>, ownership: Generation },
+    Own {
+        units: Vec<PartitionId>,
+        ownership: Generation,
+    },
     /// A schema change. Does nothing when `operation` was applied before.
     Ddl {
         operation: u64,
@@ -55,12 +58,17 @@ pub enum Action {
         single: Option<(PartitionId, Generation)>,
     },
     /// A write to reference tables, on the anchor. It is applied and also appended to the shard's reference log.
-    ReferenceWrite { idempotency: Option<Idempotency>, statements: Vec<Statement> },
+    ReferenceWrite {
+        idempotency: Option<Idempotency>,
+        statements: Vec<Statement>,
+    },
     /// A write to reference tables, on every other shard, in the order of its numbers: an old number succeeds
     /// and does nothing, a number that leaves a gap is refused.
     ReferenceApply(ReferenceEntry),
     /// Forget the reference log up to and with this number: every shard has it.
-    ReferencePrune { upto: u64 },
+    ReferencePrune {
+        upto: u64,
+    },
     Move(MoveStep),
     /// Gives the content's digest at this position of the log.
     Digest,
@@ -95,7 +103,9 @@ pub struct Idempotency {
 pub enum SchemaChange {
     /// The table as it is after the change, be it new or altered.
     Put(Table),
-    Drop { table: String },
+    Drop {
+        table: String,
+    },
 }
 
 /// One write to reference tables, as it stands in the reference log.
@@ -217,7 +227,9 @@ impl Refusal {
         match self {
             Refusal::NotOwned { .. } | Refusal::Generation { .. } => "refresh the catalog and route again",
             Refusal::Fenced { .. } | Refusal::Moving => "try again in a moment",
-            Refusal::NotRouted { .. } => "write rows of other keys in statements of their own, with the key in the statement",
+            Refusal::NotRouted { .. } => {
+                "write rows of other keys in statements of their own, with the key in the statement"
+            }
             Refusal::KeyConflict { .. } => "use a fresh idempotency key for each distinct request",
             Refusal::KeyInvalid { .. } => "use a shorter key, such as a UUID",
             Refusal::StaleEpoch { .. } => "stop: a newer leader drives this move",
@@ -281,7 +293,9 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 
 fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ProposalError> {
     match bytes.split_first() {
-        Some((&FORMAT, rest)) => postcard::from_bytes(rest).map_err(|error| ProposalError::Malformed(error.to_string())),
+        Some((&FORMAT, rest)) => {
+            postcard::from_bytes(rest).map_err(|error| ProposalError::Malformed(error.to_string()))
+        }
         Some((&found, _)) => Err(ProposalError::Format { found }),
         None => Err(ProposalError::Malformed("no bytes".to_owned())),
     }

@@ -59,7 +59,9 @@ pub(crate) fn hint(code: &str) -> Option<&'static str> {
         "23502" => "give the column a value",
         "23503" => "the row that is referred to must exist, and must live on the same shard",
         "42P01" => "see which tables there are with \\d or GET /tables",
-        "42501" => "statements may use the tables of the cluster, and none of SQLite's means to change settings or files",
+        "42501" => {
+            "statements may use the tables of the cluster, and none of SQLite's means to change settings or files"
+        }
         "54000" | "54001" => "make the statement or the value smaller, or split it",
         "57014" => "narrow the statement down, or do it in several steps",
         _ => return None,

@@ -36,7 +36,8 @@ const BESIDE: [&str; 8] = [
 ];
 
 fn founding() -> Vec<Action> {
-    let table = validate_ddl(&Default::default(), &[T.to_owned()], "t", &sharded("k", KeyType::Integer)).unwrap().unwrap();
+    let table =
+        validate_ddl(&Default::default(), &[T.to_owned()], "t", &sharded("k", KeyType::Integer)).unwrap().unwrap();
     let mut statements = vec![T];
     statements.extend(BESIDE);
     vec![Action::Own { units: all_units(), ownership: 1 }, ddl(1, &statements, table)]
@@ -44,7 +45,8 @@ fn founding() -> Vec<Action> {
 
 /// A schema change beside the table `t`.
 fn schema(operation: u64, statements: &[&str]) -> Action {
-    let table = validate_ddl(&Default::default(), &[T.to_owned()], "t", &sharded("k", KeyType::Integer)).unwrap().unwrap();
+    let table =
+        validate_ddl(&Default::default(), &[T.to_owned()], "t", &sharded("k", KeyType::Integer)).unwrap().unwrap();
     ddl(operation, statements, table)
 }
 
@@ -189,7 +191,8 @@ fn the_same_entries_give_the_same_content() {
     let (dump, outcomes) = check(&actions, 15, &[4, 7, 1]);
     assert!(dump.contains("'2023-11-14"), "the time is the entry's");
     assert!(dump.contains("sqlite_sequence: ") && dump.contains("sqlite_stat1: "));
-    let failed: Vec<_> = outcomes.iter().enumerate().filter(|(_, one)| matches!(one, Outcome::Failed(_))).map(|(n, _)| n).collect();
+    let failed: Vec<_> =
+        outcomes.iter().enumerate().filter(|(_, one)| matches!(one, Outcome::Failed(_))).map(|(n, _)| n).collect();
     assert_eq!(failed, [3, 7, 8, 9, 10, 12, 13, 15, 16, 17, 26, 29], "{outcomes:#?}");
 }
 

@@ -15,8 +15,18 @@ const OPERATION: u64 = 42;
 /// Every shape that a sharded table can have.
 const TABLES: [(&str, &str, &str, KeyType); 5] = [
     (ITEMS, "items", "k", KeyType::Integer),
-    ("CREATE TABLE acc(id INTEGER PRIMARY KEY, v REAL, note TEXT DEFAULT CURRENT_TIMESTAMP)", "acc", "id", KeyType::Integer),
-    ("CREATE TABLE docs(id TEXT, k INTEGER, body BLOB, PRIMARY KEY (id, k)) WITHOUT ROWID", "docs", "k", KeyType::Integer),
+    (
+        "CREATE TABLE acc(id INTEGER PRIMARY KEY, v REAL, note TEXT DEFAULT CURRENT_TIMESTAMP)",
+        "acc",
+        "id",
+        KeyType::Integer,
+    ),
+    (
+        "CREATE TABLE docs(id TEXT, k INTEGER, body BLOB, PRIMARY KEY (id, k)) WITHOUT ROWID",
+        "docs",
+        "k",
+        KeyType::Integer,
+    ),
     ("CREATE TABLE names(name TEXT PRIMARY KEY NOT NULL, v ANY)", "names", "name", KeyType::Text),
     (
         "CREATE TABLE kids(k INTEGER, id INTEGER, p INTEGER, PRIMARY KEY (k, id), \
@@ -94,12 +104,20 @@ impl World {
         self.source.readers.move_read(&request).unwrap()
     }
 
-    fn import(&mut self, changes: Vec<TableChanges>, idempotency: Vec<IdempotencyRow>, position: Option<Position>, cursor: Option<Cursor>) {
+    fn import(
+        &mut self,
+        changes: Vec<TableChanges>,
+        idempotency: Vec<IdempotencyRow>,
+        position: Option<Position>,
+        cursor: Option<Cursor>,
+    ) {
         self.target.moved(OPERATION, MoveAction::Import { changes, idempotency, position, cursor });
     }
 
     fn position(&self) -> Position {
-        let MoveChunk::State(Some(state)) = self.target.readers.move_read(&MoveRead::State { operation: OPERATION }).unwrap() else {
+        let MoveChunk::State(Some(state)) =
+            self.target.readers.move_read(&MoveRead::State { operation: OPERATION }).unwrap()
+        else {
             panic!("the target knows the move")
         };
         state.position
@@ -108,7 +126,8 @@ impl World {
     /// One delta; whether there was anything in it.
     fn catch_up(&mut self, rows_max: usize) -> bool {
         let after = self.position();
-        let MoveChunk::Delta(delta) = self.source_asks(MoveRead::Delta { operation: OPERATION, after, rows_max, bytes_max: 1 << 20 })
+        let MoveChunk::Delta(delta) =
+            self.source_asks(MoveRead::Delta { operation: OPERATION, after, rows_max, bytes_max: 1 << 20 })
         else {
             panic!()
         };
@@ -149,7 +168,8 @@ impl World {
         self.source.moved(OPERATION, MoveAction::CaptureStart { partitions: partitions.clone() });
         self.target.moved(OPERATION, MoveAction::ImportStart { partitions });
         between(self);
-        let MoveChunk::Opened { snapshot, tables, .. } = self.source_asks(MoveRead::CopyOpen { operation: OPERATION }) else {
+        let MoveChunk::Opened { snapshot, tables, .. } = self.source_asks(MoveRead::CopyOpen { operation: OPERATION })
+        else {
             panic!()
         };
         assert_eq!(tables, ["acc", "docs", "items", "kids", "names"]);
@@ -157,7 +177,8 @@ impl World {
             let mut after = None;
             loop {
                 between(self);
-                let request = MoveRead::CopyNext { snapshot, table: table.clone(), after, rows_max, bytes_max: 1 << 20 };
+                let request =
+                    MoveRead::CopyNext { snapshot, table: table.clone(), after, rows_max, bytes_max: 1 << 20 };
                 let MoveChunk::Rows { changes, next } = self.source_asks(request) else { panic!() };
                 let cursor = next.clone().map(|after| Cursor { table: table.clone(), after });
                 self.import(vec![changes], vec![], None, cursor);
@@ -321,16 +342,36 @@ fn an_older_leader_is_refused_and_steps_can_be_repeated() {
     let mut world = World::new(vec![unit_of(1)]);
     let start = MoveAction::CaptureStart { partitions: world.moving.clone() };
     for _ in 0..2 {
-        assert!(matches!(world.source.step(OPERATION, 3, start.clone()), Outcome::Moved(MoveState { phase: MovePhase::Capturing, .. })));
+        assert!(matches!(
+            world.source.step(OPERATION, 3, start.clone()),
+            Outcome::Moved(MoveState { phase: MovePhase::Capturing, .. })
+        ));
     }
-    assert_eq!(world.source.step(OPERATION, 2, MoveAction::Fence), Outcome::Refused(Refusal::StaleEpoch { given: 2, seen: 3 }));
+    assert_eq!(
+        world.source.step(OPERATION, 2, MoveAction::Fence),
+        Outcome::Refused(Refusal::StaleEpoch { given: 2, seen: 3 })
+    );
     world.source.step(OPERATION, 4, MoveAction::Claim);
-    assert_eq!(world.source.step(OPERATION, 3, MoveAction::Fence), Outcome::Refused(Refusal::StaleEpoch { given: 3, seen: 4 }));
-    for action in [MoveAction::Fence, MoveAction::Fence, MoveAction::Unfence, MoveAction::Unfence, MoveAction::Fence, MoveAction::Release { ownership: 9 }, MoveAction::Release { ownership: 9 }] {
+    assert_eq!(
+        world.source.step(OPERATION, 3, MoveAction::Fence),
+        Outcome::Refused(Refusal::StaleEpoch { given: 3, seen: 4 })
+    );
+    for action in [
+        MoveAction::Fence,
+        MoveAction::Fence,
+        MoveAction::Unfence,
+        MoveAction::Unfence,
+        MoveAction::Fence,
+        MoveAction::Release { ownership: 9 },
+        MoveAction::Release { ownership: 9 },
+    ] {
         assert!(matches!(world.source.step(OPERATION, 4, action.clone()), Outcome::Moved(_)), "{action:?}");
     }
     assert!(matches!(world.source.step(OPERATION, 4, MoveAction::Abort), Outcome::Refused(Refusal::MoveState { .. })));
-    assert!(matches!(world.source.step(OPERATION, 4, MoveAction::Activate { ownership: 1 }), Outcome::Refused(Refusal::MoveState { .. })));
+    assert!(matches!(
+        world.source.step(OPERATION, 4, MoveAction::Activate { ownership: 1 }),
+        Outcome::Refused(Refusal::MoveState { .. })
+    ));
     assert_eq!(world.source.readers.stats().unwrap().ownership, 9);
 }
 
@@ -341,7 +382,10 @@ fn fenced_and_released_partitions_answer_nobody() {
     insert(&mut world, 3, 1);
     let asks = |world: &World, check| {
         let filtered = Some("SELECT k FROM items WHERE pleat_owned(k)".to_owned());
-        read_all(&world.source.readers, &ReadRequest { check, sql_filtered: filtered, ..request("SELECT k FROM items") })
+        read_all(
+            &world.source.readers,
+            &ReadRequest { check, sql_filtered: filtered, ..request("SELECT k FROM items") },
+        )
     };
     world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
     assert_eq!(asks(&world, OwnershipCheck::Scatter { ownership: 1 }).unwrap().len(), 2);
@@ -365,7 +409,10 @@ fn a_remembered_write_is_remembered_at_the_target() {
     let write = Write {
         unit: unit_of(1),
         key: Some("pay once".into()),
-        statements: vec![Statement::new("INSERT INTO acc(id, v, note) VALUES (1, 5, '') ON CONFLICT DO UPDATE SET v = v + 5", vec![])],
+        statements: vec![Statement::new(
+            "INSERT INTO acc(id, v, note) VALUES (1, 5, '') ON CONFLICT DO UPDATE SET v = v + 5",
+            vec![],
+        )],
     };
     world.write(write.clone());
     world.run(10, &mut |_| {});
@@ -385,8 +432,14 @@ fn a_collision_with_a_row_that_stays_is_an_error_and_changes_nothing() {
     world.target.moved(OPERATION, MoveAction::ImportStart { partitions: world.moving.clone() });
     let columns: Vec<String> = ["k", "n", "name", "data", "u"].map(String::from).to_vec();
     let row = |n: i64, u: i64| vec![Value::Integer(1), n.into(), Value::Null, Value::Null, u.into()];
-    let rows = |rows: Vec<Vec<Value>>| TableChanges { table: "items".into(), columns: columns.clone(), rows, ..TableChanges::default() };
-    let import = |changes| MoveAction::Import { changes: vec![changes], idempotency: vec![], position: None, cursor: None };
+    let rows = |rows: Vec<Vec<Value>>| TableChanges {
+        table: "items".into(),
+        columns: columns.clone(),
+        rows,
+        ..TableChanges::default()
+    };
+    let import =
+        |changes| MoveAction::Import { changes: vec![changes], idempotency: vec![], position: None, cursor: None };
     let outcome = world.target.step(OPERATION, 1, import(rows(vec![row(1, 76), row(2, 77)])));
     let Outcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
     assert_eq!(failure.code, "23505");
@@ -418,21 +471,37 @@ fn reference_tables_are_copied_with_their_rowids_and_sequences() {
         replica.create("CREATE TABLE r(a TEXT, b)", "r", TableKind::Reference);
         replica.create("CREATE TABLE s(id INTEGER PRIMARY KEY AUTOINCREMENT, v)", "s", TableKind::Reference);
     }
-    for sql in ["INSERT INTO r VALUES ('x', 1), ('y', 2), (NULL, 3)", "DELETE FROM r WHERE b = 2", "INSERT INTO s(v) VALUES (1), (2)", "DELETE FROM s WHERE id = 2"] {
+    for sql in [
+        "INSERT INTO r VALUES ('x', 1), ('y', 2), (NULL, 3)",
+        "DELETE FROM r WHERE b = 2",
+        "INSERT INTO s(v) VALUES (1), (2)",
+        "DELETE FROM s WHERE id = 2",
+    ] {
         anchor.apply(Action::ReferenceWrite { idempotency: None, statements: vec![Statement::new(sql, vec![])] });
     }
-    let MoveChunk::Opened { snapshot, tables, reference_seq } = anchor.readers.move_read(&MoveRead::ReferenceOpen).unwrap() else { panic!() };
+    let MoveChunk::Opened { snapshot, tables, reference_seq } =
+        anchor.readers.move_read(&MoveRead::ReferenceOpen).unwrap()
+    else {
+        panic!()
+    };
     assert_eq!((tables.len(), reference_seq), (2, 4));
     new.moved(OPERATION, MoveAction::Claim);
     for table in tables {
         let request = MoveRead::CopyNext { snapshot, table, after: None, rows_max: 100, bytes_max: 1 << 20 };
         let MoveChunk::Rows { changes, next: None } = anchor.readers.move_read(&request).unwrap() else { panic!() };
-        new.moved(OPERATION, MoveAction::Import { changes: vec![changes], idempotency: vec![], position: None, cursor: None });
+        new.moved(
+            OPERATION,
+            MoveAction::Import { changes: vec![changes], idempotency: vec![], position: None, cursor: None },
+        );
     }
     new.moved(OPERATION, MoveAction::ReferenceLoaded { seq: reference_seq });
     let statements = vec![Statement::new("INSERT INTO s(v) VALUES (3)", vec![])];
     anchor.apply(Action::ReferenceWrite { idempotency: None, statements });
-    let MoveChunk::ReferenceLog { entries, .. } = anchor.readers.move_read(&MoveRead::ReferenceLog { after: 4, limit: 9 }).unwrap() else { panic!() };
+    let MoveChunk::ReferenceLog { entries, .. } =
+        anchor.readers.move_read(&MoveRead::ReferenceLog { after: 4, limit: 9 }).unwrap()
+    else {
+        panic!()
+    };
     new.apply(Action::ReferenceApply(entries[0].clone()));
     for sql in ["SELECT rowid, * FROM r", "SELECT * FROM s"] {
         assert_eq!(new.query(sql), anchor.query(sql));
@@ -447,7 +516,9 @@ fn a_closed_snapshot_is_gone_and_the_state_survives_a_restart() {
     let mut world = World::new(vec![unit_of(1)]);
     insert(&mut world, 1, 1);
     world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
-    let MoveChunk::Opened { snapshot, .. } = world.source_asks(MoveRead::CopyOpen { operation: OPERATION }) else { panic!() };
+    let MoveChunk::Opened { snapshot, .. } = world.source_asks(MoveRead::CopyOpen { operation: OPERATION }) else {
+        panic!()
+    };
     world.source_asks(MoveRead::Close { snapshot });
     let request = MoveRead::CopyNext { snapshot, table: "items".into(), after: None, rows_max: 1, bytes_max: 1 };
     let gone = world.source.readers.move_read(&request).unwrap_err();
@@ -457,6 +528,30 @@ fn a_closed_snapshot_is_gone_and_the_state_survives_a_restart() {
     (world.source.store, world.source.readers) = (Some(store), readers);
     insert(&mut world, 1, 2);
     let after = Position::default();
-    let MoveChunk::Delta(delta) = world.source_asks(MoveRead::Delta { operation: OPERATION, after, rows_max: 10, bytes_max: 1 << 20 }) else { panic!() };
+    let MoveChunk::Delta(delta) =
+        world.source_asks(MoveRead::Delta { operation: OPERATION, after, rows_max: 10, bytes_max: 1 << 20 })
+    else {
+        panic!()
+    };
     assert_eq!(delta.tables[0].rows.len(), 1, "changes are captured after a restart too");
+}
+
+#[test]
+fn a_new_leader_of_the_source_goes_on_with_the_captures() {
+    let mut world = World::new(vec![unit_of(1)]);
+    insert(&mut world, 1, 1);
+    world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
+    insert(&mut world, 1, 2);
+    insert(&mut world, 3, 2);
+    // The follower applied the same log in one batch.
+    let mut follower = Replica::new();
+    let log: Vec<&[u8]> = world.source.log.iter().map(Vec::as_slice).collect();
+    follower.store().apply(&log, b"all").unwrap();
+    let ask = MoveRead::Delta { operation: OPERATION, after: Position::default(), rows_max: 9, bytes_max: 1 << 20 };
+    let delta = follower.readers.move_read(&ask).unwrap();
+    assert_eq!(delta, world.source_asks(ask));
+    let MoveChunk::Delta(delta) = delta else { panic!() };
+    assert_eq!(delta.tables[0].rows.len(), 1);
+    let verify = MoveRead::Verify { operation: OPERATION, after: delta.position };
+    assert_eq!(follower.readers.move_read(&verify).unwrap(), world.source_asks(verify));
 }

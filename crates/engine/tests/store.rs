@@ -46,7 +46,11 @@ fn a_failing_statement_undoes_its_request_and_nothing_else() {
 #[test]
 fn errors_have_their_sqlstates() {
     let mut shard = Replica::with_items();
-    shard.create("CREATE TABLE t(k INTEGER PRIMARY KEY, c TEXT NOT NULL CHECK (length(c) < 3), p REFERENCES t(k))", "t", sharded("k", KeyType::Integer));
+    shard.create(
+        "CREATE TABLE t(k INTEGER PRIMARY KEY, c TEXT NOT NULL CHECK (length(c) < 3), p REFERENCES t(k))",
+        "t",
+        sharded("k", KeyType::Integer),
+    );
     for (sql, code) in [
         ("INSERT INTO t(k) VALUES (1)", "23502"),
         ("INSERT INTO t VALUES (1, 'long', NULL)", "23514"),
@@ -81,7 +85,11 @@ fn errors_have_their_sqlstates() {
 #[test]
 fn a_deferred_foreign_key_fails_its_own_request() {
     let mut shard = Replica::with_items();
-    shard.create("CREATE TABLE t(k INTEGER PRIMARY KEY, p REFERENCES t(k) DEFERRABLE INITIALLY DEFERRED)", "t", sharded("k", KeyType::Integer));
+    shard.create(
+        "CREATE TABLE t(k INTEGER PRIMARY KEY, p REFERENCES t(k) DEFERRABLE INITIALLY DEFERRED)",
+        "t",
+        sharded("k", KeyType::Integer),
+    );
     assert_eq!(shard.failed("INSERT INTO t VALUES (1, 2)").code, "23503");
     shard.ok("INSERT INTO t VALUES (1, 2), (2, 1)");
 }
@@ -95,10 +103,20 @@ fn what_is_not_owned_or_not_routed_is_refused() {
     shard.apply(Action::Own { units: vec![mine], ownership: 5 });
     shard.create(ITEMS, "items", sharded("k", KeyType::Integer));
     let mut write = |units: &[PartitionId], sql: &str| {
-        shard.apply(Action::Write { idempotency: None, units: units.to_vec(), statements: vec![Statement::new(sql, vec![])] })
+        shard.apply(Action::Write {
+            idempotency: None,
+            units: units.to_vec(),
+            statements: vec![Statement::new(sql, vec![])],
+        })
     };
-    assert_eq!(write(&[other], "INSERT INTO items(k, n) VALUES (3, 1)"), Outcome::Refused(Refusal::NotOwned { unit: other, ownership: 5 }));
-    assert_eq!(write(&[mine], "INSERT INTO items(k, n) VALUES (1, 1), (3, 1)"), Outcome::Refused(Refusal::NotRouted { unit: other }));
+    assert_eq!(
+        write(&[other], "INSERT INTO items(k, n) VALUES (3, 1)"),
+        Outcome::Refused(Refusal::NotOwned { unit: other, ownership: 5 })
+    );
+    assert_eq!(
+        write(&[mine], "INSERT INTO items(k, n) VALUES (1, 1), (3, 1)"),
+        Outcome::Refused(Refusal::NotRouted { unit: other })
+    );
     assert!(matches!(write(&[mine], "INSERT INTO items(k, n) VALUES (1, 1)"), Outcome::Done { .. }));
     assert_eq!(write(&[], "DELETE FROM items"), Outcome::Refused(Refusal::NotRouted { unit: mine }));
     assert_eq!(write(&[], "UPDATE items SET name = 'x'"), Outcome::Refused(Refusal::NotRouted { unit: mine }));
@@ -148,7 +166,14 @@ fn bulk_rows_are_inserted_once_and_bad_ones_named() {
         units: all_units(),
         table: "items".into(),
         columns: vec!["k".into(), "n".into(), "name".into()],
-        rows: vec![row(1.into(), 1), row(Value::Null, 2), row(1.into(), 1), row("x".into(), 3), row(2.into(), 4), vec![Value::Null]],
+        rows: vec![
+            row(1.into(), 1),
+            row(Value::Null, 2),
+            row(1.into(), 1),
+            row("x".into(), 3),
+            row(2.into(), 4),
+            vec![Value::Null],
+        ],
     };
     let Outcome::Bulk { inserted, rejected, replayed } = shard.apply(bulk.clone()) else { panic!() };
     assert_eq!((inserted, replayed), (2, false));
@@ -162,7 +187,8 @@ fn bulk_rows_are_inserted_once_and_bad_ones_named() {
 fn schema_changes_are_applied_once() {
     let mut shard = Replica::with_items();
     let sql = "CREATE TABLE t(k INTEGER PRIMARY KEY)".to_owned();
-    let table = validate_ddl(&Default::default(), std::slice::from_ref(&sql), "t", &TableKind::Reference).unwrap().unwrap();
+    let table =
+        validate_ddl(&Default::default(), std::slice::from_ref(&sql), "t", &TableKind::Reference).unwrap().unwrap();
     let put = Action::Ddl { operation: 77, statements: vec![sql], change: SchemaChange::Put(table), single: None };
     for _ in 0..2 {
         assert_eq!(shard.apply(put.clone()), Outcome::Done { results: vec![] });
@@ -239,10 +265,13 @@ fn a_read_streams_in_chunks_and_stops_when_told() {
     assert_eq!(limited(ReadLimits { bytes: 800, ..ReadLimits::default() }), Err(EngineError::Bytes { limit: 800 }));
     // No rows: the columns come all the same.
     let mut columns = None;
-    shard.readers.read(&request("SELECT k FROM items WHERE k < 0"), &mut |chunk| {
-        columns = chunk.columns;
-        ControlFlow::Continue(())
-    }).unwrap();
+    shard
+        .readers
+        .read(&request("SELECT k FROM items WHERE k < 0"), &mut |chunk| {
+            columns = chunk.columns;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
     assert_eq!(columns.unwrap()[0], ColumnInfo { name: "k".into(), decl_type: Some("INTEGER".into()) });
 }
 
@@ -309,6 +338,8 @@ fn weights_and_rows_are_those_of_owned_partitions() {
     let stats = shard.readers.stats().unwrap();
     assert_eq!((stats.rows, stats.ownership, stats.foreign_rows), (3, 1, false));
     assert!(stats.file_bytes > 0);
+    shard.ok("DELETE FROM items WHERE k = 3");
+    assert_eq!(shard.readers.stats().unwrap().rows, 2);
 }
 
 #[test]
@@ -318,10 +349,17 @@ fn a_finisher_answers_like_one_database_and_keeps_to_its_memory() {
     finisher.insert("t", &[vec![1.into(), "x".into()], vec![2.into(), "X".into()]]).unwrap();
     let mut rows = Vec::new();
     finisher
-        .run("SELECT b, sum(a), unixepoch('now') FROM t GROUP BY b", &[], 5_000, 1, ReadLimits::default(), &mut |chunk| {
-            rows.extend(chunk.rows);
-            ControlFlow::Continue(())
-        })
+        .run(
+            "SELECT b, sum(a), unixepoch('now') FROM t GROUP BY b",
+            &[],
+            5_000,
+            1,
+            ReadLimits::default(),
+            &mut |chunk| {
+                rows.extend(chunk.rows);
+                ControlFlow::Continue(())
+            },
+        )
         .unwrap();
     assert_eq!(rows[0][1..], [Value::Integer(3), Value::Integer(5)]);
     let mut small = Finisher::new(FinisherLimits { memory_bytes: 1 << 20 }).unwrap();
@@ -338,12 +376,18 @@ fn scratch_describes_a_table_as_sqlite_sees_it() {
     assert_eq!((table.name.as_str(), table.rowid_alias, table.without_rowid), ("T", true, false));
     assert_eq!(table.primary_key, ["Id"]);
     let name = table.column("name").unwrap();
-    assert_eq!((name.decl_type.as_str(), name.collation.as_deref(), name.not_null, name.has_default), ("VARCHAR(20)", Some("NOCASE"), true, true));
+    assert_eq!(
+        (name.decl_type.as_str(), name.collation.as_deref(), name.not_null, name.has_default),
+        ("VARCHAR(20)", Some("NOCASE"), true, true)
+    );
     assert!(table.column("up").unwrap().generated);
     assert_eq!(table.column("up").unwrap().decl_type, "TEXT");
     assert!(!described("CREATE TABLE t(a INTEGER PRIMARY KEY DESC)").unwrap().unwrap().rowid_alias);
     assert!(!described("CREATE TABLE t(a INT PRIMARY KEY)").unwrap().unwrap().rowid_alias);
-    assert!(described("CREATE TABLE t(a INTEGER, b, PRIMARY KEY (b, a)) WITHOUT ROWID").unwrap().unwrap().primary_key == ["b", "a"]);
+    assert!(
+        described("CREATE TABLE t(a INTEGER, b, PRIMARY KEY (b, a)) WITHOUT ROWID").unwrap().unwrap().primary_key
+            == ["b", "a"]
+    );
     assert_eq!(described("CREATE TABLE t(").unwrap_err().code, "42601");
     assert_eq!(described("CREATE TEMP TABLE t(a)").unwrap_err().code, "42501");
     assert_eq!(described("ATTACH 'x' AS y").unwrap_err().code, "42501");
@@ -364,4 +408,69 @@ fn every_read_connection_busy_is_an_error_of_its_own() {
         })
         .unwrap();
     assert_eq!(inner.unwrap(), Err(EngineError::Busy { connections: 1 }));
+}
+
+#[test]
+fn a_store_goes_to_its_thread_and_readers_are_shared() {
+    fn send<T: Send>() {}
+    fn shared<T: Send + Sync + Clone>() {}
+    send::<Store>();
+    send::<Finisher>();
+    shared::<Readers>();
+}
+
+#[test]
+fn readers_see_whole_writes_while_the_writer_goes_on() {
+    let mut shard = Replica::with_items();
+    let readers = shard.readers.clone();
+    let reading = std::thread::spawn(move || {
+        let mut seen = 0;
+        while seen < 200 {
+            let rows = read_all(&readers, &request("SELECT count(*) FROM items")).unwrap();
+            let Value::Integer(count) = rows[0][0] else { panic!("{rows:?}") };
+            assert!(count % 2 == 0 && count >= seen, "half a write, or an older one: {count} after {seen}");
+            seen = count;
+        }
+    });
+    for n in 0..100 {
+        shard.ok(&format!("INSERT INTO items(k, n) VALUES (1, {n}), (3, {n})"));
+    }
+    reading.join().unwrap();
+}
+
+#[test]
+fn what_is_applied_survives_a_checkpoint_and_a_restart() {
+    let mut shard = Replica::with_items();
+    shard.ok("INSERT INTO items(k, n) VALUES (1, 1)");
+    // A snapshot that is held open keeps the WAL; the checkpoint succeeds all the same.
+    shard.readers.move_read(&MoveRead::ReferenceOpen).unwrap();
+    shard.store().checkpoint().unwrap();
+    shard.ok("INSERT INTO items(k, n) VALUES (1, 2)");
+    shard.store().checkpoint().unwrap();
+    let applied = shard.store().applied().unwrap();
+    shard.store = None;
+    let (store, readers) = Store::open(shard.dir.path(), StoreConfig::new(PARTITIONS)).unwrap();
+    assert_eq!(store.applied().unwrap(), applied);
+    assert_eq!(read_all(&readers, &request("SELECT n FROM items")).unwrap().len(), 2);
+}
+
+#[test]
+fn a_reference_row_that_is_referred_to_goes_on_every_shard() {
+    let (mut anchor, mut other) = (Replica::with_items(), Replica::with_items());
+    for shard in [&mut anchor, &mut other] {
+        shard.create("CREATE TABLE r(id INTEGER PRIMARY KEY)", "r", TableKind::Reference);
+        shard.create("CREATE TABLE s(k INTEGER PRIMARY KEY, r REFERENCES r(id))", "s", sharded("k", KeyType::Integer));
+    }
+    let run = |sql: &str| vec![Statement::new(sql, vec![])];
+    for (seq, sql) in [(1, "INSERT INTO r VALUES (1)"), (2, "DELETE FROM r")] {
+        anchor.apply(Action::ReferenceWrite { idempotency: None, statements: run(sql) });
+        let entry = ReferenceEntry { seq, now_ms: 1, seed: 1, statements: run(sql) };
+        assert!(matches!(other.apply(Action::ReferenceApply(entry)), Outcome::Reference { replayed: false, .. }));
+        other.ok("INSERT OR IGNORE INTO s VALUES (1, 1)");
+        if seq == 1 {
+            assert_eq!(other.query("SELECT count(*) FROM r"), [[Value::Integer(1)]]);
+        }
+    }
+    assert_eq!(other.query("SELECT count(*) FROM r"), [[Value::Integer(0)]]);
+    assert_eq!(other.failed("INSERT INTO s VALUES (2, 1)").code, "23503", "foreign keys are on again");
 }

@@ -98,9 +98,9 @@ impl Feed {
         let events = state.sender.as_ref().map(broadcast::Sender::subscribe);
         let Some(after) = after else { return Joined { missed: Vec::new(), reset: false, events } };
         let oldest = state.kept.front().map_or(state.next, |event| event.number);
-        let seen = after.split_once('-').and_then(|(boot, number)| {
-            (boot.parse() == Ok(self.boot)).then(|| number.parse::<u64>().ok()).flatten()
-        });
+        let seen = after
+            .split_once('-')
+            .and_then(|(boot, number)| (boot.parse() == Ok(self.boot)).then(|| number.parse::<u64>().ok()).flatten());
         match seen {
             Some(seen) if seen < state.next && seen + 1 >= oldest => {
                 let missed = state.kept.iter().filter(|event| event.number > seen).cloned().collect();
@@ -158,10 +158,8 @@ impl Leaders {
             // The first look is no change; and a new term under the same leader is no news.
             if known.is_some_and(|(leader, _)| leader != now.0) {
                 let leader = now.0.map(|node| node.to_string());
-                changes.push(Change {
-                    kind: "leader",
-                    data: json!({ "group": group, "leader": leader, "term": now.1 }),
-                });
+                changes
+                    .push(Change { kind: "leader", data: json!({ "group": group, "leader": leader, "term": now.1 }) });
             }
         }
         changes

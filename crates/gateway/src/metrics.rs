@@ -77,7 +77,11 @@ impl Default for Metrics {
         registry.register("requests_in_flight", "Statements and batches being served", metrics.in_flight.clone());
         registry.register("statements_planned", "Statements, by whether the plan was known", metrics.plans.clone());
         registry.register("statements_failed", "Failed statements and batches by code", metrics.failures.clone());
-        registry.register("reroutes", "Attempts that a shard refused and that were routed again", metrics.reroutes.clone());
+        registry.register(
+            "reroutes",
+            "Attempts that a shard refused and that were routed again",
+            metrics.reroutes.clone(),
+        );
         registry.register("bulk_rows_inserted", "Rows inserted by batches", metrics.bulk_rows.clone());
         Self { registry, ..metrics }
     }

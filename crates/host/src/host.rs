@@ -223,7 +223,9 @@ impl Host {
         while !*stop.borrow() {
             if !self.catalog().is_initialised() && founders.contains(&self.node()) {
                 // Every founder proposes the same membership, so it does not matter who comes first.
-                if let Err(error) = self.control.initialize(founders.clone()).await {
+                if self.control.status().voters.is_empty()
+                    && let Err(error) = self.control.initialize(founders.clone()).await
+                {
                     tracing::warn!(%error, "could not initialise the control group; trying again");
                 }
                 founded = self.control_epoch().is_some() && self.say(self.founding_command()).await;
@@ -308,7 +310,7 @@ impl Host {
         let (store, readers) = opened.context("open the database")?;
         let machine = Box::new(ShardMachine::new(store));
         let group = self.consensus.start_group(GroupId::from(id.0), machine).await.context("start the group")?;
-        if shard.state == ShardState::Creating {
+        if shard.state == ShardState::Creating && group.status().voters.is_empty() {
             // All replicas propose the same membership; a shard that was active before is never initialised
             // again, so a node that lost its disk can't found it a second time.
             group.initialize(shard.replicas.iter().copied().collect()).await.context("initialise the group")?;

@@ -92,8 +92,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(async {
+    let runtime = Runtime(Some(tokio::runtime::Builder::new_multi_thread().enable_all().build()?));
+    runtime.block_on(async {
         match command {
             Command::Up(args) => crate::up::run(args).await,
             Command::Node(args) => serve::run(*args).await,
@@ -104,10 +104,28 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Ops(args) => ops::run(args).await,
             Command::Why(args) => why::run(args).await,
         }
-    });
-    // A read of standard input can't be cancelled; it must not keep the process.
-    runtime.shutdown_background();
-    result
+    })
+}
+
+/// The runtime, left behind rather than waited for when the command is over: a thread that waits for the disk or
+/// the terminal must not keep the process, least of all after a panic, when a node has to end to be started anew.
+struct Runtime(Option<tokio::runtime::Runtime>);
+
+impl Runtime {
+    fn block_on<T>(&self, command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        match &self.0 {
+            Some(runtime) => runtime.block_on(command),
+            None => anyhow::bail!("the runtime is gone"),
+        }
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// An error whose text was printed already; only the exit code is left to set.

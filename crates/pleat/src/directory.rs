@@ -70,6 +70,9 @@ impl Claim {
     /// Make the directory if there is none, and lock it. The error is [`InUse`] when another process has it.
     pub fn take(dir: &Path) -> anyhow::Result<Claim> {
         fs::create_dir_all(dir).with_context(|| format!("make the data directory {}", dir.display()))?;
+        if !dir.join("cluster.json").exists() && !dir.join("node.json").exists() {
+            refuse_strangers(dir, "Pleat")?;
+        }
         let path = dir.join("lock");
         let lock = File::options()
             .create(true)
@@ -121,29 +124,29 @@ impl Claim {
                 )
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                self.refuse_strangers(what)?;
+                refuse_strangers(&self.dir, what)?;
                 Ok(None)
             }
             Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
         }
     }
+}
 
-    /// Without an identity nothing may be here but what Pleat itself leaves before it writes one.
-    fn refuse_strangers(&self, what: &str) -> anyhow::Result<()> {
-        let ours = ["lock", "log", "log.1", "pid"];
-        for entry in fs::read_dir(&self.dir).with_context(|| format!("list {}", self.dir.display()))? {
-            let name = entry?.file_name();
-            let name = name.to_string_lossy();
-            if !ours.contains(&name.as_ref()) && !name.ends_with(".new") {
-                bail!(
-                    "the directory {} is not empty ('{name}') and not that of {what}; choose an empty or new \
-                     directory with --data-dir",
-                    self.dir.display()
-                );
-            }
+/// Without an identity nothing may be here but what Pleat itself leaves before it writes one.
+fn refuse_strangers(dir: &Path, whose: &str) -> anyhow::Result<()> {
+    let ours = ["lock", "log", "log.1", "pid"];
+    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if !ours.contains(&name.as_ref()) && !name.ends_with(".new") {
+            bail!(
+                "the directory {} is not empty ('{name}') and not that of {whose}; choose an empty or new directory \
+                 with --data-dir",
+                dir.display()
+            );
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Write a file so that it is there whole or not at all, also after power is lost.
@@ -204,8 +207,9 @@ mod tests {
     fn a_directory_with_other_files_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("thesis.txt"), "…").unwrap();
-        let error = Claim::take(dir.path()).unwrap().cluster().unwrap_err().to_string();
+        let error = Claim::take(dir.path()).unwrap_err().to_string();
         assert!(error.contains("thesis.txt") && error.contains("--data-dir"), "{error}");
+        assert!(!dir.path().join("lock").exists());
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub fn start(config: &LogConfig) -> anyhow::Result<()> {
 
 fn default_directives(level: &str) -> String {
     let crates = ["pleat", "pleat_consensus", "pleat_control", "pleat_engine", "pleat_gateway", "pleat_host"];
-    let mut directives = String::from("warn");
+    let mut directives = String::from("warn,openraft=error");
     for name in crates {
         directives.push_str(&format!(",{name}={level}"));
     }

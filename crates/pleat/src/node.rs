@@ -57,7 +57,8 @@ pub async fn run(options: NodeOptions, mut shutdown: Shutdown) -> anyhow::Result
     let control = Control::start(host.clone(), pleat_control::Settings::default());
 
     let gateway = Gateway::new(host.clone(), gateway_settings(&options.config));
-    let service = grpc::server(consensus, host.clone()).into_axum_router();
+    // Paths that nobody serves are the gateway's to answer.
+    let service = grpc::server(consensus, host.clone()).into_axum_router().reset_fallback();
     let mut servers = vec![serve(listener, gateway.router().merge(service), shutdown.clone())];
     if let Some(listener) = coordinator {
         servers.push(serve(listener, gateway.coordinator_router(), shutdown.clone()));
@@ -65,6 +66,7 @@ pub async fn run(options: NodeOptions, mut shutdown: Shutdown) -> anyhow::Result
     tracing::info!(node = %options.name, listen = %options.listen, "ready for connections");
 
     shutdown.requested().await;
+    gateway.close();
     let drained = tokio::time::timeout(DRAIN_LIMIT, futures::future::join_all(servers)).await;
     if drained.is_err() {
         tracing::warn!("requests were still being served after {DRAIN_LIMIT:?} and are broken off");

@@ -4,7 +4,6 @@
 //! of its standard input: the supervisor holds the other end of that pipe, and the kernel closes it however
 //! the supervisor dies, kill -9 included. So no node outlives its supervisor unnoticed.
 
-use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -62,10 +61,16 @@ pub fn on_signals(supervised: bool) -> std::io::Result<Shutdown> {
     Ok(shutdown)
 }
 
+/// A read of standard input can't be cancelled. On a thread of its own, and not one of the runtime's, it keeps
+/// neither the runtime nor the process from ending.
 async fn end_of_input() {
-    let mut input = tokio::io::stdin();
-    let mut ignored = [0_u8; 64];
-    while matches!(input.read(&mut ignored).await, Ok(n) if n > 0) {}
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        // Whatever it says and however it fails, it has ended then.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        drop(ended);
+    });
+    let _ = end.await;
 }
 
 #[cfg(test)]

@@ -212,7 +212,7 @@ fn summary(plan: &Plan, args: &UpArgs) -> anyhow::Result<()> {
     let option = if first == "http://127.0.0.1:8080" { String::new() } else { format!(" --url {first}") };
     output::line(&format!(
         "\nTry, in another terminal:\n  {program} sql{option}\n  {program} status{option}\n  \
-         curl {first}/query -d '{{\"query\": \"SELECT 1 AS one\"}}'\n\n\
+         curl {first}/query -H 'content-type: application/json' -d '{{\"query\": \"SELECT 1 AS one\"}}'\n\n\
          Ctrl-C stops all of it; the same command goes on where it was."
     ))?;
     Ok(())

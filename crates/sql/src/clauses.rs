@@ -187,16 +187,27 @@ impl Output {
         self.sql.push_str(text);
     }
 
-    /// Appends token `index`, after a space if the user left a blank (or a comment) before it.
+    /// Appends token `index`, after a space if the user left a blank (or a comment) before it, or if it would
+    /// otherwise run into what is there.
     pub fn token(&mut self, tokens: &Tokens, slots: &Slots, index: usize) {
         let blank = index > 0 && tokens.list[index - 1].end < tokens.list[index].start;
-        if blank && !self.sql.ends_with([' ', '(']) {
+        let joins = |char: char| !char.is_ascii_punctuation() || "_$'\"`[]?:@".contains(char);
+        let collides = self.sql.ends_with(joins) && tokens.str(index).starts_with(joins);
+        if (blank || collides) && !self.sql.is_empty() && !self.sql.ends_with([' ', '(']) {
             self.sql.push(' ');
         }
         match slots.at(index) {
             Some(slot) => self.parameter(slot),
             None => self.sql.push_str(tokens.str(index)),
         }
+    }
+
+    /// Appends Pleat's own text, with a space before it if there is none.
+    pub fn word(&mut self, text: &str) {
+        if !self.sql.ends_with([' ', '(']) {
+            self.sql.push(' ');
+        }
+        self.sql.push_str(text);
     }
 
     fn parameter(&mut self, slot: usize) {

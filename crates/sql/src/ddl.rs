@@ -84,7 +84,12 @@ struct Reader<'a> {
 }
 
 /// Plans the CREATE, DROP or ALTER that `span` spells.
-pub(crate) fn plan_ddl(tokens: &Tokens, span: Span, tables: &Tables, default_keys: &BTreeMap<String, String>) -> Result<DdlPlan, SqlError> {
+pub(crate) fn plan_ddl(
+    tokens: &Tokens,
+    span: Span,
+    tables: &Tables,
+    default_keys: &BTreeMap<String, String>,
+) -> Result<DdlPlan, SqlError> {
     let mut reader = Reader { tokens, at: span.0 + 1, end: span.1, tables };
     match tokens.str(span.0).to_ascii_uppercase().as_str() {
         "CREATE" => reader.create(span.0, default_keys),
@@ -113,7 +118,9 @@ impl Reader<'_> {
         let mut name = self.plain_name(what)?;
         if self.at < self.end && self.tokens.is_symbol(self.at, ".") {
             if !name.eq_ignore_ascii_case("main") {
-                return Err(self.error_here(SqlError::unsupported("there is one schema, main").hint("leave the schema out")));
+                return Err(
+                    self.error_here(SqlError::unsupported("there is one schema, main").hint("leave the schema out"))
+                );
             }
             self.at += 1;
             name = self.plain_name(what)?;
@@ -122,7 +129,8 @@ impl Reader<'_> {
     }
 
     fn plain_name(&mut self, what: &str) -> Result<String, SqlError> {
-        let name = (self.at < self.end).then(|| self.tokens.name(self.at)).flatten().ok_or_else(|| self.expected(what))?;
+        let name =
+            (self.at < self.end).then(|| self.tokens.name(self.at)).flatten().ok_or_else(|| self.expected(what))?;
         check_name(&name).map_err(|error| self.error_here(error))?;
         self.at += 1;
         Ok(name)
@@ -139,7 +147,10 @@ impl Reader<'_> {
 
     fn create(&mut self, start: usize, default_keys: &BTreeMap<String, String>) -> Result<DdlPlan, SqlError> {
         if self.accept(&["TEMP"]) || self.accept(&["TEMPORARY"]) {
-            return Err(self.error_here(not_yet("temporary tables, views and triggers", "use a CTE or a subquery for one statement, or a table")));
+            return Err(self.error_here(not_yet(
+                "temporary tables, views and triggers",
+                "use a CTE or a subquery for one statement, or a table",
+            )));
         }
         if self.accept(&["TABLE"]) {
             return self.create_table(start, default_keys);
@@ -150,7 +161,8 @@ impl Reader<'_> {
         }
         Err(match self.tokens.str(self.at).to_ascii_uppercase().as_str() {
             "VIEW" => self.error_here(not_yet("views", "write the view's SELECT as a CTE (WITH …) in the statement")),
-            "TRIGGER" => self.error_here(not_yet("triggers", "do the work in the same request: all its statements happen or none")),
+            "TRIGGER" => self
+                .error_here(not_yet("triggers", "do the work in the same request: all its statements happen or none")),
             "VIRTUAL" => self.error_here(not_yet("virtual tables", "use an ordinary table")),
             _ => self.expected("TABLE or INDEX"),
         })
@@ -161,10 +173,14 @@ impl Reader<'_> {
         let name_at = self.at;
         let table = self.name("the new table's name")?;
         if self.tables.contains_key(&table.to_ascii_lowercase()) {
-            return exists(&table, "table", quietly).map_err(|error| error.at(self.tokens.text, self.tokens.offset(name_at)));
+            return exists(&table, "table", quietly)
+                .map_err(|error| error.at(self.tokens.text, self.tokens.offset(name_at)));
         }
         if self.accept(&["AS"]) {
-            return Err(self.error_here(not_yet("CREATE TABLE … AS SELECT", "create the table with its columns, then insert the rows")));
+            return Err(self.error_here(not_yet(
+                "CREATE TABLE … AS SELECT",
+                "create the table with its columns, then insert the rows",
+            )));
         }
         if self.at >= self.end || !self.tokens.is_symbol(self.at, "(") {
             return Err(self.expected("( and the columns"));
@@ -213,7 +229,8 @@ impl Reader<'_> {
             if found.is_some() && placement.is_some() {
                 self.at = at;
                 return Err(self.error_here(
-                    SqlError::syntax("the table's placement is given twice").hint("say SHARD BY (column), REFERENCE or SINGLE once"),
+                    SqlError::syntax("the table's placement is given twice")
+                        .hint("say SHARD BY (column), REFERENCE or SINGLE once"),
                 ));
             }
             placement = found.or(placement);
@@ -228,7 +245,10 @@ impl Reader<'_> {
         self.at += 1;
         let key = self.plain_name("the key's column")?;
         if self.tokens.is_symbol(self.at, ",") {
-            return Err(self.error_here(not_yet("a shard key of several columns", "shard by the one column that most statements name")));
+            return Err(self.error_here(not_yet(
+                "a shard key of several columns",
+                "shard by the one column that most statements name",
+            )));
         }
         if !self.tokens.is_symbol(self.at, ")") || self.at >= self.end {
             return Err(self.expected(")"));
@@ -319,7 +339,8 @@ impl Reader<'_> {
         let name = self.name("the new index's name")?;
         let name_at = self.at - 1;
         if owner_of_index(self.tables, &name).is_some() {
-            return exists(&name, "index", quietly).map_err(|error| error.at(self.tokens.text, self.tokens.offset(name_at)));
+            return exists(&name, "index", quietly)
+                .map_err(|error| error.at(self.tokens.text, self.tokens.offset(name_at)));
         }
         if !self.accept(&["ON"]) {
             return Err(self.expected("ON and a table"));
@@ -358,7 +379,8 @@ impl Reader<'_> {
         let at = self.at;
         let name = self.name("a name")?;
         self.end_here()?;
-        let found = if table { self.tables.get(&name.to_ascii_lowercase()) } else { owner_of_index(self.tables, &name) };
+        let found =
+            if table { self.tables.get(&name.to_ascii_lowercase()) } else { owner_of_index(self.tables, &name) };
         let Some(found) = found else {
             if quietly {
                 return Ok(nothing(&name, format!("{name} does not exist: nothing to drop")));
@@ -368,7 +390,7 @@ impl Reader<'_> {
         };
         Ok(DdlPlan {
             table: found.name.clone(),
-            action: if table { DdlAction::DropTable } else { DdlAction::DropIndex { index: name } },
+            action: if table { DdlAction::DropTable } else { DdlAction::DropIndex { index: index_named(found, name) } },
             statements: vec![self.tokens.slice(start, self.end).to_owned()],
             notice: None,
             rules: Rules::default(),
@@ -385,7 +407,10 @@ impl Reader<'_> {
         }
         let table = self.table()?.clone();
         if !self.accept(&["ADD"]) {
-            return Err(self.error_here(not_yet("this ALTER TABLE", "ALTER TABLE … ADD COLUMN works; otherwise make a new table and copy the rows")));
+            return Err(self.error_here(not_yet(
+                "this ALTER TABLE",
+                "ALTER TABLE … ADD COLUMN works; otherwise make a new table and copy the rows",
+            )));
         }
         self.accept(&["COLUMN"]);
         let definition = (self.at, self.end);
@@ -406,8 +431,10 @@ fn check_name(name: &str) -> Result<(), SqlError> {
     let lower = name.to_ascii_lowercase();
     let reserved = ["__pleat_", "sqlite_"].into_iter().find(|prefix| lower.starts_with(prefix));
     match reserved {
-        Some(prefix) => Err(SqlError::new(Code::ReservedName, format!("the name {name} is reserved: it starts with {prefix}"))
-            .hint("choose another name")),
+        Some(prefix) => {
+            Err(SqlError::new(Code::ReservedName, format!("the name {name} is reserved: it starts with {prefix}"))
+                .hint("choose another name"))
+        }
         None if name.is_empty() || name.contains('\0') => Err(SqlError::syntax("a name can't be empty")),
         None => Ok(()),
     }
@@ -426,18 +453,30 @@ fn exists(name: &str, what: &str, quietly: bool) -> Result<DdlPlan, SqlError> {
     if quietly {
         return Ok(nothing(name, format!("{what} {name} exists already: nothing to do")));
     }
-    Err(SqlError::new(Code::Duplicate, format!("{what} {name} exists already")).hint("choose another name, or say IF NOT EXISTS"))
+    Err(SqlError::new(Code::Duplicate, format!("{what} {name} exists already"))
+        .hint("choose another name, or say IF NOT EXISTS"))
 }
 
 fn unknown_index(name: &str) -> SqlError {
-    SqlError::new(Code::UnknownObject, format!("no such index: {name}")).hint("GET /tables lists the indexes of each table")
+    SqlError::new(Code::UnknownObject, format!("no such index: {name}"))
+        .hint("GET /tables lists the indexes of each table")
 }
 
 fn owner_of_index<'t>(tables: &'t Tables, name: &str) -> Option<&'t Table> {
     tables.values().find(|table| table.indexes.iter().any(|index| index.name.eq_ignore_ascii_case(name)))
 }
 
-fn placed(table: &str, clause: Option<Placement>, default_keys: &BTreeMap<String, String>) -> (Placement, Option<String>) {
+/// The index's name as it was declared.
+fn index_named(table: &Table, name: String) -> String {
+    let declared = table.indexes.iter().find(|index| index.name.eq_ignore_ascii_case(&name));
+    declared.map_or(name, |index| index.name.clone())
+}
+
+fn placed(
+    table: &str,
+    clause: Option<Placement>,
+    default_keys: &BTreeMap<String, String>,
+) -> (Placement, Option<String>) {
     if let Some(placement) = clause {
         return (placement, None);
     }
@@ -482,7 +521,12 @@ impl DdlPlan {
         SqlError::new(Code::InvalidTable, format!("SQLite did not describe table {} after the change", self.table))
     }
 
-    fn create_effect(&self, placement: &Placement, mut table: Table, single_on: ShardId) -> Result<DdlEffect, SqlError> {
+    fn create_effect(
+        &self,
+        placement: &Placement,
+        mut table: Table,
+        single_on: ShardId,
+    ) -> Result<DdlEffect, SqlError> {
         table.kind = match placement {
             Placement::Sharded { key } => sharded(&table, key)?,
             Placement::Reference => TableKind::Reference,
@@ -493,11 +537,15 @@ impl DdlPlan {
             check_unique(&table, unique)?;
         }
         if self.rules.autoincrement && !matches!(table.kind, TableKind::Single { .. }) {
-            return Err(SqlError::unsupported(format!("AUTOINCREMENT on a {} table is not supported yet", table.kind_name()))
-                .hint("give ids in the statement (for example UUIDs as TEXT), or make the table SINGLE"));
+            return Err(SqlError::unsupported(format!(
+                "AUTOINCREMENT on a {} table is not supported yet",
+                table.kind_name()
+            ))
+            .hint("give ids in the statement (for example UUIDs as TEXT), or make the table SINGLE"));
         }
         if self.rules.rollback {
-            return Err(SqlError::unsupported("ON CONFLICT ROLLBACK is not supported").hint("ON CONFLICT ABORT (the default) undoes the whole request"));
+            return Err(SqlError::unsupported("ON CONFLICT ROLLBACK is not supported")
+                .hint("ON CONFLICT ABORT (the default) undoes the whole request"));
         }
         self.check_references(&table.kind, &table.name, single_on)?;
         Ok(DdlEffect::CreateTable(table))
@@ -518,8 +566,10 @@ impl DdlPlan {
 }
 
 fn foreign_key(table: &str, parent: &str) -> SqlError {
-    SqlError::unsupported(format!("the foreign key from {table} to {parent} is not supported yet: the rows may be on different shards"))
-        .hint("leave out REFERENCES; foreign keys work between single tables on the same shard")
+    SqlError::unsupported(format!(
+        "the foreign key from {table} to {parent} is not supported yet: the rows may be on different shards"
+    ))
+    .hint("leave out REFERENCES; foreign keys work between single tables on the same shard")
 }
 
 fn invalid(message: String) -> SqlError {
@@ -534,11 +584,14 @@ fn sharded(table: &Table, key: &str) -> Result<TableKind, SqlError> {
             .hint("SHARD BY names one of the table's columns")
     })?;
     if column.generated {
-        return Err(invalid(format!("the shard key {name}.{key} is a generated column")).hint("shard by a column that is written"));
+        return Err(invalid(format!("the shard key {name}.{key} is a generated column"))
+            .hint("shard by a column that is written"));
     }
     if let Some(collation) = column.collation.as_ref().filter(|collation| !collation.eq_ignore_ascii_case("BINARY")) {
-        return Err(invalid(format!("the shard key {name}.{key} has the collation {collation}, which calls different texts equal"))
-            .hint("leave COLLATE out of the key's column; compare with COLLATE in the queries that need it"));
+        return Err(invalid(format!(
+            "the shard key {name}.{key} has the collation {collation}, which calls different texts equal"
+        ))
+        .hint("leave COLLATE out of the key's column; compare with COLLATE in the queries that need it"));
     }
     let key_type = key_type(table, column)?;
     if table.primary_key.is_empty() {

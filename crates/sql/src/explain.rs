@@ -47,7 +47,11 @@ impl Explanation {
     pub fn lines(&self) -> Vec<(String, String)> {
         let mut lines = vec![("route".to_owned(), self.route.clone()), ("shards".to_owned(), self.shards.clone())];
         for fetch in &self.fetches {
-            let step = if fetch.table.is_empty() { "run".to_owned() } else { format!("fetch {} from {}", fetch.table, fetch.shards) };
+            let step = if fetch.table.is_empty() {
+                "run".to_owned()
+            } else {
+                format!("fetch {} from {}", fetch.table, fetch.shards)
+            };
             lines.push((step, fetch.sql.clone()));
         }
         lines.extend(self.finish.iter().map(|finish| ("finish".to_owned(), finish.clone())));
@@ -72,9 +76,14 @@ impl Statement {
                 let explanation = match &route.target {
                     WriteTarget::Units(units) => Explanation::new("write", units_text(units)),
                     WriteTarget::Reference => Explanation::new("reference write", "every shard".to_owned()),
-                    WriteTarget::Everywhere { .. } => Explanation::new("write everywhere", "the only shard, otherwise refused".to_owned()),
+                    WriteTarget::Everywhere { .. } => {
+                        Explanation::new("write everywhere", "the only shard, otherwise refused".to_owned())
+                    }
                 };
-                Ok(route.statements.iter().fold(explanation, |explanation, statement| explanation.statement(&statement.sql)))
+                Ok(route
+                    .statements
+                    .iter()
+                    .fold(explanation, |explanation, statement| explanation.statement(&statement.sql)))
             }
             Statement::Ddl(plan) => {
                 let shards = match &plan.action {
@@ -92,7 +101,9 @@ impl Statement {
 
 fn explain_route(route: &Route) -> Explanation {
     match route {
-        Route::Anywhere(statement) => Explanation::new("anywhere", "any one shard".to_owned()).statement(&statement.sql),
+        Route::Anywhere(statement) => {
+            Explanation::new("anywhere", "any one shard".to_owned()).statement(&statement.sql)
+        }
         Route::Shard { units, statement } => Explanation::new("shard", units_text(units)).statement(&statement.sql),
         Route::Concat { fetch, limit, offset } => {
             let mut explanation = Explanation::new("concat", source_text(&fetch.source)).statement(&fetch.sql);
@@ -124,7 +135,9 @@ fn explain_fetch(fetch: &Fetch) -> ExplainedFetch {
 fn source_text(source: &Source) -> String {
     match source {
         Source::Sharded { prune: None } => "all shards".to_owned(),
-        Source::Sharded { prune: Some(partitions) } if partitions.is_empty() => "any one shard: no key can match".to_owned(),
+        Source::Sharded { prune: Some(partitions) } if partitions.is_empty() => {
+            "any one shard: no key can match".to_owned()
+        }
         Source::Sharded { prune: Some(partitions) } => {
             format!("owners of {}", units_text(&Units { partitions: partitions.clone(), ..Units::default() }))
         }

@@ -10,6 +10,7 @@
 //! The finisher repeats the filters, the order and the limit, so leaving things out is only ever a saving.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use pleat_cluster::{Column, KeyType, ShardId, Table, TableKind, Value};
 use sqlparser::ast::Query;
@@ -18,7 +19,7 @@ use crate::clauses::{Output, Span};
 use crate::lex::{Kind, Tokens, quote};
 use crate::read::{Fetch, Source, Template, partitions};
 use crate::scope::Analysis;
-use crate::spread::top_rows;
+use crate::spread::{TopRows, top_rows};
 use crate::tree::Constant;
 
 /// How to fetch one table.
@@ -29,13 +30,18 @@ pub(crate) struct FetchPlan {
     pub place: Place,
     pub sql: Template,
     pub filtered: Option<Template>,
+    /// What to append when only the first rows are needed.
+    pub top: Option<TopRows>,
 }
 
 /// Where a fetch finds its rows.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     /// On the shards; with the keys that matter for each mention, if all of them say.
-    Sharded { key_type: KeyType, keys: Option<Vec<Constant>> },
+    Sharded {
+        key_type: KeyType,
+        keys: Option<Vec<Constant>>,
+    },
     Reference,
     Single(ShardId),
 }
@@ -54,12 +60,14 @@ impl Place {
 
 impl FetchPlan {
     pub fn bind(&self, values: &[Value], partition_count: u32) -> Fetch {
+        let top = self.top.as_ref().and_then(|top| top.clause(values));
+        let ended = |sql: &Arc<str>| top.as_ref().map_or_else(|| sql.clone(), |top| format!("{sql}{top}").into());
         Fetch {
             table: self.table.clone(),
             create_sql: self.create_sql.clone(),
             source: self.place.source(values, partition_count),
-            sql: self.sql.sql.clone(),
-            sql_filtered: self.filtered.as_ref().map(|filtered| filtered.sql.clone()),
+            sql: ended(&self.sql.sql),
+            sql_filtered: self.filtered.as_ref().map(|filtered| ended(&filtered.sql)),
             params: self.sql.values(values),
         }
     }
@@ -73,16 +81,17 @@ pub(crate) fn fetches(analysis: &Analysis, query: &Query, span: Span) -> Vec<Fet
     tables.into_iter().map(|name| fetch(analysis, name, &names, top.as_ref())).collect()
 }
 
-fn fetch(analysis: &Analysis, name: &str, names: &BTreeSet<String>, top: Option<&Output>) -> FetchPlan {
+fn fetch(analysis: &Analysis, name: &str, names: &BTreeSet<String>, top: Option<&TopRows>) -> FetchPlan {
     let table = &analysis.tables[name];
     let columns = needed(table, names, analysis.every_column);
-    let sql = |owned: bool| Template::from(select(analysis, name, &columns, owned, top));
+    let sql = |owned: bool| Template::from(select(analysis, name, &columns, owned));
     FetchPlan {
         table: table.name.clone(),
         create_sql: create_table(&table.name, table, &columns),
         place: place(analysis, name),
         sql: sql(false),
         filtered: table.shard_key().map(|_| sql(true)),
+        top: top.cloned(),
     }
 }
 
@@ -132,7 +141,8 @@ pub(crate) fn column_definition(name: &str, column: &Column, strict: bool) -> St
 
 /// The declared type, in quotes if it is not made of plain words and numbers.
 fn declared_type(text: &str) -> String {
-    let plain = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | ' ' | '(' | ')' | ',' | '+' | '-' | '.');
+    let plain =
+        |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | ' ' | '(' | ')' | ',' | '+' | '-' | '.');
     if text.chars().all(plain) { text.to_owned() } else { quote(text) }
 }
 
@@ -143,7 +153,7 @@ pub(crate) fn is_strict(create_sql: &str) -> bool {
     after.into_iter().any(|index| tokens.is(index, "STRICT"))
 }
 
-fn select(analysis: &Analysis, name: &str, columns: &[&Column], owned: bool, top: Option<&Output>) -> Output {
+fn select(analysis: &Analysis, name: &str, columns: &[&Column], owned: bool) -> Output {
     let table = &analysis.tables[name];
     let mut output = Output::default();
     output.push("SELECT ");
@@ -155,9 +165,6 @@ fn select(analysis: &Analysis, name: &str, columns: &[&Column], owned: bool, top
         keyword = " AND ";
     }
     filters(analysis, name, keyword, &mut output);
-    if let Some(top) = top {
-        output.push(&top.sql); // it has no parameters
-    }
     output
 }
 

@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! text ── lex ── parse ── scope ──┬─ read ─┬─ (one shard: unchanged)
-//!         tokens  tree   tables,  │        ├─ spread    appended, or first rows
+//!         tokens  tree   + keys   │        ├─ spread    appended, or first rows
 //!                        keys,    │        ├─ partial   aggregates in two steps
 //!                        filters  │        └─ fetch     rows and columns, then the statement itself
 //!                                 ├─ write    rows to their shard
@@ -26,6 +26,7 @@ mod error;
 mod explain;
 mod fetch;
 mod functions;
+mod keys;
 mod lex;
 mod params;
 mod parse;

@@ -96,7 +96,9 @@ impl Slots {
     pub fn bind(&self, params: &Params) -> Result<Vec<Value>, SqlError> {
         match params {
             Params::Positional(values) => self.bind_positions(values),
-            Params::Named(values) => self.sources.iter().enumerate().map(|(slot, source)| named(slot, source, values)).collect(),
+            Params::Named(values) => {
+                self.sources.iter().enumerate().map(|(slot, source)| named(slot, source, values)).collect()
+            }
         }
     }
 

@@ -9,7 +9,7 @@
 //! - `GLOB`, `MATCH` and `REGEXP` become `LIKE`, `IS x` becomes `IS NOT DISTINCT FROM x`, `ISNULL` and
 //!   `NOTNULL` are written out;
 //! - `INDEXED BY i`, `NOT INDEXED`, `[NOT] MATERIALIZED` and a frame's `EXCLUDE …` are dropped;
-//! - a type in `CAST` is reduced to one word.
+//! - a type in `CAST` is reduced to one word, and `CROSS JOIN` (which may have an ON) becomes `JOIN`.
 //!
 //! A parameter is handed over as `?slot`. Every token's column is its index in Pleat's own list plus one,
 //! which leads from a node of the tree back to the text.
@@ -142,7 +142,8 @@ fn weigh(tokens: &Tokens, index: usize) -> Weight {
 }
 
 fn convert(tokens: &Tokens, slots: &Slots, from: usize, to: usize) -> Vec<TokenWithSpan> {
-    let mut bend = Bend { tokens, slots, out: Vec::with_capacity(to.saturating_sub(from)), casts: Vec::new(), depth: 0 };
+    let mut bend =
+        Bend { tokens, slots, out: Vec::with_capacity(to.saturating_sub(from)), casts: Vec::new(), depth: 0 };
     let mut index = from;
     while index < to {
         index = bend.step(index, to);
@@ -225,6 +226,7 @@ impl Bend<'_> {
         let called = tokens.is_symbol(index + 1, "(") && index + 1 < to;
         match upper.as_str() {
             "INDEXED" if tokens.is(index + 1, "BY") => return index + 3,
+            "CROSS" if tokens.is(index + 1, "JOIN") => return index + 1,
             "NOT" if tokens.is(index + 1, "INDEXED") => return index + 2,
             "NOT" if tokens.is(index + 1, "MATERIALIZED") => return index + 2,
             "MATERIALIZED" if index > 0 && tokens.is(index - 1, "AS") => return index + 1,

@@ -27,11 +27,16 @@ use crate::params::Slots;
 use crate::parse::{expression, is_keyword};
 use crate::read::{Fetch, Route, Template};
 use crate::scope::{Analysis, Resolved, column_name};
-use crate::spread::{SpreadSelect, has_calls, spreads, uses_alias};
+use crate::spread::{SpreadSelect, has_calls, is_grouped, spreads, uses_alias};
 use crate::tree::bare;
 
 /// The table of partial results in the finisher.
-const PARTS: &str = "__pleat_parts";
+const PARTS: &str = "__parts";
+/// What the names of its columns start with; a statement that uses such names is gathered.
+const RESERVED: &str = "__part";
+
+/// Why a statement without aggregates is not for this module.
+pub(crate) const NOTHING_TO_MERGE: &str = "it has no aggregates to merge";
 
 /// A statement whose aggregates are merged.
 #[derive(Clone, Debug)]
@@ -60,6 +65,12 @@ impl PartialPlan {
 /// Plans merged aggregates, or says why not.
 pub(crate) fn partial(analysis: &Analysis, query: &Query, span: Span) -> Result<PartialPlan, &'static str> {
     let spread = spreads(analysis, query, span)?;
+    if !is_grouped(spread.select) && !has_calls(spread.select, query, false) {
+        return Err(NOTHING_TO_MERGE);
+    }
+    if analysis.names().iter().any(|name| name.starts_with(RESERVED)) {
+        return Err("a name in it is also one of Pleat's");
+    }
     if has_calls(spread.select, query, true) {
         return Err("it has window functions");
     }
@@ -67,7 +78,7 @@ pub(crate) fn partial(analysis: &Analysis, query: &Query, span: Span) -> Result<
     merge.groups()?;
     let finish = merge.finish(query)?;
     if merge.groups.is_empty() && merge.parts.is_empty() {
-        return Err("it has no aggregates to merge");
+        return Err(NOTHING_TO_MERGE);
     }
     Ok(PartialPlan {
         place: spread.place(analysis),
@@ -124,14 +135,17 @@ impl<'a> Merge<'_, 'a> {
 
     /// Reads GROUP BY: plain columns with BINARY collation.
     fn groups(&mut self) -> Result<(), &'static str> {
-        let GroupByExpr::Expressions(terms, _) = &self.spread.select.group_by else { return Err("it has GROUP BY ALL") };
+        let GroupByExpr::Expressions(terms, _) = &self.spread.select.group_by else {
+            return Err("it has GROUP BY ALL");
+        };
         let spans = self.clauses().group.map(|span| list(self.tokens(), span)).unwrap_or_default();
         if spans.len() != terms.len() {
             return Err("its GROUP BY could not be cut into terms");
         }
         for (expr, term) in terms.iter().zip(spans) {
             let (qualifier, name) = column_name(bare(expr)).ok_or("it groups by an expression")?;
-            let (occurrence, column) = self.column(qualifier.as_deref(), &name).ok_or("it groups by something other than a column")?;
+            let (occurrence, column) =
+                self.column(qualifier.as_deref(), &name).ok_or("it groups by something other than a column")?;
             if is_collated(column) {
                 return Err("it groups by text with a collation of its own");
             }
@@ -143,7 +157,9 @@ impl<'a> Merge<'_, 'a> {
 
     fn column(&self, qualifier: Option<&str>, name: &str) -> Option<(usize, &'a Column)> {
         match self.analysis.resolve(self.spread.scope, qualifier, name) {
-            Resolved::Occurrence { occurrence, own: true } => Some((occurrence, self.analysis.table(occurrence).column(name)?)),
+            Resolved::Occurrence { occurrence, own: true } => {
+                Some((occurrence, self.analysis.table(occurrence).column(name)?))
+            }
             _ => None,
         }
     }
@@ -188,8 +204,7 @@ impl<'a> Merge<'_, 'a> {
                     let alias = span.1 - 1;
                     let end = if alias > span.0 && self.tokens().is(alias - 1, "AS") { alias - 1 } else { alias };
                     self.rewrite((span.0, end), output)?;
-                    output.push(" AS ");
-                    output.push(&quote(&self.tokens().name(alias).ok_or("its alias is not a name")?));
+                    output.span(self.tokens(), self.slots(), (end, span.1));
                 }
                 _ => return Err("it has columns outside GROUP BY"),
             }
@@ -244,8 +259,7 @@ impl<'a> Merge<'_, 'a> {
         let tokens = self.tokens();
         if let Some(call) = self.call(index, end)? {
             let merged = self.merged(&call)?;
-            output.push(" ");
-            output.push(&merged);
+            output.word(&merged);
             return Ok(call.end);
         }
         let is_name = matches!(tokens.kind(index), Some(Kind::Word | Kind::Name));
@@ -272,9 +286,10 @@ impl<'a> Merge<'_, 'a> {
         if tokens.kind(index) == Some(Kind::Word) && last == index && is_structure(&name) {
             return Err("a column is named like a keyword");
         }
-        let group = self.groups.iter().position(|group| group.occurrence == occurrence && group.column.name == column.name);
+        let group =
+            self.groups.iter().position(|group| group.occurrence == occurrence && group.column.name == column.name);
         let group = group.ok_or("it has columns outside GROUP BY")?;
-        output.push(&format!(" {}", group_name(group)));
+        output.word(&group_name(group));
         Ok(last + 1)
     }
 
@@ -303,7 +318,8 @@ impl<'a> Merge<'_, 'a> {
         let tokens = self.tokens();
         let star = arguments.1 == arguments.0 || (arguments.1 == arguments.0 + 1 && tokens.is_symbol(arguments.0, "*"));
         if !star {
-            let expr = expression(tokens, self.slots(), arguments.0, arguments.1).ok_or("it has DISTINCT or several arguments in an aggregate")?;
+            let expr = expression(tokens, self.slots(), arguments.0, arguments.1)
+                .ok_or("it has DISTINCT or several arguments in an aggregate")?;
             self.check_argument(&expr)?;
         }
         if let Some((open, end)) = filter {
@@ -315,7 +331,11 @@ impl<'a> Merge<'_, 'a> {
 
     fn check_argument(&self, expr: &Expr) -> Result<(), &'static str> {
         let mut used = BTreeSet::new();
-        if self.analysis.is_row_local(expr, self.spread.scope, &mut used) { Ok(()) } else { Err("an aggregate is over more than plain columns") }
+        if self.analysis.is_row_local(expr, self.spread.scope, &mut used) {
+            Ok(())
+        } else {
+            Err("an aggregate is over more than plain columns")
+        }
     }
 
     /// Notes what shards compute for `call`, and gives the expression that merges it.
@@ -369,7 +389,11 @@ impl<'a> Merge<'_, 'a> {
     }
 
     fn create_table(&self) -> String {
-        let groups = self.groups.iter().enumerate().map(|(at, group)| column_definition(&group_name(at), group.column, group.strict));
+        let groups = self
+            .groups
+            .iter()
+            .enumerate()
+            .map(|(at, group)| column_definition(&group_name(at), group.column, group.strict));
         let parts = (0..self.parts.len()).map(part_name);
         format!("CREATE TABLE {PARTS} ({})", groups.chain(parts).collect::<Vec<_>>().join(", "))
     }
@@ -404,13 +428,13 @@ impl<'a> Merge<'_, 'a> {
     }
 }
 
-/// Names that no user's column or alias can have, so that they can't be mistaken for one.
+/// Names that nothing else in the statement has, so that they can't be mistaken (see [`RESERVED`]).
 fn group_name(at: usize) -> String {
-    format!("__pleat_g{at}")
+    format!("__part_g{at}")
 }
 
 fn part_name(at: usize) -> String {
-    format!("__pleat_a{at}")
+    format!("__part_a{at}")
 }
 
 fn is_collated(column: &Column) -> bool {

@@ -23,7 +23,7 @@ use crate::clauses::{Output, Span};
 use crate::error::SqlError;
 use crate::fetch::{FetchPlan, fetches};
 use crate::params::{Params, Slots};
-use crate::partial::{PartialPlan, partial};
+use crate::partial::{NOTHING_TO_MERGE, PartialPlan, partial};
 use crate::scope::Analysis;
 use crate::spread::{ConcatPlan, concat};
 use crate::tree::Constant;
@@ -87,7 +87,9 @@ pub struct Fetch {
 pub enum Source {
     /// The shards. With `prune`, only the owners of these partitions; when it is empty no row can match, and any
     /// one shard is asked for the sake of column names and of aggregates over nothing.
-    Sharded { prune: Option<BTreeSet<PartitionId>> },
+    Sharded {
+        prune: Option<BTreeSet<PartitionId>>,
+    },
     /// Any one shard.
     Reference,
     Single(ShardId),
@@ -188,7 +190,11 @@ fn spread(analysis: &Analysis, query: &Query, span: Span) -> (Result<Spread, Sql
     match partial(analysis, query, span) {
         Ok(plan) => (Ok(Spread::Partial(plan)), format!("{not_concat}; each shard aggregates its own rows")),
         Err(reason) => {
-            let reason = if reason == not_concat { reason.to_owned() } else { format!("{not_concat}; {reason}") };
+            let reason = if reason == not_concat || reason == NOTHING_TO_MERGE {
+                not_concat.to_owned()
+            } else {
+                format!("{not_concat}; {reason}")
+            };
             (Ok(Spread::Gather(fetches(analysis, query, span))), reason)
         }
     }
@@ -257,7 +263,12 @@ impl ReadPlan {
 /// The partitions of `keys`; `None` when one of them can't be placed exactly.
 ///
 /// A key that no stored key can equal (NULL, `1.5` for an integer key, a blob for a text key) is in no partition.
-pub(crate) fn partitions(keys: &[Constant], key_type: KeyType, values: &[Value], partition_count: u32) -> Option<BTreeSet<PartitionId>> {
+pub(crate) fn partitions(
+    keys: &[Constant],
+    key_type: KeyType,
+    values: &[Value],
+    partition_count: u32,
+) -> Option<BTreeSet<PartitionId>> {
     let mut found = BTreeSet::new();
     for key in keys {
         let value = match key {

@@ -1,33 +1,24 @@
 //! Which tables a statement mentions, where, and what its conditions say about their keys.
 //!
-//! Each mention of one of the catalog's tables is an [`Occurrence`]. For a sharded table the question is:
-//! *which keys can the rows have that matter here?* A row matters if leaving it out could change the answer.
-//!
-//! - `WHERE k = 5` (or `IN`, or an `OR` of such) in the same SELECT: only rows with these keys matter. That
-//!   holds on the nullable side of an outer join too: without the other rows some partners get NULLs instead,
-//!   and `NULL = 5` drops them just the same.
-//! - `ON b.k = 5` of an inner join filters like WHERE. Of a LEFT JOIN it limits the right side only.
-//! - `a.k = b.k` ties: b's rows matter only with keys that a's rows have, and the other way round. In the ON of
-//!   a LEFT JOIN the tie goes from left to right only, and from an outer query only into a subquery.
-//! - RIGHT and FULL joins and joins in parentheses: only what WHERE says counts.
-//!
-//! A condition that is not understood limits nothing, which is always right and merely asks more shards.
+//! Names are looked up as SQLite does: innermost SELECT first, CTEs before tables. What the conditions say about the
+//! keys of each mention is read by `keys`, which this module calls for every SELECT.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{KeyType, Table, TableKind, Tables};
 use sqlparser::ast::{
-    BinaryOperator, Expr, FunctionArg, Function, Ident, Join, JoinConstraint, JoinOperator, LimitClause, ObjectName, OrderByKind,
-    Query, Select, SelectItem, SetExpr, TableFactor, TableWithJoins, With, GroupByExpr, NamedWindowExpr,
+    Expr, Function, FunctionArg, GroupByExpr, Ident, Join, JoinConstraint, JoinOperator, LimitClause, NamedWindowExpr,
+    ObjectName, OrderByKind, Query, Select, SelectItem, SetExpr, TableFactor, TableWithJoins, With,
 };
 
-use crate::clauses::{Clauses, Span, conjuncts, join_conditions};
+use crate::clauses::{Clauses, Span, join_conditions};
 use crate::error::{Code, SqlError};
 use crate::functions;
+use crate::keys::{Condition, Reach};
 use crate::lex::{Kind, Tokens};
 use crate::params::Slots;
-use crate::parse::{expression, token_of};
-use crate::tree::{Constant, Part, argument, argument_count, bare, last_name, lower, order_parts, parts, window_parts};
+use crate::parse::token_of;
+use crate::tree::{Constant, Part, argument, last_name, lower, order_parts, parts, window_parts};
 
 /// One mention of a table of the catalog.
 #[derive(Clone, Debug)]
@@ -95,21 +86,6 @@ pub(crate) struct Analysis<'a> {
     ctes: Vec<BTreeSet<String>>,
 }
 
-/// A condition that filters rows, and whom it may limit.
-struct Condition<'q> {
-    expr: &'q Expr,
-    tokens: Option<Span>,
-    reach: Reach,
-}
-
-#[derive(Clone, PartialEq)]
-enum Reach {
-    /// Every source of the scope.
-    All,
-    /// Only this source's occurrence: the right side of a LEFT JOIN.
-    Right(Option<usize>),
-}
-
 impl<'a> Analysis<'a> {
     pub fn new(tables: &'a Tables, tokens: &'a Tokens<'a>, slots: &'a Slots) -> Self {
         Analysis {
@@ -157,7 +133,13 @@ impl<'a> Analysis<'a> {
             return Ok(());
         }
         let known = |name: &str| {
-            self.aliases.contains(name) || self.scopes.iter().flat_map(|scope| &scope.sources).flat_map(|source| source.columns.iter().flatten()).any(|column| column == name)
+            self.aliases.contains(name)
+                || self
+                    .scopes
+                    .iter()
+                    .flat_map(|scope| &scope.sources)
+                    .flat_map(|source| source.columns.iter().flatten())
+                    .any(|column| column == name)
         };
         match self.columns_seen.iter().find(|ident| !known(&lower(ident)) && !is_rowid(&lower(ident))) {
             None => Ok(()),
@@ -166,12 +148,18 @@ impl<'a> Analysis<'a> {
     }
 
     fn unknown_column(&self, ident: &Ident, table: Option<&Table>) -> SqlError {
-        let mut error = SqlError::new(Code::UnknownColumn, match table {
-            Some(table) => format!("table {} has no column {}", table.name, ident.value),
-            None => format!("no such column: {}", ident.value),
-        });
+        let mut error = SqlError::new(
+            Code::UnknownColumn,
+            match table {
+                Some(table) => format!("table {} has no column {}", table.name, ident.value),
+                None => format!("no such column: {}", ident.value),
+            },
+        );
         error = match table {
-            Some(table) => error.hint(format!("its columns: {}", table.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", "))),
+            Some(table) => error.hint(format!(
+                "its columns: {}",
+                table.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")
+            )),
             None => error.hint("a value in text goes in single quotes; double quotes are for names"),
         };
         self.point(error, ident)
@@ -187,10 +175,15 @@ impl<'a> Analysis<'a> {
     // ---- queries ----
 
     pub fn query(&mut self, query: &Query, parent: Option<usize>) -> Result<(), SqlError> {
-        let foreign = query.fetch.is_some() || !query.locks.is_empty() || query.for_clause.is_some() || query.settings.is_some()
-            || query.format_clause.is_some() || !query.pipe_operators.is_empty();
+        let foreign = query.fetch.is_some()
+            || !query.locks.is_empty()
+            || query.for_clause.is_some()
+            || query.settings.is_some()
+            || query.format_clause.is_some()
+            || !query.pipe_operators.is_empty();
         if foreign {
-            return Err(SqlError::syntax("FETCH, FOR UPDATE and other dialects' clauses are not SQLite's").hint("use LIMIT; reads need no locks"));
+            return Err(SqlError::syntax("FETCH, FOR UPDATE and other dialects' clauses are not SQLite's")
+                .hint("use LIMIT; reads need no locks"));
         }
         if let Some(with) = &query.with {
             self.with(with, parent)?;
@@ -207,7 +200,9 @@ impl<'a> Analysis<'a> {
                 let offset = offset.as_ref().map(|offset| &offset.value);
                 self.parts(limit.iter().chain(offset).map(Part::Expr), scope)?;
             }
-            Some(LimitClause::OffsetCommaLimit { offset, limit }) => self.parts([offset, limit].map(Part::Expr), scope)?,
+            Some(LimitClause::OffsetCommaLimit { offset, limit }) => {
+                self.parts([offset, limit].map(Part::Expr), scope)?
+            }
             None => {}
         }
         if query.with.is_some() {
@@ -299,7 +294,12 @@ impl<'a> Analysis<'a> {
 
     // ---- sources ----
 
-    fn from<'q>(&mut self, from: &'q [TableWithJoins], scope: usize, clauses: &Clauses) -> Result<Vec<Condition<'q>>, SqlError> {
+    fn from<'q>(
+        &mut self,
+        from: &'q [TableWithJoins],
+        scope: usize,
+        clauses: &Clauses,
+    ) -> Result<Vec<Condition<'q>>, SqlError> {
         let spans = clauses.from.map(|span| join_conditions(self.tokens, span)).unwrap_or_default();
         let mut spans = spans.into_iter();
         let mut conditions = Vec::new();
@@ -326,7 +326,13 @@ impl<'a> Analysis<'a> {
         Ok(conditions)
     }
 
-    fn join<'q>(&mut self, join: &'q Join, scope: usize, spans: &mut impl Iterator<Item = Span>, conditions: &mut Vec<Condition<'q>>) -> Result<(), SqlError> {
+    fn join<'q>(
+        &mut self,
+        join: &'q Join,
+        scope: usize,
+        spans: &mut impl Iterator<Item = Span>,
+        conditions: &mut Vec<Condition<'q>>,
+    ) -> Result<(), SqlError> {
         use JoinOperator as J;
         let (constraint, left) = match &join.join_operator {
             J::Join(c) | J::Inner(c) | J::CrossJoin(c) => (c, false),
@@ -352,7 +358,10 @@ impl<'a> Analysis<'a> {
             }
             JoinConstraint::Natural => {
                 self.every_column = true;
-                let shared = right.map(|right| self.table(right)).and_then(|table| table.shard_key()).map(|(key, _)| key.to_ascii_lowercase());
+                let shared = right
+                    .map(|right| self.table(right))
+                    .and_then(|table| table.shard_key())
+                    .map(|(key, _)| key.to_ascii_lowercase());
                 if let Some(key) = shared {
                     self.using(&key, scope, before, right, left);
                 }
@@ -377,8 +386,16 @@ impl<'a> Analysis<'a> {
 
     /// Notes `left.a = right.b` when both are the keys of their tables and compare as keys do.
     fn tie(&mut self, left: usize, right: usize, a: &str, b: &str, one_way: bool) {
-        let (Some((left_key, left_type)), Some((right_key, right_type))) = (self.table(left).shard_key(), self.table(right).shard_key()) else { return };
-        if left_type == right_type && left_key.eq_ignore_ascii_case(a) && right_key.eq_ignore_ascii_case(b) && left != right {
+        let (Some((left_key, left_type)), Some((right_key, right_type))) =
+            (self.table(left).shard_key(), self.table(right).shard_key())
+        else {
+            return;
+        };
+        if left_type == right_type
+            && left_key.eq_ignore_ascii_case(a)
+            && right_key.eq_ignore_ascii_case(b)
+            && left != right
+        {
             self.occurrences[right].tied_to.insert(left);
             if !one_way {
                 self.occurrences[left].tied_to.insert(right);
@@ -407,15 +424,23 @@ impl<'a> Analysis<'a> {
                 let nested = self.from(std::slice::from_ref(table_with_joins), scope, &Clauses::default())?;
                 nested.iter().try_for_each(|condition| self.expr(condition.expr, scope))
             }
-            _ => Err(SqlError::unsupported("this kind of source in FROM is not supported").hint("use tables, subqueries, CTEs, json_each and json_tree")),
+            _ => Err(SqlError::unsupported("this kind of source in FROM is not supported")
+                .hint("use tables, subqueries, CTEs, json_each and json_tree")),
         }
     }
 
-    fn table_function(&mut self, name: &ObjectName, alias: Option<String>, args: &[FunctionArg], scope: usize) -> Result<(), SqlError> {
+    fn table_function(
+        &mut self,
+        name: &ObjectName,
+        alias: Option<String>,
+        args: &[FunctionArg],
+        scope: usize,
+    ) -> Result<(), SqlError> {
         let function = last_name(name);
         let Some(columns) = functions::table_function(&function) else {
             return Err(internal_table(&function).unwrap_or_else(|| {
-                SqlError::unsupported(format!("{function}() can't be used as a table")).hint("json_each and json_tree can; for a series use a recursive CTE")
+                SqlError::unsupported(format!("{function}() can't be used as a table"))
+                    .hint("json_each and json_tree can; for a series use a recursive CTE")
             }));
         };
         self.opaque = true;
@@ -425,7 +450,13 @@ impl<'a> Analysis<'a> {
         Ok(())
     }
 
-    fn named_table(&mut self, name: &ObjectName, alias: Option<String>, scope: usize, nullable: bool) -> Result<(), SqlError> {
+    fn named_table(
+        &mut self,
+        name: &ObjectName,
+        alias: Option<String>,
+        scope: usize,
+        nullable: bool,
+    ) -> Result<(), SqlError> {
         let table = last_name(name);
         let alias = alias.unwrap_or_else(|| table.clone());
         if name.0.len() == 1 && self.ctes.iter().any(|names| names.contains(&table)) {
@@ -435,50 +466,16 @@ impl<'a> Analysis<'a> {
         let found = self.find_table(name)?;
         let columns = Some(found.columns.iter().map(|column| column.name.to_ascii_lowercase()).collect());
         let occurrence = self.occurrences.len();
-        self.occurrences.push(Occurrence { table, alias: alias.clone(), nullable, keys: None, tied_to: BTreeSet::new(), filters: Vec::new() });
+        self.occurrences.push(Occurrence {
+            table,
+            alias: alias.clone(),
+            nullable,
+            keys: None,
+            tied_to: BTreeSet::new(),
+            filters: Vec::new(),
+        });
         self.scopes[scope].sources.push(Source { alias, occurrence: Some(occurrence), columns });
         Ok(())
-    }
-
-    /// The catalog's table called `name`.
-    pub fn find_table(&self, name: &ObjectName) -> Result<&'a Table, SqlError> {
-        let ident = name.0.last().and_then(|part| part.as_ident());
-        let error = |error: SqlError| ident.map_or(error.clone(), |ident| self.point(error, ident));
-        if name.0.len() > 2 || (name.0.len() == 2 && !name.0[0].as_ident().is_some_and(|schema| lower(schema) == "main")) {
-            return Err(error(SqlError::unsupported("there is one schema, main").hint("leave the schema out")));
-        }
-        let table = last_name(name);
-        if let Some(found) = self.tables.get(&table) {
-            return Ok(found);
-        }
-        Err(error(internal_table(&table).unwrap_or_else(|| unknown_table(&table))))
-    }
-
-    // ---- conditions ----
-
-    fn conditions(&mut self, conditions: &[Condition], scope: usize) -> Result<(), SqlError> {
-        for condition in conditions {
-            self.expr(condition.expr, scope)?;
-        }
-        for condition in conditions {
-            for (occurrence, keys) in self.keys_of(condition.expr, scope) {
-                let reached = match condition.reach {
-                    Reach::All => true,
-                    Reach::Right(right) => right == Some(occurrence),
-                };
-                if reached && self.occurrences[occurrence].keys.is_none() {
-                    self.occurrences[occurrence].keys = Some(keys);
-                }
-            }
-            self.ties(condition.expr, scope, &condition.reach);
-            self.note_filters(condition, scope);
-        }
-        Ok(())
-    }
-
-    /// The WHERE of a statement that is no SELECT (UPDATE, DELETE), over the sources of `scope`.
-    pub fn filter(&mut self, expr: &Expr, scope: usize) -> Result<(), SqlError> {
-        self.conditions(&[Condition { expr, tokens: None, reach: Reach::All }], scope)
     }
 
     /// A scope with `table` (of the catalog) as its first source.
@@ -494,129 +491,20 @@ impl<'a> Analysis<'a> {
         self.conditions(&conditions, scope)
     }
 
-    /// The keys that rows must have for `expr` to be true, by occurrence.
-    fn keys_of(&self, expr: &Expr, scope: usize) -> BTreeMap<usize, Vec<Constant>> {
-        match bare(expr) {
-            Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
-                let mut found = self.keys_of(right, scope);
-                found.extend(self.keys_of(left, scope));
-                found
-            }
-            Expr::BinaryOp { left, op: BinaryOperator::Or, right } => {
-                let mut right = self.keys_of(right, scope);
-                let both = self.keys_of(left, scope).into_iter().filter_map(|(at, mut keys)| {
-                    keys.extend(right.remove(&at)?);
-                    Some((at, keys))
-                });
-                both.collect()
-            }
-            Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
-                let found = [(left, right), (right, left)].into_iter().find_map(|(column, value)| {
-                    Some((self.key_column(column, scope)?, vec![Constant::of(value)?]))
-                });
-                found.into_iter().collect()
-            }
-            Expr::InList { expr, list, negated: false } => {
-                let keys: Option<Vec<_>> = list.iter().map(Constant::of).collect();
-                self.key_column(expr, scope).zip(keys).into_iter().collect()
-            }
-            _ => BTreeMap::new(),
+    /// The catalog's table called `name`.
+    pub fn find_table(&self, name: &ObjectName) -> Result<&'a Table, SqlError> {
+        let ident = name.0.last().and_then(|part| part.as_ident());
+        let error = |error: SqlError| ident.map_or(error.clone(), |ident| self.point(error, ident));
+        if name.0.len() > 2
+            || (name.0.len() == 2 && !name.0[0].as_ident().is_some_and(|schema| lower(schema) == "main"))
+        {
+            return Err(error(SqlError::unsupported("there is one schema, main").hint("leave the schema out")));
         }
-    }
-
-    /// The occurrence *of this scope* whose shard key `expr` is.
-    fn key_column(&self, expr: &Expr, scope: usize) -> Option<usize> {
-        match self.key_occurrence(expr, scope)? {
-            (occurrence, true) => Some(occurrence),
-            _ => None,
+        let table = last_name(name);
+        if let Some(found) = self.tables.get(&table) {
+            return Ok(found);
         }
-    }
-
-    fn key_occurrence(&self, expr: &Expr, scope: usize) -> Option<(usize, bool)> {
-        let (qualifier, column) = column_name(bare(expr))?;
-        let Resolved::Occurrence { occurrence, own } = self.resolve(scope, qualifier.as_deref(), &column) else { return None };
-        let (key, _) = self.table(occurrence).shard_key()?;
-        key.eq_ignore_ascii_case(&column).then_some((occurrence, own))
-    }
-
-    fn ties(&mut self, expr: &Expr, scope: usize, reach: &Reach) {
-        let Expr::BinaryOp { left, op, right } = bare(expr) else { return };
-        match op {
-            BinaryOperator::And => {
-                self.ties(left, scope, reach);
-                self.ties(right, scope, reach);
-            }
-            BinaryOperator::Eq => {
-                let (Some(a), Some(b)) = (self.key_occurrence(left, scope), self.key_occurrence(right, scope)) else { return };
-                self.tie_columns(a, b, reach);
-                self.tie_columns(b, a, reach);
-            }
-            _ => {}
-        }
-    }
-
-    /// `limited.key = limiting.key`, where each is in this scope or around it.
-    fn tie_columns(&mut self, limited: (usize, bool), limiting: (usize, bool), reach: &Reach) {
-        let allowed = match reach {
-            Reach::All => limited.1,
-            Reach::Right(right) => *right == Some(limited.0),
-        };
-        let key_type = |at: usize| self.table(at).shard_key().map(|(_, key_type)| key_type);
-        if allowed && limited.0 != limiting.0 && key_type(limited.0) == key_type(limiting.0) {
-            self.occurrences[limited.0].tied_to.insert(limiting.0);
-        }
-    }
-
-    /// Notes the parts of a condition that a shard can check on one table's rows alone.
-    fn note_filters(&mut self, condition: &Condition, scope: usize) {
-        let Some(span) = condition.tokens else { return };
-        if expression(self.tokens, self.slots, span.0, span.1).as_ref() != Some(condition.expr) {
-            return; // the text was not cut where the parser cut it
-        }
-        for part in conjuncts(self.tokens, span) {
-            let Some(expr) = expression(self.tokens, self.slots, part.0, part.1) else { return };
-            let Some(occurrence) = self.sole_occurrence(&expr, scope) else { continue };
-            let reached = match condition.reach {
-                Reach::All => !self.occurrences[occurrence].nullable,
-                Reach::Right(right) => right == Some(occurrence),
-            };
-            if reached {
-                self.occurrences[occurrence].filters.push(part);
-            }
-        }
-    }
-
-    /// The one occurrence of this scope that `expr` is about, if a shard can evaluate it row by row.
-    fn sole_occurrence(&self, expr: &Expr, scope: usize) -> Option<usize> {
-        let mut found = BTreeSet::new();
-        self.is_row_local(expr, scope, &mut found).then_some(())?;
-        (found.len() == 1).then(|| found.pop_first())?
-    }
-
-    /// Whether `expr` is deterministic, free of subqueries, aggregates and windows, and uses only columns of
-    /// this scope's tables; these are added to `used`.
-    pub fn is_row_local(&self, expr: &Expr, scope: usize, used: &mut BTreeSet<usize>) -> bool {
-        if let Some((qualifier, column)) = column_name(expr) {
-            return match self.resolve(scope, qualifier.as_deref(), &column) {
-                Resolved::Occurrence { occurrence, own: true } => {
-                    used.insert(occurrence);
-                    true
-                }
-                _ => false,
-            };
-        }
-        if let Expr::Function(function) = expr {
-            let name = last_name(&function.name);
-            let known = functions::is_pure(&name) && !functions::is_aggregate(&name, argument_count(function));
-            if !known || function.over.is_some() || function.filter.is_some() {
-                return false;
-            }
-        }
-        let Ok(parts) = parts(expr) else { return false };
-        parts.into_iter().all(|part| match part {
-            Part::Expr(inner) => self.is_row_local(inner, scope, used),
-            Part::Query(_) => false,
-        })
+        Err(error(internal_table(&table).unwrap_or_else(|| unknown_table(&table))))
     }
 
     // ---- expressions ----
@@ -647,7 +535,9 @@ impl<'a> Analysis<'a> {
     fn function(&mut self, function: &Function) -> Result<(), SqlError> {
         let name = last_name(&function.name);
         if name.starts_with("pleat_") {
-            return Err(SqlError::unsupported(format!("{name}() is Pleat's own")).hint("EXPLAIN shows where a statement runs"));
+            return Err(
+                SqlError::unsupported(format!("{name}() is Pleat's own")).hint("EXPLAIN shows where a statement runs")
+            );
         }
         self.volatile |= functions::is_volatile(&name);
         Ok(())
@@ -660,14 +550,17 @@ impl<'a> Analysis<'a> {
         let name = lower(column);
         let missing = source.columns.as_ref().is_some_and(|columns| !columns.contains(&name));
         match source.occurrence {
-            Some(occurrence) if missing && !is_rowid(&name) => Err(self.unknown_column(column, Some(self.table(occurrence)))),
+            Some(occurrence) if missing && !is_rowid(&name) => {
+                Err(self.unknown_column(column, Some(self.table(occurrence))))
+            }
             _ => Ok(()),
         }
     }
 
     fn note_rowid(&mut self, ident: &Ident, qualifier: Option<&str>, scope: usize) {
         let name = lower(ident);
-        if is_rowid(&name) && !self.aliases.contains(&name) && self.resolve(scope, qualifier, &name) == Resolved::Other {
+        if is_rowid(&name) && !self.aliases.contains(&name) && self.resolve(scope, qualifier, &name) == Resolved::Other
+        {
             self.rowid = token_of(ident.span).or(Some(0));
         }
     }
@@ -689,11 +582,14 @@ impl<'a> Analysis<'a> {
         while let Some(here) = at {
             let level = &self.scopes[here];
             let mut matches = level.sources.iter().filter(|source| qualifier.is_none_or(|alias| alias == source.alias));
-            let hit = matches.find(|source| source.columns.as_ref().is_none_or(|columns| columns.iter().any(|name| name == column)));
+            let hit = matches
+                .find(|source| source.columns.as_ref().is_none_or(|columns| columns.iter().any(|name| name == column)));
             if let Some(source) = hit {
                 let uncertain = level.odd && qualifier.is_none();
                 return match (source.occurrence, &source.columns) {
-                    (Some(occurrence), Some(_)) if !uncertain => Resolved::Occurrence { occurrence, own: here == scope },
+                    (Some(occurrence), Some(_)) if !uncertain => {
+                        Resolved::Occurrence { occurrence, own: here == scope }
+                    }
                     _ => Resolved::Other,
                 };
             }
@@ -709,7 +605,11 @@ impl<'a> Analysis<'a> {
             Some(Kind::Text) => index.checked_sub(1).is_some_and(|before| self.tokens.is_symbol(before, ".")),
             _ => false,
         };
-        (0..self.tokens.len()).filter(is_name).filter_map(|index| self.tokens.name(index)).map(|name| name.to_ascii_lowercase()).collect()
+        (0..self.tokens.len())
+            .filter(is_name)
+            .filter_map(|index| self.tokens.name(index))
+            .map(|name| name.to_ascii_lowercase())
+            .collect()
     }
 
     /// The type of an occurrence's key, when its table is sharded.
@@ -738,22 +638,35 @@ pub(crate) fn is_rowid(name: &str) -> bool {
 }
 
 pub(crate) fn unknown_table(name: &str) -> SqlError {
-    SqlError::new(Code::UnknownTable, format!("no such table: {name}")).hint("GET /tables (or \\d in the shell) lists the tables")
+    SqlError::new(Code::UnknownTable, format!("no such table: {name}"))
+        .hint("GET /tables (or \\d in the shell) lists the tables")
 }
 
 /// Why a table of SQLite's or Pleat's own can't be read or written, if `name` is one.
 pub(crate) fn internal_table(name: &str) -> Option<SqlError> {
     let name = name.to_ascii_lowercase();
     let internal = ["sqlite_", "pragma_", "__pleat_"].iter().any(|prefix| name.starts_with(prefix));
-    internal.then(|| SqlError::unsupported(format!("{name} describes one shard, not the cluster")).hint("use GET /tables, or \\d in the shell"))
+    internal.then(|| {
+        SqlError::unsupported(format!("{name} describes one shard, not the cluster"))
+            .hint("use GET /tables, or \\d in the shell")
+    })
 }
 
 fn refuse_foreign_clauses(select: &Select) -> Result<(), SqlError> {
-    let foreign = select.top.is_some() || select.into.is_some() || select.exclude.is_some() || !select.lateral_views.is_empty() || select.prewhere.is_some()
-        || !select.connect_by.is_empty() || !select.cluster_by.is_empty() || !select.distribute_by.is_empty() || !select.sort_by.is_empty()
-        || select.qualify.is_some() || select.value_table_mode.is_some();
+    let foreign = select.top.is_some()
+        || select.into.is_some()
+        || select.exclude.is_some()
+        || !select.lateral_views.is_empty()
+        || select.prewhere.is_some()
+        || !select.connect_by.is_empty()
+        || !select.cluster_by.is_empty()
+        || !select.distribute_by.is_empty()
+        || !select.sort_by.is_empty()
+        || select.qualify.is_some()
+        || select.value_table_mode.is_some();
     if foreign {
-        return Err(SqlError::syntax("the SELECT has a clause that SQLite doesn't know").hint("TOP, INTO, QUALIFY and the like belong to other databases"));
+        return Err(SqlError::syntax("the SELECT has a clause that SQLite doesn't know")
+            .hint("TOP, INTO, QUALIFY and the like belong to other databases"));
     }
     Ok(())
 }

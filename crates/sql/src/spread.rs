@@ -113,10 +113,16 @@ fn driver(analysis: &Analysis) -> Result<usize, &'static str> {
     let driver = sharded.iter().copied().find(|at| !analysis.occurrences[*at].nullable);
     let driver = driver.ok_or("no sharded table is on the preserved side of its joins")?;
     let mut tied = BTreeSet::from([driver]);
-    while let Some(next) = sharded.iter().find(|at| !tied.contains(at) && !analysis.occurrences[**at].tied_to.is_disjoint(&tied)) {
+    while let Some(next) =
+        sharded.iter().find(|at| !tied.contains(at) && !analysis.occurrences[**at].tied_to.is_disjoint(&tied))
+    {
         tied.insert(*next);
     }
-    if sharded.iter().all(|at| tied.contains(at)) { Ok(driver) } else { Err("its sharded tables are not joined on their shard keys") }
+    if sharded.iter().all(|at| tied.contains(at)) {
+        Ok(driver)
+    } else {
+        Err("its sharded tables are not joined on their shard keys")
+    }
 }
 
 impl SpreadSelect<'_> {
@@ -221,7 +227,9 @@ fn items(analysis: &Analysis, spread: &SpreadSelect) -> Option<Vec<Item>> {
 pub(crate) fn limit_of(query: &Query) -> Option<(Option<Constant>, Option<Constant>)> {
     let (limit, offset) = match &query.limit_clause {
         None => (None, None),
-        Some(LimitClause::LimitOffset { limit, offset, .. }) => (limit.as_ref(), offset.as_ref().map(|offset| &offset.value)),
+        Some(LimitClause::LimitOffset { limit, offset, .. }) => {
+            (limit.as_ref(), offset.as_ref().map(|offset| &offset.value))
+        }
         Some(LimitClause::OffsetCommaLimit { offset, limit }) => (Some(limit), Some(offset)),
     };
     let constant = |expr: Option<&Expr>| expr.map_or(Some(None), |expr| Constant::of(expr).map(Some));
@@ -257,27 +265,44 @@ fn calls(expr: &Expr, windows_only: bool) -> bool {
     children.into_iter().any(|part| matches!(part, Part::Expr(inner) if calls(inner, windows_only)))
 }
 
-/// For a plain SELECT from one table with ORDER BY and a LIMIT in numbers: ` ORDER BY … LIMIT n + m` for each shard.
+/// The first rows in some order, which each shard can find on its own.
+#[derive(Clone, Debug)]
+pub(crate) struct TopRows {
+    order: String,
+    limit: Constant,
+    offset: Option<Constant>,
+}
+
+impl TopRows {
+    /// ` ORDER BY … LIMIT n + m`; `None` when that is no plain number, or no limit.
+    pub fn clause(&self, values: &[Value]) -> Option<String> {
+        let limit = whole_number(Some(&self.limit), values)?.filter(|limit| *limit >= 0)?;
+        let offset = whole_number(self.offset.as_ref(), values)?.unwrap_or(0);
+        let rows = limit.checked_add(offset.max(0))?;
+        Some(format!("{} LIMIT {rows}", self.order))
+    }
+}
+
+/// For a plain SELECT from one table with ORDER BY and LIMIT: what each shard may stop at.
 ///
 /// Every filter must run on the shards (else rows beyond the limit could matter), and each term must be about the
 /// table's own columns, not about an alias of the SELECT list.
-pub(crate) fn top_rows(analysis: &Analysis, query: &Query, span: Span) -> Option<Output> {
+pub(crate) fn top_rows(analysis: &Analysis, query: &Query, span: Span) -> Option<TopRows> {
     let spread = spreads(analysis, query, span).ok()?;
     let select = spread.select;
-    if analysis.occurrences.len() != 1 || is_grouped(select) || select.distinct.is_some() || has_calls(select, query, false) {
+    if analysis.occurrences.len() != 1
+        || is_grouped(select)
+        || select.distinct.is_some()
+        || has_calls(select, query, false)
+    {
         return None;
     }
     let conditions = spread.clauses.filter.map_or(0, |filter| crate::clauses::conjuncts(analysis.tokens, filter).len());
     if analysis.occurrences[0].filters.len() != conditions {
         return None;
     }
-    let (Some(Constant::Value(Value::Integer(limit))), offset) = limit_of(query)? else { return None };
-    let offset = match offset {
-        None => 0,
-        Some(Constant::Value(Value::Integer(offset))) => offset,
-        Some(_) => return None,
-    };
-    let rows = limit.checked_add(offset.max(0)).filter(|_| limit >= 0)?;
+    let (limit, offset) = limit_of(query)?;
+    let limit = limit?;
     let order = query.order_by.as_ref()?;
     let OrderByKind::Expressions(terms) = &order.kind else { return None };
     let local = |expr: &Expr| {
@@ -293,8 +318,7 @@ pub(crate) fn top_rows(analysis: &Analysis, query: &Query, span: Span) -> Option
         output.push(if at > 0 { ", " } else { "" });
         unqualified(analysis, term, &mut output);
     }
-    output.push(&format!(" LIMIT {rows}"));
-    output.slots.is_empty().then_some(output)
+    output.slots.is_empty().then_some(TopRows { order: output.sql, limit, offset })
 }
 
 /// Whether an unqualified name in `expr` could mean an alias of the SELECT list that is something else.

@@ -108,7 +108,9 @@ fn plan(tokens: &Tokens, slots: &Slots, span: Span, schema: &Schema<'_>) -> Resu
             let skip = if tokens.are(span.0 + 1, &["QUERY", "PLAN"]) { 3 } else { 1 };
             let inner = (span.0 + skip, span.1);
             if inner.0 >= inner.1 || tokens.is(inner.0, "EXPLAIN") {
-                return Err(SqlError::syntax("EXPLAIN is followed by a statement").at(tokens.text, tokens.offset(inner.0)));
+                return Err(
+                    SqlError::syntax("EXPLAIN is followed by a statement").at(tokens.text, tokens.offset(inner.0))
+                );
             }
             plan(tokens, slots, inner, schema).map(|inner| Statement::Explain(Box::new(inner)))
         }
@@ -122,9 +124,11 @@ fn script(tokens: &Tokens, slots: &Slots, spans: &[Span], schema: &Schema<'_>) -
     for span in spans {
         let word = tokens.str(span.0);
         if !["INSERT", "REPLACE", "UPDATE", "DELETE"].iter().any(|verb| word.eq_ignore_ascii_case(verb)) {
-            return Err(SqlError::unsupported(format!("a request of several statements can only write; {word} is no write"))
-                .hint("send the statements one by one")
-                .at(tokens.text, tokens.offset(span.0)));
+            return Err(SqlError::unsupported(format!(
+                "a request of several statements can only write; {word} is no write"
+            ))
+            .hint("send the statements one by one")
+            .at(tokens.text, tokens.offset(span.0)));
         }
         let ast = parse::statement(tokens, slots, span.0, span.1)?;
         let analysis = Analysis::new(schema.tables, tokens, slots);
@@ -141,10 +145,15 @@ fn other_statement(word: &str) -> SqlError {
         ),
         "PRAGMA" => ("PRAGMA is not supported", "GET /tables (or \\d in the shell) describes the tables"),
         "ATTACH" | "DETACH" => ("other databases can't be attached", "load their rows with pleat import"),
-        "VACUUM" | "ANALYZE" | "REINDEX" => ("maintenance statements are not supported", "Pleat maintains the shards itself"),
+        "VACUUM" | "ANALYZE" | "REINDEX" => {
+            ("maintenance statements are not supported", "Pleat maintains the shards itself")
+        }
         _ => {
-            return SqlError::syntax(format!("a statement can't start with {}", word.chars().take(40).collect::<String>()))
-                .hint("SELECT, WITH, VALUES, INSERT, REPLACE, UPDATE, DELETE, CREATE, DROP, ALTER and EXPLAIN can");
+            return SqlError::syntax(format!(
+                "a statement can't start with {}",
+                word.chars().take(40).collect::<String>()
+            ))
+            .hint("SELECT, WITH, VALUES, INSERT, REPLACE, UPDATE, DELETE, CREATE, DROP, ALTER and EXPLAIN can");
         }
     };
     SqlError::unsupported(what).hint(hint)

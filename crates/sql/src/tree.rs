@@ -42,8 +42,11 @@ pub(crate) fn parts(expr: &Expr) -> Result<Vec<Part<'_>>, SqlError> {
             Ok(operand.as_deref().into_iter().chain(arms).chain(else_result.as_deref()).map(Part::Expr).collect())
         }
         Expr::Function(function) => function_parts(function),
-        other => Err(SqlError::unsupported(format!("this form of expression is not SQLite's: {}", short(&other.to_string())))
-            .hint("rewrite it with SQLite's own operators and functions")),
+        other => Err(SqlError::unsupported(format!(
+            "this form of expression is not SQLite's: {}",
+            short(&other.to_string())
+        ))
+        .hint("rewrite it with SQLite's own operators and functions")),
     }
 }
 

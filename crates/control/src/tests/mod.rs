@@ -16,14 +16,16 @@ use crate::lead;
 use crate::stop::Stop;
 use crate::work::{Epochs, Tools};
 use crate::{Cluster, Settings};
-use world::World;
+use world::{Inner, World};
 
 /// The tools of the leader of the present term.
 fn tools(world: &Arc<World>) -> Tools {
     let cluster: Arc<dyn Cluster> = world.clone();
     let provisioner = Arc::new(Embedded::new(ClusterProbe(cluster.clone())));
     let epochs = Arc::new(Epochs::new(world.with(|inner| inner.term)));
-    Tools { cluster, provisioner, settings: Settings::default(), epochs }
+    // Small messages, so that everything takes several.
+    let settings = Settings { chunk_rows: 16, chunk_bytes: 2_000, ..Settings::default() };
+    Tools { cluster, provisioner, settings, epochs }
 }
 
 /// Lead until every operation has ended; a leader that dies is followed by another.
@@ -40,7 +42,7 @@ async fn until_quiet(world: &Arc<World>) {
         tokio::select! {
             () = lead::lead(tools(world)) => unreachable!("a leader leads until it is stopped"),
             () = quiet => return,
-            () = world.crashed.notified() => world.with(|inner| inner.term += 1),
+            () = world.crashed.notified() => world.with(Inner::next_term),
             () = tokio::time::sleep(Duration::from_secs(3600)) => {
                 panic!("it takes for ever: {:#?}", world.with(|inner| inner.catalog.operations.clone()))
             }
@@ -100,6 +102,7 @@ async fn furnished(shards: u32) -> Arc<World> {
             inner.put_city();
         }
         inner.check_quiet();
+        inner.begin();
     });
     world
 }

@@ -46,7 +46,7 @@ async fn a_refused_index_is_undone_whoever_dies() {
             world.with(|inner| {
                 inner.duplicate_on(ShardId(3));
                 inner.calls = 0;
-                inner.fault = fault(at);
+                inner.faults = vec![fault(at)];
             });
             let id = world.start(unique_index());
             until_quiet(&world).await;
@@ -55,6 +55,27 @@ async fn a_refused_index_is_undone_whoever_dies() {
             if world.with(|inner| inner.calls) < at {
                 break;
             }
+        }
+    }
+}
+
+/// What forbade the index is gone when the next leader comes: then it must be on all shards or on none all the same.
+#[tokio::test(start_paused = true)]
+async fn an_index_that_becomes_possible_halfway_is_on_all_shards_or_on_none() {
+    for at in 1.. {
+        let world = furnished(3).await;
+        world.with(|inner| {
+            inner.duplicate_on(ShardId(3));
+            inner.heals = true;
+            inner.calls = 0;
+            inner.faults = vec![Fault::CrashAfter(at)];
+        });
+        let id = world.start(unique_index());
+        until_quiet(&world).await;
+        let done = operation(&world, id).phase == Phase::Successful;
+        assert_eq!(shards_with_index(&world), [done; 3], "{at}");
+        if world.with(|inner| inner.calls) < at {
+            break;
         }
     }
 }
@@ -78,7 +99,7 @@ async fn every_schema_change_survives_a_leader_that_dies() {
             let world = furnished(2).await;
             world.with(|inner| {
                 inner.calls = 0;
-                inner.fault = Fault::CrashAfter(at);
+                inner.faults = vec![Fault::CrashAfter(at)];
             });
             let id = world.start(kind.clone());
             until_quiet(&world).await;

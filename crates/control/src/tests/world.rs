@@ -4,7 +4,7 @@
 //! Since everything happens in one thread, the clients know exactly what must be there: a write that was
 //! acknowledged is in the model, one that was refused is not, and a read that is answered must agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +20,12 @@ use tokio::sync::{Notify, watch};
 use crate::Cluster;
 
 pub const PARTITIONS: u32 = 16;
+/// How many calls a router may lag behind.
+const PAST_MAX: usize = 40;
 
 /// What goes wrong at the nth call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    None,
     /// The leader dies before the call has an effect.
     CrashBefore(u64),
     /// The leader dies after the call had its effect, without learning of it.
@@ -33,6 +34,12 @@ pub enum Fault {
     Lost(u64),
     /// The call does not reach anybody.
     Unreachable(u64),
+    /// Before the call all shards' replicas are started anew.
+    Restart(u64),
+    /// The leader dies, and its last command to the catalog arrives so many calls later.
+    Late(u64, u64),
+    /// Before the call, one write to a reference table.
+    City(u64),
 }
 
 pub struct World {
@@ -48,7 +55,16 @@ pub struct Inner {
     pub term: u64,
     pub leads: bool,
     pub calls: u64,
-    pub fault: Fault,
+    pub faults: Vec<Fault>,
+    /// Clients write to the reference table, too.
+    pub cities_change: bool,
+    /// When a leader dies, the users that [`Inner::duplicate_on`] made become one.
+    pub heals: bool,
+    /// The call at which a commit was proposed.
+    pub commit_at: Option<u64>,
+    late: Vec<(u64, Command)>,
+    /// What routers that lag behind believe.
+    past: VecDeque<Arc<Catalog>>,
     /// Deliver an old message to a shard once more, at every call.
     pub redeliver: bool,
     /// How long each call takes.
@@ -87,7 +103,12 @@ impl World {
             term: 1,
             leads: true,
             calls: 0,
-            fault: Fault::None,
+            faults: Vec::new(),
+            cities_change: true,
+            heals: false,
+            commit_at: None,
+            late: Vec::new(),
+            past: VecDeque::new(),
             redeliver: false,
             latency: Duration::ZERO,
             clients: 0,
@@ -112,12 +133,9 @@ impl World {
 
     /// A command from outside, such as a user's.
     pub fn ask(&self, command: Command) -> Reply {
-        self.with(|inner| inner.command(command))
-            .map(|(reply, catalog)| {
-                self.publish.send_replace(catalog);
-                reply
-            })
-            .unwrap()
+        let reply = self.with(|inner| inner.command(command)).unwrap();
+        self.publish();
+        reply
     }
 
     pub fn start(&self, kind: OperationKind) -> OperationId {
@@ -139,22 +157,45 @@ impl World {
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
-        let (call, fault) = self.with(|inner| {
+        let (call, faults) = self.with(|inner| {
             inner.tick();
-            (inner.calls, inner.fault)
+            (inner.calls, inner.faults.clone())
         });
-        match fault {
-            Fault::CrashBefore(at) if at == call => self.die().await,
-            Fault::Unreachable(at) if at == call => return Err(HostError::Unavailable("test".to_owned())),
-            _ => {}
+        self.publish();
+        for fault in &faults {
+            match fault {
+                Fault::CrashBefore(at) | Fault::Late(at, _) if *at == call => self.die().await,
+                Fault::Restart(at) if *at == call => self.with(Inner::restart),
+                Fault::City(at) if *at == call => self.with(Inner::put_city),
+                Fault::Unreachable(at) if *at == call => return Err(HostError::Unavailable("test".to_owned())),
+                _ => {}
+            }
         }
         let result = self.with(work);
-        match fault {
-            Fault::CrashAfter(at) if at == call => self.die().await,
-            Fault::Lost(at) if at == call && is_effect => Err(HostError::OutcomeUnknown("test".to_owned())),
-            Fault::Lost(at) if at == call => Err(HostError::Unavailable("test".to_owned())),
-            _ => result,
+        self.publish();
+        for fault in &faults {
+            match fault {
+                Fault::CrashAfter(at) if *at == call => self.die().await,
+                Fault::Lost(at) if *at == call && is_effect => {
+                    return Err(HostError::OutcomeUnknown("test".to_owned()));
+                }
+                Fault::Lost(at) if *at == call => return Err(HostError::Unavailable("test".to_owned())),
+                _ => {}
+            }
         }
+        result
+    }
+
+    /// Show the catalog to those who watch it.
+    fn publish(&self) {
+        let catalog = self.with(|inner| inner.catalog.clone());
+        self.publish.send_if_modified(|known| {
+            let changed = **known != catalog;
+            if changed {
+                *known = Arc::new(catalog);
+            }
+            changed
+        });
     }
 
     async fn die<T>(&self) -> T {
@@ -169,11 +210,11 @@ impl Inner {
         (self.random >> 33) % below
     }
 
-    fn command(&mut self, command: Command) -> Result<(Reply, Arc<Catalog>), HostError> {
+    fn command(&mut self, command: Command) -> Result<Reply, HostError> {
         let reply = self.catalog.apply(&command).map_err(HostError::Command)?;
         assert_eq!(self.catalog.check(), [], "after {command:?}");
         self.reconcile();
-        Ok((reply, Arc::new(self.catalog.clone())))
+        Ok(reply)
     }
 
     /// Start and remove replicas as the catalog says.
@@ -186,6 +227,12 @@ impl Inner {
                 self.shards.insert(shard.id, Store::open(&dir, StoreConfig::new(PARTITIONS)).unwrap());
             }
         }
+    }
+
+    /// Lose all that replicas keep in memory, such as open snapshots.
+    fn restart(&mut self) {
+        self.shards.clear();
+        self.reconcile();
     }
 
     pub fn apply(&mut self, shard: ShardId, action: Action) -> Result<Outcome, HostError> {
@@ -237,9 +284,51 @@ impl Inner {
         Ok(rows)
     }
 
+    /// What comes now is the test: no router believes what was before, and calls are counted anew.
+    pub fn begin(&mut self) {
+        self.past.clear();
+        self.calls = 0;
+        self.commit_at = None;
+    }
+
+    /// The next call is this command.
+    fn about_to(&mut self, command: &Command) {
+        let call = self.calls + 1;
+        if matches!(command, Command::CommitOperation { .. }) {
+            self.commit_at.get_or_insert(call);
+        }
+        for fault in &self.faults {
+            if let Fault::Late(at, delay) = fault
+                && *at == call
+            {
+                self.late.push((call + delay, command.clone()));
+            }
+        }
+    }
+
+    /// A leader has died, and the next one comes.
+    pub fn next_term(&mut self) {
+        self.term += 1;
+        if self.heals {
+            for key in self.users.iter().filter(|(_, v)| *v == "twice").map(|(id, _)| *id).skip(1).collect::<Vec<_>>() {
+                let sql = "UPDATE users SET v = 'once' WHERE id = ?1";
+                assert!(self.write_user(key, Statement::new(sql, [Value::Integer(key)])));
+                self.users.insert(key, "once".to_owned());
+            }
+        }
+    }
+
     /// Between any two calls of the control loop, clients and the network go on.
     fn tick(&mut self) {
         self.calls += 1;
+        self.past.push_back(Arc::new(self.catalog.clone()));
+        if self.past.len() > PAST_MAX {
+            self.past.pop_front();
+        }
+        let due = self.calls;
+        for (_, command) in self.late.extract_if(.., |(at, _)| *at == due).collect::<Vec<_>>() {
+            let _ = self.command(command);
+        }
         if self.redeliver && !self.sent.is_empty() {
             let old = self.random(self.sent.len() as u64) as usize;
             let (shard, action) = self.sent[old].clone();
@@ -251,14 +340,25 @@ impl Inner {
                 10..=12 => self.delete_user(),
                 13..=17 => self.get_user(),
                 18 => self.count_users(),
-                _ => self.put_city(),
+                _ if self.cities_change => self.put_city(),
+                _ => self.count_users(),
             }
         }
     }
 
     fn owner(&self, key: i64) -> (PartitionId, ShardId) {
-        let partition = partition_of(&Value::Integer(key), KeyType::Integer, PARTITIONS).unwrap();
-        (partition, self.catalog.owner(partition).unwrap())
+        owner(&self.catalog, key)
+    }
+
+    /// The catalog of a router: the newest, or an older one.
+    fn router(&mut self) -> Arc<Catalog> {
+        match self.random(3) {
+            0 if !self.past.is_empty() => {
+                let lag = self.random(self.past.len() as u64) as usize;
+                self.past[lag].clone()
+            }
+            _ => Arc::new(self.catalog.clone()),
+        }
     }
 
     pub fn put_user(&mut self) {
@@ -277,7 +377,7 @@ impl Inner {
     }
 
     fn write_user(&mut self, key: i64, statement: Statement) -> bool {
-        let (partition, shard) = self.owner(key);
+        let (partition, shard) = owner(&self.router(), key);
         let write = Action::Write { idempotency: None, units: vec![partition], statements: vec![statement] };
         match self.apply(shard, write) {
             Ok(Outcome::Done { .. }) => {
@@ -288,18 +388,24 @@ impl Inner {
                 self.refused += 1;
                 false
             }
+            Err(HostError::Unavailable(_)) => false, // the shard was removed
             other => panic!("write of {key} on {shard}: {other:?}"),
         }
     }
 
     fn get_user(&mut self) {
         let key = self.random(300) as i64;
-        let (partition, shard) = self.owner(key);
+        let (partition, shard) = owner(&self.router(), key);
+        if !self.shards.contains_key(&shard) {
+            return;
+        }
         let check = OwnershipCheck::Keyed(vec![partition]);
         match self.read(shard, "SELECT v FROM users WHERE id = ?1", None, vec![Value::Integer(key)], check) {
             Ok(rows) => {
                 let expected: Vec<_> = self.users.get(&key).map(|v| vec![Value::Text(v.clone())]).into_iter().collect();
                 assert_eq!(rows, expected, "user {key} on {shard}, call {}", self.calls);
+                // A join with the reference table would see every city.
+                self.check_cities(shard);
                 self.answered += 1;
             }
             Err(EngineError::Refused(refusal)) if refusal.is_retryable() => {}
@@ -310,7 +416,11 @@ impl Inner {
     /// A scatter read: it counts every row once, or is refused.
     fn count_users(&mut self) {
         let mut count = 0;
-        for shard in self.catalog.active_shards() {
+        let catalog = self.router();
+        if catalog.active_shards().any(|shard| !self.shards.contains_key(&shard.id)) {
+            return;
+        }
+        for shard in catalog.active_shards() {
             let check = OwnershipCheck::Scatter { ownership: shard.ownership };
             let filtered = "SELECT count(*) FROM users WHERE pleat_owned(id)";
             match self.read(shard.id, "SELECT count(*) FROM users", Some(filtered), Vec::new(), check) {
@@ -366,6 +476,12 @@ impl Inner {
         }
     }
 
+    fn check_cities(&self, shard: ShardId) {
+        let rows = self.read(shard, "SELECT id, name FROM cities ORDER BY id", None, Vec::new(), OwnershipCheck::None);
+        let city = |(id, name): (&i64, &String)| vec![Value::Integer(*id), Value::Text(name.clone())];
+        assert_eq!(rows.unwrap(), self.cities.iter().map(city).collect::<Vec<_>>(), "cities on {shard}");
+    }
+
     /// What must hold when no operation is open any more.
     pub fn check_quiet(&self) {
         assert_eq!(self.catalog.check(), []);
@@ -386,11 +502,7 @@ impl Inner {
                 assert_eq!(self.owner(*id).1, shard.id, "user {id} is left on {}", shard.id);
                 assert_eq!(users.insert(*id, v.clone()), None, "user {id} is there twice");
             }
-            let rows =
-                self.read(shard.id, "SELECT id, name FROM cities ORDER BY id", None, Vec::new(), OwnershipCheck::None);
-            let cities: Vec<_> =
-                self.cities.iter().map(|(id, name)| vec![Value::Integer(*id), Value::Text(name.clone())]).collect();
-            assert_eq!(rows.unwrap(), cities, "cities on {}", shard.id);
+            self.check_cities(shard.id);
             // Nothing is fenced or captured any more: every unit takes writes.
             let units = self.catalog.units_of(shard.id);
             let check = OwnershipCheck::Keyed(units);
@@ -406,6 +518,11 @@ impl Inner {
             other => panic!("{other:?}"),
         }
     }
+}
+
+fn owner(catalog: &Catalog, key: i64) -> (PartitionId, ShardId) {
+    let partition = partition_of(&Value::Integer(key), KeyType::Integer, PARTITIONS).unwrap();
+    (partition, catalog.owner(partition).unwrap())
 }
 
 #[async_trait]
@@ -427,12 +544,8 @@ impl Cluster for World {
     }
 
     async fn command(&self, command: Command, _: Duration) -> Result<Reply, HostError> {
-        self.call(true, |inner| {
-            let (reply, catalog) = inner.command(command)?;
-            self.publish.send_replace(catalog);
-            Ok(reply)
-        })
-        .await
+        self.with(|inner| inner.about_to(&command));
+        self.call(true, |inner| inner.command(command)).await
     }
 
     async fn write(&self, shard: ShardId, action: Action, _: Duration) -> Result<Outcome, HostError> {

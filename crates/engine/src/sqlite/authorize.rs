@@ -26,18 +26,10 @@ pub(crate) enum Mode {
 pub(crate) const RESERVED: &str = "__pleat_";
 
 /// Functions that have effects beside their result, or show memory.
-const FUNCTIONS_DENIED: [&str; 6] =
-    ["load_extension", "fts3_tokenizer", "sqlite_log", "writefile", "readfile", "edit"];
+const FUNCTIONS_DENIED: [&str; 6] = ["load_extension", "fts3_tokenizer", "sqlite_log", "writefile", "readfile", "edit"];
 /// Pragmas that only describe the schema.
-const PRAGMAS_ALLOWED: [&str; 7] = [
-    "table_info",
-    "table_xinfo",
-    "table_list",
-    "index_list",
-    "index_info",
-    "index_xinfo",
-    "foreign_key_list",
-];
+const PRAGMAS_ALLOWED: [&str; 7] =
+    ["table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"];
 /// Modules that can be named without being created, and whose content is the same on every replica.
 const MODULES_PHYSICAL: [&str; 4] = ["dbstat", "sqlite_dbpage", "sqlite_stmt", "bytecode"];
 

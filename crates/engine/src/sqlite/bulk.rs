@@ -57,8 +57,7 @@ impl Writer {
 
     fn insert_all(&self, table: &str, columns: &[String], rows: &[Vec<Value>]) -> Applied<Vec<RejectedRow>> {
         let conn = &self.db.conn;
-        let sql =
-            format!("INSERT INTO {}({}) VALUES ({})", quote(table), quoted_list(columns), marks(columns.len()));
+        let sql = format!("INSERT INTO {}({}) VALUES ({})", quote(table), quoted_list(columns), marks(columns.len()));
         self.db.session.lock().compiling = true;
         let statement = conn.prepare_cached(&sql);
         self.db.session.lock().compiling = false;
@@ -72,15 +71,15 @@ impl Writer {
         };
         let mut rejected = Vec::new();
         for (index, row) in (0u32..).zip(rows) {
-            savepoint("SAVEPOINT one_row")?;
+            savepoint("SAVEPOINT one_row /* __pleat_ */")?;
             match self.insert_one(&mut statement, row) {
-                Ok(()) => savepoint("RELEASE one_row")?,
+                Ok(()) => savepoint("RELEASE one_row /* __pleat_ */")?,
                 // The whole transaction is gone (ON CONFLICT ROLLBACK): so is this proposal.
                 Err(stop) if conn.is_autocommit() => return Err(stop),
                 Err(Stop::Outcome(outcome)) => {
-                    rejected.push(reason(index, outcome)?);
-                    savepoint("ROLLBACK TO one_row")?;
-                    savepoint("RELEASE one_row")?;
+                    rejected.push(reason(index, *outcome)?);
+                    savepoint("ROLLBACK TO one_row /* __pleat_ */")?;
+                    savepoint("RELEASE one_row /* __pleat_ */")?;
                 }
                 Err(fatal @ Stop::Fatal(_)) => return Err(fatal),
             }
@@ -108,6 +107,6 @@ fn reason(index: u32, outcome: Outcome) -> Applied<RejectedRow> {
         Outcome::Refused(refusal) => {
             Ok(RejectedRow { index, code: refusal.code().to_owned(), reason: refusal.to_string() })
         }
-        other => Err(Stop::Outcome(other)),
+        other => Err(Stop::Outcome(Box::new(other))),
     }
 }

@@ -13,8 +13,8 @@ use rusqlite::types::{ToSqlOutput, Value as SqlValue};
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::authorize;
-use super::session::{Key, Session, SharedSession};
 use super::clock;
+use super::session::{Key, Session, SharedSession};
 use crate::limits;
 
 /// A connection and the session that its callbacks share.

@@ -4,8 +4,8 @@ use anyhow::Context;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::value::quote;
-use crate::digest::{RowHash, TableDigest};
 use crate::ContentDigest;
+use crate::digest::{RowHash, TableDigest};
 
 /// The layout of Pleat's own tables.
 pub(crate) const FORMAT: u32 = 1;

@@ -13,7 +13,7 @@ use crate::{EngineError, Outcome, Refusal, SqlFailure, sqlstate};
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// Deterministic: roll the proposal back and give this.
-    Outcome(Outcome),
+    Outcome(Box<Outcome>),
     /// This replica can't go on.
     Fatal(anyhow::Error),
 }
@@ -23,13 +23,13 @@ pub(crate) type Applied<T> = Result<T, Stop>;
 
 impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Self {
-        Stop::Outcome(Outcome::Refused(refusal))
+        Stop::Outcome(Box::new(Outcome::Refused(refusal)))
     }
 }
 
 impl From<SqlFailure> for Stop {
     fn from(failure: SqlFailure) -> Self {
-        Stop::Outcome(Outcome::Failed(failure))
+        Stop::Outcome(Box::new(Outcome::Failed(failure)))
     }
 }
 
@@ -136,9 +136,7 @@ fn is_replicas_own(error: &Error) -> bool {
 /// SQLite's extended code and message, when the error is SQLite's.
 fn split(error: Error) -> Result<(i32, String), Error> {
     match error {
-        Error::SqliteFailure(code, message) => {
-            Ok((code.extended_code, message.unwrap_or_else(|| code.to_string())))
-        }
+        Error::SqliteFailure(code, message) => Ok((code.extended_code, message.unwrap_or_else(|| code.to_string()))),
         Error::SqlInputError { error, msg, sql, offset } => Ok((error.extended_code, point(&msg, &sql, offset))),
         other => Err(other),
     }

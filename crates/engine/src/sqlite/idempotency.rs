@@ -18,12 +18,10 @@ pub(crate) fn replay(conn: &Connection, given: &Idempotency, now_ms: Millis) -> 
     if given.key.is_empty() || given.key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
         return Err(Refusal::KeyInvalid { limit_bytes: IDEMPOTENCY_KEY_BYTES_MAX as u32 }.into());
     }
-    let mut statement = conn.prepare_cached(
-        "SELECT fingerprint, outcome FROM __pleat_idempotency WHERE key = ?1 AND expires_ms > ?2",
-    )?;
-    let found: Option<(i64, Vec<u8>)> = statement
-        .query_row((&given.key, signed(now_ms)), |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
+    let mut statement =
+        conn.prepare_cached("SELECT fingerprint, outcome FROM __pleat_idempotency WHERE key = ?1 AND expires_ms > ?2")?;
+    let found: Option<(i64, Vec<u8>)> =
+        statement.query_row((&given.key, signed(now_ms)), |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     match found {
         None => Ok(None),
         Some((fingerprint, _)) if fingerprint as u64 != given.fingerprint => {
@@ -109,8 +107,10 @@ fn prune(conn: &Connection, now_ms: Millis) -> Applied<()> {
          WHERE expires_ms <= ?1 ORDER BY expires_ms, seq LIMIT ?2)",
     )?
     .execute((signed(now_ms), IDEMPOTENCY_PRUNED_PER_WRITE))?;
-    conn.prepare_cached("DELETE FROM __pleat_idempotency WHERE seq <= (SELECT max(seq) FROM __pleat_idempotency) - ?1")?
-        .execute([IDEMPOTENCY_KEYS_MAX])?;
+    conn.prepare_cached(
+        "DELETE FROM __pleat_idempotency WHERE seq <= (SELECT max(seq) FROM __pleat_idempotency) - ?1",
+    )?
+    .execute([IDEMPOTENCY_KEYS_MAX])?;
     Ok(())
 }
 

@@ -35,7 +35,8 @@ impl Writer {
             let reason = "rows of the copy came after a delta, and would undo it: copy first".to_owned();
             return Err(Refusal::MoveState { reason }.into());
         }
-        let specs: Vec<_> = changes.iter().map(|one| self.import_target(state, &units, one)).collect::<Result<_, _>>()?;
+        let specs: Vec<_> =
+            changes.iter().map(|one| self.import_target(state, &units, one)).collect::<Result<_, _>>()?;
         self.apart_from_users(&units, |writer| {
             changes.iter().zip(&specs).try_for_each(|(one, spec)| import_table(&writer.db.conn, spec, one))
         })?;
@@ -110,8 +111,7 @@ struct Delete<'a>(Statement<'a>);
 impl<'a> Delete<'a> {
     fn new(conn: &'a Connection, spec: &TableSpec) -> rusqlite::Result<Self> {
         let matches: Vec<_> = spec.identity().iter().map(|name| format!("{} = ?", quote(name))).collect();
-        let sql =
-            format!("DELETE FROM {} WHERE {} AND {}", spec.quoted(), matches.join(" AND "), spec.moving_filter());
+        let sql = format!("DELETE FROM {} WHERE {} AND {}", spec.quoted(), matches.join(" AND "), spec.moving_filter());
         Ok(Self(conn.prepare(&sql)?))
     }
 
@@ -180,19 +180,14 @@ fn resolve(
             Err(other) => return Err(other.into()),
         }
     }
-    Err(real_collision(spec, "it collides with too many rows").into())
+    Err(real_collision(spec, "it collides with too many rows"))
 }
 
 /// Deletes the rows that have the same values in the columns which the error names. Gives them back.
-fn delete_colliding(
-    conn: &Connection,
-    spec: &TableSpec,
-    row: &[Value],
-    error: Error,
-) -> Applied<Vec<Vec<Value>>> {
+fn delete_colliding(conn: &Connection, spec: &TableSpec, row: &[Value], error: Error) -> Applied<Vec<Vec<Value>>> {
     let message = error.to_string();
     let Some(places) = colliding_columns(spec, &message) else {
-        return Err(real_collision(spec, &message).into());
+        return Err(real_collision(spec, &message));
     };
     let columns = spec.columns();
     let same: Vec<_> = places.iter().map(|place| format!("{} = ?", quote(&columns[*place]))).collect();
@@ -205,13 +200,13 @@ fn delete_colliding(
     let mut deleted = Vec::new();
     while let Some(found) = rows.next()? {
         if !found.get::<_, bool>(columns.len())? {
-            return Err(real_collision(spec, &message).into());
+            return Err(real_collision(spec, &message));
         }
         deleted.push(values_of(found, columns.len())?);
     }
     drop(rows);
     if deleted.is_empty() {
-        return Err(real_collision(spec, &message).into());
+        return Err(real_collision(spec, &message));
     }
     let mut delete = conn.prepare(&format!("DELETE FROM {} WHERE {same}", spec.quoted()))?;
     bind(&mut delete, 1, &values)?;

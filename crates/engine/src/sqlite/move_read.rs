@@ -47,10 +47,18 @@ impl Snapshots {
         self.0.lock().by_id.clear();
     }
 
-    fn add(&self, reader: Reader, specs: Specs) -> Result<u64, EngineError> {
+    /// Closes those that nobody has asked for a while: they keep the WAL from shrinking.
+    pub(crate) fn close_idle(&self) {
         let idle_max = Duration::from_secs(MOVE_SNAPSHOT_IDLE_SECONDS_MAX);
+        let is_used = |snapshot: &Arc<Mutex<Snapshot>>| {
+            snapshot.try_lock().is_none_or(|snapshot| snapshot.used.elapsed() < idle_max)
+        };
+        self.0.lock().by_id.retain(|_, snapshot| is_used(snapshot));
+    }
+
+    fn add(&self, reader: Reader, specs: Specs) -> Result<u64, EngineError> {
+        self.close_idle();
         let mut open = self.0.lock();
-        open.by_id.retain(|_, snapshot| snapshot.try_lock().is_none_or(|snapshot| snapshot.used.elapsed() < idle_max));
         if open.by_id.len() >= MOVE_SNAPSHOTS_MAX {
             return Err(EngineError::Busy { connections: MOVE_SNAPSHOTS_MAX });
         }
@@ -174,7 +182,9 @@ fn moving(reader: &Reader, specs: &Specs, state: &MoveState) -> Vec<Arc<TableSpe
 
 fn state(reader: &Reader, operation: u64) -> Result<MoveState, EngineError> {
     reader.placement.moves.get(&operation).cloned().ok_or_else(|| {
-        EngineError::Refused(Refusal::MoveState { reason: format!("this shard takes no part in operation {operation}") })
+        EngineError::Refused(Refusal::MoveState {
+            reason: format!("this shard takes no part in operation {operation}"),
+        })
     })
 }
 
@@ -197,6 +207,9 @@ fn copy_next(
     Ok(MoveChunk::Rows { changes, next })
 }
 
+/// Rows, and the identity of the last one unless the table is done.
+type Page = (Vec<Vec<Value>>, Option<Vec<Value>>);
+
 /// Moving rows in the order of their identity, after one of them; and where to go on, unless that was the end.
 fn page(
     reader: &Reader,
@@ -205,7 +218,7 @@ fn page(
     after: Option<&[Value]>,
     rows_max: usize,
     bytes_max: usize,
-) -> Result<(Vec<Vec<Value>>, Option<Vec<Value>>), EngineError> {
+) -> Result<Page, EngineError> {
     let identity = spec.identity();
     let rows_max = rows_max.max(1);
     let order = quoted_list(&identity);
@@ -363,9 +376,10 @@ fn reference_tables(specs: &Specs) -> Vec<Arc<TableSpec>> {
 }
 
 fn known(specs: &Specs, table: &str) -> Result<Arc<TableSpec>, EngineError> {
-    specs.get(&table.to_ascii_lowercase()).cloned().ok_or_else(|| {
-        EngineError::Sql(sqlstate::refuse(0, "42P01", format!("this shard has no table {table}"), ""))
-    })
+    specs
+        .get(&table.to_ascii_lowercase())
+        .cloned()
+        .ok_or_else(|| EngineError::Sql(sqlstate::refuse(0, "42P01", format!("this shard has no table {table}"), "")))
 }
 
 fn load_specs(reader: &Reader) -> Result<Specs, EngineError> {

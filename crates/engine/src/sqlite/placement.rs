@@ -28,9 +28,9 @@ pub(crate) struct Placement {
 impl Placement {
     /// Whether rows are here that belong to another shard, or are not complete yet.
     pub(crate) fn has_foreign_rows(&self) -> bool {
-        self.moves.values().any(|state| {
-            matches!(state.phase, MovePhase::Importing | MovePhase::Leftovers | MovePhase::Discarding)
-        })
+        self.moves
+            .values()
+            .any(|state| matches!(state.phase, MovePhase::Importing | MovePhase::Leftovers | MovePhase::Discarding))
     }
 
     /// Whether the schema must not change.

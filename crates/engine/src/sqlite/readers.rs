@@ -24,6 +24,11 @@ use super::stats::Measured;
 use super::store::StoreConfig;
 use crate::{Chunk, Engine, EngineError, EngineKind, MoveChunk, MoveRead, ReadRequest, ShardStats, UnitSet};
 
+// A connection keeps compiled statements by their text, and those that Pleat compiled may do what a user's may not.
+// The comment keeps the texts apart: users' texts that name anything of Pleat's are refused.
+const BEGIN: &str = "BEGIN /* __pleat_ */";
+const ROLLBACK: &str = "ROLLBACK /* __pleat_ */";
+
 /// What the writer and the readers of a replica share.
 pub(crate) struct Shared {
     pub(crate) path: PathBuf,
@@ -82,8 +87,9 @@ impl Shared {
         self.pool.lock().open -= idle.len();
         drop(idle);
         self.snapshots.clear();
-        *self.measured.lock() = Measured::default();
-        work()
+        let result = work();
+        self.returned.notify_all();
+        result
     }
 
     /// A connection for the pool's callers.
@@ -94,7 +100,8 @@ impl Shared {
         Ok(Reader { db, placement: Arc::default(), owned: Arc::default(), placement_version: 0, file })
     }
 
-    fn is_current(&self, reader: &Reader) -> bool {
+    /// Whether a connection is to the present file.
+    pub(crate) fn is_current(&self, reader: &Reader) -> bool {
         reader.file == self.file.load(Ordering::SeqCst)
     }
 
@@ -157,7 +164,7 @@ impl Drop for Taken {
 impl Reader {
     /// Opens a snapshot and reads what the shard owns in it.
     pub(crate) fn begin(&mut self) -> Result<(), EngineError> {
-        self.db.conn.prepare_cached("BEGIN").and_then(|mut begin| begin.execute([])).map_err(storage)?;
+        self.db.conn.prepare_cached(BEGIN).and_then(|mut begin| begin.execute([])).map_err(storage)?;
         let version = Placement::version(&self.db.conn).map_err(storage)?;
         if version != self.placement_version {
             let (version, placement) =
@@ -178,7 +185,7 @@ impl Reader {
         if self.db.conn.is_autocommit() {
             return true;
         }
-        self.db.conn.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.execute([])).is_ok()
+        self.db.conn.prepare_cached(ROLLBACK).and_then(|mut rollback| rollback.execute([])).is_ok()
     }
 
     /// What `pleat_owned()` and `pleat_moving()` say from here on.

@@ -11,7 +11,7 @@ use super::connection::Db;
 use super::failure;
 use super::session::Budget;
 use super::value::{bind, values_of};
-use super::write::{check_parameters, check_text};
+use super::write::{check_not_empty, check_parameters, check_text};
 use crate::limits::{CHUNK_BYTES_MAX, CHUNK_ROWS_MAX};
 use crate::{Chunk, ColumnInfo, EngineError, ReadLimits, sqlstate};
 
@@ -48,6 +48,7 @@ pub(crate) fn stream(
 fn rows(db: &Db, run: &Run<'_>, sink: &mut dyn FnMut(Chunk) -> ControlFlow<()>) -> Result<(), EngineError> {
     let failed = |error| of_error(db, run, error);
     let mut statement = db.conn.prepare_cached(run.sql).map_err(failed)?;
+    check_not_empty(0, &statement)?;
     if !statement.readonly() {
         return Err(sqlstate::refuse(0, "25006", "this statement writes; reads can't", "send it as a write").into());
     }

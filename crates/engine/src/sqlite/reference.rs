@@ -49,12 +49,10 @@ impl Writer {
         if entry.seq != last + 1 {
             return Err(Refusal::Gap { expected: last + 1, given: entry.seq }.into());
         }
-        self.db.conn.prepare_cached("SAVEPOINT reference")?.execute([])?;
+        self.db.conn.prepare_cached("SAVEPOINT reference /* __pleat_ */")?.execute([])?;
         let results = match self.run_all(&entry.statements, Scope::Reference) {
-            Err(Stop::Outcome(Outcome::Failed(failure)))
-                if failure.sqlite_code & 0xff == ffi::SQLITE_CONSTRAINT && failure.code == "23503" =>
-            {
-                self.db.conn.prepare_cached("ROLLBACK TO reference")?.execute([])?;
+            Err(Stop::Outcome(outcome)) if is_foreign_key(&outcome) => {
+                self.db.conn.prepare_cached("ROLLBACK TO reference /* __pleat_ */")?.execute([])?;
                 self.db.session.lock().begin(entry.now_ms, entry.seed);
                 self.without(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, |writer| {
                     writer.run_all(&entry.statements, Scope::Reference)
@@ -62,7 +60,7 @@ impl Writer {
             }
             other => other?,
         };
-        self.db.conn.prepare_cached("RELEASE reference")?.execute([])?;
+        self.db.conn.prepare_cached("RELEASE reference /* __pleat_ */")?.execute([])?;
         append(&self.db.conn, entry)?;
         Ok(Outcome::Reference { seq: entry.seq, results, replayed: false })
     }
@@ -74,6 +72,10 @@ impl Writer {
         conn.prepare_cached("DELETE FROM __pleat_reference_log WHERE seq <= ?1")?.execute([upto.min(last) as i64])?;
         Ok(Outcome::Done { results: Vec::new() })
     }
+}
+
+fn is_foreign_key(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Failed(failure) if failure.sqlite_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
 }
 
 /// The number of the last reference write that this shard has.

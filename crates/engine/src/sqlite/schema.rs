@@ -5,10 +5,10 @@ use rusqlite::OptionalExtension;
 
 use super::authorize::Mode;
 use super::failure::Applied;
+use super::session::Budget;
 use super::store::Writer;
 use super::table::TableSpec;
-use super::write::check_text;
-use super::session::Budget;
+use super::write::{check_not_empty, check_text};
 use crate::limits::{SCHEMA_CHANGES_REMEMBERED, SCHEMA_STEP_BLOCKS_MAX};
 use crate::{Outcome, Refusal, SchemaChange};
 
@@ -18,7 +18,7 @@ pub(crate) const OWN_TABLES: &str = "
     CREATE TABLE __pleat_applied(id INTEGER PRIMARY KEY, value BLOB NOT NULL);
     CREATE TABLE __pleat_placement(id INTEGER PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL);
     CREATE TABLE __pleat_tables(name TEXT PRIMARY KEY, spec BLOB NOT NULL) WITHOUT ROWID;
-    CREATE TABLE __pleat_ddl(operation INTEGER PRIMARY KEY);
+    CREATE TABLE __pleat_ddl(seq INTEGER PRIMARY KEY AUTOINCREMENT, operation INTEGER NOT NULL UNIQUE);
     CREATE TABLE __pleat_idempotency(
         seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, units BLOB NOT NULL,
         fingerprint INTEGER NOT NULL, expires_ms INTEGER NOT NULL, outcome BLOB NOT NULL);
@@ -81,11 +81,12 @@ impl Writer {
                 session.compiling = true;
                 session.budget = Budget::Steps(SCHEMA_STEP_BLOCKS_MAX);
             }
-            let result = self.db.in_mode(Mode::Schema, |conn| {
-                let mut statement = conn.prepare(sql)?;
+            let result: Applied<()> = self.db.in_mode(Mode::Schema, |conn| {
+                let mut statement = conn.prepare(sql).map_err(|error| self.user_error(index, error))?;
+                check_not_empty(index, &statement)?;
                 self.db.session.lock().compiling = false;
                 let mut rows = statement.raw_query();
-                while rows.next()?.is_some() {}
+                while rows.next().map_err(|error| self.user_error(index, error))?.is_some() {}
                 Ok(())
             });
             {
@@ -93,7 +94,7 @@ impl Writer {
                 session.compiling = false;
                 session.budget = Budget::Unlimited;
             }
-            result.map_err(|error| self.user_error(index, error))?;
+            result?;
         }
         Ok(())
     }
@@ -114,7 +115,13 @@ impl Writer {
             .exists([&name])?;
         if !exists {
             let message = format!("the statements made no table {}", spec.table.name);
-            return Err(crate::sqlstate::refuse(0, "42P01", message, "create the table under the name that is declared").into());
+            return Err(crate::sqlstate::refuse(
+                0,
+                "42P01",
+                message,
+                "create the table under the name that is declared",
+            )
+            .into());
         }
         for trigger in spec.triggers() {
             conn.execute_batch(&trigger).map_err(|error| self.user_error(0, error))?;
@@ -163,8 +170,8 @@ impl Writer {
     fn remember_ddl(&self, operation: u64) -> Applied<()> {
         let conn = &self.db.conn;
         conn.prepare_cached("INSERT INTO __pleat_ddl(operation) VALUES (?1)")?.execute([operation as i64])?;
-        conn.prepare_cached("DELETE FROM __pleat_ddl WHERE operation <= ?1 - ?2")?
-            .execute([operation as i64, SCHEMA_CHANGES_REMEMBERED])?;
+        conn.prepare_cached("DELETE FROM __pleat_ddl WHERE seq <= (SELECT max(seq) FROM __pleat_ddl) - ?1")?
+            .execute([SCHEMA_CHANGES_REMEMBERED])?;
         Ok(())
     }
 }

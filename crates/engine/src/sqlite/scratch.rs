@@ -8,7 +8,7 @@ use super::authorize::Mode;
 use super::connection::{self, Db};
 use super::failure;
 use super::session::Budget;
-use super::write::check_text;
+use super::write::{check_not_empty, check_text};
 use crate::SqlFailure;
 
 /// An in-memory database with the cluster's tables, empty.
@@ -53,16 +53,20 @@ impl Scratch {
         check_text(0, sql)?;
         self.db.session.lock().budget = Budget::Steps(STEP_BLOCKS);
         let result = self.db.in_mode(Mode::Schema, |conn| {
-            let mut statement = conn.prepare(sql)?;
+            let mut statement = conn.prepare(sql).map_err(Tried::Sqlite)?;
+            check_not_empty(0, &statement).map_err(Tried::Refused)?;
             let mut rows = statement.raw_query();
-            while rows.next()?.is_some() {}
+            while rows.next().map_err(Tried::Sqlite)?.is_some() {}
             Ok(())
         });
         let mut session = self.db.session.lock();
         session.budget = Budget::Unlimited;
         let denied = session.denied.take();
         drop(session);
-        result.map_err(|error| failure::describe(0, denied, error))
+        result.map_err(|error| match error {
+            Tried::Sqlite(error) => failure::describe(0, denied, error),
+            Tried::Refused(failure) => failure,
+        })
     }
 
     /// What SQLite says about a table; `None` when there is none of that name.
@@ -141,13 +145,15 @@ impl Scratch {
     fn is_rowid_alias(&self, table: &str, primary_key: &[String]) -> rusqlite::Result<bool> {
         let [column] = primary_key else { return Ok(false) };
         let (decl_type, ..) = self.metadata(table, column)?;
-        let indexed = self
-            .db
-            .conn
-            .prepare("SELECT 1 FROM pragma_index_list(?1) WHERE origin = 'pk'")?
-            .exists([table])?;
+        let indexed =
+            self.db.conn.prepare("SELECT 1 FROM pragma_index_list(?1) WHERE origin = 'pk'")?.exists([table])?;
         Ok(decl_type.is_some_and(|name| name.eq_ignore_ascii_case("INTEGER")) && !indexed)
     }
+}
+
+enum Tried {
+    Sqlite(rusqlite::Error),
+    Refused(SqlFailure),
 }
 
 /// SQLite puts `GENERATED ALWAYS` into the declared type of such a column.

@@ -23,13 +23,17 @@ pub(crate) struct Measured {
 
 /// Rows and sizes. A count reads a whole index, so it is done again only after a commit.
 pub(crate) fn stats(shared: &Arc<Shared>) -> Result<ShardStats, EngineError> {
+    shared.snapshots.close_idle();
     let mut measured = shared.measured.lock();
-    let mut reader = match measured.reader.take() {
+    let known = measured.reader.take().filter(|reader| shared.is_current(reader));
+    if known.is_none() {
+        measured.data_version = 0;
+    }
+    let mut reader = match known {
         Some(reader) => reader,
         None => shared.new_reader()?,
     };
-    let version: i64 =
-        reader.db.conn.query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(storage)?;
+    let version: i64 = reader.db.conn.query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(storage)?;
     if version != measured.data_version {
         reader.begin()?;
         let counted = count(&reader);

@@ -46,6 +46,9 @@ impl StoreConfig {
     }
 }
 
+/// Copies a replica's database into a new file, and gives what was applied in the copy.
+pub type Copier = Box<dyn FnOnce(&Path) -> anyhow::Result<Vec<u8>> + Send>;
+
 /// One replica of a shard. Owned by the thread that applies its log.
 pub struct Store {
     shared: Arc<Shared>,
@@ -152,7 +155,7 @@ impl Store {
 
     /// A job that copies the database as of one moment into a new file and tells what was applied in it. It runs on
     /// any thread, on a connection of its own, while writing goes on.
-    pub fn copier(&self) -> anyhow::Result<Box<dyn FnOnce(&Path) -> anyhow::Result<Vec<u8>> + Send>> {
+    pub fn copier(&self) -> anyhow::Result<Copier> {
         let shared = self.shared.clone();
         Ok(Box::new(move |into| copy::copy_into(&shared.open_reader()?, into)))
     }
@@ -248,11 +251,7 @@ impl Writer {
     }
 
     /// Does something with a setting switched off.
-    pub(crate) fn without<T>(
-        &mut self,
-        setting: DbConfig,
-        work: impl FnOnce(&mut Self) -> Applied<T>,
-    ) -> Applied<T> {
+    pub(crate) fn without<T>(&mut self, setting: DbConfig, work: impl FnOnce(&mut Self) -> Applied<T>) -> Applied<T> {
         self.db.conn.set_db_config(setting, false)?;
         self.forget_compiled();
         let result = work(self);
@@ -279,7 +278,7 @@ impl Writer {
         applied: &[u8],
         set_aside: &mut BTreeMap<usize, Outcome>,
     ) -> anyhow::Result<Option<Vec<Outcome>>> {
-        self.control("BEGIN IMMEDIATE")?;
+        self.control("BEGIN IMMEDIATE /* __pleat_ */")?;
         let mut outcomes = Vec::with_capacity(proposals.len());
         for (index, bytes) in proposals.iter().enumerate() {
             if let Some(outcome) = set_aside.get(&index) {
@@ -294,7 +293,7 @@ impl Writer {
             outcomes.push(outcome);
         }
         self.db.conn.prepare_cached("UPDATE __pleat_applied SET value = ?1 WHERE id = 0")?.execute([applied])?;
-        self.control("COMMIT").context("commit a batch")?;
+        self.control("COMMIT /* __pleat_ */").context("commit a batch")?;
         Ok(Some(outcomes))
     }
 
@@ -308,7 +307,7 @@ impl Writer {
                 return Ok(Outcome::Failed(sqlstate::refuse(0, "08P01", error.to_string(), "")));
             }
         };
-        self.control("SAVEPOINT proposal")?;
+        self.control("SAVEPOINT proposal /* __pleat_ */")?;
         self.begin(&proposal)?;
         let result = self.act(&proposal);
         self.db.session.lock().budget = Budget::Unlimited;
@@ -317,14 +316,14 @@ impl Writer {
             Err(Stop::Fatal(error)) => return Err(error),
             Err(Stop::Outcome(outcome)) => {
                 if self.db.conn.is_autocommit() {
-                    return Ok(outcome);
+                    return Ok(*outcome);
                 }
-                self.control("ROLLBACK TO proposal")?;
+                self.control("ROLLBACK TO proposal /* __pleat_ */")?;
                 self.roll_back_memory()?;
-                outcome
+                *outcome
             }
         };
-        self.control("RELEASE proposal")?;
+        self.control("RELEASE proposal /* __pleat_ */")?;
         if std::mem::take(&mut self.schema_changed) {
             self.forget_compiled();
         }
@@ -342,9 +341,7 @@ impl Writer {
                 self.bulk(idempotency.as_ref(), units, table, columns, rows, now_ms)
             }
             Action::Own { units, ownership } => self.own(units, *ownership),
-            Action::Ddl { operation, statements, change, single } => {
-                self.ddl(*operation, statements, change, *single)
-            }
+            Action::Ddl { operation, statements, change, single } => self.ddl(*operation, statements, change, *single),
             Action::ReferenceWrite { idempotency, statements } => {
                 self.reference_write(idempotency.as_ref(), statements, now_ms, proposal.seed)
             }
@@ -386,6 +383,7 @@ impl Writer {
         Ok(())
     }
 
+    /// The comment in these texts keeps users' statements from being taken for them in the statement cache.
     fn control(&self, sql: &str) -> rusqlite::Result<()> {
         self.db.conn.prepare_cached(sql)?.execute([])?;
         Ok(())

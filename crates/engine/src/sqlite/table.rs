@@ -156,7 +156,8 @@ impl TableSpec {
         let identity = self.identity();
         let (slot, table, capture) = (self.slot, self.quoted(), self.capture_table());
         let keys: Vec<_> = (0..identity.len()).map(|n| format!("k{n}")).collect();
-        let of = |row: &str| identity.iter().map(|name| format!("{row}.{}", quote(name))).collect::<Vec<_>>().join(", ");
+        let of =
+            |row: &str| identity.iter().map(|name| format!("{row}.{}", quote(name))).collect::<Vec<_>>().join(", ");
         let when = |row: &str| match self.table.shard_key() {
             Some((key, _)) => format!("pleat_moving({row}.{})", quote(key)),
             None => "1".to_owned(),

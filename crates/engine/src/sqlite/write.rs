@@ -151,6 +151,7 @@ impl Writer {
         };
         let compiled = compiled.map_err(|error| self.user_error(index, error))?;
         if !known {
+            check_not_empty(index, &compiled)?;
             self.targets.borrow_mut().insert(sql, target);
         }
         Ok(compiled)
@@ -213,7 +214,7 @@ impl From<rusqlite::Error> for Collect {
 /// Steps a statement to its end and keeps its rows.
 fn collect(statement: &mut rusqlite::Statement<'_>, left: &mut ResultBudget) -> Result<StatementResult, Collect> {
     let count = statement.column_count();
-    let columns = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns = statement.column_names().map(str::to_owned).collect();
     let mut result = StatementResult { columns, ..StatementResult::default() };
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next()? {
@@ -243,6 +244,14 @@ pub(crate) fn check_text(index: usize, sql: &str) -> Result<(), SqlFailure> {
     Ok(())
 }
 
+/// Refuses a text without a statement in it (blank, or a comment): SQLite compiles it to nothing at all.
+pub(crate) fn check_not_empty(index: usize, compiled: &rusqlite::Statement<'_>) -> Result<(), SqlFailure> {
+    match compiled.column_count() == 0 && compiled.expanded_sql().is_none() {
+        true => Err(sqlstate::refuse(index, "42601", "there is no statement", "send one")),
+        false => Ok(()),
+    }
+}
+
 /// Whether every parameter has a value and every value a parameter.
 pub(crate) fn check_parameters(index: usize, wanted: usize, given: usize) -> Result<(), SqlFailure> {
     match wanted == given {
@@ -260,7 +269,9 @@ fn too_large(index: usize) -> SqlFailure {
     sqlstate::refuse(
         index,
         "54000",
-        format!("a write may return {WRITE_RESULT_ROWS_MAX} rows and {WRITE_RESULT_BYTES_MAX} bytes, and this one returns more"),
+        format!(
+            "a write may return {WRITE_RESULT_ROWS_MAX} rows and {WRITE_RESULT_BYTES_MAX} bytes, and this one returns more"
+        ),
         "return fewer columns, or read the rows afterwards",
     )
 }

@@ -157,7 +157,8 @@ pub fn read_all(readers: &Readers, request: &ReadRequest) -> Result<Vec<Vec<Valu
 pub fn dump(file: &Path) -> String {
     let conn = rusqlite::Connection::open_with_flags(file, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let mut text = String::new();
-    let mut schema = conn.prepare("SELECT type || ' ' || name || ': ' || coalesce(sql, '') FROM sqlite_schema ORDER BY 1").unwrap();
+    let mut schema =
+        conn.prepare("SELECT type || ' ' || name || ': ' || coalesce(sql, '') FROM sqlite_schema ORDER BY 1").unwrap();
     for line in schema.query_map([], |row| row.get::<_, String>(0)).unwrap() {
         text += &(line.unwrap() + "\n");
     }
@@ -167,7 +168,8 @@ pub fn dump(file: &Path) -> String {
     let tables: Vec<(String, bool)> =
         tables.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap();
     for (table, without_rowid) in tables {
-        let mut columns = conn.prepare("SELECT name FROM pragma_table_xinfo(?1) WHERE hidden <> 1 ORDER BY cid").unwrap();
+        let mut columns =
+            conn.prepare("SELECT name FROM pragma_table_xinfo(?1) WHERE hidden <> 1 ORDER BY cid").unwrap();
         let mut columns: Vec<String> =
             columns.query_map([&table], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
         if !without_rowid {

@@ -145,9 +145,13 @@ mod tests {
     fn told(before: &Catalog, after: &Catalog) -> Vec<String> {
         let text = |change: &Change| match change.kind {
             "node" => format!("node {} {}", change.data["node"], change.data["change"]),
-            "shard" => format!("shard {} {} {}", change.data["shard"], change.data["change"], change.data["partitions"]),
+            "shard" => {
+                format!("shard {} {} {}", change.data["shard"], change.data["change"], change.data["partitions"])
+            }
             "operation" => format!("operation {} {}", change.data["id"], change.data["phase"]),
-            "step" => format!("step {} {} {}", change.data["operation"], change.data["name"], !change.data["ended"].is_null()),
+            "step" => {
+                format!("step {} {} {}", change.data["operation"], change.data["name"], !change.data["ended"].is_null())
+            }
             "decision" => format!("decision {} {}", change.data["id"], change.data["verdict"]),
             other => other.to_owned(),
         };
@@ -180,13 +184,20 @@ mod tests {
 
     #[test]
     fn a_new_cluster_is_told_node_by_node() {
-        assert_eq!(told(&Catalog::default(), &founded()), ["node node-1 created", "shard shard-1 created 8", "policy"][..2]);
+        assert_eq!(
+            told(&Catalog::default(), &founded()),
+            ["node node-1 created", "shard shard-1 created 8", "policy"][..2]
+        );
     }
 
     #[test]
     fn a_split_reads_as_a_story() {
         let mut catalog = founded();
-        let kind = OperationKind::Split { from: ShardId(1), to: ShardId(2), partitions: (4..8).map(pleat_cluster::PartitionId).collect() };
+        let kind = OperationKind::Split {
+            from: ShardId(1),
+            to: ShardId(2),
+            partitions: (4..8).map(pleat_cluster::PartitionId).collect(),
+        };
         let decision = Decision {
             id: DecisionId(0),
             at: 3,
@@ -203,23 +214,27 @@ mod tests {
             ["shard shard-2 created 0", "decision decision-1 hold", "operation op-1 Pending"]
         );
         let step = |step: &str, ended| Command::JournalStep {
+            epoch: 1,
             operation: OperationId(1),
             step: step.to_owned(),
             ended,
             detail: String::new(),
             at: 4,
         };
-        assert_eq!(
-            apply(&mut catalog, &[step("copy", false)]),
-            ["step op-1 copy false", "operation op-1 Progressing"]
-        );
+        assert_eq!(apply(&mut catalog, &[step("copy", false)]), ["step op-1 copy false", "operation op-1 Progressing"]);
         // Several commands that the watcher sees as one.
         let commands = [step("copy", true), step("fence", false), step("fence", true)];
         assert_eq!(apply(&mut catalog, &commands), ["step op-1 copy true", "step op-1 fence true"]);
         let commands = [
             Command::ActivateShard { shard: ShardId(2), at: 5 },
-            Command::CommitOperation { operation: OperationId(1), at: 6 },
-            Command::FinishOperation { operation: OperationId(1), phase: Phase::Successful, message: String::new(), at: 7 },
+            Command::CommitOperation { epoch: 1, operation: OperationId(1), at: 6 },
+            Command::FinishOperation {
+                epoch: 1,
+                operation: OperationId(1),
+                phase: Phase::Successful,
+                message: String::new(),
+                at: 7,
+            },
         ];
         assert_eq!(
             apply(&mut catalog, &commands),
@@ -231,8 +246,10 @@ mod tests {
     #[test]
     fn a_request_to_cancel_is_told() {
         let mut catalog = founded();
-        let kind = OperationKind::Split { from: ShardId(1), to: ShardId(2), partitions: vec![pleat_cluster::PartitionId(0)] };
-        let start = Command::StartOperation { kind, cause: Cause::Request("http".to_owned()), reason: String::new(), at: 3 };
+        let kind =
+            OperationKind::Split { from: ShardId(1), to: ShardId(2), partitions: vec![pleat_cluster::PartitionId(0)] };
+        let start =
+            Command::StartOperation { kind, cause: Cause::Request("http".to_owned()), reason: String::new(), at: 3 };
         apply(&mut catalog, &[start]);
         let cancel = Command::CancelOperation { operation: OperationId(1), at: 4 };
         assert_eq!(apply(&mut catalog, &[cancel]), ["operation op-1 Pending"]);

@@ -124,9 +124,8 @@ pub async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Res
     };
     let limit = list_limit(query.limit)?;
     let catalog = app.backend.catalog();
-    let is_wanted = |decision: &&Decision| {
-        wanted.is_none_or(|split| split == matches!(decision.verdict, Verdict::Split { .. }))
-    };
+    let is_wanted =
+        |decision: &&Decision| wanted.is_none_or(|split| split == matches!(decision.verdict, Verdict::Split { .. }));
     let decisions = catalog.decisions.values().rev().filter(is_wanted).take(limit).map(DecisionBody::from).collect();
     Ok(Json(DecisionsBody { decisions }))
 }
@@ -136,9 +135,11 @@ pub async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Res
     params(("id" = String, Path, description = "`decision-7`, or `7`")),
     responses((status = 200, body = DecisionBody), (status = 404, body = ErrorBody)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<DecisionBody>, Problem> {
-    let number = id.strip_prefix("decision-").unwrap_or(&id).parse().map_err(|_| {
-        Problem::bad_request(format!("'{id}' is not a decision's id"), "ids look like decision-7")
-    })?;
+    let number = id
+        .strip_prefix("decision-")
+        .unwrap_or(&id)
+        .parse()
+        .map_err(|_| Problem::bad_request(format!("'{id}' is not a decision's id"), "ids look like decision-7"))?;
     let catalog = app.backend.catalog();
     let decision = catalog.decisions.get(&DecisionId(number)).ok_or_else(|| {
         let kept = Catalog::DECISIONS_KEPT_MAX;

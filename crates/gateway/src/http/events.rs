@@ -72,7 +72,9 @@ fn live(app: App, events: Receiver<Event>) -> impl Stream<Item = SseEvent> {
     stream::unfold((app, events), |(app, mut events)| async move {
         let event = match events.recv().await {
             Ok(event) => sse(&app.feed, &event),
-            Err(RecvError::Lagged(missed)) => reset(&format!("{missed} events were missed: the client reads too slowly")),
+            Err(RecvError::Lagged(missed)) => {
+                reset(&format!("{missed} events were missed: the client reads too slowly"))
+            }
             Err(RecvError::Closed) => return None,
         };
         Some((event, (app, events)))

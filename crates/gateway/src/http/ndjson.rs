@@ -76,7 +76,9 @@ impl Pump {
                         return;
                     }
                 }
-                Ok(None) => break last_line(self.rows, &trailer).unwrap_or_else(|failure| line(&ErrorBody::from(&failure))),
+                Ok(None) => {
+                    break last_line(self.rows, &trailer).unwrap_or_else(|failure| line(&ErrorBody::from(&failure)));
+                }
                 Err(failure) => break line(&ErrorBody::from(&failure)),
             }
             next = rows.try_next().await;
@@ -140,7 +142,6 @@ fn effect_lines(effects: &[Effect], trailer: &Trailer) -> Result<Vec<u8>, Failur
     Ok(text.bytes)
 }
 
-
 #[cfg(test)]
 mod tests {
     use futures::stream::{self, StreamExt};
@@ -197,13 +198,16 @@ mod tests {
         assert_eq!(failure.code, "22012");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_client_that_stops_reading_is_cut_off() {
         let chunks = (0..100).map(|n| Ok(vec![row(n)])).collect();
         let place = std::sync::Arc::new(());
-        let response = response(answer(chunks), Instant::now() + Duration::from_secs(5), place.clone()).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        assert_eq!(std::sync::Arc::strong_count(&place), 1, "the place was given back");
+        let ends = Instant::now() + Duration::from_millis(20);
+        let response = response(answer(chunks), ends, place.clone()).await.unwrap();
+        // The place is given back, without anybody reading.
+        while std::sync::Arc::strong_count(&place) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
         assert!(!String::from_utf8(body.to_vec()).unwrap().contains("\"rows\""));
     }

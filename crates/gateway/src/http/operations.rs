@@ -183,8 +183,7 @@ pub async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Res
     let limit = list_limit(query.limit)?;
     let catalog = app.backend.catalog();
     let wanted = |operation: &&Operation| phases.as_ref().is_none_or(|phases| phases.contains(&operation.phase));
-    let operations =
-        catalog.operations.values().rev().filter(wanted).take(limit).map(OperationBody::from).collect();
+    let operations = catalog.operations.values().rev().filter(wanted).take(limit).map(OperationBody::from).collect();
     Ok(Json(OperationsBody { operations }))
 }
 
@@ -248,9 +247,11 @@ fn too_late(what: String) -> Problem {
 }
 
 fn find<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Operation, Problem> {
-    let number = id.strip_prefix("op-").unwrap_or(id).parse().map_err(|_| {
-        Problem::bad_request(format!("'{id}' is not an operation's id"), "ids look like op-3")
-    })?;
+    let number = id
+        .strip_prefix("op-")
+        .unwrap_or(id)
+        .parse()
+        .map_err(|_| Problem::bad_request(format!("'{id}' is not an operation's id"), "ids look like op-3"))?;
     catalog.operations.get(&OperationId(number)).ok_or_else(|| {
         let kept = Catalog::OPERATIONS_KEPT_MAX;
         Problem::not_found(

@@ -150,7 +150,9 @@ pub async fn query(State(app): State<App>, request: extract::Request) -> Result<
 fn accepts_ndjson(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let mut types = accepted.flat_map(|value| value.split(',')).map(|part| part.split(';').next().unwrap_or("").trim());
-    types.any(|name| name.eq_ignore_ascii_case("application/x-ndjson") || name.eq_ignore_ascii_case("application/ndjson"))
+    types.any(|name| {
+        name.eq_ignore_ascii_case("application/x-ndjson") || name.eq_ignore_ascii_case("application/ndjson")
+    })
 }
 
 async fn parse(request: extract::Request) -> Result<Request, Problem> {
@@ -166,7 +168,8 @@ fn request_of(mut map: Map<String, Json>) -> Result<Request, Problem> {
         return Err(Problem::bad_request("\"query\" is missing", "send {\"query\": \"SELECT …\"}"));
     };
     let token = text(&mut map, "token")?.map(|token| token.parse::<Token>()).transpose();
-    let token = token.map_err(|error| Problem::bad_request(format!("\"token\" is {error}"), "leave it out to start"))?;
+    let token =
+        token.map_err(|error| Problem::bad_request(format!("\"token\" is {error}"), "leave it out to start"))?;
     let consistency = consistency(text(&mut map, "consistency")?.as_deref())?;
     if consistency == Consistency::ReadYourWrites && token.is_none() {
         return Err(Problem::bad_request(
@@ -426,8 +429,14 @@ mod tests {
     fn a_request_of_the_wrong_shape_is_told_what_is_wrong() {
         assert_eq!(refusal(json!({})), "\"query\" is missing");
         assert_eq!(refusal(json!({"query": 5})), "\"query\" must be a string, not a number");
-        assert_eq!(refusal(json!({"query": "x", "params": "y"})), "\"params\" must be an array or an object, not a string");
-        assert_eq!(refusal(json!({"query": "x", "params": [1, [2]]})), "parameter 2: an array is not a value; to store JSON, send it as a string");
+        assert_eq!(
+            refusal(json!({"query": "x", "params": "y"})),
+            "\"params\" must be an array or an object, not a string"
+        );
+        assert_eq!(
+            refusal(json!({"query": "x", "params": [1, [2]]})),
+            "parameter 2: an array is not a value; to store JSON, send it as a string"
+        );
         assert_eq!(refusal(json!({"query": "x", "consistency": "weak"})), "\"consistency\" can't be \"weak\"");
         assert!(refusal(json!({"query": "x", "consistency": "read_your_writes"})).contains("needs a \"token\""));
         assert!(refusal(json!({"query": "x", "token": "abc"})).contains("not a token"));
@@ -441,14 +450,17 @@ mod tests {
 
     #[test]
     fn names_of_parameters_may_have_their_sigil() {
-        let Json::Object(map) = json!({"query": "x", "params": {":a": 1, "b": {"base64": "AA=="}}}) else { unreachable!() };
+        let Json::Object(map) = json!({"query": "x", "params": {":a": 1, "b": {"base64": "AA=="}}}) else {
+            unreachable!()
+        };
         let named = BTreeMap::from([("a".to_owned(), Value::Integer(1)), ("b".to_owned(), Value::Blob(vec![0]))]);
         assert_eq!(request_of(map).unwrap().params, Params::Named(named));
     }
 
     #[test]
     fn lines_are_asked_for_by_accept() {
-        let accepts = |text: &'static str| accepts_ndjson(&HeaderMap::from_iter([(header::ACCEPT, text.parse().unwrap())]));
+        let accepts =
+            |text: &'static str| accepts_ndjson(&HeaderMap::from_iter([(header::ACCEPT, text.parse().unwrap())]));
         assert!(accepts("application/x-ndjson"));
         assert!(accepts("text/html, application/x-ndjson;q=0.9"));
         assert!(!accepts("application/json, */*"));

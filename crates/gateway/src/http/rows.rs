@@ -100,7 +100,8 @@ pub async fn insert(
     let _permit = app.admit()?;
     let media = media(request.headers())?;
     let header = request.headers().get(IDEMPOTENCY_KEY).map(|key| key.to_str().map(str::to_owned));
-    let header = header.transpose().map_err(|_| Problem::bad_request("Idempotency-Key is not text", "a UUID does well"))?;
+    let header =
+        header.transpose().map_err(|_| Problem::bad_request("Idempotency-Key is not text", "a UUID does well"))?;
     if header.is_some() && query.batch_id.is_some() && header != query.batch_id {
         return Err(Problem::bad_request(
             "batch_id and the header Idempotency-Key differ",

@@ -10,7 +10,9 @@
 
 use std::time::Duration;
 
-use pleat_cluster::{Catalog, Cause, Command, CommandError, Operation, OperationId, OperationKind, Phase, ShardId, TableKind};
+use pleat_cluster::{
+    Catalog, Cause, Command, CommandError, Operation, OperationId, OperationKind, Phase, ShardId, TableKind,
+};
 use pleat_host::HostError;
 use pleat_sql::{DdlAction, DdlPlan, Placement};
 

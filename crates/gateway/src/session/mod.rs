@@ -59,7 +59,7 @@ pub use token::Token;
 use crate::backend::Backend;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
-use crate::settings::{STATEMENT_BYTES_MAX, STATEMENT_TIMEOUT_MAX, Settings, STATUS_TIME_MAX};
+use crate::settings::{STATEMENT_BYTES_MAX, STATEMENT_TIMEOUT_MAX, STATUS_TIME_MAX, Settings};
 use deadline::Deadline;
 use plans::Plans;
 use reroute::Setback;

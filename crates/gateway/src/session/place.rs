@@ -18,7 +18,10 @@ pub(super) fn owners(units: &Units, catalog: &Catalog) -> Result<BTreeMap<ShardI
     for name in units.singles.keys() {
         let table = catalog.table(name);
         let Some((TableKind::Single { shard }, id)) = table.map(|table| (&table.kind, table.id)) else {
-            return Err(Failure::internal(format!("{name} is not a single table of generation {}", catalog.generation)));
+            return Err(Failure::internal(format!(
+                "{name} is not a single table of generation {}",
+                catalog.generation
+            )));
         };
         owners.entry(*shard).or_default().push(PartitionId::of_single(id));
     }

@@ -109,7 +109,8 @@ mod tests {
     use super::*;
 
     fn catalog(generation: u64, tables: &[&str]) -> Arc<Catalog> {
-        let mut catalog = Catalog { generation, ..Catalog::default() };
+        let mut catalog = Catalog::default();
+        catalog.generation = generation;
         for name in tables {
             let table = Table {
                 id: TableId(1),

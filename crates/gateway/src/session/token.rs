@@ -50,7 +50,8 @@ impl Token {
 
     /// The token after another write, which was routed by `catalog` and became entry `index` of `shard`.
     pub fn after_write(earlier: Option<&Token>, catalog: &Catalog, shard: ShardId, index: u64) -> Token {
-        let mut token = earlier.cloned().unwrap_or_else(|| Token { generation: catalog.generation, ..Token::default() });
+        let mut token =
+            earlier.cloned().unwrap_or_else(|| Token { generation: catalog.generation, ..Token::default() });
         let moved = catalog.shards.values().any(|shard| shard.ownership > token.generation);
         if !moved {
             token.generation = token.generation.max(catalog.generation);
@@ -95,7 +96,8 @@ mod tests {
     use super::*;
 
     fn catalog(generation: Generation, ownership: &[(u32, Generation)]) -> Catalog {
-        let mut catalog = Catalog { generation, ..Catalog::default() };
+        let mut catalog = Catalog::default();
+        catalog.generation = generation;
         for (number, ownership) in ownership {
             let id = ShardId(*number);
             let shard = Shard { id, state: ShardState::Active, replicas: vec![], ownership: *ownership, since: 0 };

@@ -60,13 +60,11 @@ impl Key {
     /// Sort the host's error, knowing whether the client can repeat the request.
     pub(super) fn setback(&self, error: HostError) -> Setback {
         match error {
-            HostError::OutcomeUnknown(_) | HostError::Spreading(_) if self.from_client => {
-                Setback::Failed(Failure {
-                    retryable: true,
-                    hint: "send the request again with the same key: it is not done twice".into(),
-                    ..error.into()
-                })
-            }
+            HostError::OutcomeUnknown(_) | HostError::Spreading(_) if self.from_client => Setback::Failed(Failure {
+                retryable: true,
+                hint: "send the request again with the same key: it is not done twice".into(),
+                ..error.into()
+            }),
             error => setback(error),
         }
     }
@@ -123,12 +121,7 @@ impl Executor {
         })
     }
 
-    async fn write_reference(
-        &self,
-        run: &Run,
-        attempt: &Attempt,
-        statements: Vec<Bound>,
-    ) -> Result<Response, Setback> {
+    async fn write_reference(&self, run: &Run, attempt: &Attempt, statements: Vec<Bound>) -> Result<Response, Setback> {
         let catalog = &attempt.catalog;
         let anchor = place::anchor(catalog)?;
         let statements = statements.into_iter().map(statement).collect();
@@ -159,9 +152,7 @@ pub(super) fn effects(outcome: Outcome) -> Result<(Vec<Effect>, bool), Setback> 
     match outcome {
         Outcome::Done { results } => Ok((results.into_iter().map(Effect::from).collect(), false)),
         Outcome::Replayed { results, .. } => Ok((results.into_iter().map(Effect::from).collect(), true)),
-        Outcome::Reference { results, replayed, .. } => {
-            Ok((results.into_iter().map(Effect::from).collect(), replayed))
-        }
+        Outcome::Reference { results, replayed, .. } => Ok((results.into_iter().map(Effect::from).collect(), replayed)),
         Outcome::Refused(refusal) => Err(refused(refusal)),
         Outcome::Failed(failure) => Err(Setback::Failed(failure.into())),
         Outcome::Bulk { .. } | Outcome::Moved(_) | Outcome::Digest(_) => {
@@ -183,7 +174,8 @@ impl From<StatementResult> for Effect {
 
 impl From<SqlFailure> for Failure {
     fn from(failure: SqlFailure) -> Self {
-        let which = if failure.statement > 0 { format!("statement {}: ", failure.statement + 1) } else { String::new() };
+        let which =
+            if failure.statement > 0 { format!("statement {}: ", failure.statement + 1) } else { String::new() };
         Failure {
             code: failure.code.into(),
             ..Failure::new("", format!("{which}{}", failure.message), failure.hint.unwrap_or_default())
@@ -229,7 +221,7 @@ mod tests {
         let unknown = || HostError::OutcomeUnknown("lost".into());
         let retryable = |client: Option<String>| match Key::new(client, 0, Duration::ZERO).setback(unknown()) {
             Setback::Failed(failure) => failure.retryable,
-            Setback::Refused(_) => panic!("an unknown outcome is no refusal"),
+            other => panic!("an unknown outcome is a failure, not {other:?}"),
         };
         assert!(retryable(Some("c/k".into())));
         assert!(!retryable(None));

@@ -118,13 +118,16 @@ pub fn tell(operation: &Value) -> Vec<String> {
             lines.push(format!("  {label}: {text}"));
         }
     }
-    for step in output::items(operation, "steps") {
+    let steps = output::items(operation, "steps");
+    let width = steps.iter().map(|step| output::text(step, "name").chars().count()).max().unwrap_or(0);
+    for step in steps {
         let state = match step.get("ended") {
             None | Some(Value::Null) => "under way".to_string(),
             Some(_) => between(step, "begun", "ended"),
         };
         let detail = step.get("detail").and_then(Value::as_str).unwrap_or_default();
-        lines.push(format!("  {:<14} {:>10}  {detail}", output::text(step, "name"), state).trim_end().to_string());
+        let name = output::text(step, "name");
+        lines.push(format!("  {name:<width$}  {state:>9}  {detail}").trim_end().to_string());
     }
     lines
 }
@@ -191,8 +194,8 @@ mod tests {
         assert_eq!(lines[0], "op-3: split 64 partitions of shard-1 to shard-2");
         assert_eq!(lines[1], "  Successful (2.50 s), asked for by decision-7");
         assert_eq!(lines[2], "  why: shard-1 has 130 rows");
-        assert_eq!(lines[4], "  copy               1.00 s  61 rows");
-        assert_eq!(lines[5], "  clean up        under way");
+        assert_eq!(lines[4], "  copy         1.00 s  61 rows");
+        assert_eq!(lines[5], "  clean up  under way");
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn headline(status: &Value, nodes: &Value) -> Vec<String> {
     vec![
         format!("cluster {}: {health}", output::text(status, "cluster_id")),
         format!(
-            "{} nodes, {} shards, {} tables, {} partitions, replication factor {}; control leader {}, generation {}",
+            "nodes {}, shards {}, tables {}, partitions {}, replication factor {}; control leader {}, generation {}",
             output::count(status, "cluster_size"),
             output::items(status, "shards").len(),
             output::count(status, "tables"),

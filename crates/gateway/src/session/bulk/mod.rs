@@ -232,7 +232,11 @@ fn columns(table: &Table, named: Option<Vec<String>>) -> Result<Vec<String>, Fai
                 return Err(Failure::new("428C9", message, hint()));
             }
             Some(column) if !seen.insert(column.name.clone()) => {
-                return Err(Failure::new("42701", format!("column \"{name}\" is named twice"), "name each column once"));
+                return Err(Failure::new(
+                    "42701",
+                    format!("column \"{name}\" is named twice"),
+                    "name each column once",
+                ));
             }
             Some(column) => columns.push(column.name.clone()),
         }
@@ -248,8 +252,9 @@ fn explain_partial(failure: &mut Failure, inserted: u64, from_client: bool) {
     failure.message = format!("{inserted} rows were inserted, then: {}", failure.message);
     if !from_client {
         failure.retryable = false;
-        failure.hint = "sending the batch again would insert some rows twice; give batches a batch_id, then it does not"
-            .to_owned();
+        failure.hint =
+            "sending the batch again would insert some rows twice; give batches a batch_id, then it does not"
+                .to_owned();
     } else if failure.retryable {
         failure.hint = "send the same batch again with the same batch_id: no row is inserted twice".to_owned();
     }

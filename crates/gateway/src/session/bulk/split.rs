@@ -36,12 +36,7 @@ pub(super) struct Piece {
 }
 
 /// Cut `rows` by partition, then by size. Depends on the batch and the table alone.
-pub(super) fn split(
-    table: &Table,
-    columns: &[String],
-    rows: Vec<(u32, Vec<Value>)>,
-    partition_count: u32,
-) -> Split {
+pub(super) fn split(table: &Table, columns: &[String], rows: Vec<(u32, Vec<Value>)>, partition_count: u32) -> Split {
     let mut parts: BTreeMap<PartitionId, Vec<Piece>> = BTreeMap::new();
     let mut rejected = Vec::new();
     for (number, row) in rows {

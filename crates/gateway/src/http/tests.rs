@@ -1,0 +1,5 @@
+//! The interface as a client sees it, over real shards.
+
+mod bulk;
+mod resources;
+mod statements;

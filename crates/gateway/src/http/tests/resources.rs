@@ -1,0 +1,218 @@
+//! Everything that is shown.
+
+use axum::body::Body;
+use axum::http::Request;
+use futures::StreamExt;
+use pleat_cluster::{PartitionId, ShardId};
+use serde_json::json;
+use tower::ServiceExt;
+
+use crate::testing::{Client, Cluster};
+
+#[tokio::test]
+async fn shards_have_every_field_of_document_004() {
+    let cluster = Cluster::new(2);
+    let client = Client::new(&cluster);
+    client.run("CREATE TABLE users (id INTEGER PRIMARY KEY) SHARD BY (id)").await;
+    client.run("INSERT INTO users VALUES (1)").await;
+    let shards = client.get("/shards").await.json;
+    let first = &shards[0];
+    for field in [
+        "cpu_percent",
+        "memory_percent",
+        "disk_percent",
+        "total_entries",
+        "connection_count",
+        "queries_per_second",
+        "database_size_bytes",
+    ] {
+        assert!(first[field].is_number(), "{field}: {first}");
+    }
+    assert_eq!(
+        (&first["shard_id"], &first["status"], &first["partitions"]),
+        (&json!("shard-1"), &json!("healthy"), &json!(8))
+    );
+    assert_eq!(first["last_updated"], "2025-10-05T12:48:20.787Z");
+    let rows: u64 =
+        shards.as_array().unwrap().iter().map(|shard| shard["table_counts"]["users"].as_u64().unwrap()).sum();
+    assert_eq!(rows, 1);
+    assert_eq!(client.get("/tables/USERS").await.json["rows"], 1);
+}
+
+#[tokio::test]
+async fn a_shard_that_cannot_be_asked_shows_no_figures() {
+    let cluster = Cluster::new(1);
+    let client = Client::new(&cluster);
+    client.run("CREATE TABLE t (id INTEGER PRIMARY KEY)").await;
+    *cluster.deaf.lock() = true;
+    tokio::time::sleep(crate::settings::OBSERVATION_AGE_MAX).await;
+    let shard = client.get("/shards").await.json[0].clone();
+    assert_eq!(
+        (&shard["status"], &shard["cpu_percent"], &shard["total_entries"]),
+        (&json!("unhealthy"), &json!(null), &json!(null))
+    );
+    assert!(shard["error"].as_str().unwrap().contains("deaf"), "{shard}");
+    assert_eq!(client.get("/tables/t").await.json["rows"], json!(null));
+}
+
+#[tokio::test]
+async fn nodes_and_status_as_document_001_says() {
+    let cluster = Cluster::new(2);
+    let client = Client::new(&cluster);
+    let nodes = client.get("/cluster/list-nodes").await.json;
+    assert_eq!((&nodes["cluster_size"], &nodes["current_node"]), (&json!(1), &json!("127.0.0.1:8080")));
+    let node = &nodes["nodes"][0];
+    assert_eq!(
+        (&node["node_address"], &node["node_id"], &node["is_current"], &node["status"]),
+        (&json!("127.0.0.1:8080"), &json!("node-1"), &json!(true), &json!("running"))
+    );
+    let status = client.get("/cluster/status").await.json;
+    assert_eq!(
+        (&status["hash_ring_initialized"], &status["replication_factor"], &status["peers"], &status["peer_health"]),
+        (&json!(true), &json!(1), &json!([]), &json!({}))
+    );
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_not_set_up_says_so() {
+    let client = Client::new(&Cluster::unfounded());
+    let health = client.get("/health").await;
+    assert_eq!(
+        (health.status, &health.json["status"], &health.json["initialised"]),
+        (503, &json!("unhealthy"), &json!(false))
+    );
+    assert_eq!(client.get("/cluster/status").await.status, 503);
+    assert_eq!(client.refused("SELECT 1").await, (503, "57P03".to_owned()));
+    assert_eq!(client.get("/shards").await.json, json!([]));
+}
+
+#[tokio::test]
+async fn the_journal_is_listed_newest_first_and_by_phase() {
+    let cluster = Cluster::new(1);
+    let client = Client::new(&cluster);
+    client.run("CREATE TABLE a (id INTEGER PRIMARY KEY)").await;
+    client.run("CREATE TABLE b (id INTEGER PRIMARY KEY)").await;
+    let listed = client.get("/operations").await.json;
+    let ids: Vec<_> = listed["operations"].as_array().unwrap().iter().map(|o| o["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["op-2", "op-1"]);
+    assert_eq!(client.get("/operations?phase=failed,Skipped").await.json, json!({"operations": []}));
+    assert_eq!(client.get("/operations?phase=over").await.status, 400);
+    assert_eq!(client.get("/operations?limit=1").await.json["operations"].as_array().unwrap().len(), 1);
+    assert_eq!(client.get("/operations?limit=0").await.status, 400);
+    assert_eq!(client.get("/operations?state=x").await.status, 400);
+    let one = client.get("/operations/op-1").await.json;
+    assert_eq!(
+        (&one["kind"], &one["phase"], &one["table"], &one["cause"]["by"]),
+        (&json!("ddl"), &json!("Successful"), &json!("a"), &json!("http"))
+    );
+    assert_eq!(client.get("/operations/2").await.json["id"], "op-2");
+    assert_eq!(client.get("/operations/op-9").await.status, 404);
+    assert_eq!(client.get("/operations/x").await.status, 400);
+    let ended = client.post("/operations/op-1/cancel", "application/json", "").await;
+    assert_eq!((ended.status, ended.json["code"].as_str()), (409, Some("conflict")));
+    let (operation, _) = cluster.add_shard(ShardId(1), &[PartitionId(0)]);
+    let cancelled = client.post(&format!("/operations/{operation}/cancel"), "application/json", "").await;
+    assert_eq!((cancelled.status, &cancelled.json["cancel_requested"]), (200, &json!(true)), "{}", cancelled.text);
+    assert_eq!(cancelled.json["partition_ids"], json!([0]));
+}
+
+#[tokio::test]
+async fn decisions_and_policy() {
+    let client = Client::new(&Cluster::new(1));
+    assert_eq!(client.get("/decisions?verdict=split").await.json, json!({"decisions": []}));
+    assert_eq!(client.get("/decisions?verdict=maybe").await.status, 400);
+    assert_eq!(client.get("/decisions/decision-1").await.status, 404);
+    let policy = client.get("/policy").await.json;
+    assert_eq!((&policy["mode"], &policy["thresholds"]["cpu_percent"]), (&json!("automatic"), &json!(70.0)));
+}
+
+#[tokio::test]
+async fn unknown_routes_and_methods_point_to_the_document() {
+    let client = Client::new(&Cluster::new(1));
+    let answer = client.get("/nowhere").await;
+    assert_eq!((answer.status, answer.json["code"].as_str()), (404, Some("not_found")));
+    let answer = client.get("/query").await;
+    assert_eq!((answer.status, answer.json["code"].as_str()), (405, Some("method_not_allowed")));
+    assert!(answer.json["hint"].as_str().unwrap().contains("/openapi.json"));
+    let stranger = Request::post("/query")
+        .header("content-type", "application/json")
+        .header("host", "127.0.0.1:8080")
+        .header("origin", "http://evil.example")
+        .body(Body::from("{\"query\":\"SELECT 1\"}"));
+    assert_eq!(client.send(stranger.unwrap()).await.status, 403);
+    let form = client.post("/query", "application/x-www-form-urlencoded", "{\"query\":\"SELECT 1\"}").await;
+    assert_eq!((form.status, form.json["code"].as_str()), (415, Some("unsupported_media_type")));
+}
+
+#[tokio::test]
+async fn the_coordinator_serves_shards_and_health_alone() {
+    let client = Client::new(&Cluster::new(1));
+    let router = client.gateway.coordinator_router();
+    for (path, status) in [("/shards", 200), ("/health", 200), ("/tables", 404)] {
+        let answer = router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_in_prometheus_form() {
+    let client = Client::new(&Cluster::new(1));
+    client.run("CREATE TABLE t (id INTEGER PRIMARY KEY)").await;
+    client.run("SELECT 1").await;
+    let text = client.get("/metrics").await.text;
+    for line in [
+        "pleat_http_requests_total{route=\"/query\",method=\"POST\",status=\"200\"} 2",
+        "pleat_shard_rows{shard=\"shard-1\"} 0.0",
+        "pleat_shard_table_rows{shard=\"shard-1\",table=\"t\"} 0.0",
+        "pleat_shard_latency_milliseconds{shard=\"shard-1\",quantile=\"0.5\"} 1.0",
+        "pleat_raft_is_leader{group=\"control\"} 1.0",
+        "pleat_http_request_seconds_count{route=\"/query\"} 2",
+    ] {
+        assert!(text.lines().any(|seen| seen == line), "{line}\n{text}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+    let described: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+    let mut once = described.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), described.len(), "each metric is described once");
+}
+
+#[tokio::test]
+async fn events_tell_what_happened_and_what_was_missed() {
+    let cluster = Cluster::new(1);
+    let client = Client::new(&cluster);
+    // Let the watcher see the cluster as it is first.
+    tokio::task::yield_now().await;
+    let open = |id: Option<&str>| {
+        let mut request = Request::get("/events");
+        if let Some(id) = id {
+            request = request.header("last-event-id", id);
+        }
+        client.gateway.router().oneshot(request.body(Body::empty()).unwrap())
+    };
+    let response = open(None).await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut body = response.into_body().into_data_stream();
+    let mut text = String::new();
+    client.run("CREATE TABLE t (id INTEGER PRIMARY KEY)").await;
+    while !text.contains("\"phase\":\"Successful\"") {
+        text.push_str(std::str::from_utf8(&body.next().await.unwrap().unwrap()).unwrap());
+    }
+    assert!(text.contains("event: ready") && text.contains("event: table"), "{text}");
+    let last = text.lines().rev().find_map(|line| line.strip_prefix("id: ")).unwrap().to_owned();
+    client.run("CREATE TABLE u (id INTEGER PRIMARY KEY)").await;
+    let mut body = open(Some(&last)).await.unwrap().into_body().into_data_stream();
+    let mut text = String::new();
+    while !text.contains("\"table\":\"u\",\"kind\"") {
+        text.push_str(std::str::from_utf8(&body.next().await.unwrap().unwrap()).unwrap());
+    }
+    assert!(!text.contains("\"table\":\"t\"") && !text.contains("event: reset"), "{text}");
+    let mut body = open(Some("1-1")).await.unwrap().into_body().into_data_stream();
+    let mut text = String::new();
+    while !text.contains("event: reset") {
+        text.push_str(std::str::from_utf8(&body.next().await.unwrap().unwrap()).unwrap());
+    }
+    client.gateway.close();
+    while body.next().await.is_some() {}
+}

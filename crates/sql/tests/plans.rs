@@ -1,0 +1,411 @@
+//! What Pleat does with a statement, and what it refuses. Each case is a statement and, below it, what EXPLAIN says.
+
+mod world;
+
+use std::collections::BTreeMap;
+
+use pleat_cluster::Value;
+use pleat_sql::{Params, SqlError, Statement, split_script};
+use world::{Failure, World, flights, rich};
+
+fn plan(world: &World, sql: &str) -> String {
+    world.explain(sql, &[]).lines().map(str::trim).collect::<Vec<_>>().join("\n")
+}
+
+/// Checks cases written as a statement, then its plan, with a blank line between cases.
+fn check(world: &World, script: &str) {
+    for case in script.trim().split("\n\n") {
+        let (sql, expected) = case.trim().split_once('\n').unwrap_or_else(|| panic!("no plan: {case}"));
+        let expected = expected.lines().map(str::trim).collect::<Vec<_>>().join("\n");
+        assert_eq!(plan(world, sql.trim().trim_start_matches("> ")), expected, "{sql}");
+    }
+}
+
+#[test]
+fn reads() {
+    check(
+        &flights(3, false),
+        r#"
+        > SELECT * FROM planes WHERE tailnum = 'N14228'
+          route: shard
+          shards: partition 35
+          run: SELECT * FROM planes WHERE tailnum = 'N14228'
+
+        > SELECT f.dest, p.model FROM flights f JOIN planes p USING (tailnum) WHERE f.tailnum = 'N14228'
+          route: shard
+          shards: partition 35
+          run: SELECT f.dest, p.model FROM flights f JOIN planes p USING (tailnum) WHERE f.tailnum = 'N14228'
+
+        > SELECT model FROM planes WHERE tailnum IN ('N1', 'N2') AND seats > 100
+          route: shard
+          shards: partition 33, partition 49
+          run: SELECT model FROM planes WHERE tailnum IN ('N1', 'N2') AND seats > 100
+
+        > SELECT name FROM airlines WHERE carrier = 'UA'
+          route: anywhere
+          shards: any one shard
+          run: SELECT name FROM airlines WHERE carrier = 'UA'
+
+        > SELECT tailnum, dest FROM flights WHERE dep_delay > 60 LIMIT 5 OFFSET 2
+          route: concat
+          shards: all shards
+          run: SELECT tailnum, dest FROM flights WHERE dep_delay > 60 LIMIT 7
+          finish: skip 2 rows, then give 5
+          because: each shard answers for its own rows
+
+        > SELECT a.name, count(*), avg(f.dep_delay) FROM flights f JOIN airlines a ON a.carrier = f.carrier GROUP BY a.name ORDER BY 2 DESC LIMIT 3
+          route: gather
+          shards: all shards
+          fetch __parts from all shards: SELECT a.name, count(*), count(f.dep_delay), sum(iif(typeof(f.dep_delay) = 'integer', (f.dep_delay) >> 32, NULL)), sum(iif(typeof(f.dep_delay) = 'integer', (f.dep_delay) & 4294967295, NULL)), total(iif(typeof(f.dep_delay) = 'integer', NULL, f.dep_delay)) FROM flights f JOIN airlines a ON a.carrier = f.carrier GROUP BY a.name
+          finish: SELECT __part_g0 AS "name", coalesce(sum(__part_a0), 0) AS "count(*)", ((coalesce(sum(__part_a2), 0) * 4294967296.0 + coalesce(sum(__part_a3), 0) + total(__part_a4)) / sum(__part_a1)) AS "avg(f.dep_delay)" FROM __parts GROUP BY __part_g0 ORDER BY 2 DESC LIMIT 3
+          because: it has aggregates, groups or windows; each shard aggregates its own rows
+
+        > SELECT dest FROM flights WHERE carrier = 'UA' ORDER BY dep_delay DESC, id LIMIT 3
+          route: gather
+          shards: all shards
+          fetch flights from all shards: SELECT "id", "carrier", "dest", "dep_delay" FROM "flights" WHERE (carrier = 'UA') ORDER BY dep_delay DESC, id LIMIT 3
+          finish: SELECT dest FROM flights WHERE carrier = 'UA' ORDER BY dep_delay DESC, id LIMIT 3
+          because: it has ORDER BY
+
+        > SELECT w.temp, f.dest FROM flights f JOIN weather w ON w.origin = f.origin WHERE w.origin = 'EWR' AND f.month = 1 AND w.wind_speed > f.distance
+          route: gather
+          shards: all shards; owners of partition 0
+          fetch flights from all shards: SELECT "month", "origin", "dest", "distance" FROM "flights" WHERE (month = 1)
+          fetch weather from owners of partition 0: SELECT "origin", "month", "temp", "wind_speed" FROM "weather" WHERE (origin = 'EWR')
+          finish: SELECT w.temp, f.dest FROM flights f JOIN weather w ON w.origin = f.origin WHERE w.origin = 'EWR' AND f.month = 1 AND w.wind_speed > f.distance
+          because: its sharded tables are not joined on their shard keys
+
+        > SELECT count(*) FROM flights a WHERE a.month = 1 AND EXISTS (SELECT 1 FROM flights b WHERE b.month = 2 AND b.tailnum = a.tailnum)
+          route: gather
+          shards: all shards
+          fetch flights from all shards: SELECT "id", "month", "tailnum" FROM "flights" WHERE ((month = 1) OR (month = 2))
+          finish: SELECT count(*) FROM flights a WHERE a.month = 1 AND EXISTS (SELECT 1 FROM flights b WHERE b.month = 2 AND b.tailnum = a.tailnum)
+          because: it has subqueries, CTEs or table functions
+
+        > SELECT count(*) FROM flights WHERE tailnum = NULL
+          route: anywhere
+          shards: any one shard
+          run: SELECT count(*) FROM flights WHERE tailnum = NULL
+
+        > EXPLAIN QUERY PLAN SELECT random() FROM flights
+          route: gather
+          shards: all shards
+          fetch flights from all shards: SELECT "id" FROM "flights"
+          finish: SELECT random() FROM flights
+          because: a function in it answers differently at each call
+        "#,
+    );
+}
+
+#[test]
+fn writes() {
+    check(
+        &flights(3, false),
+        r#"
+        > INSERT INTO planes (tailnum, seats) VALUES ('N14228', 149)
+          route: write
+          shards: partition 35
+          run: INSERT INTO planes (tailnum, seats) VALUES ('N14228', 149)
+
+        > UPDATE planes SET seats = seats + 1 WHERE tailnum = 'N14228' AND seats > 3
+          route: write
+          shards: partition 35
+          run: UPDATE planes SET seats = seats + 1 WHERE tailnum = 'N14228' AND seats > 3
+
+        > DELETE FROM flights WHERE tailnum = 'N14228' AND EXISTS (SELECT 1 FROM planes p WHERE p.tailnum = flights.tailnum)
+          route: write
+          shards: partition 35
+          run: DELETE FROM flights WHERE tailnum = 'N14228' AND EXISTS (SELECT 1 FROM planes p WHERE p.tailnum = flights.tailnum)
+
+        > UPDATE planes SET seats = 1
+          route: write everywhere
+          shards: the only shard, otherwise refused
+          run: UPDATE planes SET seats = 1
+
+        > UPDATE airlines SET name = 'x' WHERE carrier = 'UA'
+          route: reference write
+          shards: every shard
+          run: UPDATE airlines SET name = 'x' WHERE carrier = 'UA'
+
+        > INSERT INTO planes (tailnum) VALUES ('N14228'); DELETE FROM flights WHERE tailnum = 'N14228';
+          route: write
+          shards: partition 35
+          run: INSERT INTO planes (tailnum) VALUES ('N14228')
+          run: DELETE FROM flights WHERE tailnum = 'N14228'
+
+        > INSERT INTO flights (tailnum, id) SELECT tailnum, 7 FROM planes WHERE tailnum = 'N14228'
+          route: write
+          shards: partition 35
+          run: INSERT INTO flights (tailnum, id) SELECT tailnum, 7 FROM planes WHERE tailnum = 'N14228'
+
+        > INSERT INTO flights (tailnum, id) SELECT tailnum, 7 FROM planes
+          route: write everywhere
+          shards: the only shard, otherwise refused
+          run: INSERT INTO flights (tailnum, id) SELECT tailnum, 7 FROM planes
+        "#,
+    );
+}
+
+fn refusal(world: &World, sql: &str) -> SqlError {
+    let plan = match world.prepare(sql) {
+        Err(error) => return error,
+        Ok(plan) => plan,
+    };
+    let values: Vec<Value> = Vec::new();
+    let params = Params::Positional(&values);
+    let refused = match &plan {
+        Statement::Read(plan) => plan.scatter(&params, world::PARTITIONS).err(),
+        other => other.explain(&params, world::PARTITIONS).err(),
+    };
+    refused.unwrap_or_else(|| panic!("not refused: {sql}\n{}", world.explain(sql, &[])))
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let world = rich(false);
+    for (sql, code, says) in [
+        ("", "42601", "no statement"),
+        (" ;; -- nothing", "42601", "no statement"),
+        ("SELEC 1", "42601", "can't start with SELEC"),
+        ("SELECT FROM t WHERE", "42601", "syntax error"),
+        ("SELECT * FROM t WHERE (k = 1", "42601", "syntax error"),
+        ("SELECT 'a", "42601", "never closed"),
+        ("SELECT * FROM nope", "42P01", "no such table: nope"),
+        ("SELECT * FROM t, (SELECT * FROM nope) x", "42P01", "no such table: nope"),
+        ("SELECT t.nope FROM t", "42703", "no column nope"),
+        ("SELECT nope FROM t", "42703", "no such column: nope"),
+        ("SELECT * FROM t WHERE c = \"text\"", "42703", "no such column: text"),
+        ("SELECT * FROM sqlite_master", "0A000", "describes one shard"),
+        ("SELECT * FROM pragma_table_info('t')", "0A000", "describes one shard"),
+        ("SELECT * FROM __pleat_ownership", "0A000", "describes one shard"),
+        ("SELECT * FROM generate_series(1, 3)", "0A000", "can't be used as a table"),
+        ("SELECT * FROM other.t", "0A000", "one schema"),
+        ("SELECT rowid FROM t", "0A000", "rowid names a row only within one shard"),
+        ("SELECT t._rowid_ FROM t ORDER BY oid", "0A000", "rowid"),
+        ("SELECT pleat_owned(k) FROM t", "0A000", "Pleat's own"),
+        ("BEGIN", "0A000", "interactive transactions"),
+        ("PRAGMA user_version", "0A000", "PRAGMA"),
+        ("ATTACH 'x' AS y", "0A000", "attached"),
+        ("VACUUM", "0A000", "maintenance"),
+        ("EXPLAIN", "42601", "followed by a statement"),
+        ("SELECT 1; SELECT 2", "0A000", "can only write"),
+        ("WITH x AS (SELECT 1) DELETE FROM t", "0A000", "inside WITH"),
+        ("SELECT * FROM t FOR UPDATE", "42601", ""),
+        ("SELECT TOP 3 * FROM t", "42601", ""),
+        ("INSERT INTO t (id, a) VALUES (1, 2)", "23502", "shard key t.k can't be NULL"),
+        ("INSERT INTO t (k, id) VALUES (NULL, 2)", "23502", "shard key t.k can't be NULL"),
+        ("INSERT INTO t DEFAULT VALUES", "23502", "shard key"),
+        (
+            "INSERT INTO t (k, id) VALUES ('x', 2)",
+            "22P02",
+            "row 1: the shard key t.k holds integer values, not this text",
+        ),
+        ("INSERT INTO t (k, id) VALUES (1.5, 2)", "22P02", "not this real"),
+        ("INSERT INTO t (k, id) VALUES (1 + 1, 2)", "0A000", "given by an expression"),
+        ("INSERT INTO t (k, id) VALUES (1)", "42601", "row 1 has 1 values for 2 columns"),
+        ("INSERT INTO t (k, nope) VALUES (1, 2)", "42703", "no column nope"),
+        ("INSERT INTO nope VALUES (1)", "42P01", "no such table"),
+        ("INSERT OR ROLLBACK INTO t (k, id) VALUES (1, 2)", "0A000", "OR ROLLBACK"),
+        ("INSERT INTO t (k, id) VALUES (1, 2) ON CONFLICT DO UPDATE SET k = 3", "0A000", "changing the shard key t.k"),
+        ("UPDATE t SET k = 3 WHERE k = 2", "0A000", "changing the shard key t.k"),
+        ("UPDATE t SET (a, K) = (1, 2) WHERE k = 2", "0A000", "changing the shard key t.k"),
+        ("UPDATE t SET a = nope WHERE k = 2", "42703", "no such column: nope"),
+        ("UPDATE r SET a = (SELECT max(a) FROM t)", "0A000", "can't read t"),
+        ("INSERT INTO r SELECT a, a, c FROM one", "0A000", "can't read one"),
+        ("DELETE FROM r WHERE id IN (SELECT id FROM r LIMIT 1)", "0A000", "LIMIT but no ORDER BY"),
+        ("DELETE FROM t WHERE k = 1 LIMIT 1", "0A000", "LIMIT"),
+        ("DELETE FROM t WHERE rowid = 1", "0A000", "rowid"),
+        ("DELETE FROM r; DELETE FROM one", "0A000", "together"),
+        ("DELETE FROM sqlite_master", "0A000", "describes one shard"),
+        ("SELECT ?", "07001", "1 parameters, but 0 values"),
+        ("CREATE TABLE t (a)", "42P07", "exists already"),
+        ("CREATE TABLE __pleat_x (a)", "42939", "reserved"),
+        ("CREATE TABLE sqlite_x (a)", "42939", "reserved"),
+        ("CREATE TABLE x (__pleat_a)", "42939", "reserved"),
+        ("CREATE TABLE x AS SELECT 1", "0A000", "AS SELECT"),
+        ("CREATE TEMP TABLE x (a)", "0A000", "temporary"),
+        ("CREATE VIEW v AS SELECT 1", "0A000", "views"),
+        ("CREATE TRIGGER x AFTER INSERT ON t BEGIN SELECT 1; SELECT 2; END", "0A000", "triggers"),
+        ("CREATE VIRTUAL TABLE x USING fts5(a)", "0A000", "virtual tables"),
+        ("CREATE TABLE x (a) SHARD BY (a, b)", "0A000", "several columns"),
+        ("CREATE TABLE x (a) SHARD BY a", "42601", "was expected"),
+        ("CREATE TABLE x (a) SHARD BY (a) REFERENCE", "42601", "given twice"),
+        ("CREATE TABLE x (a) SHARDED", "42601", "was expected"),
+        ("CREATE TABLE x (a", "42601", "closing )"),
+        ("DROP TABLE nope", "42P01", "no such table"),
+        ("DROP INDEX nope", "42704", "no such index"),
+        ("CREATE INDEX i ON nope (a)", "42P01", "no such table"),
+        ("CREATE UNIQUE INDEX i ON t (a)", "42P16", "does not contain the shard key k"),
+        ("CREATE UNIQUE INDEX i ON s (w COLLATE NOCASE)", "42P16", "does not contain the shard key w"),
+        ("CREATE UNIQUE INDEX i ON s (lower(w))", "42P16", "does not contain the shard key w"),
+        ("ALTER TABLE t RENAME TO z", "0A000", "ALTER TABLE"),
+        ("ALTER TABLE t ADD COLUMN sqlite_a", "42939", "reserved"),
+    ] {
+        let error = refusal(&world, sql);
+        assert_eq!(error.sqlstate(), code, "{sql}: {error:?}");
+        assert!(error.message.contains(says), "{sql}: {error:?}");
+    }
+}
+
+#[test]
+fn errors_have_their_place() {
+    let world = rich(false);
+    for (sql, line, column) in [
+        ("SELECT *\nFROM  nope", 2, 7),
+        ("SELECT é, t.nope FROM t", 1, 13),
+        ("SELECT 1 +", 1, 11),
+        ("SELECT\n  rowid FROM t", 2, 3),
+    ] {
+        let position = refusal(&world, sql).position.unwrap_or_else(|| panic!("no place: {sql}"));
+        assert_eq!((position.line, position.column), (line, column), "{sql}");
+    }
+}
+
+#[test]
+fn tables_that_keep_their_promises() {
+    for (sql, outcome) in [
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY, b) SHARD BY (a)", "sharded"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY, b) SHARD BY (A) STRICT", "missing datatype"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY, b ANY) SHARD BY (A) STRICT", "sharded"),
+        (
+            "CREATE TABLE x (\"a b\" VARCHAR(20), [c] BIGINT, PRIMARY KEY ([c], `a b`)) without rowid shard by (\"a b\")",
+            "sharded",
+        ),
+        ("CREATE TABLE x (a BLOB NOT NULL PRIMARY KEY) SHARD BY (a)", "sharded"),
+        (
+            "CREATE TABLE x (a TEXT, b, PRIMARY KEY (a), UNIQUE (b, a), CHECK (b <> 'UNIQUE')) SHARD BY (a) -- ok",
+            "sharded",
+        ),
+        ("CREATE TABLE x (a, b) REFERENCE", "reference"),
+        ("CREATE TABLE x (a, b UNIQUE) SINGLE", "single"),
+        ("CREATE TABLE x (a, b)", "single"),
+        ("CREATE TABLE configured (user_id INTEGER, b, PRIMARY KEY (user_id))", "sharded"),
+        ("CREATE TABLE configured (user_id INTEGER) SINGLE", "single"),
+        ("CREATE TABLE x (id INTEGER PRIMARY KEY AUTOINCREMENT, p INT REFERENCES one (id)) SINGLE", "single"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY) SHARD BY (b)", "42703"),
+        ("CREATE TABLE x (a REAL PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a NUMERIC PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a DECIMAL(10, 2) PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a DATE PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a BOOLEAN PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a ANY PRIMARY KEY) STRICT, SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a TEXT COLLATE NOCASE PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a TEXT COLLATE RTRIM PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a INTEGER) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a INTEGER, b INTEGER PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY, b UNIQUE) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY, b, UNIQUE (b)) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a TEXT, PRIMARY KEY (a COLLATE NOCASE)) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY, b INT AS (a) STORED) SHARD BY (b)", "42P16"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY AUTOINCREMENT) SHARD BY (a)", "0A000"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY AUTOINCREMENT) REFERENCE", "0A000"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES one (id)) SHARD BY (a)", "0A000"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY, FOREIGN KEY (a) REFERENCES r (id)) REFERENCE", "0A000"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES t (id)) SINGLE", "0A000"),
+    ] {
+        let mut world = rich(false);
+        world.default_keys = BTreeMap::from([("Configured".to_owned(), "user_id".to_owned())]);
+        let found = match world.ddl(sql) {
+            Ok(()) => {
+                let table = world.tables.get("x").or(world.tables.get("configured")).unwrap();
+                assert!(!table.create_sql.to_lowercase().contains("shard"), "{}", table.create_sql);
+                table.kind_name().to_owned()
+            }
+            Err(Failure::Refused(error)) => {
+                assert!(error.hint.is_some(), "no hint: {sql}: {error:?}");
+                error.sqlstate().to_owned()
+            }
+            Err(Failure::Sqlite(error)) => error,
+        };
+        assert!(found.contains(outcome), "{sql}: {found}");
+    }
+}
+
+#[test]
+fn schema_changes() {
+    let mut world = rich(false);
+    let Ok(Statement::Ddl(plan)) = world.prepare("CREATE TABLE x (a, -- key\n b) SINGLE WITHOUT ROWID") else {
+        panic!()
+    };
+    assert_eq!(plan.statements, ["CREATE TABLE x (a, -- key\n b) WITHOUT ROWID"]);
+    assert_eq!(plan.notice, None);
+    let Ok(Statement::Ddl(plan)) = world.prepare("CREATE TABLE main.x (a)") else { panic!() };
+    assert!(plan.notice.unwrap().contains("single"));
+    for sql in [
+        "CREATE TABLE IF NOT EXISTS t (whatever) SHARD BY (whatever)",
+        "DROP TABLE IF EXISTS nope",
+        "DROP INDEX IF EXISTS nope",
+        "CREATE INDEX t_a ON t (a DESC, lower(c)) WHERE a > 0",
+        "CREATE INDEX IF NOT EXISTS T_A ON t (b)",
+        "CREATE UNIQUE INDEX t_b ON t (id, k)",
+        "ALTER TABLE t ADD COLUMN z TEXT DEFAULT 'x'",
+        "ALTER TABLE t ADD y",
+        "DROP INDEX T_b",
+        "DROP TABLE u",
+    ] {
+        world.ddl(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    let table = &world.tables["t"];
+    assert_eq!(table.indexes.iter().map(|index| index.name.as_str()).collect::<Vec<_>>(), ["t_a"]);
+    assert_eq!(table.columns.last().unwrap().name, "y");
+    assert!(!world.tables.contains_key("u"));
+    assert_eq!(world.check("SELECT k, z, y FROM t WHERE z = 'x' ORDER BY k, id LIMIT 3", &[]), Ok(false));
+}
+
+#[test]
+fn writes_reach_their_rows() {
+    let world = rich(false);
+    for (sql, values) in [
+        ("INSERT INTO t (id, k, a) VALUES (1000, ?, 7)", vec![Value::from("5")]),
+        (
+            "INSERT INTO t (id, k, a) VALUES (1001, 5, 7), (1002, ' 5 ', 8), (1003, 5.0, 9) RETURNING id, k, typeof(k)",
+            vec![],
+        ),
+        (
+            "INSERT INTO t (id, k) VALUES (1000, 5) ON CONFLICT (k, id) DO UPDATE SET a = excluded.id WHERE t.a > 1 RETURNING *",
+            vec![],
+        ),
+        ("INSERT OR REPLACE INTO t (id, k, a) VALUES (1000, 5, 70)", vec![]),
+        ("REPLACE INTO u VALUES (1, 5, 70, 'x')", vec![]),
+        ("INSERT OR IGNORE INTO u VALUES (1, 5, 71, 'y')", vec![]),
+        ("UPDATE t SET a = a + ?2 WHERE ?1 = k RETURNING id, a", vec![Value::Integer(5), Value::Integer(3)]),
+        ("UPDATE t SET a = u.x FROM u WHERE u.k = t.k AND t.k = 5 AND u.id = 1", vec![]),
+        ("UPDATE t AS z SET a = (SELECT max(x) FROM u WHERE u.k = z.k) WHERE z.k = 6", vec![]),
+        ("DELETE FROM t AS z WHERE z.k = 7 AND z.id > 10 RETURNING id", vec![]),
+        ("DELETE FROM t WHERE k = NULL", vec![]),
+        ("DELETE FROM s WHERE w = ?", vec![Value::Integer(5)]),
+        (
+            "INSERT INTO t (k, id, a) VALUES (?, ?, ?); UPDATE t SET a = ? WHERE k = ?1 AND id = ?2",
+            (1..5).map(Value::Integer).collect(),
+        ),
+        ("UPDATE r SET a = a + 1", vec![]),
+        ("DELETE FROM one WHERE id = 3", vec![]),
+        ("INSERT INTO t (k, id) SELECT k, id + 500 FROM u WHERE k = 5", vec![]),
+    ] {
+        world.write(sql, &values).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    for table in ["t", "u", "s", "r", "one"] {
+        assert_eq!(world.check(&format!("SELECT * FROM {table}"), &[]), Ok(false));
+    }
+    for sql in [
+        "UPDATE t SET a = 1",
+        "DELETE FROM t WHERE a = 1",
+        "INSERT INTO t (k, id) VALUES (1, 900), (2, 900), (3, 900), (4, 900)",
+    ] {
+        assert!(matches!(world.write(sql, &[]), Err(Failure::Refused(error)) if error.sqlstate() == "0A000"), "{sql}");
+    }
+}
+
+#[test]
+fn scripts_are_split_at_their_semicolons() {
+    let script = "SELECT ';'; -- a;b\nCREATE TRIGGER x AFTER INSERT ON t BEGIN SELECT 1; SELECT CASE WHEN 1 THEN 2 END; END;;\n/* ; */ SELECT \"a;b\", [c;d]; ";
+    assert_eq!(
+        split_script(script).unwrap(),
+        [
+            "SELECT ';'",
+            "CREATE TRIGGER x AFTER INSERT ON t BEGIN SELECT 1; SELECT CASE WHEN 1 THEN 2 END; END",
+            "SELECT \"a;b\", [c;d]",
+        ]
+    );
+}
