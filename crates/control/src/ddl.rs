@@ -65,7 +65,7 @@ const UNDO_STEP: &str = "undo";
 /// Carry out a schema change, or take it up where an earlier leader left it.
 pub(crate) async fn carry_out(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(), Stop> {
     let operation = work.operation()?;
-    if let Some(undoing) = operation.steps.iter().find(|step| step.name == UNDO_STEP && !crate::planted(10)) {
+    if let Some(undoing) = operation.steps.iter().find(|step| step.name == UNDO_STEP) {
         let phase = if operation.cancel_requested { Phase::Skipped } else { Phase::Failed };
         return undo(work, effect, phase, &undoing.detail.clone()).await;
     }

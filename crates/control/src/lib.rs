@@ -145,7 +145,3 @@ async fn until_over(cluster: &dyn Cluster, term: u64) {
         tokio::time::sleep(LEADERSHIP_EVERY).await;
     }
 }
-
-pub(crate) fn planted(n: u32) -> bool {
-    std::env::var("PLANT").ok().and_then(|v| v.parse().ok()) == Some(n)
-}

@@ -50,9 +50,6 @@ impl Epochs {
     }
 
     fn next(&self) -> u64 {
-        if crate::planted(1) {
-            return self.term << 32;
-        }
         (self.term << 32) + self.count.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
@@ -116,7 +113,7 @@ impl Work {
     pub async fn take_over(&self) -> Result<(), Stop> {
         let operation = self.operation()?;
         let term = self.tools.epochs.term();
-        if crate::planted(6) || operation.epoch == 0 || operation.epoch == term {
+        if operation.epoch == 0 || operation.epoch == term {
             return Ok(());
         }
         self.break_off("its leader was lost").await?;

@@ -73,6 +73,9 @@ fn nothing_but_the_clusters_tables_can_be_reached() {
         assert!(["42501", "42P01", "42000", "42883"].contains(&failure.code.as_str()), "{sql}: {failure:?}");
     }
     assert_eq!(before, shard.dump());
+    let failure = shard.failed("INSERT INTO items(k, n, name) SELECT 1, ncol, name FROM pragma_table_list");
+    assert_eq!(failure.code, "42501", "the order of its rows differs between replicas");
+    assert_eq!(before, shard.dump());
     for sql in [
         "SELECT name FROM pragma_table_info('items')",
         "PRAGMA table_info(items)",

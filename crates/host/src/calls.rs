@@ -19,6 +19,9 @@ use crate::route::{Attempt, Effect};
 use crate::rpc::{self, Declined, Piece, Request, Response, Written};
 use crate::{Host, HostError};
 
+/// How much longer a read on another node is waited for than it may take there.
+const ENDS_BY_ITSELF: Duration = Duration::from_millis(500);
+
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Freshness {
@@ -150,6 +153,8 @@ impl Host {
         if node == self.node() {
             return Ok(self.serve_read(shard, request, freshness, within).await?);
         }
+        // A statement that takes too long is ended by the shard itself, with an error that says so.
+        let within = within + ENDS_BY_ITSELF;
         let read = rpc::Read { within_ms: within.as_millis() as u64, shard, request, freshness };
         let body = rpc::encode(&read).map_err(Attempt::Failed)?;
         let mut stream = self.transport().stream(node, rpc::READ, body, within).await?;

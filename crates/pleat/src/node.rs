@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::serve::ListenerExt;
 use parking_lot::RwLock;
 use pleat_cluster::NodeId;
 use pleat_consensus::grpc::{self, GrpcTransport};
@@ -83,6 +84,12 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 fn serve(listener: TcpListener, router: axum::Router, mut shutdown: Shutdown) -> JoinHandle<()> {
+    // Without it, small answers wait for the client's delayed acknowledgement: 40 ms each.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::warn!(%error, "could not set TCP_NODELAY");
+        }
+    });
     tokio::spawn(async move {
         let serving = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.requested().await });
         if let Err(error) = serving.await {

@@ -128,7 +128,8 @@ pub(crate) fn create_table(name: &str, table: &Table, columns: &[&Column]) -> St
 pub(crate) fn column_definition(name: &str, column: &Column, strict: bool) -> String {
     let mut sql = quote(name);
     // In a STRICT table ANY keeps every value as it is; elsewhere it would mean NUMERIC.
-    if !(strict && column.decl_type.eq_ignore_ascii_case("ANY")) && !column.decl_type.is_empty() {
+    let any = strict && column.decl_type.eq_ignore_ascii_case("ANY");
+    if !any && !column.decl_type.is_empty() {
         sql.push(' ');
         sql.push_str(&declared_type(&column.decl_type));
     }

@@ -231,7 +231,7 @@ fn unterminated(text: &str, at: usize, mark: &str) -> SqlError {
 fn blob(text: &str, at: usize) -> Result<(Kind, usize), SqlError> {
     let end = quoted(text, at + 1, b'\'')?;
     let digits = &text[at + 2..end - 1];
-    if digits.len() % 2 == 0 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+    if digits.len().is_multiple_of(2) && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Ok((Kind::Blob, end));
     }
     Err(SqlError::syntax("a blob literal needs an even number of hexadecimal digits").at(text, at))

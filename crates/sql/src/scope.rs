@@ -495,8 +495,7 @@ impl<'a> Analysis<'a> {
     pub fn find_table(&self, name: &ObjectName) -> Result<&'a Table, SqlError> {
         let ident = name.0.last().and_then(|part| part.as_ident());
         let error = |error: SqlError| ident.map_or(error.clone(), |ident| self.point(error, ident));
-        if name.0.len() > 2
-            || (name.0.len() == 2 && !name.0[0].as_ident().is_some_and(|schema| lower(schema) == "main"))
+        if name.0.len() > 2 || (name.0.len() == 2 && name.0[0].as_ident().is_none_or(|schema| lower(schema) != "main"))
         {
             return Err(error(SqlError::unsupported("there is one schema, main").hint("leave the schema out")));
         }

@@ -25,6 +25,7 @@ pub struct Schema<'a> {
 
 /// A planned request. It depends on its text and on the schema, not on parameters or placement.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // kept in a cache behind an Arc, never moved around in bulk
 pub enum Statement {
     Read(ReadPlan),
     /// One or more writes, all or none of which happen.

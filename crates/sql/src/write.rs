@@ -500,10 +500,10 @@ fn insert_query<'a>(
 }
 
 fn row_key(expr: &Expr, table: &Table, key: &str) -> Result<Constant, SqlError> {
-    if let Expr::Value(value) = bare(expr) {
-        if let Literal::Boolean(truth) = &value.value {
-            return Ok(Constant::Value(Value::Integer(i64::from(*truth))));
-        }
+    if let Expr::Value(value) = bare(expr)
+        && let Literal::Boolean(truth) = &value.value
+    {
+        return Ok(Constant::Value(Value::Integer(i64::from(*truth))));
     }
     Constant::of(expr).ok_or_else(|| {
         SqlError::unsupported(format!("the shard key {}.{key} is given by an expression", table.name))

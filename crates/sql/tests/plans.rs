@@ -78,7 +78,7 @@ fn reads() {
         > SELECT count(*) FROM flights a WHERE a.month = 1 AND EXISTS (SELECT 1 FROM flights b WHERE b.month = 2 AND b.tailnum = a.tailnum)
           route: gather
           shards: all shards
-          fetch flights from all shards: SELECT "id", "month", "tailnum" FROM "flights" WHERE ((month = 1) OR (month = 2))
+          fetch flights from all shards: SELECT "month", "tailnum" FROM "flights" WHERE ((month = 1) OR (month = 2))
           finish: SELECT count(*) FROM flights a WHERE a.month = 1 AND EXISTS (SELECT 1 FROM flights b WHERE b.month = 2 AND b.tailnum = a.tailnum)
           because: it has subqueries, CTEs or table functions
 
@@ -90,7 +90,7 @@ fn reads() {
         > EXPLAIN QUERY PLAN SELECT random() FROM flights
           route: gather
           shards: all shards
-          fetch flights from all shards: SELECT "id" FROM "flights"
+          fetch flights from all shards: SELECT "tailnum" FROM "flights"
           finish: SELECT random() FROM flights
           because: a function in it answers differently at each call
         "#,

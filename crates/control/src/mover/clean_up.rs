@@ -69,7 +69,7 @@ async fn delete_foreign(work: &Work, plan: &Plan, shard: ShardId, step: &str) ->
             let MoveChunk::Keys { keys, next } = work.ask(shard, request).await? else {
                 return Err(unexpected("cleaning up"));
             };
-            if !keys.is_empty() && !crate::planted(9) {
+            if !keys.is_empty() {
                 rows += keys.len() as u64;
                 work.step(plan.number, shard, MoveAction::CleanUp { table, keys }).await?;
                 work.said_so_far(step, rows).await?;

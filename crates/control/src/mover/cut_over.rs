@@ -60,15 +60,13 @@ pub(super) async fn cut_over(attempt: &mut Attempt<'_>) -> Result<CutOver, Stop>
 
 /// The source takes no more writes, and the target has all there are.
 async fn close_gates(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
-    if !crate::planted(2) {
-        attempt.work.step(attempt.plan.number, attempt.plan.from, MoveAction::Fence).await?;
-    }
+    attempt.work.step(attempt.plan.number, attempt.plan.from, MoveAction::Fence).await?;
     for _ in 0..ROUNDS_MAX {
         // Each delta is read after a round of the source's quorum, so the fence is in it. The last one must be
         // empty: that is the barrier.
         let before = attempt.position.clone();
         let (carried, more, _) = attempt.round().await?;
-        if crate::planted(3) || carried == 0 && !more && attempt.position == before {
+        if carried == 0 && !more && attempt.position == before {
             return Ok(());
         }
     }

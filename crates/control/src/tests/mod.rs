@@ -24,7 +24,8 @@ fn tools(world: &Arc<World>) -> Tools {
     let provisioner = Arc::new(Embedded::new(ClusterProbe(cluster.clone())));
     let epochs = Arc::new(Epochs::new(world.with(|inner| inner.term)));
     // Small messages, so that everything takes several.
-    let settings = Settings { chunk_rows: 16, chunk_bytes: 2_000, ..Settings::default() };
+    let (chunk_rows, chunk_bytes) = world.with(|inner| inner.chunk);
+    let settings = Settings { chunk_rows, chunk_bytes, ..Settings::default() };
     Tools { cluster, provisioner, settings, epochs }
 }
 

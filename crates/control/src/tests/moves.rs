@@ -79,6 +79,19 @@ async fn a_move_to_a_shard_that_exists_and_back() {
     }
 }
 
+/// Deltas, also the last one behind closed gates and that of the verification, take several messages.
+#[tokio::test(start_paused = true)]
+async fn moves_in_the_smallest_messages() {
+    for seed in 0..12 {
+        let world = busy(2).await;
+        world.with(|inner| (inner.random, inner.chunk, inner.clients) = (seed, (2, 90), 3));
+        let id = world.start(shift());
+        until_quiet(&world).await;
+        settle(&world);
+        assert_eq!(operation(&world, id).phase, Phase::Successful, "{:#?}", operation(&world, id));
+    }
+}
+
 /// Run an operation with one fault at each of its calls in turn, until a run has fewer calls.
 async fn at_every_call(shards: u32, kind: OperationKind, fault: fn(u64) -> Fault, redeliver: bool) {
     for at in 1.. {

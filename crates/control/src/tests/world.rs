@@ -69,12 +69,14 @@ pub struct Inner {
     pub redeliver: bool,
     /// How long each call takes.
     pub latency: Duration,
+    /// Rows and bytes of one message of a move.
+    pub chunk: (usize, usize),
     /// Client operations at each call.
     pub clients: u32,
     sent: Vec<(ShardId, Action)>,
     now: Millis,
     index: u64,
-    random: u64,
+    pub random: u64,
     pub users: BTreeMap<i64, String>,
     pub cities: BTreeMap<i64, String>,
     pub acknowledged: u64,
@@ -111,6 +113,7 @@ impl World {
             past: VecDeque::new(),
             redeliver: false,
             latency: Duration::ZERO,
+            chunk: (16, 2_000),
             clients: 0,
             sent: Vec::new(),
             now: 1_000_000,

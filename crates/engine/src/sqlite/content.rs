@@ -1,9 +1,10 @@
 //! What a shard's database says about itself.
 
 use anyhow::Context;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::types::Value as SqlValue;
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
-use super::value::quote;
+use super::value::{marks, quote};
 use crate::ContentDigest;
 use crate::digest::{RowHash, TableDigest};
 
@@ -34,6 +35,29 @@ pub(crate) fn reload_statistics(conn: &Connection) -> rusqlite::Result<()> {
         true => conn.execute_batch("ANALYZE sqlite_schema"),
         false => Ok(()),
     }
+}
+
+/// Puts the rows of the statistics in order. ANALYZE visits tables in the order of a hash table in memory, which
+/// depends on whether this connection made them or found them; so would the rows' rowids.
+pub(crate) fn sort_statistics(conn: &Connection) -> rusqlite::Result<()> {
+    for table in ["sqlite_stat1", "sqlite_stat4"] {
+        if !conn.prepare("SELECT 1 FROM sqlite_schema WHERE name = ?1")?.exists([table])? {
+            continue;
+        }
+        let mut all = conn.prepare(&format!("SELECT * FROM {table} ORDER BY tbl, idx, rowid"))?;
+        let width = all.column_count();
+        let mut rows = all.raw_query();
+        let mut sorted = Vec::new();
+        while let Some(row) = rows.next()? {
+            sorted.push((0..width).map(|column| row.get(column)).collect::<rusqlite::Result<Vec<SqlValue>>>()?);
+        }
+        conn.execute(&format!("DELETE FROM {table}"), [])?;
+        let mut insert = conn.prepare(&format!("INSERT INTO {table} VALUES ({})", marks(width)))?;
+        for row in sorted {
+            insert.execute(params_from_iter(row))?;
+        }
+    }
+    Ok(())
 }
 
 /// The digest of all that is replicated: every table but the one that holds the position (which depends on how

@@ -4,6 +4,7 @@ use pleat_cluster::{Generation, PartitionId};
 use rusqlite::OptionalExtension;
 
 use super::authorize::Mode;
+use super::content;
 use super::failure::Applied;
 use super::session::Budget;
 use super::store::Writer;
@@ -55,6 +56,7 @@ impl Writer {
         }
         self.schema_changed = true;
         self.run_ddl(statements)?;
+        content::sort_statistics(&self.db.conn)?;
         match change {
             SchemaChange::Put(table) => {
                 let slot = self.next_slot(&table.name)?;

@@ -95,8 +95,10 @@ impl Executor {
     async fn wait_for(&self, id: OperationId, deadline: &Deadline) -> Result<(), Failure> {
         let mut changes = self.backend.watch_catalog();
         let ended = async {
-            let has_ended = |catalog: &std::sync::Arc<Catalog>| {
-                catalog.operations.get(&id).is_none_or(|operation| operation.phase.is_final())
+            let has_ended = |catalog: &std::sync::Arc<Catalog>| match catalog.operations.get(&id) {
+                Some(operation) => operation.phase.is_final(),
+                // This node may not have seen it yet. If it has seen newer ones, it is forgotten.
+                None => catalog.operations.last_key_value().is_some_and(|(newest, _)| *newest > id),
             };
             changes.wait_for(has_ended).await.map(|catalog| catalog.clone())
         };

@@ -158,7 +158,10 @@ mod tests {
             known(&plans, &format!("q{n}"), &catalog);
             known(&plans, "hot", &catalog);
         }
-        let held = plans.inner.lock().young.len() + plans.inner.lock().old.len();
+        let held = {
+            let inner = plans.inner.lock();
+            inner.young.len() + inner.old.len()
+        };
         assert!(held <= PLANS_CACHED_MAX, "{held}");
         assert!(known(&plans, "hot", &catalog));
         let long = "x".repeat(PLAN_TEXT_BYTES_MAX + 1);

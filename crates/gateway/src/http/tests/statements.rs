@@ -202,7 +202,7 @@ async fn a_router_that_is_behind_routes_again() {
 #[tokio::test]
 async fn a_partition_that_moves_between_two_shards_of_a_read_is_seen_once() {
     let (cluster, client) = users(2).await;
-    let moving = cluster.begin_split(ShardId(1), &[PartitionId(0), PartitionId(1), PartitionId(2), PartitionId(3)]);
+    let moving = cluster.begin_split(ShardId(2), &[PartitionId(8), PartitionId(9), PartitionId(10), PartitionId(11)]);
     cluster.after_reads(1, move |_| {
         moving.fence();
         moving.hand_over();
