@@ -133,10 +133,8 @@ async fn change_shard(work: &Work, shard: ShardId, action: Action) -> Result<(),
     let deadline = Instant::now() + EFFECT_LIMIT;
     loop {
         let outcome = work.cluster().write(shard, action.clone(), EFFECT_LIMIT).await;
-        let moving = match &outcome {
-            Ok(Outcome::Refused(Refusal::Moving)) | Err(HostError::Refused(Refusal::Moving)) => true,
-            _ => false,
-        };
+        let moving =
+            matches!(&outcome, Ok(Outcome::Refused(Refusal::Moving)) | Err(HostError::Refused(Refusal::Moving)));
         if !moving || Instant::now() >= deadline {
             return took_effect(outcome?).map(drop);
         }

@@ -26,11 +26,13 @@ const WEIGHTS_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) async fn keep_observing(tools: Tools) {
     let mut history = History::default();
     loop {
-        let interval = Duration::from_millis(tools.cluster.catalog().policy.monitoring_interval_ms);
-        sleep(interval.max(INTERVAL_MIN)).await;
-        if !tools.cluster.catalog().is_initialised() {
+        let catalog = tools.cluster.catalog();
+        if !catalog.is_initialised() {
+            // Its policy is not known yet, the interval included.
+            sleep(INTERVAL_MIN).await;
             continue;
         }
+        sleep(Duration::from_millis(catalog.policy.monitoring_interval_ms).max(INTERVAL_MIN)).await;
         let observed = observe(&*tools.cluster).await;
         if let Err(error) = decide(&*tools.cluster, &observed, &mut history).await {
             tracing::warn!(%error, "the decision was not journaled; looking again");

@@ -39,7 +39,7 @@ pub const LEADERS_LOOKED_AT_EVERY: Duration = Duration::from_millis(250);
 pub const STATUS_TIME_MAX: Duration = Duration::from_secs(5);
 /// A measurement younger than this is shown again instead of taken anew, so that many watchers cost the
 /// cluster no more than one. `last_updated` tells its age.
-pub const OBSERVATION_AGE_MAX: Duration = Duration::from_millis(500);
+pub const OBSERVATION_AGE_MAX: Duration = Duration::from_millis(100);
 /// Operations or decisions in one list.
 pub const LIST_MAX: usize = 1_000;
 

@@ -21,6 +21,9 @@ const BUCKETS: usize = 4 * 32;
 pub enum Kind {
     Read,
     Write,
+    /// One piece of a bulk load. A batch comes in many, one or more for each partition, so a piece counts as
+    /// a transaction and as load of its partition, but neither as a client's query nor as a connection.
+    Piece,
 }
 
 /// Counters of one shard on the node that leads it.
@@ -28,6 +31,7 @@ pub enum Kind {
 pub struct Meter {
     reads: AtomicU64,
     writes: AtomicU64,
+    pieces: AtomicU64,
     errors: AtomicU64,
     in_flight: AtomicU64,
     peak: AtomicU64,
@@ -42,6 +46,7 @@ struct Sample {
     at: Instant,
     reads: u64,
     writes: u64,
+    pieces: u64,
     peak: u64,
     latency: Vec<u64>,
     partitions: Vec<u64>,
@@ -63,6 +68,7 @@ impl Meter {
         Self {
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
+            pieces: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             peak: AtomicU64::new(0),
@@ -74,9 +80,11 @@ impl Meter {
 
     /// Count a statement from here until the guard is dropped.
     pub fn begin(&self, kind: Kind, units: &[PartitionId]) -> InFlight<'_> {
-        let now = self.in_flight.fetch_add(1, Relaxed) + 1;
-        self.peak.fetch_max(now, Relaxed);
-        let offset = usize::from(kind == Kind::Write);
+        if kind != Kind::Piece {
+            let now = self.in_flight.fetch_add(1, Relaxed) + 1;
+            self.peak.fetch_max(now, Relaxed);
+        }
+        let offset = usize::from(kind != Kind::Read);
         for unit in units {
             if let Some(counter) = self.partitions.get(2 * unit.0 as usize + offset) {
                 counter.fetch_add(1, Relaxed);
@@ -85,8 +93,9 @@ impl Meter {
         match kind {
             Kind::Read => self.reads.fetch_add(1, Relaxed),
             Kind::Write => self.writes.fetch_add(1, Relaxed),
+            Kind::Piece => self.pieces.fetch_add(1, Relaxed),
         };
-        InFlight { meter: self, begun: Instant::now() }
+        InFlight { meter: self, kind, begun: Instant::now() }
     }
 
     /// Count a statement that failed.
@@ -106,6 +115,7 @@ impl Meter {
             at: Instant::now(),
             reads: self.reads.load(Relaxed),
             writes: self.writes.load(Relaxed),
+            pieces: self.pieces.load(Relaxed),
             peak: self.peak.swap(self.in_flight.load(Relaxed), Relaxed),
             latency: copy(&self.latency),
             partitions: copy(&self.partitions),
@@ -139,7 +149,7 @@ impl Meter {
         let latency: Vec<u64> = last.latency.iter().zip(&first.latency).map(|(now, then)| now - then).collect();
         Rates {
             queries_per_second: per_second(last.reads + last.writes, first.reads + first.writes),
-            transactions_per_second: per_second(last.writes, first.writes),
+            transactions_per_second: per_second(last.writes + last.pieces, first.writes + first.pieces),
             latency_ms: quantiles(&latency),
             connections: window.iter().map(|sample| sample.peak).max().unwrap_or(0),
             partition_load,
@@ -151,12 +161,15 @@ impl Meter {
 #[derive(Debug)]
 pub struct InFlight<'a> {
     meter: &'a Meter,
+    kind: Kind,
     begun: Instant,
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.meter.in_flight.fetch_sub(1, Relaxed);
+        if self.kind != Kind::Piece {
+            self.meter.in_flight.fetch_sub(1, Relaxed);
+        }
         if let Some(bucket) = self.meter.latency.get(bucket_of(self.begun.elapsed())) {
             bucket.fetch_add(1, Relaxed);
         }
@@ -216,6 +229,19 @@ mod tests {
         assert!(load.reads_per_second > 0.0 && load.reads_per_second == load.writes_per_second);
         assert!(rates.queries_per_second > 2.0 * rates.transactions_per_second);
         assert!(rates.latency_ms.p99.is_some());
+    }
+
+    #[test]
+    fn pieces_of_a_bulk_load_are_transactions_but_not_queries() {
+        let meter = Meter::new(4);
+        meter.sample();
+        std::thread::sleep(Duration::from_millis(2));
+        drop([meter.begin(Kind::Piece, &[PartitionId(0)]), meter.begin(Kind::Piece, &[PartitionId(1)])]);
+        meter.sample();
+        let rates = meter.rates();
+        assert_eq!((rates.queries_per_second, rates.connections), (0.0, 0));
+        assert!(rates.transactions_per_second > 0.0);
+        assert_eq!(rates.partition_load.len(), 2);
     }
 
     #[test]

@@ -50,14 +50,14 @@ impl Replica {
         now: Millis,
         within: Duration,
     ) -> Result<Written, Declined> {
-        let counted = is_client_write(&action);
-        let _serving = counted.then(|| self.meter.begin(Kind::Write, units_of(&action)));
+        let counted = kind_of(&action);
+        let _serving = counted.map(|kind| self.meter.begin(kind, units_of(&action)));
         let now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);
         let proposal = Proposal { id: Uuid::new_v4(), generation, now_ms, seed: rand::random(), action };
         let answer = self.group.propose(proposal.encode().into(), within).await?;
         let (index, outcome) = split_index(&answer).map_err(|error| HostError::Internal(error.to_string()))?;
         let outcome = Outcome::decode(outcome).map_err(|error| HostError::Internal(error.to_string()))?;
-        if counted && matches!(outcome, Outcome::Failed(_)) {
+        if counted.is_some() && matches!(outcome, Outcome::Failed(_)) {
             self.meter.failed();
         }
         Ok(Written { outcome, index })
@@ -139,9 +139,13 @@ impl Replica {
     }
 }
 
-/// What clients ask for, as opposed to what the cluster does of its own.
-fn is_client_write(action: &Action) -> bool {
-    matches!(action, Action::Write { .. } | Action::Bulk { .. } | Action::ReferenceWrite { .. })
+/// As what a client's write counts; none for what the cluster does of its own.
+fn kind_of(action: &Action) -> Option<Kind> {
+    match action {
+        Action::Write { .. } | Action::ReferenceWrite { .. } => Some(Kind::Write),
+        Action::Bulk { .. } => Some(Kind::Piece),
+        _ => None,
+    }
 }
 
 fn units_of(action: &Action) -> &[PartitionId] {

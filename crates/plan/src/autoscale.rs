@@ -123,7 +123,7 @@ impl Draft {
         let Some(candidate) = self.candidates.first().cloned() else { return Ok(self.hold(catalog)) };
         let from = candidate.shard;
         let owned = catalog.partitions_of(from);
-        if candidate.metric.is_noisy() && !self.weigh_load(from, &mut weights) {
+        if candidate.metric.is_noisy() && !self.weigh_load(from, &owned, &mut weights) {
             self.turn_down("all of its load is on one partition, and a split would not divide it");
             return Err(Box::new(self));
         }
@@ -189,8 +189,10 @@ impl Draft {
     }
 
     /// Put the measured load beside rows and bytes. False when there is load and one partition has all of it.
-    fn weigh_load(&self, shard: ShardId, weights: &mut BTreeMap<PartitionId, Weight>) -> bool {
-        let busy = self.load.get(&shard).into_iter().flatten().filter(|(_, load)| **load > 0.0);
+    fn weigh_load(&self, shard: ShardId, owned: &[PartitionId], weights: &mut BTreeMap<PartitionId, Weight>) -> bool {
+        let load = self.load.get(&shard).into_iter().flatten();
+        // Statements that a moved partition had here before are not this shard's load any more.
+        let busy = load.filter(|(partition, load)| **load > 0.0 && owned.contains(partition));
         let mut partitions = 0;
         for (partition, load) in busy {
             weights.entry(*partition).or_default().load = *load;

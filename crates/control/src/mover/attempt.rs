@@ -230,7 +230,7 @@ impl Attempt<'_> {
 
     /// A machine that is slow at the moment gets a while to recover; then a longer pause is better than none.
     fn widen(&mut self, over: u32, predicted: Duration) -> Result<(), Stop> {
-        if over % ROUNDS_PER_BUDGET != 0 {
+        if !over.is_multiple_of(ROUNDS_PER_BUDGET) {
             return Ok(());
         }
         let limit = self.work.tools.settings.pause_budget * (1 << BUDGET_DOUBLINGS_MAX);

@@ -15,6 +15,7 @@ async fn shards_have_every_field_of_document_004() {
     let client = Client::new(&cluster);
     client.run("CREATE TABLE users (id INTEGER PRIMARY KEY) SHARD BY (id)").await;
     client.run("INSERT INTO users VALUES (1)").await;
+    tokio::time::sleep(crate::settings::OBSERVATION_AGE_MAX).await;
     let shards = client.get("/shards").await.json;
     let first = &shards[0];
     for field in [
@@ -159,6 +160,7 @@ async fn metrics_are_in_prometheus_form() {
     let client = Client::new(&Cluster::new(1));
     client.run("CREATE TABLE t (id INTEGER PRIMARY KEY)").await;
     client.run("SELECT 1").await;
+    tokio::time::sleep(crate::settings::OBSERVATION_AGE_MAX).await;
     let text = client.get("/metrics").await.text;
     for line in [
         "pleat_http_requests_total{route=\"/query\",method=\"POST\",status=\"200\"} 2",
