@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
-use pleat_cluster::{Generation, ShardId};
+use pleat_cluster::{Catalog, Generation, ShardId};
 use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReferenceEntry, Refusal};
 
 use crate::replica::{Replica, engine_error};
@@ -64,7 +64,13 @@ impl Host {
         let written = anchor.write(generation, action, self.now_ms(), within).await?;
         if let Outcome::Reference { seq, .. } = written.outcome {
             let left = deadline.saturating_duration_since(Instant::now());
-            match tokio::time::timeout(left, self.spread(anchor, seq, left)).await {
+            let spread = async {
+                // A shard that was activated before this write was decided must get it before it is answered,
+                // so this node's own catalog, which may lag, is not enough.
+                let catalog = self.fresh_catalog(left).await?;
+                self.spread(anchor, seq, &catalog, left).await
+            };
+            match tokio::time::timeout(left, spread).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(spreading(&error.to_string()).into()),
                 Err(_) => return Err(spreading("the limit passed").into()),
@@ -74,8 +80,7 @@ impl Host {
     }
 
     /// Bring everything up to `seq` to every active shard.
-    async fn spread(&self, anchor: &Replica, seq: u64, within: Duration) -> Result<(), HostError> {
-        let catalog = self.catalog();
+    async fn spread(&self, anchor: &Replica, seq: u64, catalog: &Catalog, within: Duration) -> Result<(), HostError> {
         let others = catalog.active_shards().map(|shard| shard.id).filter(|shard| *shard != anchor.shard);
         let mut sending: FuturesUnordered<_> =
             others.map(|shard| self.spread_to(anchor, shard, seq, catalog.generation, within)).collect();
@@ -159,7 +164,7 @@ impl Host {
         if last == 0 {
             return Ok(());
         }
-        let spread = tokio::time::timeout(LOOK_LIMIT, self.spread(anchor, last, LOOK_LIMIT)).await;
+        let spread = tokio::time::timeout(LOOK_LIMIT, self.spread(anchor, last, &self.catalog(), LOOK_LIMIT)).await;
         spread.unwrap_or_else(|_| Err(HostError::Timeout("a shard does not answer".into())))
     }
 }

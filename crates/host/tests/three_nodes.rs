@@ -24,38 +24,52 @@ struct Node {
     dir: tempfile::TempDir,
 }
 
-async fn cluster() -> Vec<Node> {
+type Founders = Vec<(NodeId, String, String)>;
+
+async fn cluster() -> (Vec<Node>, Founders) {
     let mut listeners = Vec::new();
     for _ in 0..3 {
         listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
     }
-    let addresses: BTreeMap<NodeId, String> =
-        (1..).zip(&listeners).map(|(id, listener)| (NodeId(id), listener.local_addr().unwrap().to_string())).collect();
-    let founders: Vec<_> =
-        addresses.iter().map(|(id, address)| (*id, format!("node-{}", id.0), address.clone())).collect();
+    let founders: Founders = (1..)
+        .zip(&listeners)
+        .map(|(id, listener)| (NodeId(id), format!("node-{id}"), listener.local_addr().unwrap().to_string()))
+        .collect();
     let mut nodes = Vec::new();
-    for (listener, (id, name, address)) in listeners.into_iter().zip(&founders) {
-        let dir = tempfile::tempdir().unwrap();
-        let known = addresses.clone();
-        let transport = GrpcTransport::new("c", *id, Arc::new(move |node| known.get(&node).cloned()));
-        let consensus =
-            Consensus::open(Config::new(*id, "c", dir.path().join("raft")), transport.clone()).await.unwrap();
-        let settings = Settings {
-            node: *id,
-            name: name.clone(),
-            address: address.clone(),
-            cluster_id: "c".into(),
-            data_dir: dir.path().to_owned(),
-            founders: founders.clone(),
-            founding: Founding { partition_count: 4, replication_factor: 3, shards: 1, policy: Policy::default() },
-            store: StoreLimits::default(),
-        };
-        let host = Host::start(settings, consensus.clone(), transport).await.unwrap();
-        let router = grpc::server(consensus, host.clone()).into_axum_router();
-        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        nodes.push(Node { host, server, dir });
+    for (listener, (id, ..)) in listeners.into_iter().zip(&founders) {
+        nodes.push(start(listener, *id, &founders, tempfile::tempdir().unwrap()).await);
     }
-    nodes
+    (nodes, founders)
+}
+
+async fn start(listener: TcpListener, id: NodeId, founders: &Founders, dir: tempfile::TempDir) -> Node {
+    let known: BTreeMap<NodeId, String> = founders.iter().map(|(id, _, address)| (*id, address.clone())).collect();
+    let address = known[&id].clone();
+    let transport = GrpcTransport::new("c", id, Arc::new(move |node| known.get(&node).cloned()));
+    let mut config = Config::new(id, "c", dir.path().join("raft"));
+    // Small, so that a log is purged while a test watches.
+    (config.checkpoint_entries, config.log_keep_entries) = (40, 5);
+    let consensus = Consensus::open(config, transport.clone()).await.unwrap();
+    let settings = Settings {
+        node: id,
+        name: format!("node-{}", id.0),
+        address,
+        cluster_id: "c".into(),
+        data_dir: dir.path().to_owned(),
+        founders: founders.clone(),
+        founding: Founding { partition_count: 4, replication_factor: 3, shards: 1, policy: Policy::default() },
+        store: StoreLimits::default(),
+    };
+    let host = Host::start(settings, consensus.clone(), transport).await.unwrap();
+    let router = grpc::server(consensus, host.clone()).into_axum_router();
+    let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    Node { host, server, dir }
+}
+
+async fn stop(node: Node) -> tempfile::TempDir {
+    node.server.abort();
+    node.host.shutdown().await;
+    node.dir
 }
 
 /// What the control loop does with a founding shard and a `CREATE TABLE`.
@@ -109,7 +123,7 @@ async fn count(host: &Host, freshness: Freshness, catalog: &Catalog) -> Result<i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_node_writes_and_reads_and_the_loss_of_one_is_survived() {
-    let mut nodes = cluster().await;
+    let (mut nodes, _) = cluster().await;
     let catalog = with_table(&nodes).await;
     for id in 0..30 {
         let host = &nodes[id as usize % 3].host;
@@ -138,10 +152,7 @@ async fn any_node_writes_and_reads_and_the_loss_of_one_is_survived() {
 
     // The leader of the shard goes: the others elect another and writes go on.
     let leader = nodes.iter().position(|n| n.host.shard_status(SHARD).unwrap().is_leader).unwrap();
-    let lost = nodes.remove(leader);
-    lost.server.abort();
-    lost.host.shutdown().await;
-    drop(lost.dir);
+    drop(stop(nodes.remove(leader)).await);
     for id in 32..40 {
         let host = &nodes[id as usize % 2].host;
         done(host.write(SHARD, 1, insert(id, Some(format!("k{id}"))), LIMIT).await);
@@ -159,7 +170,7 @@ async fn any_node_writes_and_reads_and_the_loss_of_one_is_survived() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_are_carried_to_the_leader_and_refusals_come_back() {
-    let nodes = cluster().await;
+    let (nodes, _) = cluster().await;
     with_table(&nodes).await;
     for node in &nodes {
         let refused = node.host.command(Command::ActivateShard { shard: ShardId(9), at: 1 }, LIMIT).await.unwrap_err();
@@ -171,4 +182,35 @@ async fn commands_are_carried_to_the_leader_and_refusals_come_back() {
     for node in &nodes {
         assert!(node.host.ping(NodeId(2), LIMIT).await.unwrap() < LIMIT);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_gone_for_long_catches_up_by_snapshot() {
+    let (mut nodes, founders) = cluster().await;
+    let catalog = with_table(&nodes).await;
+    let away = nodes.iter().position(|n| !n.host.shard_status(SHARD).unwrap().is_leader).unwrap();
+    let away = nodes.remove(away);
+    let (id, last) = (away.host.node(), away.host.shard_status(SHARD).unwrap().last_log);
+    let dir = stop(away).await;
+    let mut rows = 0;
+    let purged = |node: &Node| node.host.shard_status(SHARD).unwrap().purged.unwrap_or(0);
+    while !nodes.iter().all(|node| purged(node) > last) {
+        done(nodes[rows as usize % 2].host.write(SHARD, 1, insert(rows, None), LIMIT).await);
+        rows += 1;
+        assert!(rows < 2_000, "the log is never purged");
+    }
+    let address = &founders[id.0 as usize - 1].2;
+    let back = start(TcpListener::bind(address).await.unwrap(), id, &founders, dir).await;
+    let begun = std::time::Instant::now();
+    let applied = nodes.iter().map(|node| node.host.shard_status(SHARD).unwrap().applied).max().unwrap();
+    while back.host.shard_status(SHARD).is_none_or(|status| status.applied < applied) {
+        assert!(begun.elapsed() < LIMIT, "{:?}", back.host.shard_status(SHARD));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // It has the rows in its own database, and takes part again.
+    assert_eq!(count(&back.host, Freshness::Eventual, &catalog).await.unwrap(), rows);
+    let caught_up = back.host.shard_status(SHARD).unwrap();
+    assert!(caught_up.purged.unwrap_or(0) > last, "what it missed can only have come by snapshot: {caught_up:?}");
+    done(back.host.write(SHARD, 1, insert(rows, None), LIMIT).await);
+    assert_eq!(count(&back.host, Freshness::Strong, &catalog).await.unwrap(), rows + 1);
 }

@@ -11,6 +11,7 @@
 
 mod cluster;
 mod decisions;
+mod document;
 mod events;
 mod extract;
 mod guard;

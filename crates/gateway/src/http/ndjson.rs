@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::document::Text;
 use super::problem::ErrorBody;
-use super::query::{Text, Trailer};
+use super::query::Trailer;
 use super::value::RowArray;
 use crate::session::{Effect, Failure, Output, Response as Answer, Rows};
 

@@ -39,6 +39,9 @@ pub enum Fault {
     NoLeader,
 }
 
+/// Something that happens to a cluster.
+type Act = Box<dyn FnOnce(&Cluster) + Send>;
+
 struct Replica {
     store: Mutex<Store>,
     readers: Readers,
@@ -59,7 +62,7 @@ pub struct Cluster {
     /// Whether shards answer when they are asked for figures.
     pub deaf: Mutex<bool>,
     /// Run after this many more reads were opened: something that happens between two shards of a scatter.
-    between: Mutex<Option<(u32, Box<dyn FnOnce(&Cluster) + Send>)>>,
+    between: Mutex<Option<(u32, Act)>>,
     clock: AtomicU64,
 }
 
