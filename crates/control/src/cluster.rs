@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pleat_cluster::{Catalog, Command, Millis, NodeId, PartitionId, Reply, ShardId};
-use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, OwnershipCheck, ReadLimits, ReadRequest};
+use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest};
 use pleat_host::{Freshness, Host, HostError, NodeObservation, PartitionWeight};
 use tokio::sync::watch;
 
@@ -79,9 +79,7 @@ impl Cluster for HostCluster {
 
     async fn probe(&self, shard: ShardId, within: Duration) -> Result<(), String> {
         let request = ReadRequest {
-            sql: "SELECT 1".to_owned(),
-            sql_filtered: None,
-            params: Vec::new(),
+            queries: vec![Query::new("SELECT 1")],
             check: OwnershipCheck::None,
             now_ms: self.0.now_ms(),
             seed: 0,

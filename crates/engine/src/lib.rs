@@ -47,7 +47,7 @@ pub use proposal::{
     Action, Idempotency, Outcome, Proposal, ProposalError, ReferenceEntry, Refusal, RejectedRow, SchemaChange,
     SqlFailure, Statement, StatementResult,
 };
-pub use request::{Chunk, ColumnInfo, OwnershipCheck, ReadLimits, ReadRequest, ShardStats};
+pub use request::{Chunk, ColumnInfo, OwnershipCheck, Query, ReadLimits, ReadRequest, ShardStats};
 pub use sqlite::finisher::{Finisher, FinisherLimits};
 pub use sqlite::readers::Readers;
 pub use sqlite::scratch::{Scratch, validate_ddl};

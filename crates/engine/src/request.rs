@@ -6,18 +6,33 @@ use std::time::Duration;
 use pleat_cluster::{Generation, Millis, PartitionId, Value};
 use serde::{Deserialize, Serialize};
 
-/// One read: one statement, in one snapshot.
+/// One read of one shard: its queries, all in one snapshot. A statement that is gathered from several tables
+/// asks for all of them at once, so that it never sees half of what one write did to this shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReadRequest {
-    pub sql: String,
-    /// Run instead of `sql` when the shard holds rows that it doesn't own: it filters by `pleat_owned(key)`.
-    pub sql_filtered: Option<String>,
-    pub params: Vec<Value>,
+    /// Answered one after the other.
+    pub queries: Vec<Query>,
     pub check: OwnershipCheck,
     /// The same for every shard that one query asks.
     pub now_ms: Millis,
     pub seed: u64,
+    /// Of each query.
     pub limits: ReadLimits,
+}
+
+/// One query of a read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Query {
+    pub sql: String,
+    /// Run instead of `sql` when the shard holds rows that it doesn't own: it filters by `pleat_owned(key)`.
+    pub sql_filtered: Option<String>,
+    pub params: Vec<Value>,
+}
+
+impl Query {
+    pub fn new(sql: impl Into<String>) -> Self {
+        Self { sql: sql.into(), ..Self::default() }
+    }
 }
 
 /// What the shard must own for the answer to be right, checked in the snapshot that is read.
@@ -53,7 +68,7 @@ pub struct ColumnInfo {
     pub decl_type: Option<String>,
 }
 
-/// A part of a result. The first one of each result carries the columns, and comes also when there are no rows.
+/// A part of a result. The first one of each query's result carries the columns, and comes also when there are no rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Chunk {
     pub columns: Option<Vec<ColumnInfo>>,

@@ -384,7 +384,11 @@ fn fenced_and_released_partitions_answer_nobody() {
         let filtered = Some("SELECT k FROM items WHERE pleat_owned(k)".to_owned());
         read_all(
             &world.source.readers,
-            &ReadRequest { check, sql_filtered: filtered, ..request("SELECT k FROM items") },
+            &ReadRequest {
+                check,
+                queries: vec![Query { sql_filtered: filtered, ..Query::new("SELECT k FROM items") }],
+                ..request("")
+            },
         )
     };
     world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });

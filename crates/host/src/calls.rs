@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use pleat_cluster::{Catalog, Command, Generation, NodeId, PartitionId, Reply, ShardId, Value};
+use pleat_cluster::{Catalog, Command, Generation, NodeId, PartitionId, Reply, ShardId};
 use pleat_consensus::GroupId;
 use pleat_engine::{Action, MoveChunk, MoveRead, ReadRequest};
 use serde::{Deserialize, Serialize};
@@ -35,8 +35,10 @@ pub enum Freshness {
 
 /// Rows on their way.
 pub struct RowStream {
+    /// The columns of the first query.
     pub columns: Vec<String>,
-    pub chunks: BoxStream<'static, Result<Vec<Vec<Value>>, HostError>>,
+    /// Its rows; then, for each further query of the request, its columns and its rows.
+    pub pieces: BoxStream<'static, Result<Piece, HostError>>,
 }
 
 impl Host {
@@ -127,19 +129,18 @@ impl Host {
             Some(Err(declined)) => return Err(declined_here(declined)),
             Some(Ok(Piece::Rows(_))) | None => return Err(mismatch()),
         };
-        let chunks = futures::stream::try_unfold(pieces, move |mut pieces| async move {
+        let pieces = futures::stream::try_unfold(pieces, move |mut pieces| async move {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(next) = tokio::time::timeout(left, pieces.next()).await else {
                 return Err(HostError::Timeout("the rows did not arrive within the statement's time".into()));
             };
             match next {
                 None => Ok(None),
-                Some(Ok(Piece::Rows(rows))) => Ok(Some((rows, pieces))),
-                Some(Ok(Piece::Columns(_))) => Err(mismatch()),
+                Some(Ok(piece)) => Ok(Some((piece, pieces))),
                 Some(Err(declined)) => Err(declined_here(declined)),
             }
         });
-        Ok(RowStream { columns, chunks: chunks.boxed() })
+        Ok(RowStream { columns, pieces: pieces.boxed() })
     }
 
     async fn read_on(

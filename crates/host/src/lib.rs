@@ -30,4 +30,4 @@ pub use calls::{Freshness, RowStream};
 pub use error::HostError;
 pub use host::{Founding, Host, Settings, StoreLimits};
 pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};
-pub use rpc::Written;
+pub use rpc::{Piece, Written};

@@ -71,7 +71,7 @@ pub struct Read {
     pub freshness: Freshness,
 }
 
-/// One piece of a stream of rows.
+/// One piece of a stream of rows: a query's columns, or some of its rows.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Piece {
     Columns(Vec<String>),

@@ -9,8 +9,10 @@ use futures::TryStreamExt;
 use pleat_cluster::{Catalog, Command, NodeId, PartitionId, Policy, ShardId, Value};
 use pleat_consensus::grpc::{self, GrpcTransport};
 use pleat_consensus::{Config, Consensus};
-use pleat_engine::{Action, Idempotency, Outcome, OwnershipCheck, ReadLimits, ReadRequest, SchemaChange, Statement};
-use pleat_host::{Founding, Freshness, Host, HostError, Settings, StoreLimits};
+use pleat_engine::{
+    Action, Idempotency, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest, SchemaChange, Statement,
+};
+use pleat_host::{Founding, Freshness, Host, HostError, Piece, Settings, StoreLimits};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -104,9 +106,7 @@ fn insert(id: i64, key: Option<String>) -> Action {
 
 async fn count(host: &Host, freshness: Freshness, catalog: &Catalog) -> Result<i64, HostError> {
     let request = ReadRequest {
-        sql: "SELECT count(*) FROM t".into(),
-        sql_filtered: None,
-        params: vec![],
+        queries: vec![Query::new("SELECT count(*) FROM t")],
         check: OwnershipCheck::Scatter { ownership: catalog.shards[&SHARD].ownership },
         now_ms: 1,
         seed: 1,
@@ -114,8 +114,9 @@ async fn count(host: &Host, freshness: Freshness, catalog: &Catalog) -> Result<i
     };
     let rows = host.read(SHARD, request, freshness, LIMIT).await?;
     assert_eq!(rows.columns, ["count(*)"]);
-    let rows: Vec<Vec<Vec<Value>>> = rows.chunks.try_collect().await?;
-    match rows.concat()[0][0] {
+    let rows: Vec<Piece> = rows.pieces.try_collect().await?;
+    let [Piece::Rows(rows)] = &rows[..] else { panic!("{rows:?}") };
+    match rows[0][0] {
         Value::Integer(count) => Ok(count),
         ref other => panic!("{other:?}"),
     }

@@ -271,9 +271,7 @@ impl Inner {
         check: OwnershipCheck,
     ) -> Result<Vec<Vec<Value>>, EngineError> {
         let request = ReadRequest {
-            sql: sql.to_owned(),
-            sql_filtered: filtered.map(str::to_owned),
-            params,
+            queries: vec![Query { sql: sql.to_owned(), sql_filtered: filtered.map(str::to_owned), params }],
             check,
             now_ms: self.now,
             seed: 1,

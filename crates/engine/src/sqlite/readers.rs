@@ -207,7 +207,7 @@ impl Readers {
         Self { shared }
     }
 
-    /// Runs one query in one snapshot and hands its rows to `sink`, a chunk at a time; `sink` ends it with `Break`
+    /// Runs the queries in one snapshot and hands their rows to `sink`, a chunk at a time; `sink` ends it with `Break`
     /// ([`EngineError::Cancelled`]). Blocks the calling thread.
     pub fn read(
         &self,
@@ -219,16 +219,19 @@ impl Readers {
         reader.begin()?;
         reader.placement.check_read(&request.check)?;
         reader.set_units(UnitSet::default());
-        let filtered = request.sql_filtered.as_ref().filter(|_| reader.placement.has_foreign_rows());
-        let run = Run {
-            sql: filtered.unwrap_or(&request.sql),
-            params: &request.params,
-            now_ms: request.now_ms,
-            seed: request.seed,
-            limits: request.limits,
-            deadline,
-        };
-        reading::stream(&reader.db, &run, sink)
+        for query in &request.queries {
+            let filtered = query.sql_filtered.as_ref().filter(|_| reader.placement.has_foreign_rows());
+            let run = Run {
+                sql: filtered.unwrap_or(&query.sql),
+                params: &query.params,
+                now_ms: request.now_ms,
+                seed: request.seed,
+                limits: request.limits,
+                deadline,
+            };
+            reading::stream(&reader.db, &run, sink)?;
+        }
+        Ok(())
     }
 
     /// Answers the mover. Blocks the calling thread, for digests as long as it takes to read the moving rows.

@@ -133,9 +133,7 @@ pub fn unit_of(key: i64) -> PartitionId {
 
 pub fn request(sql: &str) -> ReadRequest {
     ReadRequest {
-        sql: sql.to_owned(),
-        sql_filtered: None,
-        params: vec![],
+        queries: vec![Query::new(sql)],
         check: OwnershipCheck::None,
         now_ms: 1_700_000_000_000,
         seed: 7,

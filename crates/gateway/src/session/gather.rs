@@ -5,19 +5,18 @@
 //! either end goes away. Memory is limited per gather, and so is the number of gathers at one time on this
 //! node: a query that finds all places taken waits for one, within its own time.
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use futures::stream::{self, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt};
 use pleat_cluster::{Millis, Value};
 use pleat_engine::{Chunk, EngineError, Finisher, FinisherLimits, ReadLimits};
-use pleat_host::RowStream;
+use pleat_host::Piece;
 use pleat_sql::{Bound, Fetch};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::deadline::Deadline;
-use super::read::{response, rows_of};
+use super::read::{Asked, failure_of, response};
 use super::reroute::Setback;
 use super::{Attempt, Executor, Failure, OVERLOADED, Response, Run, Touched};
 
@@ -42,13 +41,8 @@ impl Executor {
                 "try again after a pause, or ask another node",
             )));
         };
-        let mut shards = BTreeSet::new();
-        let mut answers = Vec::with_capacity(fetches.len());
-        for fetch in &fetches {
-            let (asked, streams) = self.fetch(run, attempt, fetch).await?;
-            shards.extend(asked);
-            answers.push(streams);
-        }
+        let answers = self.fetch(run, attempt, &fetches).await?;
+        let shards = answers.iter().map(|asked| asked.shard).collect();
         let (rows_in, gathered) = mpsc::channel(CHUNKS_WAITING_MAX);
         let (rows_out, finished) = mpsc::channel(CHUNKS_WAITING_MAX);
         let work = Work {
@@ -75,23 +69,40 @@ impl Executor {
         let first = first.unwrap_or_else(|| Err(Failure::internal("the gather ended without an answer")))?;
         let columns = first.columns.unwrap_or_default().into_iter().map(|column| column.name).collect();
         let rows = stream::iter([Ok(first.rows)]).chain(finished.map(|chunk| chunk.map(|chunk| chunk.rows)));
-        Ok(response(attempt, Touched::of(shards.into_iter().collect()), columns, rows.boxed()))
+        Ok(response(attempt, Touched::of(shards), columns, rows.boxed()))
     }
 }
 
 /// Hand the shards' rows to the gather, each with the number of its table. When the gather has stopped
 /// early, its own answer says why.
-async fn feed(answers: Vec<Vec<RowStream>>, gather: mpsc::Sender<(usize, Vec<Vec<Value>>)>) -> Result<(), Failure> {
-    let tagged = answers.into_iter().enumerate().flat_map(|(table, streams)| {
-        streams.into_iter().map(move |answer| rows_of(answer).map(move |chunk| chunk.map(|rows| (table, rows))).boxed())
-    });
-    let mut rows = stream::select_all(tagged);
+async fn feed(answers: Vec<Asked>, gather: mpsc::Sender<(usize, Vec<Vec<Value>>)>) -> Result<(), Failure> {
+    let mut rows = stream::select_all(answers.into_iter().map(tagged));
     while let Some(chunk) = rows.next().await {
         if gather.send(chunk?).await.is_err() {
             break;
         }
     }
     Ok(())
+}
+
+/// A shard's rows, each chunk with the number of its table: columns mark where the next table begins.
+fn tagged(asked: Asked) -> BoxStream<'static, Result<(usize, Vec<Vec<Value>>), Failure>> {
+    let mut numbers = asked.numbers.into_iter();
+    // The first table's columns came before the stream.
+    let state = (asked.answer.pieces, numbers.next(), numbers);
+    stream::try_unfold(state, |(mut pieces, mut number, mut numbers)| async move {
+        while let Some(piece) = pieces.next().await {
+            match piece.map_err(failure_of)? {
+                Piece::Columns(_) => number = numbers.next(),
+                Piece::Rows(rows) => {
+                    let table = number.ok_or_else(|| Failure::internal("a shard answered more than it was asked"))?;
+                    return Ok(Some(((table, rows), (pieces, number, numbers))));
+                }
+            }
+        }
+        Ok(None)
+    })
+    .boxed()
 }
 
 /// What the gather's thread does.

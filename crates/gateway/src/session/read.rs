@@ -4,15 +4,16 @@
 //! snapshot. If a partition moves while the shards are asked, either its old owner or its new one finds its
 //! ownership changed and refuses, and the whole read starts over; so no row is missed and none comes twice.
 //! A shard answers its columns only after that check, in the snapshot that it reads; only when all have done
-//! so does the first row go on to the client.
+//! so does the first row go on to the client. A shard is asked once for everything that the statement needs of
+//! it, in one snapshot, so that what one write changed in two tables is seen in both or in neither.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use pleat_cluster::{Catalog, PartitionId, ShardId, Value};
-use pleat_engine::{OwnershipCheck, ReadLimits, ReadRequest};
-use pleat_host::{Freshness, RowStream};
+use pleat_cluster::{Catalog, PartitionId, ShardId};
+use pleat_engine::{OwnershipCheck, Query, ReadLimits, ReadRequest};
+use pleat_host::{Freshness, Piece, RowStream};
 use pleat_sql::{Bound, Fetch, ReadPlan, Route, Source};
 
 use super::reroute::{Setback, setback};
@@ -78,7 +79,8 @@ impl Executor {
         statement: Bound,
         check: OwnershipCheck,
     ) -> Result<Response, Setback> {
-        let request = read_request(run, &statement.sql, None, statement.params, check);
+        let query = Query { sql: statement.sql.to_string(), sql_filtered: None, params: statement.params };
+        let request = read_request(run, vec![query], check);
         let answer = self.open(run, attempt, shard, request).await?;
         let columns = answer.columns.clone();
         Ok(response(attempt, Touched::One(shard), columns, rows_of(answer)))
@@ -93,41 +95,43 @@ impl Executor {
         limit: Option<u64>,
         offset: u64,
     ) -> Result<Response, Setback> {
-        let (shards, answers) = self.fetch(run, attempt, &fetch).await?;
-        let columns = answers.first().map(|answer| answer.columns.clone()).unwrap_or_default();
-        let rows = stream::select_all(answers.into_iter().map(rows_of)).boxed();
+        let answers = self.fetch(run, attempt, std::slice::from_ref(&fetch)).await?;
+        let shards = answers.iter().map(|asked| asked.shard).collect();
+        let columns = answers.first().map(|asked| asked.answer.columns.clone()).unwrap_or_default();
+        let rows = stream::select_all(answers.into_iter().map(|asked| rows_of(asked.answer))).boxed();
         let rows = if limit.is_some() || offset > 0 { slice(rows, offset, limit) } else { rows };
         Ok(response(attempt, Touched::of(shards), columns, rows))
     }
 
-    /// Ask every shard that has rows for `fetch`. All have accepted when this returns.
-    pub(super) async fn fetch(
-        &self,
-        run: &Run,
-        attempt: &Attempt,
-        fetch: &Fetch,
-    ) -> Result<(Vec<ShardId>, Vec<RowStream>), Setback> {
+    /// Ask every shard for all those of the fetches that it has rows for, in one snapshot. All have accepted when
+    /// this returns.
+    pub(super) async fn fetch(&self, run: &Run, attempt: &Attempt, fetches: &[Fetch]) -> Result<Vec<Asked>, Setback> {
         let catalog = &attempt.catalog;
-        let shards: Vec<ShardId> = match &fetch.source {
-            Source::Sharded { prune } => sharded_sources(catalog, prune.as_ref())?,
-            Source::Reference => vec![self.any_shard(run, catalog)?],
-            Source::Single(shard) => vec![*shard],
-        };
-        let asked = shards.iter().map(|shard| {
-            let check = match &fetch.source {
-                Source::Reference => OwnershipCheck::None,
-                Source::Sharded { .. } | Source::Single(_) => {
-                    let ownership = catalog.shards.get(shard).map_or(0, |shard| shard.ownership);
-                    OwnershipCheck::Scatter { ownership }
-                }
-            };
-            let request = read_request(run, &fetch.sql, fetch.sql_filtered.as_deref(), fetch.params.clone(), check);
-            self.open(run, attempt, *shard, request)
+        let mut by_shard: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
+        for (number, fetch) in fetches.iter().enumerate() {
+            for shard in self.sources(run, catalog, fetch)? {
+                by_shard.entry(shard).or_default().push(number);
+            }
+        }
+        let asked = by_shard.into_iter().map(|(shard, numbers)| {
+            let owned = numbers.iter().any(|number| !matches!(fetches[*number].source, Source::Reference));
+            let ownership = catalog.shards.get(&shard).map_or(0, |shard| shard.ownership);
+            let check = if owned { OwnershipCheck::Scatter { ownership } } else { OwnershipCheck::None };
+            let queries = numbers.iter().map(|number| query_of(&fetches[*number])).collect();
+            let opened = self.open(run, attempt, shard, read_request(run, queries, check));
+            async move { Ok(Asked { shard, numbers, answer: opened.await? }) }
         });
         // Boxed, because the compiler can't see through the borrows of an unnamed stream's futures.
         let asked: Vec<_> = asked.map(FutureExt::boxed).collect();
-        let answers = stream::iter(asked).buffered(SHARDS_ASKED_AT_ONCE_MAX).try_collect().await?;
-        Ok((shards, answers))
+        stream::iter(asked).buffered(SHARDS_ASKED_AT_ONCE_MAX).try_collect().await
+    }
+
+    fn sources(&self, run: &Run, catalog: &Catalog, fetch: &Fetch) -> Result<Vec<ShardId>, Failure> {
+        match &fetch.source {
+            Source::Sharded { prune } => sharded_sources(catalog, prune.as_ref()),
+            Source::Reference => Ok(vec![self.any_shard(run, catalog)?]),
+            Source::Single(shard) => Ok(vec![*shard]),
+        }
     }
 
     async fn open(
@@ -164,17 +168,24 @@ fn sharded_sources(catalog: &Catalog, prune: Option<&BTreeSet<PartitionId>>) -> 
     }
 }
 
-fn read_request(
-    run: &Run,
-    sql: &str,
-    sql_filtered: Option<&str>,
-    params: Vec<Value>,
-    check: OwnershipCheck,
-) -> ReadRequest {
+/// A shard's answer to the fetches with these numbers, in this order.
+pub(super) struct Asked {
+    pub(super) shard: ShardId,
+    pub(super) numbers: Vec<usize>,
+    pub(super) answer: RowStream,
+}
+
+fn query_of(fetch: &Fetch) -> Query {
+    Query {
+        sql: fetch.sql.to_string(),
+        sql_filtered: fetch.sql_filtered.as_deref().map(str::to_owned),
+        params: fetch.params.clone(),
+    }
+}
+
+fn read_request(run: &Run, queries: Vec<Query>, check: OwnershipCheck) -> ReadRequest {
     ReadRequest {
-        sql: sql.to_owned(),
-        sql_filtered: sql_filtered.map(str::to_owned),
-        params,
+        queries,
         check,
         now_ms: run.now_ms,
         seed: run.seed,
@@ -183,8 +194,15 @@ fn read_request(
     }
 }
 
-pub(super) fn rows_of(answer: RowStream) -> Rows {
-    answer.chunks.map_err(failure_of).boxed()
+/// The rows of an answer to one query.
+fn rows_of(answer: RowStream) -> Rows {
+    let rows = |piece| async move {
+        Ok(match piece {
+            Piece::Rows(rows) => Some(rows),
+            Piece::Columns(_) => None,
+        })
+    };
+    answer.pieces.map_err(failure_of).try_filter_map(rows).boxed()
 }
 
 /// After the first row there is no starting over, so a refusal (which hosts give before) is a failure too.
@@ -226,6 +244,8 @@ fn slice(rows: Rows, offset: u64, limit: Option<u64>) -> Rows {
 
 #[cfg(test)]
 mod tests {
+    use pleat_cluster::Value;
+
     use super::*;
 
     async fn sliced(chunks: &[&[i64]], offset: u64, limit: Option<u64>) -> Vec<i64> {

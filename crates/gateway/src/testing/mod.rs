@@ -19,7 +19,9 @@ use pleat_cluster::{
 };
 use pleat_consensus::Status;
 use pleat_engine::{Action, Outcome, Proposal, ReadRequest, Readers, SchemaChange, Store, StoreConfig};
-use pleat_host::{Freshness, HostError, NodeObservation, Quantiles, Resources, RowStream, ShardObservation, Written};
+use pleat_host::{
+    Freshness, HostError, NodeObservation, Piece, Quantiles, Resources, RowStream, ShardObservation, Written,
+};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -317,11 +319,10 @@ impl Backend for Cluster {
             *reads = reads.saturating_sub(1);
             *reads == 0
         });
-        let mut columns = None;
-        let mut chunks = Vec::new();
+        let mut pieces = Vec::new();
         let read = self.replica(shard).readers.read(&request, &mut |chunk| {
-            columns = columns.take().or(chunk.columns);
-            chunks.push(Ok(chunk.rows));
+            let named = chunk.columns.map(|columns| columns.into_iter().map(|column| column.name).collect());
+            pieces.extend(named.map(Piece::Columns).into_iter().chain([Piece::Rows(chunk.rows)]));
             ControlFlow::Continue(())
         });
         if let Some((_, act)) = due {
@@ -331,8 +332,8 @@ impl Backend for Cluster {
             pleat_engine::EngineError::Refused(refusal) => HostError::Refused(refusal),
             error => HostError::Engine(error),
         })?;
-        let columns = columns.unwrap_or_default().into_iter().map(|column| column.name).collect();
-        Ok(RowStream { columns, chunks: stream::iter(chunks).boxed() })
+        let Piece::Columns(columns) = pieces.remove(0) else { panic!("columns come first") };
+        Ok(RowStream { columns, pieces: stream::iter(pieces.into_iter().map(Ok)).boxed() })
     }
 
     async fn observe(&self, node: NodeId, _: Duration) -> Result<NodeObservation, HostError> {

@@ -7,4 +7,5 @@ mod flights_test;
 mod harness;
 mod reference;
 mod scale_out;
+mod snapshots;
 mod statements;
