@@ -114,7 +114,7 @@ fn not_yet(value: &Value, path: &[String]) -> Wrong {
     }
     wrong(
         &path,
-        "'shards' names MySQL servers, which Pleat can't use as shards yet; remove 'shards', and Pleat keeps the \
+        "'shards' names MySQL servers: not yet, Pleat can't use those as shards; remove 'shards', and Pleat keeps the \
          data in embedded shards of its own ('initial_shards' says how many to start with)",
     )
 }

@@ -178,7 +178,7 @@ fn mysql_shards_are_not_yet_and_the_line_is_named() {
                 \"shard-1\": \"testuser:testpass@tcp(127.0.0.1:3306)/shard1_db\"\n  }\n}";
     let message = refused("c.json", json);
     assert!(
-        message.starts_with("line 4: 'shards' names MySQL servers, which Pleat can't use as shards yet"),
+        message.starts_with("line 4: 'shards' names MySQL servers: not yet, Pleat can't use those as shards"),
         "{message}"
     );
     assert!(!message.contains("testpass"), "a secret must not be shown: {message}");

@@ -38,7 +38,7 @@ fn mysql_shards_are_refused_by_line_and_without_showing_the_password() {
         .unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
-    assert!(error.contains("not yet") && error.contains("line 2"), "{error}");
+    assert!(error.contains("not yet") && error.contains("line 3"), "{error}");
     assert!(!error.contains("testpass"), "{error}");
     assert!(!dir.path().join("data").exists(), "nothing was made");
 }
