@@ -9,6 +9,12 @@ pub const STATEMENT_BYTES_MAX: usize = 1 << 20;
 pub const QUERY_BODY_BYTES_MAX: usize = 8 << 20;
 /// The largest body of `POST /tables/{table}/rows`.
 pub const BULK_BODY_BYTES_MAX: usize = 16 << 20;
+/// How long the body of a request may take to arrive.
+pub const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a gathered answer waits for a client that does not read before it is given up.
+pub const STALL_MAX: Duration = Duration::from_secs(10);
+/// How long a query waits for a place among those that gather rows on this node.
+pub const GATHER_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The most rows of one bulk batch.
 pub const BULK_ROWS_MAX: usize = 10_000;
 /// What is read and thrown away of a body that is too large, so that its sender gets to see the answer.
@@ -64,7 +70,7 @@ impl Default for Limits {
             statement_timeout: Duration::from_secs(30),
             json_result_bytes: 64 << 20,
             gather_bytes: 512 << 20,
-            gathers: 4,
+            gathers: 8,
             requests_in_flight: 512,
         }
     }

@@ -49,7 +49,7 @@ impl Host {
         let bytes = envelope.encode().map_err(internal)?.to_vec();
         // The catalog remembers the envelope's id, so sending it again is harmless.
         let request = || Request::Command(bytes.clone());
-        let answer = self.ask_leader(CONTROL, Effect::Idempotent, within, request).await?;
+        let (answer, _) = self.ask_leader(CONTROL, Effect::Idempotent, within, request).await?;
         let Response::Command(answer) = answer else { return Err(mismatch()) };
         let (index, outcome) = crate::position::split_index(&answer).map_err(internal)?;
         let reply = decode_outcome(outcome).map_err(internal)?.map_err(HostError::Command)?;
@@ -63,7 +63,7 @@ impl Host {
     /// A catalog that holds every command acknowledged before now.
     pub async fn fresh_catalog(&self, within: Duration) -> Result<Arc<Catalog>, HostError> {
         let deadline = Instant::now() + within;
-        let answer = self.ask_leader(CONTROL, Effect::None, within, || Request::ReadIndex(CONTROL)).await?;
+        let (answer, _) = self.ask_leader(CONTROL, Effect::None, within, || Request::ReadIndex(CONTROL)).await?;
         let Response::ReadIndex(index) = answer else { return Err(mismatch()) };
         let left = deadline.saturating_duration_since(Instant::now());
         match self.control().wait_applied(index, left).await {
@@ -83,7 +83,7 @@ impl Host {
         let effect = effect_of(&action);
         let request = || Request::Write { shard, generation, action: action.clone() };
         match self.ask_leader(group_of(shard), effect, within, request).await? {
-            Response::Written(written) => Ok(written),
+            (Response::Written(written), uncertain) => Ok(Written { uncertain, ..written }),
             _ => Err(mismatch()),
         }
     }
@@ -101,7 +101,7 @@ impl Host {
         let effect = effect_of(&action);
         let request = || Request::WriteReference { anchor, generation, action: action.clone() };
         match self.ask_leader(group_of(anchor), effect, within, request).await? {
-            Response::Written(written) => Ok(written),
+            (Response::Written(written), uncertain) => Ok(Written { uncertain, ..written }),
             _ => Err(mismatch()),
         }
     }
@@ -121,7 +121,7 @@ impl Host {
             }
             _ => {
                 let attempt = |node, limit| self.read_on(node, shard, request.clone(), freshness, limit);
-                self.on_leader(group_of(shard), Effect::None, within, attempt).await?
+                self.on_leader(group_of(shard), Effect::None, within, attempt).await?.0
             }
         };
         let columns = match pieces.next().await {
@@ -179,7 +179,7 @@ impl Host {
     pub async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError> {
         let ask = || Request::MoveRead { shard, request: request.clone() };
         match self.ask_leader(group_of(shard), Effect::None, within, ask).await? {
-            Response::Moved(chunk) => Ok(chunk),
+            (Response::Moved(chunk), _) => Ok(chunk),
             _ => Err(mismatch()),
         }
     }
@@ -206,7 +206,7 @@ impl Host {
         within: Duration,
     ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError> {
         match self.ask_leader(group_of(shard), Effect::None, within, || Request::Weights(shard)).await? {
-            Response::Weights(weights) => Ok(weights),
+            (Response::Weights(weights), _) => Ok(weights),
             _ => Err(mismatch()),
         }
     }

@@ -75,6 +75,14 @@ impl HostError {
         }
     }
 
+    /// Whether it says something about this moment only, and nothing about an attempt before it.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            HostError::Overloaded(_) | HostError::Unavailable(_) | HostError::Timeout(_) | HostError::Internal(_)
+        )
+    }
+
     /// Whether sending the same request again is safe and may succeed.
     pub fn is_retryable(&self) -> bool {
         match self {

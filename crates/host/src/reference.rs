@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, Generation, ShardId};
+use pleat_cluster::{Catalog, Generation, OperationKind, ShardId, ShardState};
 use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReferenceEntry, Refusal};
 
 use crate::replica::{Replica, engine_error};
@@ -43,6 +43,8 @@ pub struct Spread {
     /// The last number that a shard surely has. The lock makes one task at a time send to a shard.
     reached: Mutex<BTreeMap<ShardId, Arc<tokio::sync::Mutex<Option<u64>>>>>,
     pruned: Mutex<u64>,
+    /// The last number that every shard of this generation of the catalog has.
+    settled: Mutex<(u64, Generation)>,
 }
 
 impl Spread {
@@ -87,7 +89,7 @@ impl Host {
         while let Some(sent) = sending.next().await {
             sent?;
         }
-        self.prune(anchor, seq, catalog.generation).await
+        self.prune(anchor, seq, catalog).await
     }
 
     async fn spread_to(
@@ -104,7 +106,7 @@ impl Host {
             // Where the shard stands is not known after a change of leader: the newest entry makes it say so.
             let after = reached.unwrap_or(seq - 1);
             let (entries, _) = log_after(anchor, after, BATCH).await?;
-            if entries.is_empty() {
+            if entries.first().is_none_or(|first| reached.is_some_and(|reached| first.seq != reached + 1)) {
                 return Err(HostError::Internal(format!("{shard} lacks reference writes that the log has no more")));
             }
             for entry in entries {
@@ -128,7 +130,13 @@ impl Host {
         Ok(())
     }
 
-    async fn prune(&self, anchor: &Replica, upto: u64, generation: Generation) -> Result<(), HostError> {
+    async fn prune(&self, anchor: &Replica, upto: u64, catalog: &Catalog) -> Result<(), HostError> {
+        // A shard that is being made will read the log from where its copy ends.
+        let being_made = catalog.shards.values().any(|shard| shard.state == ShardState::Creating);
+        let splitting = catalog.open_operations().any(|open| matches!(open.kind, OperationKind::Split { .. }));
+        if being_made || splitting {
+            return Ok(());
+        }
         let due = {
             let mut pruned = anchor.spread.pruned.lock();
             let due = upto.saturating_sub(*pruned) >= PRUNE_AT;
@@ -138,9 +146,9 @@ impl Host {
             due
         };
         if due {
-            // A shard that is being made reads the log from where its copy ends; leave it a margin.
+            // A margin, for a split that begins just now.
             let upto = upto.saturating_sub(PRUNE_AT / 2);
-            self.write(anchor.shard, generation, Action::ReferencePrune { upto }, LOOK_LIMIT).await?;
+            self.write(anchor.shard, catalog.generation, Action::ReferencePrune { upto }, LOOK_LIMIT).await?;
         }
         Ok(())
     }
@@ -164,8 +172,18 @@ impl Host {
         if last == 0 {
             return Ok(());
         }
-        let spread = tokio::time::timeout(LOOK_LIMIT, self.spread(anchor, last, &self.catalog(), LOOK_LIMIT)).await;
-        spread.unwrap_or_else(|_| Err(HostError::Timeout("a shard does not answer".into())))
+        let settled = (last, self.catalog().generation);
+        if *anchor.spread.settled.lock() == settled {
+            return Ok(());
+        }
+        let spread = async {
+            let catalog = self.fresh_catalog(LOOK_LIMIT).await?;
+            self.spread(anchor, last, &catalog, LOOK_LIMIT).await
+        };
+        let spread = tokio::time::timeout(LOOK_LIMIT, spread).await;
+        spread.unwrap_or_else(|_| Err(HostError::Timeout("a shard does not answer".into())))?;
+        *anchor.spread.settled.lock() = settled;
+        Ok(())
     }
 }
 

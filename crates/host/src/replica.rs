@@ -10,7 +10,7 @@ use pleat_cluster::{Generation, Millis, PartitionId, ShardId};
 use pleat_consensus::Group;
 use pleat_engine::{Action, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
 use crate::meter::{Kind, Meter};
@@ -21,6 +21,11 @@ use crate::{Freshness, HostError, ShardObservation};
 
 /// Pieces of one read that wait for their receiver.
 const PIECES_WAITING_MAX: usize = 4;
+/// How long a read waits for a receiver that takes nothing before it is given up.
+const STALL_MAX: Duration = Duration::from_secs(15);
+/// Reads that run on one replica at one time. Below the engine's number of connections, so that a move's reads
+/// and the counting of rows never wait behind long scatters; further reads wait without holding a thread.
+const READS_AT_ONCE_MAX: usize = 12;
 
 /// A stream of rows: the columns first, then rows.
 pub type Pieces = BoxStream<'static, Result<Piece, Declined>>;
@@ -32,6 +37,7 @@ pub struct Replica {
     pub readers: Readers,
     pub meter: Meter,
     pub spread: Spread,
+    reads: Arc<Semaphore>,
     /// The newest time stamped into an entry: a clock that is set back must not go back in the log.
     clock: AtomicU64,
 }
@@ -39,7 +45,8 @@ pub struct Replica {
 impl Replica {
     pub fn new(shard: ShardId, group: Group, readers: Readers, partition_count: u32) -> Self {
         let meter = Meter::new(partition_count);
-        Self { shard, group, readers, meter, spread: Spread::default(), clock: AtomicU64::new(0) }
+        let reads = Arc::new(Semaphore::new(READS_AT_ONCE_MAX));
+        Self { shard, group, readers, meter, spread: Spread::default(), reads, clock: AtomicU64::new(0) }
     }
 
     /// Propose an action here, where the group should be led.
@@ -60,7 +67,7 @@ impl Replica {
         if counted.is_some() && matches!(outcome, Outcome::Failed(_)) {
             self.meter.failed();
         }
-        Ok(Written { outcome, index })
+        Ok(Written { outcome, index, uncertain: false })
     }
 
     /// Read here, as fresh as asked. An `Err` comes before any row.
@@ -76,10 +83,18 @@ impl Replica {
             Freshness::AtLeast(index) => self.group.wait_applied(index, within).await?,
             Freshness::Eventual => {}
         }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let place = tokio::time::timeout(left, self.reads.clone().acquire_owned()).await;
+        let Ok(Ok(place)) = place else {
+            return Err(HostError::Engine(EngineError::Busy { connections: READS_AT_ONCE_MAX }).into());
+        };
         let (sender, mut receiver) = mpsc::channel(PIECES_WAITING_MAX);
         let replica = self.clone();
         let runtime = Handle::current();
-        tokio::task::spawn_blocking(move || replica.read_blocking(&request, &sender, deadline, &runtime));
+        tokio::task::spawn_blocking(move || {
+            replica.read_blocking(&request, &sender, deadline, &runtime);
+            drop(place);
+        });
         // The first piece decides whether there is an answer at all.
         let first = match receiver.recv().await {
             Some(Ok(piece)) => piece,
@@ -98,9 +113,9 @@ impl Replica {
         runtime: &Handle,
     ) {
         let _serving = self.meter.begin(Kind::Read, read_units(&request.check));
-        // A receiver that stands still must not hold a database connection for ever.
+        // A receiver that stands still must not hold a database connection.
         let send = |piece| {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now()).min(STALL_MAX);
             runtime.block_on(async { matches!(tokio::time::timeout(left, sender.send(piece)).await, Ok(Ok(()))) })
         };
         let outcome = self.readers.read(request, &mut |chunk| {

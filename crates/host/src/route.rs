@@ -8,6 +8,11 @@
 //! | not the leader, unreachable | surely nothing | the next node |
 //! | lost: sent, and no answer | perhaps it was done | again if doing it twice is harmless, else `OutcomeUnknown` |
 //! | an answer, good or bad | it is decided | back to the caller |
+//!
+//! Once an attempt at a write was lost, "surely not done" of a later attempt says nothing about the earlier
+//! one any more. So it is then tried on to the end of the limit, and the end is `OutcomeUnknown`; and an answer
+//! that comes after all is marked *uncertain*, for a caller that would otherwise conclude from a refusal that
+//! nothing was done.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -99,14 +104,14 @@ pub enum Effect {
 }
 
 impl Host {
-    /// Run `attempt` on the group's leader.
+    /// Run `attempt` on the group's leader. The second value: an earlier attempt was lost.
     pub(crate) async fn on_leader<T, F>(
         &self,
         group: GroupId,
         effect: Effect,
         within: Duration,
         attempt: impl Fn(NodeId, Duration) -> F,
-    ) -> Result<T, HostError>
+    ) -> Result<(T, bool), HostError>
     where
         F: Future<Output = Result<T, Attempt>>,
     {
@@ -115,22 +120,34 @@ impl Host {
         let mut last = "no node of the group is known".to_owned();
         let mut next = self.said_to_lead(group);
         let mut lost = false;
+        let mut spreading = None;
         let mut redirected = false;
         loop {
+            if Instant::now() >= deadline {
+                return Err(spreading.unwrap_or_else(|| gave_up(group, lost && effect != Effect::None, &last)));
+            }
             let members = self.members(group);
             let mut turn = next.take().into_iter().chain(members).collect::<Vec<_>>();
             dedup_in_order(&mut turn);
             for node in turn {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Err(gave_up(group, lost && effect != Effect::None, &last));
+                    break;
                 }
                 let limit = if effect == Effect::Idempotent { left.min(ATTEMPT_MAX) } else { left };
                 match attempt(node, limit).await {
-                    Ok(answer) => return Ok(answer),
+                    Ok(answer) => return Ok((answer, lost)),
                     Err(Attempt::Failed(HostError::OutcomeUnknown(why))) if effect != Effect::Once => {
                         lost = true;
                         last = format!("{node}: {why}");
+                    }
+                    Err(Attempt::Failed(error @ HostError::Spreading(_))) if effect == Effect::Idempotent => {
+                        // Committed; asking again under the same key waits for the rest.
+                        lost = true;
+                        spreading = Some(error);
+                    }
+                    Err(Attempt::Failed(error)) if lost && effect == Effect::Idempotent && error.is_passing() => {
+                        last = format!("{node}: {error}");
                     }
                     Err(Attempt::Failed(error)) => return Err(error),
                     Err(Attempt::Lost(why)) if effect == Effect::Once => {
@@ -172,14 +189,14 @@ impl Host {
         Ok(answer?)
     }
 
-    /// One request to the group's leader.
+    /// One request to the group's leader. The second value: an earlier attempt was lost.
     pub(crate) async fn ask_leader(
         &self,
         group: GroupId,
         effect: Effect,
         within: Duration,
         request: impl Fn() -> Request,
-    ) -> Result<Response, HostError> {
+    ) -> Result<(Response, bool), HostError> {
         self.on_leader(group, effect, within, |node, limit| self.ask(node, request(), limit)).await
     }
 }

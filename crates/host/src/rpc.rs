@@ -84,6 +84,10 @@ pub struct Written {
     pub outcome: Outcome,
     /// The log position at which it is, or was, visible: what `read_your_writes` waits for.
     pub index: u64,
+    /// An earlier attempt at it was lost and may still be decided: a refusal does not mean that nothing was or
+    /// will be done. Known where it was asked for, so it does not travel.
+    #[serde(skip)]
+    pub uncertain: bool,
 }
 
 /// Why a node did not do what it was asked.

@@ -196,7 +196,8 @@ async fn a_node_that_was_gone_for_long_catches_up_by_snapshot() {
     let mut rows = 0;
     let purged = |node: &Node| node.host.shard_status(SHARD).unwrap().purged.unwrap_or(0);
     while !nodes.iter().all(|node| purged(node) > last) {
-        done(nodes[rows as usize % 2].host.write(SHARD, 1, insert(rows, None), LIMIT).await);
+        let key = Some(format!("k{rows}"));
+        done(nodes[rows as usize % 2].host.write(SHARD, 1, insert(rows, key), LIMIT).await);
         rows += 1;
         assert!(rows < 2_000, "the log is never purged");
     }

@@ -1,7 +1,9 @@
 //! Log lines on standard error, for people or as JSON.
 //!
 //! `PLEAT_LOG` is the filter, in the form of `tracing`'s directives (`info,pleat_control=debug`); without it
-//! the configuration's `log.level` holds for Pleat, and warnings for everything else.
+//! the configuration's `log.level` holds for Pleat, and warnings for everything else but openraft, which calls
+//! each message that a dead node does not get an error (`PLEAT_LOG=info,openraft=warn` shows it; that a node
+//! can't be reached, Pleat says once itself).
 
 use std::io::{self, Write};
 
@@ -25,7 +27,7 @@ pub fn start(config: &LogConfig) -> anyhow::Result<()> {
 
 fn default_directives(level: &str) -> String {
     let crates = ["pleat", "pleat_consensus", "pleat_control", "pleat_engine", "pleat_gateway", "pleat_host"];
-    let mut directives = String::from("warn,openraft=error");
+    let mut directives = String::from("warn,openraft=off");
     for name in crates {
         directives.push_str(&format!(",{name}={level}"));
     }

@@ -188,11 +188,17 @@ impl GrpcTransport {
         };
         match dial(&address).await {
             Ok(channel) => {
+                if matches!(*link, Link::Failed { .. }) {
+                    tracing::info!(node = %to, address, "reached again");
+                }
                 *link = Link::Up { address, channel: channel.clone(), number };
                 Ok((self.client(channel), number))
             }
             Err(error) => {
                 let reason = format!("{to} at {address}: {}", causes(&error));
+                if !matches!(*link, Link::Failed { .. }) {
+                    tracing::warn!(node = %to, reason, "can't be reached; trying on");
+                }
                 *link = Link::Failed { address, at: Instant::now(), reason: reason.clone() };
                 Err(TransportError::Unreachable(reason))
             }
@@ -250,8 +256,21 @@ fn from_status(status: &Status) -> TransportError {
             message: "the other node does not know this call: its version is too old, or something else listens there"
                 .into(),
         },
+        _ if never_connected(status) => TransportError::Unreachable(causes(status)),
         _ => TransportError::Lost(format!("{:?}: {}", status.code(), causes(status))),
     }
+}
+
+/// A channel that lost its connection connects anew by itself; when nobody listens there, nothing was sent.
+fn never_connected(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 #[async_trait]

@@ -11,8 +11,8 @@ use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json};
 
-use super::problem::{BAD_JSON, BAD_REQUEST, BODY_TOO_LARGE, Problem, UNSUPPORTED_MEDIA_TYPE};
-use crate::settings::{CLIENT_KEY_BYTES_MAX, DISCARD_BYTES_MAX, DISCARD_TIME_MAX};
+use super::problem::{BAD_JSON, BAD_REQUEST, BODY_TOO_LARGE, Problem, REQUEST_TIMEOUT, UNSUPPORTED_MEDIA_TYPE};
+use crate::settings::{BODY_TIME_MAX, CLIENT_KEY_BYTES_MAX, DISCARD_BYTES_MAX, DISCARD_TIME_MAX};
 
 /// The query string, with an error of our form when it does not fit.
 pub struct Query<T>(pub T);
@@ -42,9 +42,14 @@ pub async fn body(request: Request, limit: usize) -> Result<Bytes, Problem> {
         .and_then(|length| length.parse::<usize>().ok());
     let mut stream = request.into_body().into_data_stream();
     if announced.is_none_or(|length| length <= limit) {
-        match read(&mut stream, limit).await? {
-            Some(body) => return Ok(body),
-            None => discard(stream).await,
+        match tokio::time::timeout(BODY_TIME_MAX, read(&mut stream, limit)).await {
+            Ok(Ok(Some(body))) => return Ok(body),
+            Ok(Ok(None)) => discard(stream).await,
+            Ok(Err(problem)) => return Err(problem),
+            Err(_) => {
+                let what = format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs());
+                return Err(Problem::new(REQUEST_TIMEOUT, what, "send it again, in smaller requests"));
+            }
         }
     } else {
         discard(stream).await;

@@ -16,6 +16,7 @@ pub const BAD_REQUEST: &str = "bad_request";
 pub const NOT_FOUND: &str = "not_found";
 pub const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
 pub const BODY_TOO_LARGE: &str = "body_too_large";
+pub const REQUEST_TIMEOUT: &str = "request_timeout";
 pub const UNSUPPORTED_MEDIA_TYPE: &str = "unsupported_media_type";
 pub const CONFLICT: &str = "conflict";
 
@@ -62,6 +63,7 @@ pub fn status_of(failure: &Failure) -> StatusCode {
         NOT_FOUND => StatusCode::NOT_FOUND,
         METHOD_NOT_ALLOWED => StatusCode::METHOD_NOT_ALLOWED,
         BODY_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+        REQUEST_TIMEOUT => StatusCode::REQUEST_TIMEOUT,
         UNSUPPORTED_MEDIA_TYPE => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         OVERLOADED => StatusCode::SERVICE_UNAVAILABLE,
         CONFLICT | IDEMPOTENCY_CONFLICT | "42P07" | "42701" | "42710" => StatusCode::CONFLICT,

@@ -12,6 +12,7 @@ use pleat_cluster::{Millis, Value};
 use pleat_engine::{Chunk, EngineError, Finisher, FinisherLimits, ReadLimits};
 use pleat_host::Piece;
 use pleat_sql::{Bound, Fetch};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -19,6 +20,7 @@ use super::deadline::Deadline;
 use super::read::{Asked, failure_of, response};
 use super::reroute::Setback;
 use super::{Attempt, Executor, Failure, OVERLOADED, Response, Run, Touched};
+use crate::settings::{GATHER_WAIT_MAX, STALL_MAX};
 
 /// Chunks of rows that wait between the shards and the gather, and between it and the client.
 const CHUNKS_WAITING_MAX: usize = 8;
@@ -33,7 +35,8 @@ impl Executor {
         fetches: Vec<Fetch>,
         finish: Bound,
     ) -> Result<Response, Setback> {
-        let permit = tokio::time::timeout(run.deadline.left(), self.gathers.clone().acquire_owned()).await;
+        let wait = run.deadline.left().min(GATHER_WAIT_MAX);
+        let permit = tokio::time::timeout(wait, self.gathers.clone().acquire_owned()).await;
         let Ok(Ok(permit)) = permit else {
             return Err(Setback::Failed(Failure::passing(
                 OVERLOADED,
@@ -52,6 +55,7 @@ impl Executor {
             seed: run.seed,
             deadline: run.deadline,
             memory_bytes: self.settings.limits.gather_bytes as u64,
+            runtime: Handle::current(),
         };
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -114,6 +118,7 @@ struct Work {
     seed: u64,
     deadline: Deadline,
     memory_bytes: u64,
+    runtime: Handle,
 }
 
 impl Work {
@@ -129,11 +134,21 @@ impl Work {
             finisher.insert(&self.tables[table].0, &rows)?;
         }
         let limits = ReadLimits { time: self.deadline.left(), rows: u64::MAX, bytes: u64::MAX };
-        let mut send = |chunk: Chunk| match out.blocking_send(Ok(chunk)) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+        // A client that does not read must not hold a gather's place and memory.
+        let mut stalled = false;
+        let mut send = |chunk: Chunk| {
+            let sent = self.runtime.block_on(tokio::time::timeout(STALL_MAX, out.send(Ok(chunk))));
+            stalled |= sent.is_err();
+            match sent {
+                Ok(Ok(())) => ControlFlow::Continue(()),
+                Ok(Err(_)) | Err(_) => ControlFlow::Break(()),
+            }
         };
         match finisher.run(&self.finish.sql, &self.finish.params, self.now_ms, self.seed, limits, &mut send) {
+            Err(EngineError::Cancelled) if stalled => {
+                tracing::info!("an answer was given up: its client has read nothing for {STALL_MAX:?}");
+                Ok(())
+            }
             Ok(()) | Err(EngineError::Cancelled) => Ok(()),
             Err(error) => Err(error.into()),
         }

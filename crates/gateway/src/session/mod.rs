@@ -161,6 +161,8 @@ struct Attempt {
     catalog: Arc<Catalog>,
     /// How often shards have refused before.
     refused: u32,
+    /// How a write must end if it is not accepted: an earlier attempt at it may have been done.
+    unsure: Option<Failure>,
 }
 
 impl From<pleat_sql::SqlError> for Failure {

@@ -29,8 +29,9 @@ const REFUSALS_PER_REFRESH: u32 = 10;
 /// Why an attempt did not succeed.
 #[derive(Debug)]
 pub(super) enum Setback {
-    /// A shard is not the right one now: route again.
-    Refused(Refusal),
+    /// A shard is not the right one now: route again. `unsure` is how a write ends if it is never accepted,
+    /// when an earlier attempt at it was lost and may have been done.
+    Refused { refusal: Refusal, unsure: Option<Failure> },
     /// Something else must end first; the failure is for when it does not in time.
     Busy(Failure),
     /// That's it.
@@ -65,7 +66,7 @@ pub(super) fn refused(refusal: Refusal) -> Setback {
             "this idempotency key was used for another request",
             "send each request with a key of its own, and the same key only to repeat it",
         )),
-        refusal if refusal.is_retryable() => Setback::Refused(refusal),
+        refusal if refusal.is_retryable() => Setback::Refused { refusal, unsure: None },
         refusal => Setback::Failed(Failure {
             code: refusal.code().into(),
             ..Failure::new("", refusal.to_string(), refusal.hint())
@@ -83,11 +84,12 @@ impl Executor {
         let mut changes = self.backend.watch_catalog();
         let mut pause = PAUSE_MIN;
         let mut refused = 0;
+        let mut unsure = None;
         let mut schema_refreshed = false;
         loop {
             let catalog = changes.borrow_and_update().clone();
             let generation = catalog.generation;
-            match attempt(Attempt { catalog, refused }).await {
+            match attempt(Attempt { catalog, refused, unsure: unsure.clone() }).await {
                 Ok(value) => return Ok(value),
                 Err(Setback::Failed(failure)) => {
                     if schema_refreshed || !is_about_schema(&failure) {
@@ -107,9 +109,10 @@ impl Executor {
                     }
                     let _ = tokio::time::timeout(deadline.left().min(PAUSE_MAX), changes.changed()).await;
                 }
-                Err(Setback::Refused(refusal)) => {
+                Err(Setback::Refused { refusal, unsure: now_unsure }) => {
+                    unsure = unsure.or(now_unsure);
                     if deadline.is_over() {
-                        return Err(gave_up(&refusal, deadline));
+                        return Err(unsure.unwrap_or_else(|| gave_up(&refusal, deadline)));
                     }
                     refused += 1;
                     self.metrics.rerouted();

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use pleat_cluster::{PartitionId, ShardId};
-use pleat_engine::{Action, Idempotency, Outcome, SqlFailure, Statement, StatementResult};
+use pleat_engine::{Action, Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult};
 use pleat_host::HostError;
 use pleat_sql::{Bound, WritePlan, WriteTarget};
 use uuid::Uuid;
@@ -57,6 +57,18 @@ impl Key {
         self.idempotency.clone()
     }
 
+    /// Sort a refusal of a write: when an earlier attempt was lost, it does not mean that nothing was done.
+    pub(super) fn refused(&self, refusal: Refusal, uncertain: bool) -> Setback {
+        let unknown = || HostError::OutcomeUnknown("an attempt was lost, and its data is moving since".into());
+        match (refused(refusal), uncertain) {
+            (Setback::Refused { refusal, .. }, true) => match self.setback(unknown()) {
+                Setback::Failed(failure) => Setback::Refused { refusal, unsure: Some(failure) },
+                other => other,
+            },
+            (setback, _) => setback,
+        }
+    }
+
     /// Sort the host's error, knowing whether the client can repeat the request.
     pub(super) fn setback(&self, error: HostError) -> Setback {
         match error {
@@ -91,7 +103,14 @@ impl Executor {
             (Some(owner), None) => owner,
             // No unit at all: a key that no row can have. The anchor finds nothing to change.
             (None, _) => (place::anchor(catalog)?, Vec::new()),
-            (Some(_), Some(_)) => return Err(pleat_sql::several_shards(&table()).into()),
+            (Some(_), Some(_)) => {
+                // A lost attempt may have been done before its partitions came apart.
+                return Err(attempt
+                    .unsure
+                    .clone()
+                    .unwrap_or_else(|| pleat_sql::several_shards(&table()).into())
+                    .into());
+            }
         };
         self.write_on(run, attempt, shard, units, route.statements).await
     }
@@ -109,7 +128,7 @@ impl Executor {
         let action = Action::Write { idempotency: Some(run.key.idempotency()), units, statements };
         let written = self.backend.write(shard, catalog.generation, action, run.deadline.left()).await;
         let written = written.map_err(|error| run.key.setback(error))?;
-        let (effects, replayed) = effects(written.outcome)?;
+        let (effects, replayed) = effects(written.outcome, &run.key, written.uncertain)?;
         Ok(Response {
             output: Output::Effects(effects),
             touched: Touched::One(shard),
@@ -128,7 +147,7 @@ impl Executor {
         let action = Action::ReferenceWrite { idempotency: Some(run.key.idempotency()), statements };
         let written = self.backend.write_reference(catalog.generation, action, run.deadline.left()).await;
         let written = written.map_err(|error| run.key.setback(error))?;
-        let (effects, replayed) = effects(written.outcome)?;
+        let (effects, replayed) = effects(written.outcome, &run.key, written.uncertain)?;
         let token = Token::after_reference_write(run.request.token.as_ref(), catalog, anchor, written.index);
         Ok(Response {
             output: Output::Effects(effects),
@@ -148,12 +167,12 @@ pub(super) fn statement(bound: Bound) -> Statement {
 }
 
 /// What a write's outcome means to the client, and whether it had been done before.
-pub(super) fn effects(outcome: Outcome) -> Result<(Vec<Effect>, bool), Setback> {
+pub(super) fn effects(outcome: Outcome, key: &Key, uncertain: bool) -> Result<(Vec<Effect>, bool), Setback> {
     match outcome {
         Outcome::Done { results } => Ok((results.into_iter().map(Effect::from).collect(), false)),
         Outcome::Replayed { results, .. } => Ok((results.into_iter().map(Effect::from).collect(), true)),
         Outcome::Reference { results, replayed, .. } => Ok((results.into_iter().map(Effect::from).collect(), replayed)),
-        Outcome::Refused(refusal) => Err(refused(refusal)),
+        Outcome::Refused(refusal) => Err(key.refused(refusal, uncertain)),
         Outcome::Failed(failure) => Err(Setback::Failed(failure.into())),
         Outcome::Bulk { .. } | Outcome::Moved(_) | Outcome::Digest(_) => {
             Err(Failure::internal("the shard answered a write with another action's outcome").into())
@@ -214,6 +233,20 @@ mod tests {
         assert_ne!(one, fingerprint("INSERT INTO t VALUES (?)", &positional(&[Value::from("1")])));
         assert_ne!(one, fingerprint("INSERT INTO t VALUES (?) ", &positional(&[Value::Integer(1)])));
         assert_eq!(fingerprint("", &positional(&[])), 0x0832_8807_b4eb_6fed, "stored by shards: must stay");
+    }
+
+    #[test]
+    fn a_refusal_after_a_lost_attempt_does_not_mean_that_nothing_was_done() {
+        let fenced = || Refusal::Fenced { unit: PartitionId(1) };
+        let unsure = |client: Option<String>, uncertain| match Key::new(client, 0, Duration::ZERO)
+            .refused(fenced(), uncertain)
+        {
+            Setback::Refused { unsure, .. } => unsure.map(|failure| (failure.code.into_owned(), failure.retryable)),
+            other => panic!("a fence is a reason to route again, not {other:?}"),
+        };
+        assert_eq!(unsure(None, false), None);
+        assert_eq!(unsure(None, true), Some(("08007".to_owned(), false)));
+        assert_eq!(unsure(Some("c/k".into()), true), Some(("08007".to_owned(), true)));
     }
 
     #[test]

@@ -175,7 +175,7 @@ impl Cluster {
         let index = replica.index.fetch_add(1, Ordering::Relaxed) + 1;
         let applied = index.to_be_bytes();
         let outcomes = replica.store.lock().apply(&[&proposal.encode()], &applied).unwrap();
-        Written { outcome: Outcome::decode(&outcomes[0]).unwrap(), index }
+        Written { outcome: Outcome::decode(&outcomes[0]).unwrap(), index, uncertain: false }
     }
 
     fn replica(&self, shard: ShardId) -> Arc<Replica> {

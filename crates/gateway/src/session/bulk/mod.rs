@@ -31,7 +31,7 @@ use pleat_cluster::{Catalog, Generation, ShardId, Table, TableKind, Value};
 use pleat_engine::{Action, Outcome};
 
 use super::deadline::Deadline;
-use super::reroute::{Setback, refused};
+use super::reroute::Setback;
 use super::write::{Key, fingerprint_of};
 use super::{Executor, Failure};
 use crate::settings::STATEMENT_TIMEOUT_MAX;
@@ -126,7 +126,7 @@ impl Executor {
                 response.rejected.extend(piece.rejected);
                 response.shards.extend(piece.shard);
             }
-            response.failure = response.failure.take().or(failure);
+            response.failure = worse(response.failure.take(), failure);
         }
         response.rejected.sort_by_key(|rejected| rejected.row);
         response.replayed = pieces > 0 && replayed == pieces;
@@ -180,7 +180,8 @@ impl Executor {
                 rows: piece.rows.clone(),
             };
             let written = self.backend.write(shard, catalog.generation, action, deadline.left()).await;
-            match written.map_err(|error| key.setback(error))?.outcome {
+            let written = written.map_err(|error| key.setback(error))?;
+            match written.outcome {
                 Outcome::Bulk { inserted, rejected, replayed } => Ok(PieceDone {
                     shard: Some(shard),
                     inserted,
@@ -194,7 +195,7 @@ impl Executor {
                         .collect(),
                     replayed,
                 }),
-                Outcome::Refused(refusal) => Err(refused(refusal)),
+                Outcome::Refused(refusal) => Err(key.refused(refusal, written.uncertain)),
                 Outcome::Failed(failure) => Err(Setback::Failed(failure.into())),
                 _ => Err(Failure::internal("the shard answered a batch with another action's outcome").into()),
             }
@@ -244,6 +245,19 @@ fn columns(table: &Table, named: Option<Vec<String>>) -> Result<Vec<String>, Fai
     Ok(columns)
 }
 
+/// Of two failures the one that must be told: an unknown outcome before a final failure before a passing one.
+fn worse(one: Option<Failure>, other: Option<Failure>) -> Option<Failure> {
+    let badness = |failure: &Failure| match (failure.code.as_ref(), failure.retryable) {
+        ("08007", _) => 2,
+        (_, false) => 1,
+        (_, true) => 0,
+    };
+    match (one, other) {
+        (Some(one), Some(other)) => Some(if badness(&other) > badness(&one) { other } else { one }),
+        (one, other) => one.or(other),
+    }
+}
+
 /// Say whether a batch that was done in part may be sent again.
 fn explain_partial(failure: &mut Failure, inserted: u64, from_client: bool) {
     if inserted == 0 {
@@ -263,6 +277,17 @@ fn explain_partial(failure: &mut Failure, inserted: u64, from_client: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_outcome_is_told_before_failures_that_say_try_again() {
+        let passing = || Some(Failure::passing("53300", "busy", "try again"));
+        let unknown = || Some(Failure::new("08007", "lost", "look first"));
+        for (one, other) in [(passing(), unknown()), (unknown(), passing())] {
+            assert_eq!(worse(one, other), unknown());
+        }
+        assert_eq!(worse(None, passing()), passing());
+        assert_eq!(worse(passing(), Some(Failure::new("23505", "twice", ""))).unwrap().code, "23505");
+    }
 
     #[test]
     fn a_batch_done_in_part_may_be_repeated_only_under_its_id() {

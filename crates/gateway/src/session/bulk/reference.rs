@@ -13,7 +13,6 @@ use pleat_engine::{Action, Outcome, SqlFailure, Statement};
 use super::split::{Piece, pieces};
 use super::{PieceDone, Rejected};
 use crate::session::deadline::Deadline;
-use crate::session::reroute::refused;
 use crate::session::write::{Key, fingerprint_of};
 use crate::session::{Effect, Executor, Failure};
 
@@ -85,10 +84,11 @@ impl Executor {
             let action =
                 Action::ReferenceWrite { idempotency: Some(key.idempotency()), statements: statements.to_vec() };
             let written = self.backend.write_reference(attempt.catalog.generation, action, deadline.left()).await;
-            match written.map_err(|error| key.setback(error))?.outcome {
+            let written = written.map_err(|error| key.setback(error))?;
+            match written.outcome {
                 Outcome::Failed(failure) if is_about_a_row(&failure) => Ok(Err(failure)),
-                Outcome::Refused(refusal) => Err(refused(refusal)),
-                outcome => crate::session::write::effects(outcome).map(Ok),
+                Outcome::Refused(refusal) => Err(key.refused(refusal, written.uncertain)),
+                outcome => crate::session::write::effects(outcome, key, written.uncertain).map(Ok),
             }
         })
         .await
