@@ -52,14 +52,19 @@ impl Group {
         let config = links.config.clone();
         let (machine, position, thread) = Machine::start(id, machine, config.checkpoint_bytes).await?;
         let durable = machine.shared.durable.subscribe();
-        let store = LogStore::open(id, log, config.log_cache_bytes, config.append_bytes_max, durable)
+        let node = config.node.0;
+        let store = LogStore::open(id, node, log, config.log_cache_bytes, config.append_bytes_max, durable)
             .await
             .with_context(|| format!("open the log of group {id}"))?;
         reconcile(id, &machine, &store, &position)?;
         let adapter = Adapter { machine: machine.clone(), initial: position };
         let peers = Peers { group: id, links, machine: machine.clone() };
-        let openraft = Arc::new(config.openraft().validate().context("check the election time-outs")?);
-        let raft = Raft::new(config.node.0, openraft, peers, store.clone(), adapter)
+        // A former leader's followers refuse every vote until they have missed it for long enough, and it may have a
+        // successor that it has not heard from yet. So it waits as long before it may stand for election.
+        let pause = store.led().then(|| Duration::from_millis(config.election_ms.1 + config.heartbeat_ms));
+        let openraft = openraft::Config { enable_elect: pause.is_none(), ..config.openraft() };
+        let openraft = Arc::new(openraft.validate().context("check the election time-outs")?);
+        let raft = Raft::new(node, openraft, peers, store.clone(), adapter)
             .await
             .map_err(|fatal| anyhow::anyhow!("start group {id}: {fatal}"))?;
         let (proposals, proposer) = Proposals::new(config.clone(), raft.clone());
@@ -68,6 +73,7 @@ impl Group {
         let tasks = vec![
             runtime::spawn(proposer).abort_handle(),
             runtime::spawn(rounds).abort_handle(),
+            runtime::spawn(stand(raft.clone(), node, pause)).abort_handle(),
             runtime::spawn(watch_status(raft.clone(), sender)).abort_handle(),
             runtime::spawn(make_checkpoints(raft.clone(), machine.clone())).abort_handle(),
             runtime::spawn(bound_log(raft.clone(), store, config)).abort_handle(),
@@ -188,6 +194,21 @@ fn reconcile(id: GroupId, machine: &Machine, store: &LogStore, position: &Positi
     let durable = if position.last > last { position.last } else { purged };
     machine.shared.durable.send_modify(|state| state.upto = durable.map(|durable| durable.index));
     Ok(())
+}
+
+/// Stands for election at once if nobody else votes, and else lets openraft do so after `pause`.
+async fn stand(raft: Raft, node: u64, pause: Option<Duration>) {
+    let alone = raft
+        .with_raft_state(move |state| state.membership_state.effective().membership().voter_ids().eq([node]))
+        .await
+        .unwrap_or(false);
+    if alone && raft.trigger().elect().await.is_err() {
+        return;
+    }
+    if let Some(pause) = pause {
+        tokio::time::sleep(pause).await;
+        raft.runtime_config().elect(true);
+    }
 }
 
 async fn watch_status(raft: Raft, sender: watch::Sender<Status>) {

@@ -27,6 +27,8 @@
 //!   shares the next.
 //! - **Errors say what is known.** A proposal ends as applied, as *surely not proposed*, or as *unknown*
 //!   ([`ProposeError`]). There is no fourth kind and no automatic retry.
+//! - **A term has at most one ready leader, and a restart ends its reign.** A leader that is started again stands for
+//!   election again, at once when it votes alone. Whoever counts by terms may rely on it.
 //!
 //! **Caveats.** openraft 0.9 has no pre-vote and no leader transfer; a follower that was cut off raises the term
 //! when it returns (its peers refuse its vote while they hear from a leader). A node whose disk was emptied

@@ -163,6 +163,68 @@ async fn the_whole_cluster_restarts_from_disk() {
     assert_eq!((all.len(), all[30].as_str()), (31, "after"));
 }
 
+/// The first strong read that any of the nodes answers, tried again and again from now on: who gave it, and its index.
+async fn first_read(cluster: &Cluster, nodes: u64) -> (u64, u64) {
+    let tries = (1..=nodes).map(|node| {
+        let group = cluster.group(node, 1);
+        Box::pin(async move {
+            loop {
+                match group.read_barrier(PATIENCE).await {
+                    Ok(index) => return (node, index),
+                    Err(ReadError::NotLeader { .. }) => tokio::time::sleep(Duration::from_millis(1)).await,
+                    Err(error) => panic!("node {node}: {error}"),
+                }
+            }
+        })
+    });
+    futures::future::select_all(tries).await.0
+}
+
+/// A leader that is started again must not go on in its old term: its state may be older than what it acknowledged.
+async fn a_restarted_leader_begins_a_new_term(nodes: u64) {
+    let mut cluster = Cluster::calls(|_| {}).founded(nodes).await;
+    let mut acknowledged = 0;
+    for round in 0..3 {
+        for number in 0..20 {
+            cluster.write(1, &format!("{round}/{number}")).await;
+            acknowledged += 1;
+        }
+        let leader = cluster.leader(1, 1..=nodes).await;
+        let before = cluster.group(leader, 1).status();
+        for node in 1..=nodes {
+            // Nothing more is applied, and everything applied so far is lost: only the logs have it.
+            cluster.replace_disk(node, 1);
+            cluster.disk(node, 1).lose_power();
+            cluster.stop(node).await;
+        }
+        for node in 1..=nodes {
+            cluster.start(node).await;
+        }
+        for node in 1..=nodes {
+            let group = cluster.start_group(node, 1).await;
+            let status = group.status();
+            assert!(!status.ready || status.term > before.term, "{status:?} follows on {before:?}");
+        }
+        let (reader, index) = first_read(&cluster, nodes).await;
+        assert!(index > before.last_log, "a read sees up to {index} only, of {}", before.last_log);
+        assert_eq!(cluster.disk(reader, 1).proposals().len(), acknowledged);
+        let leader = cluster.leader(1, 1..=nodes).await;
+        let after = cluster.group(leader, 1).status();
+        assert!(after.term > before.term, "{after:?} follows on {before:?}");
+        assert_eq!(cluster.disk(leader, 1).proposals().len(), acknowledged, "who is ready has applied everything");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_single_node_begins_a_new_term() {
+    a_restarted_leader_begins_a_new_term(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_cluster_begins_a_new_term() {
+    a_restarted_leader_begins_a_new_term(3).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_power_failure_the_log_fills_what_the_state_machine_lost() {
     let mut cluster = Cluster::calls(|config| {

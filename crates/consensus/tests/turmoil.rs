@@ -7,7 +7,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,6 +125,9 @@ async fn answer(consensus: Arc<Consensus>, mut stream: TcpStream) -> std::io::Re
     send(&mut stream, &postcard::to_stdvec(&answer).unwrap()).await
 }
 
+/// Who was a ready leader in each term of each group: nodes, with the number of their start.
+type Reigns = BTreeMap<(u64, u64), BTreeSet<(u64, u64)>>;
+
 /// The parts of the world that outlive a crash.
 #[derive(Clone)]
 struct World {
@@ -133,6 +136,7 @@ struct World {
     disks: Vec<Arc<Disk>>,
     acknowledged: Arc<Mutex<Vec<(u64, String)>>>,
     leaders: Arc<Mutex<BTreeMap<u64, u64>>>,
+    reigns: Arc<Mutex<Reigns>>,
     dir: std::path::PathBuf,
 }
 
@@ -154,7 +158,7 @@ impl World {
             let machine = Box::new(Recorder(self.disk(node, group)));
             let group = consensus.start_group(group, machine).await?;
             group.initialize(ids(NODES)).await?;
-            tokio::task::spawn_local(self.clone().watch(node, group.clone()));
+            tokio::task::spawn_local(self.clone().watch(node, boot, group.clone()));
             for writer in 0..3 {
                 tokio::task::spawn_local(self.clone().write(node, boot, writer, group.clone()));
             }
@@ -180,13 +184,14 @@ impl World {
         }
     }
 
-    async fn watch(self, node: u64, group: Group) {
+    async fn watch(self, node: u64, boot: u64, group: Group) {
         let mut status = group.watch();
         loop {
             let now = status.borrow_and_update().clone();
             self.trace.note(format!("{node} group {}: {now:?}", group.id()));
             if now.ready {
                 self.leaders.lock().insert(group.id(), node);
+                self.reigns.lock().entry((group.id(), now.term)).or_default().insert((node, boot));
             }
             if status.changed().await.is_err() {
                 return;
@@ -223,6 +228,7 @@ impl Simulation<'_> {
             disks: (0..NODES.len() * GROUPS.len()).map(|_| Arc::default()).collect(),
             acknowledged: Arc::default(),
             leaders: Arc::default(),
+            reigns: Arc::default(),
             dir: dir.path().to_owned(),
         };
         for node in NODES {
@@ -270,6 +276,9 @@ fn run(seed: u64) -> Vec<String> {
 }
 
 fn check(world: &World) {
+    for ((group, term), leaders) in &*world.reigns.lock() {
+        assert_eq!(leaders.len(), 1, "term {term} of group {group} has one leader, that never restarted: {leaders:?}");
+    }
     let acknowledged = world.acknowledged.lock().clone();
     for group in GROUPS {
         let contents: Vec<_> = NODES.iter().map(|node| world.disk(*node, group).proposals()).collect();
@@ -347,5 +356,30 @@ fn writes_resume_within_three_seconds_of_a_leaders_crash() {
             assert!(waited <= Duration::from_secs(3), "seed {seed}: no write for {waited:?}");
         }
         println!("seed {seed}: {:?}", run.sim.elapsed() - crashed);
+    }
+}
+
+/// A power failure of all nodes at once; they come back together, or one after the other.
+#[test]
+fn writes_resume_within_three_seconds_of_a_restart_of_everything() {
+    for seed in seeds(20) {
+        let mut run = Simulation::new(seed);
+        run.advance(Duration::from_secs(5));
+        NODES.iter().for_each(|node| run.crash(*node));
+        for node in NODES {
+            run.advance(Duration::from_millis(seed % 4 * 100));
+            run.sim.bounce(name(node));
+        }
+        let started = run.sim.elapsed();
+        let of_group = |run: &Simulation| run.world.acknowledged.lock().iter().filter(|(group, _)| *group == 1).count();
+        let before = of_group(&run);
+        while of_group(&run) == before {
+            run.advance(Duration::from_millis(1));
+            let waited = run.sim.elapsed() - started;
+            assert!(waited <= Duration::from_secs(3), "seed {seed}: no write for {waited:?}");
+        }
+        println!("seed {seed}: {:?}", run.sim.elapsed() - started);
+        run.advance(Duration::from_secs(4));
+        check(&run.world);
     }
 }

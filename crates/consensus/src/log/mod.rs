@@ -11,6 +11,11 @@
 //! **Caveat: purging waits for the state machine.** openraft purges right after it *ordered* the installation of a
 //! snapshot. A crash between the two would leave a log that begins after the end of the state machine. So
 //! [`LogStore::purge`](RaftLogStorage::purge) waits until the state machine is durable up to there.
+//!
+//! **Caveat: a leader does not outlive its process.** openraft makes a node whose stored vote is its own and committed
+//! the leader again at once, in the same term, with whatever it has applied. But "one term, one leader that was there
+//! from its first entry on" is what readiness, strong reads and everybody who counts by terms rely on. So openraft
+//! gets such a vote back as *uncommitted*: the node still voted for itself in that term, and has to win a newer one.
 
 mod cache;
 mod disk;
@@ -99,9 +104,11 @@ pub(crate) struct LogStore {
     read_bytes_max: usize,
     state: Arc<Mutex<State>>,
     durable: watch::Receiver<Durable>,
+    led: bool,
 }
 
 struct State {
+    /// As openraft knows it: [`resigned`] at the start, then as it is stored.
     vote: Option<Vote>,
     purged: Option<LogId>,
     last: Option<LogId>,
@@ -109,9 +116,10 @@ struct State {
 }
 
 impl LogStore {
-    /// Opens a group's log. `durable` says how far the state machine is durable.
+    /// Opens the log of a group on this `node`. `durable` says how far the state machine is durable.
     pub(crate) async fn open(
         group: GroupId,
+        node: u64,
         backend: Arc<dyn Backend>,
         cache_bytes: usize,
         read_bytes_max: usize,
@@ -119,7 +127,9 @@ impl LogStore {
     ) -> io::Result<Self> {
         let source = backend.clone();
         let stored = runtime::blocking(move || source.load(group)).await??;
-        let vote = stored.vote.map(|bytes| codec::decode("a stored vote", &bytes)).transpose()?;
+        let vote: Option<Vote> = stored.vote.map(|bytes| codec::decode("a stored vote", &bytes)).transpose()?;
+        let led = vote.is_some_and(|vote| vote.is_committed() && vote.leader_id().voted_for() == Some(node));
+        let vote = if led { vote.map(resigned) } else { vote };
         let purged: Option<LogId> = stored.purged.map(|bytes| codec::decode("a purge position", &bytes)).transpose()?;
         let last = match stored.last {
             None => purged,
@@ -128,7 +138,12 @@ impl LogStore {
         check_bounds(group, purged, stored.first)?;
         let cache = Cache::new(cache_bytes, last.map_or(0, |last| last.index + 1));
         let state = Arc::new(Mutex::new(State { vote, purged, last, cache }));
-        Ok(LogStore { group, backend, read_bytes_max, state, durable })
+        Ok(LogStore { group, backend, read_bytes_max, state, durable, led })
+    }
+
+    /// Whether this node led the group when it was stopped or killed, as far as it knew.
+    pub(crate) fn led(&self) -> bool {
+        self.led
     }
 
     /// The last purged and the last entry.
@@ -176,6 +191,11 @@ impl LogStore {
             _ => Err(io::Error::other("the state machine ended before it was durable up to the entry to purge")),
         }
     }
+}
+
+/// The vote of a leader that leads no more.
+fn resigned(vote: Vote) -> Vote {
+    Vote { committed: false, ..vote }
 }
 
 /// A log must begin right after what was purged.
