@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::VERIFY_DELTA_BYTES_MAX;
 use crate::{Refusal, SqlFailure};
 
 /// Why there is no answer. What a *write* gives is an [`Outcome`](crate::Outcome) instead.
@@ -30,7 +31,7 @@ pub enum EngineError {
     #[error("the snapshot {id} is gone")]
     SnapshotGone { id: u64 },
     /// More changes are left than a verification may carry.
-    #[error("more than {limit} changes are left to apply")]
+    #[error("more changes are left to apply than one answer carries ({limit} rows, {VERIFY_DELTA_BYTES_MAX} bytes)")]
     DeltaTooLarge { limit: usize },
     /// The receiver of the rows does not want any more.
     #[error("the reader went away")]

@@ -15,6 +15,10 @@
 //! `random()`), pinned (local time is UTC, query plans don't look at parameters), reset (`changes()`,
 //! `last_insert_rowid()`) or refused (writing PRAGMAs, ATTACH, statistics of pages).
 //!
+//! A proposal's time comes from its leader's clock, and the next leader's may be behind. So the time that counts is
+//! the log's: the latest of all entries so far, which never goes back. A clock far ahead stops it until the others
+//! have caught up.
+//!
 //! [`Readers`] serves everything that doesn't write, on read-only connections to the same file, so reading
 //! never holds the writer up: queries, the sources of a move, and measurements.
 //!

@@ -5,8 +5,11 @@
 
 /// The longest SQL text, in bytes.
 pub const STATEMENT_BYTES_MAX: usize = 1 << 20;
-/// The largest value and the largest row, in bytes.
-pub const VALUE_BYTES_MAX: usize = 32 << 20;
+/// The largest value and the largest row that can be written, in bytes. A row has to fit into one entry of the log
+/// (8 MiB) with something to spare, or it could never be moved.
+pub const VALUE_BYTES_MAX: usize = 4 << 20;
+/// The largest value of Pleat's own (an entry of the reference log), and of a query on its way, in bytes.
+pub const INTERNAL_VALUE_BYTES_MAX: usize = 32 << 20;
 /// Parameters of one statement.
 pub const PARAMETERS_MAX: usize = 32_766;
 /// Nesting of an expression.
@@ -26,13 +29,21 @@ pub const WRITE_RESULT_ROWS_MAX: usize = 100_000;
 /// Bytes that one write may return.
 pub const WRITE_RESULT_BYTES_MAX: usize = 4 << 20;
 
-/// Idempotency keys that a shard keeps; the oldest go first.
-pub const IDEMPOTENCY_KEYS_MAX: i64 = 200_000;
+/// Clients' idempotency keys that a shard keeps. None is forgotten before its time: a new one beyond is refused.
+pub const IDEMPOTENCY_CLIENT_KEYS_MAX: i64 = 1_000_000;
+/// Internal idempotency keys that a shard keeps; those that expire first go first.
+pub const IDEMPOTENCY_INTERNAL_KEYS_MAX: i64 = 500_000;
+/// What an internal key's text begins with: the gateway makes one up for each write that has none of its client's
+/// (those begin with `c/`).
+pub const IDEMPOTENCY_INTERNAL_PREFIX: &str = "i/";
+/// How much longer an internal key is kept than was asked, in milliseconds of the log's time: that jumps ahead when
+/// the clock of the next leader is ahead, while the write is still being retried.
+pub const IDEMPOTENCY_INTERNAL_MARGIN_MS: u64 = 5 * 60 * 1_000;
 /// How long an idempotency key is kept at most, in milliseconds.
 pub const IDEMPOTENCY_TTL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
 /// The longest idempotency key, in bytes.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
-/// Expired keys that one keyed write removes.
+/// Keys of each class that one keyed write removes because they expired, and internal ones because of their number.
 pub const IDEMPOTENCY_PRUNED_PER_WRITE: i64 = 8;
 /// A stored outcome above this many bytes keeps its counts and leaves out its rows.
 pub const IDEMPOTENCY_OUTCOME_BYTES_MAX: usize = 64 << 10;
@@ -57,6 +68,10 @@ pub const MOVE_SNAPSHOTS_MAX: usize = 8;
 pub const MOVES_REMEMBERED_MAX: usize = 64;
 /// Changes that may be left when a move is verified; more must be caught up with first.
 pub const VERIFY_DELTA_ROWS_MAX: usize = 10_000;
+/// The same in bytes: they go into one entry of the target's log.
+pub const VERIFY_DELTA_BYTES_MAX: usize = 4 << 20;
+/// Bytes of reference log entries in one answer; one entry is given whatever its size.
+pub const REFERENCE_LOG_BYTES_MAX: usize = 4 << 20;
 
 /// Pages of the WAL after which the writer moves them into the database file.
 pub const WAL_PAGES_CHECKPOINT: u32 = 4_000;

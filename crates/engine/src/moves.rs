@@ -165,7 +165,8 @@ pub enum MoveRead {
     ReferenceDigest,
     /// Keys of rows to clean up. -> [`MoveChunk::Keys`].
     CleanUpNext { operation: u64, table: String, after: Option<Vec<Value>>, limit: usize },
-    /// Entries of the reference log after a number. -> [`MoveChunk::ReferenceLog`].
+    /// Entries of the reference log after a number, at most `limit`, and no more than fit in one answer (but one at
+    /// least, unless `limit` is 0). -> [`MoveChunk::ReferenceLog`].
     ReferenceLog { after: u64, limit: usize },
 }
 

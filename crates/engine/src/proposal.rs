@@ -19,7 +19,8 @@ pub struct Proposal {
     pub id: Uuid,
     /// The generation of the catalog that the proposer routed by.
     pub generation: Generation,
-    /// What `now` is while this is applied.
+    /// What `now` is while this is applied, unless an entry before it had a later one: then that. So a shard's
+    /// time never goes back, whichever leader's clock it came from.
     pub now_ms: Millis,
     /// What `random()` draws from while this is applied.
     pub seed: u64,

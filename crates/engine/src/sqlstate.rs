@@ -2,6 +2,7 @@
 
 use rusqlite::ffi;
 
+use crate::limits::VALUE_BYTES_MAX;
 use crate::proposal::SqlFailure;
 
 /// The SQLSTATE for one of SQLite's extended result codes. SQLite has one code for most mistakes in a
@@ -30,7 +31,7 @@ pub(crate) fn sqlstate(extended: i32, message: &str) -> &'static str {
 }
 
 fn of_message(message: &str) -> &'static str {
-    const KNOWN: [(&str, &str); 16] = [
+    const KNOWN: [(&str, &str); 17] = [
         ("no such table", "42P01"),
         ("no such column", "42703"),
         ("has no column named", "42703"),
@@ -47,6 +48,7 @@ fn of_message(message: &str) -> &'static str {
         ("malformed JSON", "22P02"),
         ("not authorized", "42501"),
         ("too large", "54000"),
+        ("string or blob too big", "54000"),
     ];
     let found = KNOWN.iter().find(|(text, _)| message.contains(text)).map(|(_, code)| *code);
     found.unwrap_or(if message.contains("too ") { "54001" } else { "42000" })
@@ -71,13 +73,11 @@ pub(crate) fn hint(code: &str) -> Option<&'static str> {
 /// A failure of statement number `statement`, as SQLite reported it.
 pub(crate) fn failure(statement: usize, extended: i32, message: String) -> SqlFailure {
     let code = sqlstate(extended, &message);
-    SqlFailure {
-        statement: statement as u32,
-        sqlite_code: extended,
-        code: code.to_owned(),
-        hint: hint(code).map(str::to_owned),
-        message,
-    }
+    let hint = match message.contains("string or blob too big") {
+        true => Some(format!("a value, and a row, may have at most {VALUE_BYTES_MAX} bytes; split it")),
+        false => hint(code).map(str::to_owned),
+    };
+    SqlFailure { statement: statement as u32, sqlite_code: extended, code: code.to_owned(), hint, message }
 }
 
 /// A failure that Pleat itself found.

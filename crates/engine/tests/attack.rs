@@ -138,6 +138,19 @@ fn large_and_deep_things_are_refused() {
         panic!()
     };
     assert_eq!(failure.code, "54000");
+    // What could not be moved can't be written: as one value, as a row, or grown by and by.
+    shard.ok("INSERT INTO items(k, n, data) VALUES (1, 1, zeroblob(3000000))");
+    for sql in [
+        "INSERT INTO items(k, n, data) VALUES (1, 2, zeroblob(20000000))",
+        "INSERT INTO items(k, n, data) VALUES (1, 2, randomblob(5000000))",
+        "INSERT INTO items(k, n, name, data) VALUES (1, 2, zeroblob(3000000), zeroblob(3000000))",
+        "UPDATE items SET name = zeroblob(3000000)",
+    ] {
+        let failure = shard.failed(sql);
+        assert_eq!(failure.code, "54000", "{sql}: {failure:?}");
+        assert!(failure.hint.is_some_and(|hint| hint.contains("4194304")), "{sql}");
+    }
+    shard.ok("DELETE FROM items");
     let failure = shard.failed("WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c LIMIT 150000) INSERT INTO items(k, n) SELECT 1, i FROM c RETURNING n");
     assert_eq!(failure.code, "54000");
     let failure = shard.failed("INSERT INTO items(k, n, data) VALUES (1, 1, zeroblob(5000000)) RETURNING data");

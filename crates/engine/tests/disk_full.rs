@@ -30,7 +30,7 @@ fn a_full_disk_is_fatal_for_the_replica_and_loses_nothing() {
     let mut shard = Replica::with_items();
     shard.ok("INSERT INTO items(k, n) VALUES (1, 1)");
     let applied = shard.store().applied().unwrap();
-    let big = entry(write("INSERT INTO items(k, n, data) VALUES (1, 2, ?)", vec![Value::Blob(vec![1; 4 << 20])]), 1, 1);
+    let big = entry(write("INSERT INTO items(k, n, data) VALUES (1, 2, ?)", vec![Value::Blob(vec![1; 3 << 20])]), 1, 1);
     let good = entry(write("INSERT INTO items(k, n) VALUES (1, 3)", vec![]), 1, 1);
     limit_files(1 << 20);
     let error = shard.store().apply(&[&good, &big], b"after").unwrap_err();

@@ -559,3 +559,100 @@ fn a_new_leader_of_the_source_goes_on_with_the_captures() {
     let verify = MoveRead::Verify { operation: OPERATION, after: delta.position };
     assert_eq!(follower.readers.move_read(&verify).unwrap(), world.source_asks(verify));
 }
+
+fn with_key(key: &str, fingerprint: u64, k: i64, n: i64) -> Action {
+    Action::Write {
+        idempotency: Some(Idempotency { key: key.into(), fingerprint, ttl_ms: 1 << 40 }),
+        units: vec![unit_of(k)],
+        statements: vec![Statement::new("INSERT INTO items(k, n) VALUES (?, ?)", vec![k.into(), n.into()])],
+    }
+}
+
+fn bulk_with_key(key: &str, k: i64, n: i64) -> Action {
+    Action::Bulk {
+        idempotency: Some(Idempotency { key: key.into(), fingerprint: 1, ttl_ms: 1 << 40 }),
+        units: vec![unit_of(k)],
+        table: "items".into(),
+        columns: vec!["k".into(), "n".into()],
+        rows: vec![vec![k.into(), n.into()]],
+    }
+}
+
+#[test]
+fn a_repeated_write_is_answered_while_its_partition_is_fenced_and_after() {
+    let mut world = World::new(vec![unit_of(1)]);
+    let (known, bulk) = (with_key("c/known", 1, 1, 1), bulk_with_key("c/bulk", 1, 2));
+    assert!(matches!(world.source.apply(known.clone()), Outcome::Done { .. }));
+    assert!(matches!(world.source.apply(bulk.clone()), Outcome::Bulk { replayed: false, .. }));
+    world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
+    world.source.moved(OPERATION, MoveAction::Fence);
+    let check = |world: &mut World, refused: fn(&Refusal) -> bool| {
+        assert!(matches!(world.source.apply(known.clone()), Outcome::Replayed { .. }));
+        assert!(matches!(world.source.apply(bulk.clone()), Outcome::Bulk { replayed: true, inserted: 1, .. }));
+        for new in [with_key("c/new", 1, 1, 9), bulk_with_key("c/new bulk", 1, 9)] {
+            let outcome = world.source.apply(new);
+            assert!(matches!(&outcome, Outcome::Refused(refusal) if refused(refusal)), "{outcome:?}");
+        }
+        let conflict = world.source.apply(with_key("c/known", 2, 1, 1));
+        assert!(matches!(conflict, Outcome::Refused(Refusal::KeyConflict { .. })));
+        let invalid = world.source.apply(with_key("", 2, 1, 1));
+        assert!(matches!(invalid, Outcome::Refused(Refusal::KeyInvalid { .. })));
+    };
+    check(&mut world, |refusal| matches!(refusal, Refusal::Fenced { .. }));
+    world.source.moved(OPERATION, MoveAction::Release { ownership: 2 });
+    check(&mut world, |refusal| matches!(refusal, Refusal::NotOwned { .. }));
+}
+
+#[test]
+fn a_delta_and_a_verification_keep_to_their_bytes() {
+    let mut world = World::new(vec![unit_of(1)]);
+    world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
+    for n in 0..120 {
+        let statements = vec![Statement::new(
+            "INSERT INTO items(k, n, data) VALUES (1, ?, zeroblob(100)) RETURNING zeroblob(50000)",
+            vec![n.into()],
+        )];
+        let idempotency = Some(Idempotency { key: format!("c/{n}"), fingerprint: 1, ttl_ms: 1 << 40 });
+        let outcome = world.source.apply(Action::Write { idempotency, units: vec![unit_of(1)], statements });
+        assert!(matches!(outcome, Outcome::Done { .. }));
+    }
+    let verify = |after: Position| world.source.readers.move_read(&MoveRead::Verify { operation: OPERATION, after });
+    assert!(matches!(verify(Position::default()), Err(EngineError::DeltaTooLarge { .. })));
+    let (mut after, mut rows, mut keys) = (Position::default(), 0, 0);
+    loop {
+        let ask = MoveRead::Delta { operation: OPERATION, after, rows_max: 1_000, bytes_max: 200_000 };
+        let MoveChunk::Delta(delta) = world.source_asks(ask) else { panic!() };
+        let bytes: usize = delta.idempotency.iter().map(|row| row.outcome.len()).sum();
+        assert!(bytes <= 200_000 && !delta.is_empty());
+        rows += delta.tables.iter().map(|table| table.rows.len()).sum::<usize>();
+        keys += delta.idempotency.len();
+        after = delta.position;
+        if !delta.more {
+            break;
+        }
+    }
+    assert_eq!((rows, keys), (120, 120));
+    assert!(matches!(verify(after), Ok(MoveChunk::Verified { .. })));
+    // One thing goes however small the limit is.
+    let ask = MoveRead::Delta { operation: OPERATION, after: Position::default(), rows_max: 9, bytes_max: 1 };
+    let MoveChunk::Delta(delta) = world.source_asks(ask) else { panic!() };
+    assert_eq!((delta.tables[0].rows.len(), delta.idempotency.len(), delta.more), (1, 0, true));
+}
+
+#[test]
+fn the_reference_log_is_read_in_pieces_that_can_be_carried() {
+    let mut anchor = Replica::with_items();
+    anchor.create("CREATE TABLE r(id INTEGER PRIMARY KEY, a, b)", "r", TableKind::Reference);
+    let insert = "INSERT INTO r(a) VALUES (?)";
+    // Each value can be moved; the entry holds two.
+    let large = || Statement::new(insert, vec![Value::Blob(vec![7; 3 << 20])]);
+    for statements in [vec![large()], vec![large(), large()], vec![Statement::new(insert, vec![1.into()])]] {
+        let outcome = anchor.apply(Action::ReferenceWrite { idempotency: None, statements });
+        assert!(matches!(outcome, Outcome::Reference { .. }), "{outcome:?}");
+    }
+    let seqs = |after, limit| match anchor.readers.move_read(&MoveRead::ReferenceLog { after, limit }).unwrap() {
+        MoveChunk::ReferenceLog { entries, last: 3 } => entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((seqs(0, 10), seqs(1, 10), seqs(2, 10), seqs(0, 0)), (vec![1], vec![2], vec![3], vec![]));
+}

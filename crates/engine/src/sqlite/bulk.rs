@@ -20,10 +20,7 @@ impl Writer {
         rows: &[Vec<Value>],
         now_ms: Millis,
     ) -> Applied<Outcome> {
-        self.placement.check_units(units)?;
-        if let Some(given) = given
-            && let Some(outcome) = idempotency::replay(&self.db.conn, given, now_ms)?
-        {
+        if let Some(outcome) = self.known_or_checked(given, units, now_ms)? {
             return Ok(outcome);
         }
         self.check_bulk_table(table, units)?;

@@ -18,7 +18,7 @@ pub(crate) const VFS: &str = "pleat";
 /// The Unix epoch in milliseconds of the Julian day.
 const EPOCH_JULIAN_MS: i64 = 210_866_760_000_000;
 /// The last moment that SQLite's date functions know: the end of the year 9999.
-const LAST_MS: i64 = 253_402_300_799_999;
+pub(crate) const LAST_MS: i64 = 253_402_300_799_999;
 
 thread_local! {
     static NOW_MS: Cell<i64> = const { Cell::new(0) };

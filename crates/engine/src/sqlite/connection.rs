@@ -67,7 +67,7 @@ fn configure(conn: &Connection, role: Role) -> rusqlite::Result<()> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, role == Role::Writer)?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, role == Role::Reader)?;
-    conn.set_limit(Limit::SQLITE_LIMIT_LENGTH, limits::VALUE_BYTES_MAX as i32)?;
+    conn.set_limit(Limit::SQLITE_LIMIT_LENGTH, limits::INTERNAL_VALUE_BYTES_MAX as i32)?;
     conn.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, limits::STATEMENT_BYTES_MAX as i32)?;
     conn.set_limit(Limit::SQLITE_LIMIT_EXPR_DEPTH, limits::EXPRESSION_DEPTH_MAX as i32)?;
     conn.set_limit(Limit::SQLITE_LIMIT_TRIGGER_DEPTH, limits::TRIGGER_DEPTH_MAX as i32)?;

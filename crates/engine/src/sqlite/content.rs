@@ -28,6 +28,19 @@ pub(crate) fn applied(conn: &Connection) -> anyhow::Result<Vec<u8>> {
         .context("read how far the log is applied")
 }
 
+/// The log's time after the last batch. It stands beside the position, because it belongs to the position and not
+/// to the content: within a batch it is in memory only.
+pub(crate) fn log_time(conn: &Connection) -> rusqlite::Result<u64> {
+    let mut statement = conn.prepare("SELECT value FROM __pleat_applied WHERE id = 1")?;
+    Ok(statement.query_row([], |row| row.get::<_, i64>(0))? as u64)
+}
+
+/// Stores the log's time.
+pub(crate) fn set_log_time(conn: &Connection, now_ms: u64) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE __pleat_applied SET value = ?1 WHERE id = 1")?.execute([now_ms as i64])?;
+    Ok(())
+}
+
 /// Statistics stay in memory when the statement that gathered them is rolled back; a restarted replica would plan
 /// without them.
 pub(crate) fn reload_statistics(conn: &Connection) -> rusqlite::Result<()> {

@@ -1,17 +1,89 @@
 //! Idempotency keys: a write is remembered with its effect, in the transaction of its effect.
 //!
-//! They are bounded in number and age. Which are forgotten depends on the entry's time and on the number of keyed
-//! writes so far, never on this replica's clock.
+//! There are two classes. A *client's* key is a promise: it is kept until it expires, and when there are too many a
+//! new one is refused. An *internal* key (it begins with [`IDEMPOTENCY_INTERNAL_PREFIX`]) was made up for one request,
+//! to repeat it when a leader is lost; it is short-lived, so it may also go because of the number of those that came
+//! after it. Neither class takes the other's room.
+//!
+//! Which are forgotten depends on the log's time and on the keys that are there, never on this replica's clock. A
+//! write does a bounded part of it: how many keys there are is counted in `__pleat_meta`.
 
 use pleat_cluster::{Millis, PartitionId};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::failure::Applied;
+use super::move_read::Left;
 use crate::limits::{
-    IDEMPOTENCY_KEY_BYTES_MAX, IDEMPOTENCY_KEYS_MAX, IDEMPOTENCY_OUTCOME_BYTES_MAX, IDEMPOTENCY_PRUNED_PER_WRITE,
-    IDEMPOTENCY_TTL_MS_MAX,
+    IDEMPOTENCY_CLIENT_KEYS_MAX, IDEMPOTENCY_INTERNAL_KEYS_MAX, IDEMPOTENCY_INTERNAL_MARGIN_MS,
+    IDEMPOTENCY_INTERNAL_PREFIX, IDEMPOTENCY_KEY_BYTES_MAX, IDEMPOTENCY_OUTCOME_BYTES_MAX,
+    IDEMPOTENCY_PRUNED_PER_WRITE, IDEMPOTENCY_TTL_MS_MAX,
 };
-use crate::{Idempotency, IdempotencyRow, Outcome, Refusal, StatementResult};
+use crate::{Idempotency, IdempotencyRow, Outcome, Refusal, StatementResult, sqlstate};
+
+/// Whose key it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Client,
+    Internal,
+}
+
+impl Class {
+    fn of(key: &str) -> Self {
+        match key.starts_with(IDEMPOTENCY_INTERNAL_PREFIX) {
+            true => Class::Internal,
+            false => Class::Client,
+        }
+    }
+
+    /// Where the number of its keys is kept in `__pleat_meta`.
+    fn counter(self) -> &'static str {
+        match self {
+            Class::Client => "idempotency_client",
+            Class::Internal => "idempotency_internal",
+        }
+    }
+
+    /// Its keys in the order in which they expire, up to a time.
+    fn oldest(self) -> &'static str {
+        match self {
+            Class::Client => {
+                "FROM __pleat_idempotency INDEXED BY __pleat_idempotency_client WHERE substr(key, 1, 2) <> 'i/'"
+            }
+            Class::Internal => {
+                "FROM __pleat_idempotency INDEXED BY __pleat_idempotency_internal WHERE substr(key, 1, 2) = 'i/'"
+            }
+        }
+    }
+
+    fn count(self, conn: &Connection) -> Applied<i64> {
+        let mut counter = conn.prepare_cached("SELECT value FROM __pleat_meta WHERE key = ?1")?;
+        match counter.query_row([self.counter()], |row| row.get(0)).optional()? {
+            Some(count) => Ok(count),
+            None => Ok(conn.query_row(&format!("SELECT count(*) {}", self.oldest()), [], |row| row.get(0))?),
+        }
+    }
+
+    fn set_count(self, conn: &Connection, count: i64) -> Applied<()> {
+        conn.prepare_cached("INSERT OR REPLACE INTO __pleat_meta(key, value) VALUES (?1, ?2)")?
+            .execute((self.counter(), count))?;
+        Ok(())
+    }
+
+    /// Forgets up to `limit` keys that expired by then, those first that expire first.
+    fn forget(self, conn: &Connection, expired_by: i64, limit: i64) -> Applied<()> {
+        let sql = format!(
+            "DELETE FROM __pleat_idempotency WHERE seq IN \
+             (SELECT seq {} AND expires_ms <= ?1 ORDER BY expires_ms, seq LIMIT ?2)",
+            self.oldest()
+        );
+        let before = self.count(conn)?;
+        let forgotten = conn.prepare_cached(&sql)?.execute((expired_by, limit))?;
+        match forgotten {
+            0 => Ok(()),
+            forgotten => self.set_count(conn, before - forgotten as i64),
+        }
+    }
+}
 
 /// What a repeated write gives; `None` when the key is new.
 pub(crate) fn replay(conn: &Connection, given: &Idempotency, now_ms: Millis) -> Applied<Option<Outcome>> {
@@ -31,6 +103,21 @@ pub(crate) fn replay(conn: &Connection, given: &Idempotency, now_ms: Millis) -> 
     }
 }
 
+/// Makes sure that a new key can be remembered.
+pub(crate) fn admit(conn: &Connection, given: &Idempotency, now_ms: Millis) -> Applied<()> {
+    let class = Class::of(&given.key);
+    if class == Class::Internal || class.count(conn)? < IDEMPOTENCY_CLIENT_KEYS_MAX {
+        return Ok(());
+    }
+    class.forget(conn, signed(now_ms), IDEMPOTENCY_PRUNED_PER_WRITE)?;
+    if class.count(conn)? < IDEMPOTENCY_CLIENT_KEYS_MAX {
+        return Ok(());
+    }
+    let message = format!("too many idempotency keys are remembered ({IDEMPOTENCY_CLIENT_KEYS_MAX}); nothing was done");
+    let hint = "try again when older keys have expired, or send the request without a key";
+    Err(sqlstate::refuse(0, "53400", message, hint).into())
+}
+
 /// Remembers what a write gave, as its repetition will give it.
 pub(crate) fn remember(
     conn: &Connection,
@@ -39,7 +126,11 @@ pub(crate) fn remember(
     outcome: &Outcome,
     now_ms: Millis,
 ) -> Applied<()> {
-    let expires_ms = now_ms.saturating_add(given.ttl_ms.min(IDEMPOTENCY_TTL_MS_MAX));
+    let margin_ms = match Class::of(&given.key) {
+        Class::Client => 0,
+        Class::Internal => IDEMPOTENCY_INTERNAL_MARGIN_MS,
+    };
+    let expires_ms = now_ms.saturating_add(given.ttl_ms.min(IDEMPOTENCY_TTL_MS_MAX)).saturating_add(margin_ms);
     let row = IdempotencyRow {
         key: given.key.clone(),
         units: units.to_vec(),
@@ -57,8 +148,11 @@ pub(crate) fn remember(
 
 /// Stores a remembered write, here or from another shard. The same key again (it had expired) is replaced.
 pub(crate) fn store(conn: &Connection, row: &IdempotencyRow) -> Applied<()> {
+    let class = Class::of(&row.key);
+    let before = class.count(conn)?;
+    let replaced = conn.prepare_cached("DELETE FROM __pleat_idempotency WHERE key = ?1")?.execute([&row.key])?;
     conn.prepare_cached(
-        "INSERT OR REPLACE INTO __pleat_idempotency(key, units, fingerprint, expires_ms, outcome) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO __pleat_idempotency(key, units, fingerprint, expires_ms, outcome) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
     .execute((
         &row.key,
@@ -67,15 +161,16 @@ pub(crate) fn store(conn: &Connection, row: &IdempotencyRow) -> Applied<()> {
         signed(row.expires_ms),
         &row.outcome,
     ))?;
-    Ok(())
+    class.set_count(conn, before + 1 - replaced as i64)
 }
 
 /// The remembered writes after `seq` that concern one of the units which `wanted` accepts, and the last number
-/// looked at. At most `limit` are looked at.
+/// looked at; and whether there may be more. At most `limit` are looked at, and as many are given as fit.
 pub(crate) fn after(
     conn: &Connection,
     seq: i64,
     limit: usize,
+    left: &mut Left,
     wanted: impl Fn(PartitionId) -> bool,
 ) -> anyhow::Result<(Vec<IdempotencyRow>, i64, bool)> {
     let mut statement = conn.prepare_cached(
@@ -84,10 +179,17 @@ pub(crate) fn after(
     let mut rows = statement.query((seq, limit as i64))?;
     let (mut found, mut last, mut looked_at) = (Vec::new(), seq, 0);
     while let Some(row) = rows.next()? {
+        let units_bytes = row.get_ref(2)?.as_blob()?;
+        let units: Vec<PartitionId> = postcard::from_bytes(units_bytes)?;
+        let is_wanted = units.iter().any(|unit| wanted(*unit));
+        let bytes =
+            || anyhow::Ok(row.get_ref(1)?.as_str()?.len() + units_bytes.len() + row.get_ref(5)?.as_blob()?.len());
+        if is_wanted && !left.take(ROW_BYTES + bytes()?) {
+            return Ok((found, last, true));
+        }
         last = row.get(0)?;
         looked_at += 1;
-        let units: Vec<PartitionId> = postcard::from_bytes(row.get_ref(2)?.as_blob()?)?;
-        if !units.iter().any(|unit| wanted(*unit)) {
+        if !is_wanted {
             continue;
         }
         found.push(IdempotencyRow {
@@ -101,16 +203,18 @@ pub(crate) fn after(
     Ok((found, last, looked_at == limit))
 }
 
+/// What a remembered write takes on its way beside its key, units and outcome, in bytes.
+const ROW_BYTES: usize = 32;
+
+/// Forgets what may be forgotten, a few at a time: more than one write adds.
 fn prune(conn: &Connection, now_ms: Millis) -> Applied<()> {
-    conn.prepare_cached(
-        "DELETE FROM __pleat_idempotency WHERE seq IN (SELECT seq FROM __pleat_idempotency INDEXED BY __pleat_idempotency_expiry \
-         WHERE expires_ms <= ?1 ORDER BY expires_ms, seq LIMIT ?2)",
-    )?
-    .execute((signed(now_ms), IDEMPOTENCY_PRUNED_PER_WRITE))?;
-    conn.prepare_cached(
-        "DELETE FROM __pleat_idempotency WHERE seq <= (SELECT max(seq) FROM __pleat_idempotency) - ?1",
-    )?
-    .execute([IDEMPOTENCY_KEYS_MAX])?;
+    for class in [Class::Client, Class::Internal] {
+        class.forget(conn, signed(now_ms), IDEMPOTENCY_PRUNED_PER_WRITE)?;
+    }
+    let beyond = Class::Internal.count(conn)? - IDEMPOTENCY_INTERNAL_KEYS_MAX;
+    if beyond > 0 {
+        Class::Internal.forget(conn, i64::MAX, beyond.min(IDEMPOTENCY_PRUNED_PER_WRITE))?;
+    }
     Ok(())
 }
 

@@ -19,7 +19,10 @@ use super::readers::{Reader, Readers, Shared};
 use super::reference;
 use super::table::{self, Specs, TableSpec};
 use super::value::{bind, exact_value_of, marks, quote, quoted_list};
-use crate::limits::{MOVE_SNAPSHOT_IDLE_SECONDS_MAX, MOVE_SNAPSHOTS_MAX, VERIFY_DELTA_ROWS_MAX};
+use crate::limits::{
+    MOVE_SNAPSHOT_IDLE_SECONDS_MAX, MOVE_SNAPSHOTS_MAX, REFERENCE_LOG_BYTES_MAX, VERIFY_DELTA_BYTES_MAX,
+    VERIFY_DELTA_ROWS_MAX,
+};
 use crate::{
     Changes, ContentDigest, EngineError, MoveChunk, MovePhase, MoveRead, MoveState, Position, Refusal, TableChanges,
     UnitSet, sqlstate,
@@ -107,7 +110,7 @@ fn in_snapshot(reader: &mut Reader, request: &MoveRead) -> Result<MoveChunk, Eng
         }
         MoveRead::Verify { operation, after } => {
             let (_, tables) = source(reader, &specs, *operation)?;
-            let remaining = delta(reader, &tables, after, VERIFY_DELTA_ROWS_MAX, usize::MAX)?;
+            let remaining = delta(reader, &tables, after, VERIFY_DELTA_ROWS_MAX, VERIFY_DELTA_BYTES_MAX)?;
             if remaining.more {
                 return Err(EngineError::DeltaTooLarge { limit: VERIFY_DELTA_ROWS_MAX });
             }
@@ -125,7 +128,8 @@ fn in_snapshot(reader: &mut Reader, request: &MoveRead) -> Result<MoveChunk, Eng
             Ok(MoveChunk::Keys { keys, next })
         }
         MoveRead::ReferenceLog { after, limit } => {
-            let entries = reference::entries_after(&reader.db.conn, *after, *limit).map_err(other)?;
+            let entries =
+                reference::entries_after(&reader.db.conn, *after, *limit, REFERENCE_LOG_BYTES_MAX).map_err(other)?;
             Ok(MoveChunk::ReferenceLog { entries, last: reference::last_seq(&reader.db.conn).map_err(storage)? })
         }
         MoveRead::CopyOpen { .. } | MoveRead::ReferenceOpen | MoveRead::CopyNext { .. } | MoveRead::Close { .. } => {
@@ -238,12 +242,14 @@ fn page(
     let (mut rows, mut bytes, mut last) = (Vec::new(), 0, Vec::new());
     while let Some(row) = found.next().map_err(storage)? {
         let mut values = exact_row(spec, row, columns.len() + identity.len())?;
-        last = values.split_off(columns.len());
+        let identity = values.split_off(columns.len());
         bytes += values.iter().map(Value::size).sum::<usize>();
-        rows.push(values);
-        if bytes >= bytes_max {
+        // One row in any case; no other that would not fit.
+        if bytes > bytes_max && !rows.is_empty() {
             return Ok((rows, Some(last)));
         }
+        last = identity;
+        rows.push(values);
     }
     let next = (rows.len() == rows_max).then_some(last);
     Ok((rows, next))
@@ -258,9 +264,9 @@ fn delta(
     bytes_max: usize,
 ) -> Result<Changes, EngineError> {
     let mut changes = Changes { position: after.clone(), ..Changes::default() };
-    let mut left = Left { rows: rows_max.max(1), bytes: bytes_max };
+    let mut left = Left { rows: rows_max.max(1), bytes: bytes_max, is_whole: true };
     for spec in tables {
-        if left.rows == 0 || left.bytes == 0 {
+        if left.rows == 0 {
             changes.more = true;
             break;
         }
@@ -274,17 +280,34 @@ fn delta(
     }
     let moving = reader.db.session.lock().moving.clone();
     let (rows, upto, more) =
-        idempotency::after(&reader.db.conn, after.idempotency, rows_max.max(1), |unit| moving.contains(unit))
-            .map_err(other)?;
+        idempotency::after(&reader.db.conn, after.idempotency, rows_max.max(1), &mut left, |unit| {
+            moving.contains(unit)
+        })
+        .map_err(other)?;
     changes.idempotency = rows;
     changes.position.idempotency = upto;
     changes.more |= more;
     Ok(changes)
 }
 
-struct Left {
+/// What still fits into an answer.
+pub(crate) struct Left {
     rows: usize,
     bytes: usize,
+    /// Nothing was taken yet: something has to fit, or there would be no end.
+    is_whole: bool,
+}
+
+impl Left {
+    /// Whether this many bytes fit. They are taken then.
+    pub(crate) fn take(&mut self, bytes: usize) -> bool {
+        let fits = self.is_whole || bytes <= self.bytes;
+        if fits {
+            self.bytes = self.bytes.saturating_sub(bytes);
+            self.is_whole = false;
+        }
+        fits
+    }
 }
 
 fn table_delta(
@@ -317,20 +340,24 @@ fn table_delta(
     let mut upto = from;
     let mut keys = captured.query([from]).map_err(storage)?;
     while let Some(row) = keys.next().map_err(storage)? {
-        if left.rows == 0 || left.bytes == 0 {
+        if left.rows == 0 {
             return Ok((changes, upto, true));
         }
-        upto = row.get(0).map_err(storage)?;
+        let seq = row.get(0).map_err(storage)?;
         let key = exact_row(spec, row, 1 + identity.len())?.split_off(1);
         if !seen.insert(postcard::to_stdvec(&key).map_err(|error| EngineError::Storage(error.to_string()))?) {
+            upto = seq;
             continue;
         }
         bind(&mut present, 1, &key).map_err(storage)?;
         let mut found = present.raw_query();
         let found = found.next().map_err(storage)?.map(|row| exact_row(spec, row, columns.len())).transpose()?;
         let bytes: usize = found.as_ref().unwrap_or(&key).iter().map(Value::size).sum();
+        if !left.take(bytes) {
+            return Ok((changes, upto, true));
+        }
         left.rows -= 1;
-        left.bytes = left.bytes.saturating_sub(bytes);
+        upto = seq;
         match found {
             Some(row) => changes.rows.push(row),
             None => changes.deletes.push(key),

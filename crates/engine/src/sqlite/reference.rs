@@ -22,9 +22,7 @@ impl Writer {
         now_ms: Millis,
         seed: u64,
     ) -> Applied<Outcome> {
-        if let Some(given) = given
-            && let Some(outcome) = idempotency::replay(&self.db.conn, given, now_ms)?
-        {
+        if let Some(outcome) = self.known_or_checked(given, &[], now_ms)? {
             return Ok(outcome);
         }
         let results = self.run_all(statements, Scope::Reference)?;
@@ -92,14 +90,24 @@ pub(crate) fn set_last_seq(conn: &Connection, seq: u64) -> rusqlite::Result<()> 
     Ok(())
 }
 
-/// Entries after a number.
-pub(crate) fn entries_after(conn: &Connection, after: u64, limit: usize) -> anyhow::Result<Vec<ReferenceEntry>> {
+/// Entries after a number: at most `limit`, and as many as fit into `bytes_max`, but one in any case.
+pub(crate) fn entries_after(
+    conn: &Connection,
+    after: u64,
+    limit: usize,
+    bytes_max: usize,
+) -> anyhow::Result<Vec<ReferenceEntry>> {
     let mut statement =
         conn.prepare_cached("SELECT entry FROM __pleat_reference_log WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
     let mut rows = statement.query((after as i64, limit as i64))?;
-    let mut entries = Vec::new();
+    let (mut entries, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        entries.push(postcard::from_bytes(row.get_ref(0)?.as_blob()?)?);
+        let entry = row.get_ref(0)?.as_blob()?;
+        bytes += entry.len();
+        if bytes > bytes_max && !entries.is_empty() {
+            break;
+        }
+        entries.push(postcard::from_bytes(entry)?);
     }
     Ok(entries)
 }

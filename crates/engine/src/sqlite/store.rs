@@ -15,16 +15,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
+use pleat_cluster::Millis;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ffi};
 
+use super::clock;
 use super::connection::{self, Db, Role};
 use super::content;
 use super::copy;
 use super::failure::{Applied, Stop};
 use super::placement::Placement;
 use super::readers::{Readers, Shared};
-use super::schema::OWN_TABLES;
+use super::schema::{OWN_ADDITIONS, OWN_TABLES};
 use super::session::Budget;
 use super::table::{self, Specs};
 use crate::limits::{READ_CONNECTIONS_MAX, WAL_BYTES_KEPT_MAX};
@@ -66,6 +68,10 @@ pub(crate) struct Writer {
     /// Set when the proposal being applied changed the schema, or how statements are compiled.
     pub(crate) schema_changed: bool,
     placement_changed: bool,
+    /// The log's time: the latest `now_ms` of the entries so far. It never goes back, and expiry goes by it.
+    now_ms: Millis,
+    /// The log's time after the last batch, as it is stored.
+    stored_now_ms: Millis,
 }
 
 /// The table that each statement text writes, by text.
@@ -213,7 +219,10 @@ impl Writer {
             targets: RefCell::default(),
             schema_changed: false,
             placement_changed: false,
+            now_ms: 0,
+            stored_now_ms: 0,
         };
+        writer.stored_now_ms = content::log_time(&writer.db.conn)?;
         writer.reload()?;
         Ok(writer)
     }
@@ -279,9 +288,11 @@ impl Writer {
         set_aside: &mut BTreeMap<usize, Outcome>,
     ) -> anyhow::Result<Option<Vec<Outcome>>> {
         self.control("BEGIN IMMEDIATE /* __pleat_ */")?;
+        self.now_ms = self.stored_now_ms;
         let mut outcomes = Vec::with_capacity(proposals.len());
         for (index, bytes) in proposals.iter().enumerate() {
             if let Some(outcome) = set_aside.get(&index) {
+                Proposal::decode(bytes).iter().for_each(|proposal| self.advance(proposal.now_ms));
                 outcomes.push(outcome.clone());
                 continue;
             }
@@ -293,7 +304,11 @@ impl Writer {
             outcomes.push(outcome);
         }
         self.db.conn.prepare_cached("UPDATE __pleat_applied SET value = ?1 WHERE id = 0")?.execute([applied])?;
+        if self.now_ms != self.stored_now_ms {
+            content::set_log_time(&self.db.conn, self.now_ms)?;
+        }
         self.control("COMMIT /* __pleat_ */").context("commit a batch")?;
+        self.stored_now_ms = self.now_ms;
         Ok(Some(outcomes))
     }
 
@@ -307,6 +322,7 @@ impl Writer {
                 return Ok(Outcome::Failed(sqlstate::refuse(0, "08P01", error.to_string(), "")));
             }
         };
+        self.advance(proposal.now_ms);
         self.control("SAVEPOINT proposal /* __pleat_ */")?;
         self.begin(&proposal)?;
         let result = self.act(&proposal);
@@ -331,8 +347,13 @@ impl Writer {
         Ok(outcome)
     }
 
+    /// Takes the log's time on to an entry's. Every entry counts, also one that fails.
+    fn advance(&mut self, now_ms: Millis) {
+        self.now_ms = self.now_ms.max(now_ms.min(clock::LAST_MS as Millis));
+    }
+
     fn act(&mut self, proposal: &Proposal) -> Applied<Outcome> {
-        let now_ms = proposal.now_ms;
+        let now_ms = self.now_ms;
         match &proposal.action {
             Action::Write { idempotency, units, statements } => {
                 self.write(idempotency.as_ref(), units, statements, now_ms)
@@ -356,7 +377,7 @@ impl Writer {
     fn begin(&mut self, proposal: &Proposal) -> anyhow::Result<()> {
         let (now_ms, seed) = match &proposal.action {
             Action::ReferenceApply(entry) => (entry.now_ms, entry.seed),
-            _ => (proposal.now_ms, proposal.seed),
+            _ => (self.now_ms, proposal.seed),
         };
         // A statement that changes nothing sets changes() to 0.
         self.db.conn.prepare_cached("DELETE FROM __pleat_applied WHERE id = -1")?.execute([])?;
@@ -411,5 +432,6 @@ fn set_up(conn: &Connection, partition_count: u32) -> anyhow::Result<()> {
         partitions == partition_count,
         "the shard's file was made for {partitions} partitions, the cluster has {partition_count}"
     );
+    conn.execute_batch(OWN_ADDITIONS)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Running a user's statements at apply.
 
 use pleat_cluster::{Millis, PartitionId, TableKind, Value};
+use rusqlite::limits::Limit;
 use rusqlite::{CachedStatement, Connection, ffi};
 
 use super::authorize::{self, Mode};
@@ -9,7 +10,10 @@ use super::idempotency;
 use super::session::{Budget, RoutedUnits, RowCheck};
 use super::store::Writer;
 use super::value::{bind, values_of};
-use crate::limits::{STATEMENT_BYTES_MAX, WRITE_RESULT_BYTES_MAX, WRITE_RESULT_ROWS_MAX, WRITE_STEP_BLOCKS_MAX};
+use crate::limits::{
+    INTERNAL_VALUE_BYTES_MAX, STATEMENT_BYTES_MAX, VALUE_BYTES_MAX, WRITE_RESULT_BYTES_MAX, WRITE_RESULT_ROWS_MAX,
+    WRITE_STEP_BLOCKS_MAX,
+};
 use crate::{Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult, sqlstate};
 
 /// What the statements of a proposal may write.
@@ -56,10 +60,7 @@ impl Writer {
         statements: &[Statement],
         now_ms: Millis,
     ) -> Applied<Outcome> {
-        self.placement.check_units(units)?;
-        if let Some(given) = idempotency
-            && let Some(outcome) = idempotency::replay(&self.db.conn, given, now_ms)?
-        {
+        if let Some(outcome) = self.known_or_checked(idempotency, units, now_ms)? {
             return Ok(outcome);
         }
         let results = self.run_all(statements, Scope::Units(units))?;
@@ -68,6 +69,28 @@ impl Writer {
             idempotency::remember(&self.db.conn, given, units, &outcome, now_ms)?;
         }
         Ok(outcome)
+    }
+
+    /// What a repeated write gives; otherwise the checks of a new one.
+    ///
+    /// The key comes first: where it is remembered the write took effect, and a unit that is being handed over or
+    /// was handed over since took the effect along. So the answer is true whoever owns the unit now.
+    pub(crate) fn known_or_checked(
+        &self,
+        idempotency: Option<&Idempotency>,
+        units: &[PartitionId],
+        now_ms: Millis,
+    ) -> Applied<Option<Outcome>> {
+        if let Some(given) = idempotency
+            && let Some(outcome) = idempotency::replay(&self.db.conn, given, now_ms)?
+        {
+            return Ok(Some(outcome));
+        }
+        self.placement.check_units(units)?;
+        if let Some(given) = idempotency {
+            idempotency::admit(&self.db.conn, given, now_ms)?;
+        }
+        Ok(None)
     }
 
     /// Runs all statements, or stops at the first failure.
@@ -86,6 +109,7 @@ impl Writer {
 
     /// What the row check lets pass from here on.
     pub(crate) fn set_scope(&self, scope: Scope<'_>) {
+        self.limit_values(VALUE_BYTES_MAX);
         let mut session = self.db.session.lock();
         session.mode = Mode::Write;
         session.budget = Budget::Steps(WRITE_STEP_BLOCKS_MAX);
@@ -97,10 +121,17 @@ impl Writer {
 
     /// The reverse of [`Writer::set_scope`].
     pub(crate) fn clear_scope(&self) {
+        self.limit_values(INTERNAL_VALUE_BYTES_MAX);
         let mut session = self.db.session.lock();
         session.mode = Mode::Internal;
         session.budget = Budget::Unlimited;
         session.rows = RowCheck::Off;
+    }
+
+    /// Only users' values are held to what can be moved: an entry of the reference log holds several of them.
+    fn limit_values(&self, bytes: usize) {
+        // Only a limit below zero is refused.
+        self.db.conn.set_limit(Limit::SQLITE_LIMIT_LENGTH, bytes as i32).ok();
     }
 
     fn run(

@@ -19,7 +19,7 @@ pub struct Replica {
     pub store: Option<Store>,
     pub readers: Readers,
     pub log: Vec<Vec<u8>>,
-    clock: u64,
+    pub clock: u64,
 }
 
 impl Replica {

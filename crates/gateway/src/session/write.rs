@@ -195,8 +195,11 @@ impl From<SqlFailure> for Failure {
     fn from(failure: SqlFailure) -> Self {
         let which =
             if failure.statement > 0 { format!("statement {}: ", failure.statement + 1) } else { String::new() };
+        // Room for idempotency keys comes back as old ones expire; nothing was done.
+        let retryable = failure.code == "53400";
         Failure {
             code: failure.code.into(),
+            retryable,
             ..Failure::new("", format!("{which}{}", failure.message), failure.hint.unwrap_or_default())
         }
     }
