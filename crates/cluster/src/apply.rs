@@ -47,6 +47,9 @@ impl Catalog {
             }
             Command::CancelOperation { operation, at } => {
                 let operation = self.open(*operation)?;
+                if operation.committed {
+                    return Err(invalid(format!("{} is past its point of no return", operation.id)));
+                }
                 operation.cancel_requested = true;
                 operation.updated = *at;
             }
@@ -137,6 +140,9 @@ impl Catalog {
     fn remove_shard(&mut self, id: ShardId, at: Millis) -> Applied {
         if !self.units_of(id).is_empty() {
             return Err(invalid(format!("{id} still owns data; move it away first")));
+        }
+        if let Some(other) = self.open_operations().find(|other| other.kind.single_home() == Some(id)) {
+            return Err(busy(format!("{} is creating a table on {id}", other.id)));
         }
         let shard = self.shards.get_mut(&id).ok_or_else(|| unknown(id))?;
         shard.state = ShardState::Removed;
@@ -239,7 +245,7 @@ impl Catalog {
                     TableKind::Sharded { .. } if table.primary_key.is_empty() => {
                         Err(invalid(format!("table {name} needs a primary key to be sharded")))
                     }
-                    TableKind::Single { shard } => self.active(*shard).map(|_| ()),
+                    TableKind::Single { shard } => self.admit_single(*shard),
                     _ => Ok(()),
                 }
             }
@@ -265,6 +271,16 @@ impl Catalog {
         }
     }
 
+    /// A split that fails removes its shard, so until it has ended nothing else gets a home there.
+    fn admit_single(&self, shard: ShardId) -> Applied {
+        self.active(shard)?;
+        let made_by = |other: &&Operation| matches!(other.kind, OperationKind::Split { to, .. } if to == shard);
+        match self.open_operations().find(made_by) {
+            Some(split) => Err(busy(format!("{} is still making {shard}; wait for it to end", split.id))),
+            None => Ok(()),
+        }
+    }
+
     fn record(
         &mut self,
         decision: &Decision,
@@ -286,6 +302,9 @@ impl Catalog {
 
     fn journal(&mut self, id: OperationId, name: &str, ended: bool, detail: &str, at: Millis) -> Applied {
         let operation = self.open(id)?;
+        if operation.committed && name == Operation::UNDO_STEP {
+            return Err(invalid(format!("{id} is committed and can't be undone")));
+        }
         operation.phase = Phase::Progressing;
         operation.updated = at;
         // A step that a new leader does again is journaled again only if others came between.
@@ -312,6 +331,12 @@ impl Catalog {
         let operation = self.open(id)?;
         if operation.committed {
             return Ok(());
+        }
+        if operation.cancel_requested {
+            return Err(invalid(format!("{id} is being cancelled")));
+        }
+        if operation.steps.iter().any(|step| step.name == Operation::UNDO_STEP) {
+            return Err(invalid(format!("{id} is being undone")));
         }
         let kind = operation.kind.clone();
         match &kind {
@@ -346,6 +371,9 @@ impl Catalog {
         if let DdlEffect::CreateTable(table) = effect {
             if self.tables.contains_key(&name) {
                 return Err(CommandError::Exists { what: format!("table {}", table.name) });
+            }
+            if let TableKind::Single { shard } = table.kind {
+                self.active(shard)?;
             }
             self.last_table += 1;
             let id = TableId(self.last_table);

@@ -21,7 +21,7 @@ impl Catalog {
     /// 2. A shard has replicas on nodes that exist, each once, and at most `replication_factor` of them.
     /// 3. No shard's ownership is newer than the catalog.
     /// 4. A table stands under its own name, its id is unique and was handed out; a sharded one has its key
-    ///    among its columns and has a primary key; a single one lives on a shard that exists.
+    ///    among its columns and has a primary key; a single one lives on a shard that was not removed.
     /// 5. At most one open operation moves partitions, and until it commits its source owns what it moves.
     /// 6. A committed operation has not failed.
     /// 7. Histories are within their limits.
@@ -90,6 +90,9 @@ impl Catalog {
                 }
                 TableKind::Single { shard } if !self.shards.contains_key(shard) => {
                     found.push(format!("table {name} lives on {shard}, which does not exist"));
+                }
+                TableKind::Single { shard } if self.shards[shard].state == ShardState::Removed => {
+                    found.push(format!("table {name} lives on {shard}, which was removed"));
                 }
                 _ => {}
             }

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DdlEffect, DecisionId, Millis, OperationId, PartitionId, ShardId};
+use crate::{DdlEffect, DecisionId, Millis, OperationId, PartitionId, ShardId, TableKind};
 
 /// Where an operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,17 @@ impl OperationKind {
             OperationKind::Ddl { .. } => "ddl",
         }
     }
+
+    /// The shard on which a `CREATE TABLE` of a single table puts it.
+    pub fn single_home(&self) -> Option<ShardId> {
+        match self {
+            OperationKind::Ddl { effect: DdlEffect::CreateTable(table), .. } => match table.kind {
+                TableKind::Single { shard } => Some(shard),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
 }
 
 /// One journaled step.
@@ -88,4 +99,9 @@ pub struct Operation {
     pub message: String,
     pub created: Millis,
     pub updated: Millis,
+}
+
+impl Operation {
+    /// The step from which on a schema change is taken back and can't be committed any more.
+    pub const UNDO_STEP: &str = "undo";
 }

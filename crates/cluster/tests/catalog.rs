@@ -179,6 +179,58 @@ fn what_is_committed_can_only_succeed() {
 }
 
 #[test]
+fn a_cancellation_and_a_commit_exclude_each_other() {
+    let mut catalog = founded(3, 1);
+    let begin =
+        |catalog: &mut Catalog, name: &str| catalog.apply(&start(create(name, by_id()))).unwrap().operation.unwrap();
+    let commit = |operation| Command::CommitOperation { operation, epoch: 1, at: 6 };
+    let cancel = |operation| Command::CancelOperation { operation, at: 6 };
+    let (step, detail) = ("undo".to_owned(), String::new());
+    let undo = |operation| Command::JournalStep {
+        operation,
+        step: step.clone(),
+        ended: false,
+        detail: detail.clone(),
+        epoch: 1,
+        at: 6,
+    };
+    let cancelled = begin(&mut catalog, "a");
+    catalog.apply(&cancel(cancelled)).unwrap();
+    let error = catalog.apply(&commit(cancelled)).unwrap_err();
+    assert_eq!(error.to_string(), "op-1 is being cancelled");
+    let committed = begin(&mut catalog, "b");
+    catalog.apply(&commit(committed)).unwrap();
+    let error = catalog.apply(&cancel(committed)).unwrap_err();
+    assert_eq!(error.to_string(), "op-2 is past its point of no return");
+    assert!(catalog.apply(&undo(committed)).is_err());
+    let undone = begin(&mut catalog, "c");
+    catalog.apply(&undo(undone)).unwrap();
+    assert!(catalog.apply(&commit(undone)).is_err());
+}
+
+#[test]
+fn a_single_table_gets_no_home_on_a_shard_that_may_go() {
+    let mut catalog = founded(3, 1);
+    let split = catalog.apply(&start(split(1, 2, 8..16))).unwrap().operation.unwrap();
+    catalog.apply(&Command::ActivateShard { shard: ShardId(2), at: 5 }).unwrap();
+    let single = || start(create("notes", TableKind::Single { shard: ShardId(2) }));
+    let error = catalog.apply(&single()).unwrap_err();
+    assert_eq!(error.to_string(), "op-1 is still making shard-2; wait for it to end");
+    let (phase, message) = (Phase::Failed, String::new());
+    catalog.apply(&Command::FinishOperation { operation: split, phase, message, epoch: 1, at: 9 }).unwrap();
+    let notes = catalog.apply(&single()).unwrap().operation.unwrap();
+    let remove = Command::RemoveShard { shard: ShardId(2), at: 9 };
+    assert!(catalog.apply(&remove).is_err(), "a table is about to live there");
+    let mut removed = catalog.clone();
+    removed.shards.get_mut(&ShardId(2)).unwrap().state = ShardState::Removed;
+    let commit = Command::CommitOperation { operation: notes, epoch: 1, at: 9 };
+    assert!(matches!(removed.apply(&commit), Err(CommandError::Invalid { .. })));
+    catalog.apply(&commit).unwrap();
+    catalog.shards.get_mut(&ShardId(2)).unwrap().state = ShardState::Removed;
+    assert_eq!(catalog.check().len(), 1);
+}
+
+#[test]
 fn a_leader_that_was_replaced_can_neither_commit_nor_end_an_operation() {
     let mut catalog = founded(3, 1);
     let id = catalog.apply(&start(split(1, 2, 8..16))).unwrap().operation.unwrap();

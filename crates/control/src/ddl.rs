@@ -27,9 +27,16 @@
 //! | the shards are changed | the next one sends the change to all of them again; a shard knows the operation's id and does it once |
 //! | undoing | the next one sees the step `undo` in the journal and goes on with it |
 //! | after the commit | the next one goes on from the catalog's commit |
+//!
+//! # Cancelling
+//!
+//! The catalog puts a cancellation, the commit and the undoing in an order: it refuses to commit what is being
+//! cancelled or undone, and to cancel or undo what is committed. So a created table is never taken back, and a drop
+//! that was cancelled does not happen.
 
 use pleat_cluster::{
-    Catalog, Command, DdlEffect, OperationKind, PartitionId, Phase, ShardId, Table, TableId, TableKind, Tables,
+    Catalog, Command, DdlEffect, Operation, OperationKind, PartitionId, Phase, ShardId, ShardState, Table, TableId,
+    TableKind, Tables,
 };
 use pleat_engine::{Action, Outcome, Refusal, SchemaChange};
 use pleat_host::HostError;
@@ -60,12 +67,12 @@ fn copy_id(operation: u64, table: TableId) -> u64 {
 }
 
 /// From this step on the operation is taken back, whoever leads.
-const UNDO_STEP: &str = "undo";
+const UNDO_STEP: &str = Operation::UNDO_STEP;
 
 /// Carry out a schema change, or take it up where an earlier leader left it.
 pub(crate) async fn carry_out(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(), Stop> {
     let operation = work.operation()?;
-    if let Some(undoing) = operation.steps.iter().find(|step| step.name == UNDO_STEP) {
+    if let Some(undoing) = operation.steps.iter().find(|step| step.name == UNDO_STEP && !operation.committed) {
         let phase = if operation.cancel_requested { Phase::Skipped } else { Phase::Failed };
         return undo(work, effect, phase, &undoing.detail.clone()).await;
     }
@@ -93,7 +100,11 @@ async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Resul
     }
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
     work.begin("commit").await?;
-    work.command(Command::CommitOperation { operation, epoch, at }).await?;
+    if let Err(stop) = work.command(Command::CommitOperation { operation, epoch, at }).await {
+        // Asked for between the step and the commit: the catalog refuses the commit, now and for ever.
+        let asked = work.operation()?;
+        return Err(if asked.cancel_requested && !asked.committed { Stop::Cancelled } else { stop });
+    }
     work.end("commit", "").await
 }
 
@@ -150,7 +161,12 @@ async fn undo(work: &Work, effect: &DdlEffect, phase: Phase, why: &str) -> Resul
         if !steps.iter().any(|step| step.name == UNDO_STEP) {
             work.break_off(why).await?;
         }
-        work.note(UNDO_STEP, false, why).await?;
+        let noted = work.note(UNDO_STEP, false, why).await;
+        // The catalog refuses this entry after the commit and the commit after this entry; so what stands here is final.
+        if work.operation()?.committed {
+            return Err(Stop::Again("the change was committed after all and goes on".to_owned()));
+        }
+        noted?;
         let catalog = work.catalog();
         let (statement, change) = undoing(&catalog, effect)?;
         for shard in catalog.active_shards() {
@@ -172,7 +188,8 @@ async fn own_single(work: &Work, name: &str) -> Result<Option<String>, Stop> {
     let catalog = work.catalog();
     let Some(table) = catalog.table(name) else { return Ok(None) };
     let TableKind::Single { shard } = table.kind else { return Ok(None) };
-    let Some(ownership) = catalog.shards.get(&shard).map(|shard| shard.ownership) else { return Ok(None) };
+    let home = catalog.shards.get(&shard).filter(|shard| shard.state != ShardState::Removed);
+    let Some(ownership) = home.map(|shard| shard.ownership) else { return Ok(None) };
     work.begin("own").await?;
     let action = Action::Ddl {
         operation: own_id(work),

@@ -26,9 +26,11 @@ mod stop;
 mod tests;
 mod work;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use pleat_host::Host;
 use pleat_provision::{Embedded, Provisioner};
 use tokio::sync::watch;
@@ -40,6 +42,8 @@ use work::{Epochs, Tools};
 
 /// How often a node looks whether it leads.
 const LEADERSHIP_EVERY: Duration = Duration::from_millis(50);
+/// The pause after a panic.
+const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the control loop goes by, beside the policy in the catalog.
 #[derive(Clone, Debug)]
@@ -85,7 +89,7 @@ impl Control {
     pub fn start_on(cluster: Arc<dyn Cluster>, settings: Settings) -> ControlHandle {
         let (stop, stopped) = watch::channel(false);
         let provisioner: Arc<dyn Provisioner> = Arc::new(Embedded::new(ClusterProbe(cluster.clone())));
-        let task = tokio::spawn(run(cluster, provisioner, settings, stopped));
+        let task = tokio::spawn(supervise(cluster, provisioner, settings, stopped));
         ControlHandle { stop, task: Some(task) }
     }
 }
@@ -109,20 +113,43 @@ impl Drop for ControlHandle {
     }
 }
 
-async fn run(
+/// A node that leads and does nothing would be worse than one that fails: after a panic the loop is started again.
+///
+/// The epochs are kept: in one term they must not be handed out twice.
+async fn supervise(
     cluster: Arc<dyn Cluster>,
     provisioner: Arc<dyn Provisioner>,
     settings: Settings,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut epochs = Arc::new(Epochs::new(0));
+    loop {
+        let run = run(&cluster, &provisioner, &settings, &mut stopped, &mut epochs);
+        let Err(panic) = AssertUnwindSafe(run).catch_unwind().await else { return };
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a text");
+        tracing::error!(panic = text, "the control loop has failed and is started again");
+        if *stopped.borrow() {
+            return;
+        }
+        let _ = tokio::time::timeout(PANIC_PAUSE, stopped.changed()).await;
+    }
+}
+
+async fn run(
+    cluster: &Arc<dyn Cluster>,
+    provisioner: &Arc<dyn Provisioner>,
+    settings: &Settings,
+    stopped: &mut watch::Receiver<bool>,
+    epochs: &mut Arc<Epochs>,
+) {
     while !*stopped.borrow() {
         let Some(term) = cluster.epoch() else {
             let _ = tokio::time::timeout(LEADERSHIP_EVERY, stopped.changed()).await;
             continue;
         };
         if epochs.term() != term {
-            epochs = Arc::new(Epochs::new(term));
+            *epochs = Arc::new(Epochs::new(term));
             tracing::info!(term, "this node leads the control group");
         }
         let tools = Tools {
@@ -134,7 +161,7 @@ async fn run(
         tokio::select! {
             () = lead::lead(tools.clone()) => {}
             () = observer::keep_observing(tools) => {}
-            () = until_over(&*cluster, term) => tracing::info!(term, "this node does not lead the control group any more"),
+            () = until_over(&**cluster, term) => tracing::info!(term, "this node does not lead the control group any more"),
             _ = stopped.changed() => return,
         }
     }

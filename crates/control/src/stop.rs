@@ -43,9 +43,9 @@ impl From<HostError> for Stop {
             HostError::Refused(refusal) => refusal.into(),
             HostError::Engine(EngineError::Refused(refusal)) => refusal.into(),
             HostError::Engine(EngineError::Sql(failure)) => Stop::Impossible(failure.to_string()),
-            HostError::Command(error @ (CommandError::Invalid { .. } | CommandError::Exists { .. })) => {
-                Stop::Impossible(error.to_string())
-            }
+            HostError::Command(
+                error @ (CommandError::Invalid { .. } | CommandError::Exists { .. } | CommandError::Unknown { .. }),
+            ) => Stop::Impossible(error.to_string()),
             other => Stop::Again(other.to_string()),
         }
     }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pleat_cluster::{ShardId, TableKind};
+use pleat_cluster::{Operation, ShardId, TableKind};
 use pleat_engine::{MoveAction, MoveChunk, MovePhase, MoveRead};
 use tokio::time::sleep;
 
@@ -53,6 +53,16 @@ pub(super) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
         _ => 0,
     };
     work.end(TAKE_BACK, &format!("{rows} rows deleted on {}", plan.to)).await
+}
+
+/// How often taking back was broken off.
+pub(super) fn failures(operation: &Operation) -> usize {
+    operation.steps.iter().filter(|step| step.name == TAKE_BACK && step.detail.contains("broken off: take the")).count()
+}
+
+/// Whether that is what the journal ends with.
+pub(super) fn is_taking_back(operation: &Operation) -> bool {
+    operation.steps.last().is_some_and(|step| step.name == TAKE_BACK && step.ended.is_none())
 }
 
 /// Delete every row of the move's units that the shard does not own, then say that none is left.

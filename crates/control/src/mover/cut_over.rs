@@ -20,7 +20,7 @@ const ROUNDS_MAX: usize = 200;
 const COMMIT_LIMIT: Duration = Duration::from_secs(2);
 const COMMIT_RETRY: Duration = Duration::from_millis(20);
 
-const FENCE: &str = "fence";
+pub(super) const FENCE: &str = "fence";
 const COMMIT: &str = "commit";
 const ACTIVATE: &str = "activate";
 const RELEASE: &str = "release";
@@ -97,6 +97,7 @@ async fn commit(work: &Work, plan: &Plan) -> Result<(), Stop> {
 fn refused(work: &Work, plan: &Plan, error: CommandError) -> Stop {
     match work.operation() {
         Err(superseded) => superseded,
+        Ok(operation) if operation.cancel_requested => Stop::Cancelled,
         Ok(_) => Stop::Impossible(format!("the catalog refused to give the partitions to {}: {error}", plan.to)),
     }
 }

@@ -97,20 +97,23 @@ impl Plan {
 
 /// Carry out a move, or take it up where an earlier leader left it.
 pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
+    // After a panic the term is still the same, and a commit may be on its way: this entry comes after it.
+    if work.operation()?.steps.last().is_some_and(|step| step.name == cut_over::FENCE && step.ended.is_none()) {
+        work.break_off("taken up again").await?;
+    }
     if work.operation()?.committed {
         return finish(work, &plan, Receipt::default()).await;
     }
     loop {
-        // Whatever an earlier attempt left on the shards goes first.
-        if touched(work)? {
-            clean_up::take_back(work, &plan).await?;
-        }
-        let attempts = attempts(&work.operation()?, plan.creates);
-        let outcome = if attempts >= ATTEMPTS_MAX {
+        let operation = work.operation()?;
+        let attempts = attempts(&operation, plan.creates);
+        // Whether to go on is asked before the target is: it may be gone for good.
+        let outcome = if operation.cancel_requested {
+            Err(Stop::Cancelled)
+        } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX {
             Err(Stop::Impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
         } else {
-            plan.number = MoveNumber::new(work.id, attempts + 1);
-            attempt::attempt(work, &plan).await
+            anew(work, &mut plan, attempts + 1).await
         };
         match outcome {
             Ok(receipt) => return finish(work, &plan, receipt).await,
@@ -126,6 +129,23 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
                 sleep(ATTEMPT_PAUSE * (attempts as u32 + 1)).await;
             }
         }
+    }
+}
+
+/// Another attempt. Whatever an earlier one left on the shards goes first.
+async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Receipt, Stop> {
+    if touched(work)? {
+        clean_up::take_back(work, plan).await.map_err(taking_back)?;
+    }
+    plan.number = MoveNumber::new(work.id, number);
+    attempt::attempt(work, plan).await
+}
+
+/// Taking back does not fail for good: it is tried again.
+fn taking_back(stop: Stop) -> Stop {
+    match stop {
+        Stop::Superseded(why) => Stop::Superseded(why),
+        other => Stop::Again(format!("take the move back: {}", other.reason())),
     }
 }
 
@@ -153,19 +173,17 @@ async fn forward(work: &Work, plan: &Plan, receipt: &mut Receipt) -> Result<(), 
 
 /// Nothing is left behind: neither on the shards nor, of a split, the shard itself.
 async fn give_up(work: &Work, plan: &Plan, phase: Phase, why: &str) -> Result<(), Stop> {
-    let again = |stop: Stop| match stop {
-        Stop::Superseded(why) => Stop::Superseded(why),
-        other => Stop::Again(format!("take the move back: {}", other.reason())),
-    };
-    work.break_off(why).await?;
-    match touched(work)? {
-        true if plan.creates => clean_up::open_gates(work, plan).await.map_err(again)?,
-        true => clean_up::take_back(work, plan).await.map_err(again)?,
-        false => {}
+    clean_up::open_gates(work, plan).await.map_err(taking_back)?;
+    // Taking back goes on in the step that it was begun in, however often that takes.
+    if !clean_up::is_taking_back(&work.operation()?) {
+        work.break_off(why).await?;
+    }
+    if touched(work)? && !plan.creates {
+        clean_up::take_back(work, plan).await.map_err(taking_back)?;
     }
     if plan.creates {
         let at = work.cluster().now_ms();
-        work.command(Command::RemoveShard { shard: plan.to, at }).await.map_err(again)?;
+        work.command(Command::RemoveShard { shard: plan.to, at }).await.map_err(taking_back)?;
         if let Some(shard) = work.catalog().shards.get(&plan.to) {
             let released = work.tools.provisioner.release(shard).await;
             released.map_err(|error| Stop::Again(error.to_string()))?;

@@ -11,9 +11,14 @@
 //!    activation. Writes that were spread without the shard are among these; later ones are spread to it.
 //!
 //! Only then is the first partition moved, so no row is ever joined with a reference row that is not there
-//! yet. If the log was pruned beyond `S` meanwhile, the attempt fails and the next one copies again.
+//! yet.
+//!
+//! An attempt that finds the shard not yet activated copies again, after it has deleted what an earlier one
+//! had copied: rows that were deleted on the anchor since must not stay. Once the shard is active it may be read, so its
+//! tables are not emptied any more; should the anchor's log not reach back to where it stands, the operation
+//! fails, and of a split the shard is removed.
 
-use pleat_cluster::ShardId;
+use pleat_cluster::{ShardId, Table, Value};
 use pleat_engine::{Action, ContentDigest, MoveAction, MoveChunk, MoveRead, Outcome};
 
 use super::attempt::{activate_shard, bytes, describe};
@@ -50,6 +55,7 @@ pub(super) async fn copy(work: &Work, plan: &Plan) -> Result<(), Stop> {
 /// Steps 1 and 2. Gives the number of rows.
 async fn load(work: &Work, plan: &Plan, anchor: ShardId) -> Result<u64, Stop> {
     work.step(plan.number, plan.to, MoveAction::Claim).await?;
+    empty(work, plan).await?;
     let snapshot = Snapshot::open(work, anchor, MoveRead::ReferenceOpen).await?;
     let loaded = load_tables(work, plan, &snapshot).await;
     let seq = snapshot.reference_seq;
@@ -57,6 +63,49 @@ async fn load(work: &Work, plan: &Plan, anchor: ShardId) -> Result<u64, Stop> {
     let rows = loaded?;
     work.step(plan.number, plan.to, MoveAction::ReferenceLoaded { seq }).await?;
     Ok(rows)
+}
+
+/// Delete what an earlier attempt has copied.
+async fn empty(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    let snapshot = Snapshot::open(work, plan.to, MoveRead::ReferenceOpen).await?;
+    let emptied = empty_tables(work, plan, &snapshot).await;
+    snapshot.close().await;
+    emptied
+}
+
+async fn empty_tables(work: &Work, plan: &Plan, snapshot: &Snapshot<'_>) -> Result<(), Stop> {
+    let catalog = work.catalog();
+    for name in &snapshot.tables {
+        let mut after = None;
+        loop {
+            let (mut changes, next) = snapshot.next(name, after).await?;
+            if !changes.rows.is_empty() {
+                let table = catalog.table(name).ok_or_else(|| Stop::Again(format!("table {name} is not known")))?;
+                let places = identity(table, &changes.columns);
+                let rows = std::mem::take(&mut changes.rows);
+                let key = |row: Vec<Value>| places.iter().filter_map(|place| row.get(*place).cloned()).collect();
+                changes.deletes = rows.into_iter().map(key).collect();
+                let (changes, idempotency) = (vec![changes], Vec::new());
+                let import = MoveAction::Import { changes, idempotency, position: None, cursor: None };
+                work.step(plan.number, plan.to, import).await?;
+                work.progress(COPY_REFERENCE, || format!("an earlier copy of table {name} is deleted")).await?;
+            }
+            if next.is_none() {
+                break;
+            }
+            after = next;
+        }
+    }
+    Ok(())
+}
+
+/// Where the values that tell rows apart are in a row that travels: the rowid comes first, where it is that.
+fn identity(table: &Table, columns: &[String]) -> Vec<usize> {
+    if columns.len() > table.columns.iter().filter(|column| !column.generated).count() {
+        return vec![0];
+    }
+    let place = |name: &String| columns.iter().position(|column| column.eq_ignore_ascii_case(name));
+    table.primary_key.iter().filter_map(place).collect()
 }
 
 async fn load_tables(work: &Work, plan: &Plan, snapshot: &Snapshot<'_>) -> Result<u64, Stop> {
@@ -101,7 +150,17 @@ async fn catch_up(work: &Work, anchor: ShardId, to: ShardId) -> Result<u64, Stop
             return Err(unexpected("reading the reference log"));
         };
         if entries.first().is_none_or(|entry| entry.seq != reached + 1) {
-            return Err(Stop::Again(format!("the reference log does not go back to number {}", reached + 1)));
+            // The log is pruned when all shards have it: by now this one may, from those who spread the writes.
+            let now = last(work, to).await?;
+            if now > reached {
+                reached = now;
+                continue;
+            }
+            return Err(Stop::Impossible(format!(
+                "the reference log of {anchor} does not go back to number {}, which {to} lacks; \
+                 a new split makes a new copy",
+                reached + 1
+            )));
         }
         for entry in entries {
             let seq = entry.seq;

@@ -296,3 +296,92 @@ async fn a_reference_write_at_any_moment_reaches_the_new_shard_before_its_first_
         }
     }
 }
+
+/// A second attempt's copy has no row that was deleted on the anchor after the first one's.
+#[tokio::test(start_paused = true)]
+async fn a_second_copy_of_the_reference_tables_starts_with_empty_ones() {
+    for at in 1.. {
+        let world = busy(1).await;
+        world.with(|inner| {
+            inner.shrinks = true;
+            inner.cities_change = false;
+            inner.calls = 0;
+            inner.faults = vec![Fault::CrashAfter(at)];
+        });
+        let id = world.start(split());
+        until_quiet(&world).await;
+        settle(&world);
+        assert_eq!(operation(&world, id).phase, Phase::Successful, "{at}: {:#?}", operation(&world, id));
+        if world.with(|inner| inner.calls) < at {
+            return;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_at_any_call_comes_before_the_commit_or_is_refused() {
+    for (shards, kind) in [(1, split()), (2, shift())] {
+        for at in 1.. {
+            let world = busy(shards).await;
+            let id = world.start(kind.clone());
+            world.with(|inner| {
+                inner.calls = 0;
+                inner.faults = vec![Fault::Cancel(at, id)];
+            });
+            until_quiet(&world).await;
+            settle(&world);
+            let operation = operation(&world, id);
+            let expected = if operation.cancel_requested { Phase::Skipped } else { Phase::Successful };
+            assert_eq!((operation.phase, operation.committed), (expected, !operation.cancel_requested), "{at}");
+            if world.with(|inner| inner.calls) < at {
+                break;
+            }
+        }
+    }
+}
+
+/// Lead until a step has begun, then lose the new shard.
+async fn split_without_target(step: &str) -> (Arc<World>, OperationId) {
+    let world = busy(1).await;
+    let id = world.start(split());
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        () = until_quiet(&world) => panic!("{step} never came"),
+        found = watch.wait_for(|catalog| catalog.operations[&id].steps.iter().any(|s| s.name == step)) => {
+            found.unwrap();
+        }
+    }
+    world.with(|inner| inner.gone = Some(ShardId(2)));
+    (world, id)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_split_whose_target_is_gone_can_be_cancelled_and_is_given_up() {
+    for step in ["copy schema", "capture", "verify"] {
+        for cancel in [true, false] {
+            let (world, id) = split_without_target(step).await;
+            if cancel {
+                world.ask(Command::CancelOperation { operation: id, at: 1 });
+            }
+            until_quiet(&world).await;
+            settle(&world);
+            let expected = if cancel { Phase::Skipped } else { Phase::Failed };
+            assert_eq!(operation(&world, id).phase, expected, "{step}: {:#?}", operation(&world, id));
+            world.with(|inner| assert_eq!(inner.catalog.shards[&ShardId(2)].state, ShardState::Removed));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_does_not_end_the_control_loop() {
+    let world = busy(1).await;
+    let id = world.start(split());
+    world.with(|inner| inner.faults = vec![Fault::Panic(inner.calls + 30)]);
+    let control = crate::Control::start_on(world.clone(), tools(&world).settings);
+    let mut watch = world.watch_catalog();
+    let ended = watch.wait_for(|catalog| catalog.operations[&id].phase.is_final());
+    tokio::time::timeout(Duration::from_secs(600), ended).await.expect("the loop goes on").unwrap();
+    control.shutdown().await;
+    settle(&world);
+    assert_eq!(operation(&world, id).phase, Phase::Successful, "{:#?}", operation(&world, id));
+}

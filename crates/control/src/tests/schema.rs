@@ -172,3 +172,42 @@ async fn a_cancelled_schema_change_does_nothing() {
     assert_eq!(shards_with_index(&world), [false; 2]);
     assert!(matches!(carry_out(&world, id).await, Err(Stop::Superseded(_))), "what has ended is left alone");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_at_any_call_is_for_the_whole_change_or_is_refused() {
+    let kinds = [
+        create(table("notes", "text", TableKind::Single { shard: ShardId(2) })),
+        unique_index(),
+        ddl(DdlEffect::DropTable { table: "cities".to_owned() }, "DROP TABLE cities"),
+    ];
+    for kind in kinds {
+        for at in 1.. {
+            let world = furnished(2).await;
+            let id = world.start(kind.clone());
+            world.with(|inner| {
+                inner.calls = 0;
+                inner.faults = vec![Fault::Cancel(at, id)];
+            });
+            until_quiet(&world).await;
+            let operation = operation(&world, id);
+            let expected = if operation.cancel_requested { Phase::Skipped } else { Phase::Successful };
+            assert_eq!((operation.phase, operation.committed), (expected, !operation.cancel_requested), "{at}");
+            world.with(|inner| {
+                for shard in inner.catalog.active_shards() {
+                    let there = |name: &str| {
+                        let sql = format!("SELECT count(*) FROM sqlite_schema WHERE name = '{name}'");
+                        let check = pleat_engine::OwnershipCheck::None;
+                        inner.read(shard.id, &sql, None, vec![], check).unwrap()[0][0] == Value::Integer(1)
+                    };
+                    let users = inner.catalog.table("users").unwrap();
+                    assert_eq!(there("notes"), inner.catalog.table("notes").is_some(), "{at}");
+                    assert_eq!(there("cities"), inner.catalog.table("cities").is_some(), "{at}");
+                    assert_eq!(there("users_v"), !users.indexes.is_empty(), "{at}");
+                }
+            });
+            if world.with(|inner| inner.calls) < at {
+                break;
+            }
+        }
+    }
+}

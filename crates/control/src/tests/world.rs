@@ -40,6 +40,10 @@ pub enum Fault {
     Late(u64, u64),
     /// Before the call, one write to a reference table.
     City(u64),
+    /// Before the call, someone asks for the operation to be cancelled.
+    Cancel(u64, OperationId),
+    /// The control loop panics.
+    Panic(u64),
 }
 
 pub struct World {
@@ -60,6 +64,10 @@ pub struct Inner {
     pub cities_change: bool,
     /// When a leader dies, the users that [`Inner::duplicate_on`] made become one.
     pub heals: bool,
+    /// When a leader dies, a row of the reference table is deleted.
+    pub shrinks: bool,
+    /// A shard that nobody reaches.
+    pub gone: Option<ShardId>,
     /// The call at which a commit was proposed.
     pub commit_at: Option<u64>,
     late: Vec<(u64, Command)>,
@@ -108,6 +116,8 @@ impl World {
             faults: Vec::new(),
             cities_change: true,
             heals: false,
+            shrinks: false,
+            gone: None,
             commit_at: None,
             late: Vec::new(),
             past: VecDeque::new(),
@@ -170,6 +180,8 @@ impl World {
                 Fault::CrashBefore(at) | Fault::Late(at, _) if *at == call => self.die().await,
                 Fault::Restart(at) if *at == call => self.with(Inner::restart),
                 Fault::City(at) if *at == call => self.with(Inner::put_city),
+                Fault::Cancel(at, operation) if *at == call => self.cancel(*operation),
+                Fault::Panic(at) if *at == call => panic!("test"),
                 Fault::Unreachable(at) if *at == call => return Err(HostError::Unavailable("test".to_owned())),
                 _ => {}
             }
@@ -187,6 +199,11 @@ impl World {
             }
         }
         result
+    }
+
+    fn cancel(&self, operation: OperationId) {
+        let _ = self.with(|inner| inner.command(Command::CancelOperation { operation, at: 1 }));
+        self.publish();
     }
 
     /// Show the catalog to those who watch it.
@@ -310,6 +327,9 @@ impl Inner {
     /// A leader has died, and the next one comes.
     pub fn next_term(&mut self) {
         self.term += 1;
+        if self.shrinks {
+            self.delete_city();
+        }
         if self.heals {
             for key in self.users.iter().filter(|(_, v)| *v == "twice").map(|(id, _)| *id).skip(1).collect::<Vec<_>>() {
                 let sql = "UPDATE users SET v = 'once' WHERE id = ?1";
@@ -449,14 +469,30 @@ impl Inner {
     }
 
     /// A write to a reference table, spread as `host` does it.
+    fn reach(&self, shard: ShardId) -> Result<(), HostError> {
+        match self.gone == Some(shard) {
+            true => Err(HostError::Unavailable(format!("{shard} is gone"))),
+            false => Ok(()),
+        }
+    }
+
     pub fn put_city(&mut self) {
         let (key, value) = (self.random(40) as i64, format!("{:x}", self.random(u64::from(u32::MAX))));
-        let anchor = self.catalog.anchor().unwrap();
         let sql = "INSERT OR REPLACE INTO cities(id, name) VALUES (?1, ?2)";
-        let statements = vec![Statement::new(sql, [Value::Integer(key), Value::Text(value.clone())])];
+        self.write_cities(Statement::new(sql, [Value::Integer(key), Value::Text(value.clone())]));
+        self.cities.insert(key, value);
+    }
+
+    fn delete_city(&mut self) {
+        let Some((key, _)) = self.cities.pop_first() else { return };
+        self.write_cities(Statement::new("DELETE FROM cities WHERE id = ?1", [Value::Integer(key)]));
+    }
+
+    fn write_cities(&mut self, statement: Statement) {
+        let anchor = self.catalog.anchor().unwrap();
+        let statements = vec![statement];
         let written = self.apply(anchor, Action::ReferenceWrite { idempotency: None, statements }).unwrap();
         assert!(matches!(written, Outcome::Reference { .. }), "{written:?}");
-        self.cities.insert(key, value);
         let others: Vec<_> =
             self.catalog.active_shards().map(|shard| shard.id).filter(|shard| *shard != anchor).collect();
         for shard in others {
@@ -551,6 +587,7 @@ impl Cluster for World {
 
     async fn write(&self, shard: ShardId, action: Action, _: Duration) -> Result<Outcome, HostError> {
         self.call(true, |inner| {
+            inner.reach(shard)?;
             if matches!(action, Action::Move(_) | Action::ReferenceApply(_) | Action::Own { .. }) {
                 inner.sent.push((shard, action.clone()));
             }
@@ -560,7 +597,7 @@ impl Cluster for World {
     }
 
     async fn move_read(&self, shard: ShardId, request: MoveRead, _: Duration) -> Result<MoveChunk, HostError> {
-        self.call(false, |inner| inner.move_read(shard, &request)).await
+        self.call(false, |inner| inner.reach(shard).and_then(|()| inner.move_read(shard, &request))).await
     }
 
     async fn probe(&self, shard: ShardId, _: Duration) -> Result<(), String> {

@@ -25,6 +25,8 @@ use crate::settings::{GATHER_WAIT_MAX, STALL_MAX};
 /// Chunks of rows that wait between the shards and the gather, and between it and the client.
 const CHUNKS_WAITING_MAX: usize = 8;
 
+/// Rows of the table with this number.
+type TableRows = (usize, Vec<Vec<Value>>);
 type Chunks = mpsc::Sender<Result<Chunk, Failure>>;
 
 impl Executor {
@@ -79,7 +81,7 @@ impl Executor {
 
 /// Hand the shards' rows to the gather, each with the number of its table. When the gather has stopped
 /// early, its own answer says why.
-async fn feed(answers: Vec<Asked>, gather: mpsc::Sender<(usize, Vec<Vec<Value>>)>) -> Result<(), Failure> {
+async fn feed(answers: Vec<Asked>, gather: mpsc::Sender<TableRows>) -> Result<(), Failure> {
     let mut rows = stream::select_all(answers.into_iter().map(tagged));
     while let Some(chunk) = rows.next().await {
         if gather.send(chunk?).await.is_err() {
@@ -90,7 +92,7 @@ async fn feed(answers: Vec<Asked>, gather: mpsc::Sender<(usize, Vec<Vec<Value>>)
 }
 
 /// A shard's rows, each chunk with the number of its table: columns mark where the next table begins.
-fn tagged(asked: Asked) -> BoxStream<'static, Result<(usize, Vec<Vec<Value>>), Failure>> {
+fn tagged(asked: Asked) -> BoxStream<'static, Result<TableRows, Failure>> {
     let mut numbers = asked.numbers.into_iter();
     // The first table's columns came before the stream.
     let state = (asked.answer.pieces, numbers.next(), numbers);
@@ -122,7 +124,7 @@ struct Work {
 }
 
 impl Work {
-    fn run(self, mut gathered: mpsc::Receiver<(usize, Vec<Vec<Value>>)>, out: &Chunks) -> Result<(), Failure> {
+    fn run(self, mut gathered: mpsc::Receiver<TableRows>, out: &Chunks) -> Result<(), Failure> {
         let mut finisher = Finisher::new(FinisherLimits { memory_bytes: self.memory_bytes })?;
         for (_, create_sql) in &self.tables {
             finisher.create(create_sql)?;

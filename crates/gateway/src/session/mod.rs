@@ -162,7 +162,7 @@ struct Attempt {
     /// How often shards have refused before.
     refused: u32,
     /// How a write must end if it is not accepted: an earlier attempt at it may have been done.
-    unsure: Option<Failure>,
+    unsure: Option<Box<Failure>>,
 }
 
 impl From<pleat_sql::SqlError> for Failure {

@@ -31,7 +31,7 @@ const REFUSALS_PER_REFRESH: u32 = 10;
 pub(super) enum Setback {
     /// A shard is not the right one now: route again. `unsure` is how a write ends if it is never accepted,
     /// when an earlier attempt at it was lost and may have been done.
-    Refused { refusal: Refusal, unsure: Option<Failure> },
+    Refused { refusal: Refusal, unsure: Option<Box<Failure>> },
     /// Something else must end first; the failure is for when it does not in time.
     Busy(Failure),
     /// That's it.
@@ -112,7 +112,7 @@ impl Executor {
                 Err(Setback::Refused { refusal, unsure: now_unsure }) => {
                     unsure = unsure.or(now_unsure);
                     if deadline.is_over() {
-                        return Err(unsure.unwrap_or_else(|| gave_up(&refusal, deadline)));
+                        return Err(unsure.map_or_else(|| gave_up(&refusal, deadline), |failure| *failure));
                     }
                     refused += 1;
                     self.metrics.rerouted();

@@ -62,7 +62,7 @@ impl Key {
         let unknown = || HostError::OutcomeUnknown("an attempt was lost, and its data is moving since".into());
         match (refused(refusal), uncertain) {
             (Setback::Refused { refusal, .. }, true) => match self.setback(unknown()) {
-                Setback::Failed(failure) => Setback::Refused { refusal, unsure: Some(failure) },
+                Setback::Failed(failure) => Setback::Refused { refusal, unsure: Some(Box::new(failure)) },
                 other => other,
             },
             (setback, _) => setback,
@@ -105,11 +105,10 @@ impl Executor {
             (None, _) => (place::anchor(catalog)?, Vec::new()),
             (Some(_), Some(_)) => {
                 // A lost attempt may have been done before its partitions came apart.
-                return Err(attempt
-                    .unsure
-                    .clone()
-                    .unwrap_or_else(|| pleat_sql::several_shards(&table()).into())
-                    .into());
+                return Err(match &attempt.unsure {
+                    Some(failure) => Failure::clone(failure).into(),
+                    None => pleat_sql::several_shards(&table()).into(),
+                });
             }
         };
         self.write_on(run, attempt, shard, units, route.statements).await
