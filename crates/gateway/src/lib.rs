@@ -51,7 +51,7 @@ impl Gateway {
         http::router(&self.app, false)
     }
 
-    /// What the coordinator's address serves: `/shards` and `/health` (document 004).
+    /// What the coordinator's address serves: `/shards` and `/health`.
     pub fn coordinator_router(&self) -> Router {
         http::router(&self.app, true)
     }

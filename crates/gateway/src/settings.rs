@@ -41,7 +41,7 @@ pub const EVENT_STREAMS_MAX: usize = 256;
 pub const EVENTS_KEPT_MAX: usize = 1_024;
 /// How often leaders are looked at for events.
 pub const LEADERS_LOOKED_AT_EVERY: Duration = Duration::from_millis(250);
-/// How long the cluster's status and lists may take (document 001).
+/// How long the cluster's status and lists may take.
 pub const STATUS_TIME_MAX: Duration = Duration::from_secs(5);
 /// A measurement younger than this is shown again instead of taken anew, so that many watchers cost the
 /// cluster no more than one. `last_updated` tells its age.

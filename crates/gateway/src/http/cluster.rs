@@ -1,4 +1,4 @@
-//! `/cluster/status` and `/cluster/list-nodes` (document 001): the cluster as a whole.
+//! `/cluster/status` and `/cluster/list-nodes`: the cluster as a whole.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -122,7 +122,7 @@ async fn ping_all(backend: &dyn Backend, catalog: &Catalog) -> Pings {
     join_all(asked).await.into_iter().collect()
 }
 
-/// The catalog and everyone's pulse, within the time that document 001 gives.
+/// The catalog and everyone's pulse, within its limit.
 async fn look(app: &App) -> Result<(Arc<Catalog>, Pings), Problem> {
     let catalog = app.backend.catalog();
     if !catalog.is_initialised() {

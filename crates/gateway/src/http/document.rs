@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_shard_answers_as_document_004_says() {
+    async fn one_shard_answers_with_its_rows_and_its_name() {
         let one = || vec![Value::Integer(1)];
         for chunks in [vec![vec![one(), one()]], vec![vec![], vec![one()], vec![one()]]] {
             let text = text(answer(rows(&["id"], chunks)), 1_000).await.unwrap();

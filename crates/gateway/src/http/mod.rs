@@ -125,7 +125,7 @@ pub(crate) struct Endpoint {
     pub method: Method,
     pub path: &'static str,
     handler: MethodRouter<App>,
-    /// Whether the coordinator's address serves it too (document 004).
+    /// Whether the coordinator's address serves it too.
     coordinator: bool,
 }
 

@@ -1,4 +1,4 @@
-//! `POST /query`: statements in, rows out (document 004's two answers, and more).
+//! `POST /query`: statements in, rows out: one shard's answer, or several's.
 //!
 //! As one JSON document the result is collected first, up to a limit, so that a failure halfway is an error
 //! with its status and nothing else. As NDJSON it is passed on while it arrives, in bounded memory.

@@ -1,4 +1,4 @@
-//! `GET /shards`: every shard with what its leader measures (document 004, and more).
+//! `GET /shards`: every shard with what its leader measures.
 
 use std::collections::BTreeMap;
 

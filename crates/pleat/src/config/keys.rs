@@ -106,7 +106,7 @@ pub fn unknown(dotted: &str) -> String {
     }
 }
 
-/// Document 004 lists MySQL servers here; Pleat will take them over, but can't yet.
+/// Where other autoscalers list MySQL servers; Pleat will take them over, but can't yet.
 fn not_yet(value: &Value, path: &[String]) -> Wrong {
     let mut path = path.to_vec();
     if let Some(first) = value.as_object().and_then(|map| map.keys().next()) {

@@ -1,5 +1,5 @@
-//! The whole scaling test of document 004: one shard; more than 100 rows; a second shard; both queried; a
-//! third shard. With its JSON configuration, less the MySQL shards, which are refused by line.
+//! A small cluster grows: one shard; more than 100 rows; a second shard; both queried; a third shard. Its
+//! configuration also lists MySQL servers as shards, which are refused by line, and is used without them.
 
 use serde_json::{Value, json};
 
@@ -108,7 +108,7 @@ async fn one_shard_becomes_three_as_rows_come_in() {
     assert_eq!(code, 0);
     assert!(story.contains("100"), "{story}");
 
-    // The coordinator's address answers the document's requests.
+    // The coordinator's address answers as well.
     let shards = crate::harness::answer(cluster.http.get(format!("{}/shards", cluster.coordinator_url())).send().await);
     for shard in shards.await.unwrap().as_array().unwrap() {
         for field in [
