@@ -7,18 +7,21 @@ use crate::{
     ShardId, ShardState, Step, Table, TableId, TableKind,
 };
 
-type Applied<T = ()> = Result<T, CommandError>;
+pub(crate) type Applied<T = ()> = Result<T, CommandError>;
 
 impl Catalog {
     /// Carry out one command.
     pub fn apply(&mut self, command: &Command) -> Result<Reply, CommandError> {
         let mut reply = Reply { generation: 0, operation: None, decision: None };
         match command {
-            Command::Init { cluster_id, partition_count, replication_factor, nodes, shards, policy, at } => {
+            Command::Init { cluster_id, partition_count, replication_factor, nodes, incarnations, shards, policy, at } => {
                 self.init(cluster_id, *partition_count, *replication_factor, nodes, *shards, policy, *at)?;
+                self.note_incarnations(incarnations);
             }
             _ if !self.is_initialised() => return Err(CommandError::NotInitialised),
-            Command::RegisterNode { id, name, address, at } => self.register_node(*id, name, address, *at)?,
+            Command::RegisterNode { id, name, address, incarnation, at } => {
+                self.register_node(*id, name, address, *incarnation, *at)?;
+            }
             Command::ActivateShard { shard, at } => self.activate_shard(*shard, *at)?,
             Command::RemoveShard { shard, at } => self.remove_shard(*shard, *at)?,
             Command::SetPolicy { policy, .. } => self.policy = policy.clone(),
@@ -50,9 +53,13 @@ impl Catalog {
                 if operation.committed {
                     return Err(invalid(format!("{} is past its point of no return", operation.id)));
                 }
+                if let OperationKind::Rebuild { .. } = operation.kind {
+                    return Err(invalid("a rebuild can't be cancelled: until it has ended a replica is missing"));
+                }
                 operation.cancel_requested = true;
                 operation.updated = *at;
             }
+            Command::NoteDisagreement { shard, what, .. } => self.note_disagreement(*shard, what.as_ref())?,
         }
         reply.generation = self.generation;
         Ok(reply)
@@ -101,27 +108,19 @@ impl Catalog {
         Ok(())
     }
 
-    fn register_node(&mut self, id: NodeId, name: &str, address: &str, at: Millis) -> Applied {
-        if let Some(other) = self.active_nodes().find(|node| node.id != id && node.address == address) {
-            return Err(CommandError::Exists { what: format!("a node at {address} ({})", other.name) });
-        }
-        match self.nodes.get_mut(&id) {
-            Some(node) if node.address == address && node.name == name => return Ok(()),
-            Some(node) => {
-                node.address = address.to_owned();
-                node.name = name.to_owned();
-            }
-            None => {
-                self.nodes.insert(id, new_node(id, name, address, at));
-            }
-        }
-        self.bump();
-        Ok(())
-    }
-
     fn new_shard(&mut self, id: ShardId, ownership: Generation, at: Millis) {
         let replicas = self.place_replicas();
-        self.shards.insert(id, Shard { id, state: ShardState::Creating, replicas, ownership, since: at });
+        let shard = Shard {
+            id,
+            state: ShardState::Creating,
+            replicas,
+            ownership,
+            since: at,
+            numbers: Default::default(),
+            distrusted: Default::default(),
+            disagreement: None,
+        };
+        self.shards.insert(id, shard);
     }
 
     fn activate_shard(&mut self, id: ShardId, at: Millis) -> Applied {
@@ -160,6 +159,7 @@ impl Catalog {
             let generation = self.bump();
             self.new_shard(*to, generation, at);
         }
+        self.distrust(kind);
         self.last_operation += 1;
         let id = OperationId(self.last_operation);
         let operation = Operation {
@@ -202,12 +202,15 @@ impl Catalog {
                 self.admit_move(*from, partitions)
             }
             OperationKind::Ddl { effect, .. } => self.admit_ddl(effect),
+            OperationKind::Rebuild { node, shard } => self.admit_rebuild(*node, *shard),
         }
     }
 
     fn admit_move(&self, from: ShardId, partitions: &[PartitionId]) -> Applied {
         self.active(from)?;
-        if let Some(other) = (self.open_operations()).find(|other| !matches!(other.kind, OperationKind::Ddl { .. })) {
+        let moves =
+            |other: &&Operation| matches!(other.kind, OperationKind::Split { .. } | OperationKind::Move { .. });
+        if let Some(other) = self.open_operations().find(moves) {
             return Err(busy(format!("{} is still moving partitions; wait for it to end, or cancel it", other.id)));
         }
         if partitions.is_empty() {
@@ -359,6 +362,7 @@ impl Catalog {
                 self.change_schema(effect)?;
                 self.bump();
             }
+            OperationKind::Rebuild { node, shard } => self.commit_rebuild(*node, *shard)?,
         }
         let operation = self.open(id)?;
         operation.committed = true;
@@ -408,7 +412,9 @@ impl Catalog {
             return Err(invalid("an operation ends Successful, Failed or Skipped"));
         }
         let operation = self.open(id)?;
-        if operation.committed && phase != Phase::Successful {
+        // A rebuild that is given up half way leaves nothing to finish: another one begins from the start.
+        let may_fail = matches!(operation.kind, OperationKind::Rebuild { .. });
+        if operation.committed && phase != Phase::Successful && !may_fail {
             return Err(invalid(format!("{id} is committed and can only succeed")));
         }
         operation.phase = phase;
@@ -457,7 +463,7 @@ impl Catalog {
         self.table(name).ok_or_else(|| unknown(format!("table {name}")))
     }
 
-    fn bump(&mut self) -> Generation {
+    pub(crate) fn bump(&mut self) -> Generation {
         self.generation += 1;
         self.generation
     }
@@ -470,18 +476,19 @@ impl Catalog {
     }
 }
 
-fn new_node(id: NodeId, name: &str, address: &str, at: Millis) -> Node {
-    Node { id, name: name.to_owned(), address: address.to_owned(), state: NodeState::Active, since: at }
+pub(crate) fn new_node(id: NodeId, name: &str, address: &str, at: Millis) -> Node {
+    let (name, address) = (name.to_owned(), address.to_owned());
+    Node { id, name, address, state: NodeState::Active, since: at, incarnation: 0, waiting: None }
 }
 
-fn invalid(what: impl Into<String>) -> CommandError {
+pub(crate) fn invalid(what: impl Into<String>) -> CommandError {
     CommandError::Invalid { what: what.into() }
 }
 
-fn busy(what: String) -> CommandError {
+pub(crate) fn busy(what: String) -> CommandError {
     CommandError::Busy { what }
 }
 
-fn unknown(what: impl ToString) -> CommandError {
+pub(crate) fn unknown(what: impl ToString) -> CommandError {
     CommandError::Unknown { what: what.to_string() }
 }

@@ -23,8 +23,9 @@ impl Catalog {
     /// 4. A table stands under its own name, its id is unique and was handed out; a sharded one has its key
     ///    among its columns and has a primary key; a single one lives on a shard that was not removed.
     /// 5. At most one open operation moves partitions, and until it commits its source owns what it moves.
-    /// 6. A committed operation has not failed.
+    /// 6. A committed operation has not failed, unless it is a rebuild.
     /// 7. Histories are within their limits.
+    /// 8. Replica numbers and distrust name replicas that the shard has.
     pub fn check(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         if self.is_initialised() {
@@ -64,6 +65,10 @@ impl Catalog {
             if let Some(node) = shard.replicas.iter().find(|node| !self.nodes.contains_key(node)) {
                 found.push(format!("{id} has a replica on {node}, which does not exist"));
             }
+            let mut named = shard.numbers.keys().chain(&shard.distrusted);
+            if let Some(node) = named.find(|node| !shard.replicas.contains(node)) {
+                found.push(format!("{id} has a replica number or distrust of {node}, which holds no replica"));
+            }
             if shard.ownership > self.generation {
                 found.push(format!("{id} has an ownership newer than the catalog"));
             }
@@ -102,7 +107,8 @@ impl Catalog {
     fn check_operations(&self, found: &mut Vec<String>) {
         let mut moves = 0;
         for (id, operation) in &self.operations {
-            if operation.committed && operation.phase == crate::Phase::Failed {
+            let rebuild = matches!(operation.kind, OperationKind::Rebuild { .. });
+            if operation.committed && operation.phase == crate::Phase::Failed && !rebuild {
                 found.push(format!("{id} is committed and failed"));
             }
             if operation.phase.is_final() {

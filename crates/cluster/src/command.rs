@@ -1,5 +1,7 @@
 //! Commands: the only way to change a catalog.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -17,16 +19,20 @@ pub enum Command {
         replication_factor: u32,
         /// Id, name and address of each founding node.
         nodes: Vec<(NodeId, String, String)>,
+        /// The incarnation of each of them.
+        incarnations: BTreeMap<NodeId, u64>,
         /// How many shards to start with; partitions are dealt out evenly.
         shards: u32,
         policy: Policy,
         at: Millis,
     },
-    /// A node says (again) where it is.
+    /// A node says (again) where it is. With another incarnation than the catalog has for it, it has lost its
+    /// disk, and waits from then on to be rebuilt.
     RegisterNode {
         id: NodeId,
         name: String,
         address: String,
+        incarnation: u64,
         at: Millis,
     },
     /// The shard's replicas run, its schema is there: route to it.
@@ -73,8 +79,8 @@ pub enum Command {
         epoch: u64,
         at: Millis,
     },
-    /// The point of no return: the partitions have a new owner (`Split`, `Move`), or every shard has the new
-    /// schema (`Ddl`).
+    /// The point of no return: the partitions have a new owner (`Split`, `Move`), every shard has the new
+    /// schema (`Ddl`), or no majority counts on the old replicas any more (`Rebuild`).
     CommitOperation {
         operation: OperationId,
         epoch: u64,
@@ -89,6 +95,12 @@ pub enum Command {
     },
     CancelOperation {
         operation: OperationId,
+        at: Millis,
+    },
+    /// The shard's replicas differ and no majority says which is right; `None`: they agree (again).
+    NoteDisagreement {
+        shard: ShardId,
+        what: Option<String>,
         at: Millis,
     },
 }

@@ -20,6 +20,7 @@ mod key;
 mod node;
 mod operation;
 mod policy;
+mod rebuild;
 mod shard;
 mod table;
 mod value;

@@ -22,4 +22,9 @@ pub struct Node {
     pub address: String,
     pub state: NodeState,
     pub since: Millis,
+    /// Which life of its directory takes part: a random number made with the directory. What an earlier
+    /// life promised (votes, acknowledged entries) is gone with its disk.
+    pub incarnation: u64,
+    /// A newer life that asks to be admitted. Until it is, it starts nothing that votes or acknowledges.
+    pub waiting: Option<u64>,
 }

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DdlEffect, DecisionId, Millis, OperationId, PartitionId, ShardId, TableKind};
+use crate::{DdlEffect, DecisionId, Millis, NodeId, OperationId, PartitionId, ShardId, TableKind};
 
 /// Where an operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,15 +46,19 @@ pub enum OperationKind {
     Move { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
     /// Change the schema on every shard.
     Ddl { effect: DdlEffect, sql: String },
+    /// Make the node's replica of a shard anew from the others, or (`None`) all that the node held: its disk
+    /// was lost, or its content differs.
+    Rebuild { node: NodeId, shard: Option<ShardId> },
 }
 
 impl OperationKind {
-    /// `split`, `move` or `ddl`.
+    /// `split`, `move`, `ddl` or `rebuild`.
     pub fn name(&self) -> &'static str {
         match self {
             OperationKind::Split { .. } => "split",
             OperationKind::Move { .. } => "move",
             OperationKind::Ddl { .. } => "ddl",
+            OperationKind::Rebuild { .. } => "rebuild",
         }
     }
 

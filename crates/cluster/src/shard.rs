@@ -1,5 +1,7 @@
 //! Shards: the databases that own partitions.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Generation, Millis, NodeId, ShardId};
@@ -26,4 +28,18 @@ pub struct Shard {
     /// number beside its data, so that a scatter read whose router thinks otherwise is refused.
     pub ownership: Generation,
     pub since: Millis,
+    /// Which replica of the shard a node is to hold: a node that has one of a lower number destroys it and
+    /// starts an empty one. Absent: 0, the first.
+    pub numbers: BTreeMap<NodeId, u32>,
+    /// Nodes whose replica serves nothing until it was rebuilt, because its content is not to be trusted.
+    pub distrusted: BTreeSet<NodeId>,
+    /// The replicas differ and no majority says which is right: how, for people.
+    pub disagreement: Option<String>,
+}
+
+impl Shard {
+    /// The number of the replica that `node` is to hold.
+    pub fn number(&self, node: NodeId) -> u32 {
+        self.numbers.get(&node).copied().unwrap_or(0)
+    }
 }

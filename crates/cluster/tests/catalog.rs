@@ -21,6 +21,7 @@ fn init(cluster_id: &str, nodes: u64, shards: u32) -> Command {
         partition_count: 16,
         replication_factor: 3,
         nodes: (1..=nodes).map(|n| (NodeId(n), format!("node-{n}"), format!("127.0.0.1:{}", 8079 + n))).collect(),
+        incarnations: (1..=nodes).map(|n| (NodeId(n), 100 + n)).collect(),
         shards,
         policy: Policy::default(),
         at: 1,
@@ -331,10 +332,11 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
     let phase = prop_oneof![Just(Phase::Successful), Just(Phase::Failed), Just(Phase::Skipped), Just(Phase::Pending)];
     prop_oneof![
         1 => Just(init("c", 3, 2)),
-        2 => (1u64..5, 1u64..5).prop_map(|(id, port)| Command::RegisterNode {
+        2 => (1u64..5, 1u64..5, 101u64..105).prop_map(|(id, port, incarnation)| Command::RegisterNode {
             id: NodeId(id),
             name: format!("node-{id}"),
             address: format!("127.0.0.1:{port}"),
+            incarnation,
             at: 3
         }),
         2 => shard.clone().prop_map(|shard| Command::ActivateShard { shard, at: 3 }),

@@ -102,13 +102,23 @@ impl Consensus {
     /// Starts a group here. A group that was here goes on; a new one waits until it is [initialized](Group::initialize)
     /// or added to by its leader.
     pub async fn start_group(&self, id: GroupId, machine: Box<dyn StateMachine>) -> anyhow::Result<Group> {
+        self.start(id, machine, false).await
+    }
+
+    /// Starts a group that lives already on other nodes, and that this one comes to (again): as long as it has
+    /// nothing of the group it votes for nobody. One that has something goes on as ever.
+    pub async fn join_group(&self, id: GroupId, machine: Box<dyn StateMachine>) -> anyhow::Result<Group> {
+        self.start(id, machine, true).await
+    }
+
+    async fn start(&self, id: GroupId, machine: Box<dyn StateMachine>, joins: bool) -> anyhow::Result<Group> {
         let log = self.log()?.backend();
         match self.groups.lock().entry(id) {
             std::collections::btree_map::Entry::Occupied(_) => bail!("group {id} runs on this node already"),
             std::collections::btree_map::Entry::Vacant(vacant) => drop(vacant.insert(Slot::Starting)),
         }
         let reservation = Reservation { groups: &self.groups, id };
-        let group = Group::start(id, self.links.clone(), log, machine).await?;
+        let group = Group::start(id, self.links.clone(), log, machine, joins).await?;
         self.groups.lock().insert(id, Slot::Running(group.clone()));
         drop(reservation);
         Ok(group)

@@ -32,6 +32,7 @@ struct Inner {
     barrier: Barrier,
     status: watch::Receiver<Status>,
     tasks: Mutex<Vec<AbortHandle>>,
+    joins: bool,
 }
 
 impl Drop for Inner {
@@ -48,6 +49,7 @@ impl Group {
         links: Arc<Links>,
         log: Arc<dyn Backend>,
         machine: Box<dyn StateMachine>,
+        joins: bool,
     ) -> anyhow::Result<Group> {
         let config = links.config.clone();
         let (machine, position, thread) = Machine::start(id, machine, config.checkpoint_bytes).await?;
@@ -79,7 +81,7 @@ impl Group {
             runtime::spawn(bound_log(raft.clone(), store, config)).abort_handle(),
         ];
         let (thread, tasks) = (Mutex::new(thread), Mutex::new(tasks));
-        Ok(Group(Arc::new(Inner { id, raft, machine, thread, proposals, barrier, status, tasks })))
+        Ok(Group(Arc::new(Inner { id, raft, machine, thread, proposals, barrier, status, tasks, joins })))
     }
 
     /// Which group.
@@ -89,6 +91,13 @@ impl Group {
 
     pub(crate) fn raft(&self) -> &Raft {
         &self.0.raft
+    }
+
+    /// Whether this replica knows nothing yet of a group that others have, see [`crate::Consensus::join_group`].
+    pub(crate) fn knows_nothing(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow();
+        self.0.joins && metrics.last_log_index.is_none() && metrics.membership_config.membership().voter_ids().next().is_none()
     }
 
     /// The group's state as this node knows it now.

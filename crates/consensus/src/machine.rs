@@ -43,6 +43,12 @@ pub trait StateMachine: Send + 'static {
     /// last of them) must be stored atomically with the effects.
     fn apply(&mut self, entries: Vec<Entry>, applied: Applied) -> anyhow::Result<Vec<Vec<Bytes>>>;
 
+    /// Whether `apply` must be called for the entries up to this one before the next: something is to be looked at
+    /// exactly there.
+    fn ends_batch(&self, _entry: &Entry) -> bool {
+        false
+    }
+
     /// Makes all applied effects durable and says how far they go. The log may then be purged up to there.
     fn checkpoint(&mut self) -> anyhow::Result<Applied>;
 
@@ -235,7 +241,11 @@ impl Worker {
                 let Some(entry) = entries.next() else { break };
                 let entry = self.take(entry);
                 bytes += entry.proposals.iter().map(Bytes::len).sum::<usize>();
+                let ends = self.machine.ends_batch(&entry);
                 batch.push(entry);
+                if ends {
+                    break;
+                }
             }
             self.apply_batch(batch, bytes as u64, &mut outcomes)?;
         }

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pleat_cluster::{Catalog, Command, Millis, NodeId, PartitionId, Reply, ShardId};
-use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest};
-use pleat_host::{Freshness, Host, HostError, NodeObservation, PartitionWeight};
+use pleat_engine::{Action, ContentDigest, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest};
+use pleat_host::{Freshness, GroupView, Host, HostError, MemberChange, NodeObservation, NodeReplicas, PartitionWeight};
 use tokio::sync::watch;
 
 /// The cluster as seen by its control leader.
@@ -41,6 +41,23 @@ pub trait Cluster: Send + Sync + 'static {
         shard: ShardId,
         within: Duration,
     ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError>;
+    /// What a node tells of its replicas, be it leading them or not.
+    async fn replicas(&self, node: NodeId, within: Duration) -> Result<NodeReplicas, HostError>;
+    /// The digest of a node's replica at an entry of the log, if it still has it.
+    async fn digest(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        index: u64,
+        within: Duration,
+    ) -> Result<Option<ContentDigest>, HostError>;
+    /// Have the leader of a shard, or of the control group (`None`), change the members.
+    async fn members(
+        &self,
+        shard: Option<ShardId>,
+        change: MemberChange,
+        within: Duration,
+    ) -> Result<GroupView, HostError>;
 }
 
 /// The real cluster.
@@ -99,6 +116,29 @@ impl Cluster for HostCluster {
         within: Duration,
     ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError> {
         self.0.partition_weights(shard, within).await
+    }
+
+    async fn replicas(&self, node: NodeId, within: Duration) -> Result<NodeReplicas, HostError> {
+        self.0.replicas_of(node, within).await
+    }
+
+    async fn digest(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        index: u64,
+        within: Duration,
+    ) -> Result<Option<ContentDigest>, HostError> {
+        self.0.digest_of(node, shard, index, within).await
+    }
+
+    async fn members(
+        &self,
+        shard: Option<ShardId>,
+        change: MemberChange,
+        within: Duration,
+    ) -> Result<GroupView, HostError> {
+        self.0.change_members(shard, change, within).await
     }
 }
 

@@ -71,7 +71,9 @@ fn next(catalog: &Catalog) -> Next {
     if !creating.is_empty() {
         return Next::Found(creating);
     }
-    catalog.open_operations().next().map_or(Next::Nothing, |operation| Next::Operation(operation.id))
+    // A rebuild may take long, and moves nothing that the others change: it has a lane of its own (`rebuild`).
+    let mut others = catalog.open_operations().filter(|open| !matches!(open.kind, OperationKind::Rebuild { .. }));
+    others.next().map_or(Next::Nothing, |operation| Next::Operation(operation.id))
 }
 
 /// Give founding shards what they own, and route to them.
@@ -126,6 +128,7 @@ mod tests {
             partition_count: 8,
             replication_factor: 1,
             nodes: vec![(NodeId(1), "node-1".to_owned(), "127.0.0.1:1".to_owned())],
+            incarnations: Default::default(),
             shards,
             policy: Policy::default(),
             at: 1,

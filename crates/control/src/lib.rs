@@ -9,6 +9,7 @@
 //! | `lead` | founds shards, then carries out operations, one at a time, oldest first |
 //! | `ddl` | a schema change on every shard |
 //! | `mover` | a split or a move of partitions, while clients write: start reading there |
+//! | `rebuild` | brings back nodes that lost their disk, and replicas that differ; beside the others |
 //! | `observer` | measures the cluster and lets `pleat-plan` decide |
 //! | `work` | one operation in hand: its journal, its epochs, its limits |
 //! | `cluster` | all effects, as one trait; tests break it at every call |
@@ -21,6 +22,7 @@ mod ddl;
 mod lead;
 mod mover;
 mod observer;
+mod rebuild;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -160,6 +162,7 @@ async fn run(
         };
         tokio::select! {
             () = lead::lead(tools.clone()) => {}
+            () = rebuild::keep_rebuilding(tools.clone()) => {}
             () = observer::keep_observing(tools) => {}
             () = until_over(&**cluster, term) => tracing::info!(term, "this node does not lead the control group any more"),
             _ = stopped.changed() => return,

@@ -31,6 +31,17 @@ impl TableDigest {
 }
 
 impl ContentDigest {
+    /// All of it as one number.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = RowHash::new();
+        for (name, table) in &self.tables {
+            hash.bytes(3, name.as_bytes());
+            hash.word(table.rows);
+            hash.word(table.sum);
+        }
+        hash.finish()
+    }
+
     /// The tables whose digests differ, or that only one of the two has rows in.
     pub fn differences(&self, other: &ContentDigest) -> Vec<String> {
         let names: std::collections::BTreeSet<_> = self.tables.keys().chain(other.tables.keys()).collect();

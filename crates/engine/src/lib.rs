@@ -55,5 +55,5 @@ pub use request::{Chunk, ColumnInfo, OwnershipCheck, Query, ReadLimits, ReadRequ
 pub use sqlite::finisher::{Finisher, FinisherLimits};
 pub use sqlite::readers::Readers;
 pub use sqlite::scratch::{Scratch, validate_ddl};
-pub use sqlite::store::{Copier, Store, StoreConfig};
+pub use sqlite::store::{Copier, DigestJob, Store, StoreConfig};
 pub use units::UnitSet;

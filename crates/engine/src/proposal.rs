@@ -7,7 +7,7 @@ use pleat_cluster::{Generation, Millis, PartitionId, Table, Value};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{ContentDigest, MoveState, MoveStep};
+use crate::{MoveState, MoveStep};
 
 /// The first byte of an encoded proposal or outcome. A replica that meets another one stops instead of guessing.
 const FORMAT: u8 = 1;
@@ -71,7 +71,8 @@ pub enum Action {
         upto: u64,
     },
     Move(MoveStep),
-    /// Gives the content's digest at this position of the log.
+    /// Marks a position of the log at which replicas compare their content. It changes nothing; see
+    /// [`Store::digest_job`](crate::Store::digest_job).
     Digest,
 }
 
@@ -166,7 +167,6 @@ pub enum Outcome {
     },
     /// A step of a move took effect: how the move stands here now.
     Moved(MoveState),
-    Digest(ContentDigest),
     /// Nothing changed: the shard is not the one for this, or not now.
     Refused(Refusal),
     /// Nothing changed: the statements themselves failed.
@@ -272,6 +272,13 @@ impl Proposal {
     /// From the log.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProposalError> {
         decode(bytes)
+    }
+
+    /// Whether the bytes are a proposal of [`Action::Digest`], told without decoding long ones.
+    pub fn is_digest(bytes: &[u8]) -> bool {
+        /// Such a proposal has no payload.
+        const BYTES_MAX: usize = 128;
+        bytes.len() <= BYTES_MAX && Self::decode(bytes).is_ok_and(|proposal| proposal.action == Action::Digest)
     }
 }
 

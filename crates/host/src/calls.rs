@@ -54,7 +54,9 @@ impl Host {
         let (index, outcome) = crate::position::split_index(&answer).map_err(internal)?;
         let reply = decode_outcome(outcome).map_err(internal)?.map_err(HostError::Command)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if self.control().wait_applied(index, left).await.is_err() {
+        if let Some(control) = self.control()
+            && control.wait_applied(index, left).await.is_err()
+        {
             tracing::warn!(index, "this node's catalog lags behind a command that it sent");
         }
         Ok(reply)
@@ -66,7 +68,8 @@ impl Host {
         let (answer, _) = self.ask_leader(CONTROL, Effect::None, within, || Request::ReadIndex(CONTROL)).await?;
         let Response::ReadIndex(index) = answer else { return Err(mismatch()) };
         let left = deadline.saturating_duration_since(Instant::now());
-        match self.control().wait_applied(index, left).await {
+        let control = self.control().ok_or_else(|| HostError::Unavailable("this node takes part in nothing yet".into()))?;
+        match control.wait_applied(index, left).await {
             Ok(()) => Ok(self.catalog()),
             Err(_) => Err(HostError::Unavailable("this node's catalog did not catch up in time".into())),
         }
@@ -115,7 +118,7 @@ impl Host {
         within: Duration,
     ) -> Result<RowStream, HostError> {
         let deadline = Instant::now() + within;
-        let mut pieces = match (freshness, self.replica(shard)) {
+        let mut pieces = match (freshness, self.serving(shard)) {
             (Freshness::Eventual, Some(replica)) => {
                 replica.read(request, freshness, within).await.map_err(declined_here)?
             }
@@ -211,7 +214,7 @@ impl Host {
         }
     }
 
-    async fn ask_node(&self, node: NodeId, request: Request, within: Duration) -> Result<Response, HostError> {
+    pub(crate) async fn ask_node(&self, node: NodeId, request: Request, within: Duration) -> Result<Response, HostError> {
         let answer = tokio::time::timeout(within, self.ask(node, request, within)).await;
         match answer {
             Ok(Ok(response)) => Ok(response),
@@ -246,7 +249,7 @@ fn declined_here(declined: Declined) -> HostError {
     }
 }
 
-fn mismatch() -> HostError {
+pub(crate) fn mismatch() -> HostError {
     HostError::Internal("the answer does not fit the request".into())
 }
 

@@ -175,6 +175,7 @@ mod tests {
             partition_count: 8,
             replication_factor: 1,
             nodes: vec![(NodeId(1), "node-1".into(), "127.0.0.1:1".into())],
+            incarnations: Default::default(),
             shards: 1,
             policy: Policy::default(),
             at: 1,
@@ -208,7 +209,7 @@ mod tests {
         let (entries, applied) = entry(1, vec![init(1)]);
         machine.apply(entries, applied).unwrap();
         let register =
-            Command::RegisterNode { id: NodeId(2), name: "node-2".into(), address: "127.0.0.1:2".into(), at: 2 };
+            Command::RegisterNode { id: NodeId(2), name: "node-2".into(), address: "127.0.0.1:2".into(), incarnation: 0, at: 2 };
         let again = Envelope { id: 5, command: register }.encode().unwrap();
         let (entries, applied) = entry(2, vec![again.clone(), again]);
         let outcomes = machine.apply(entries, applied).unwrap();

@@ -9,11 +9,12 @@
 //! | while founding the cluster | every founder repeats it; the founding command applies once |
 //! | between the catalog naming a shard and its replica starting | the next start reads the catalog and starts it |
 //! | between a shard's removal and its files' | the next start finds a shard that the catalog calls removed |
+//! | between removing a replaced replica's log and its files | the next start finds files of an older number, and removes both |
 //! | anywhere in a write | Raft and the write's idempotency key decide; see `route` |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -24,9 +25,11 @@ use pleat_engine::{Store, StoreConfig};
 use tokio::sync::watch;
 
 use crate::catalog_machine::CatalogMachine;
+use crate::incarnation::{self, Admission};
 use crate::observe::ResourceSampler;
 use crate::replica::Replica;
 use crate::shard_machine::ShardMachine;
+use crate::verify::Digests;
 
 /// The control group's number; shard N is group N.
 pub const CONTROL: GroupId = 0;
@@ -47,6 +50,10 @@ pub struct Settings {
     /// The founding nodes with their addresses, this one included.
     pub founders: Vec<(NodeId, String, String)>,
     pub founding: Founding,
+    /// A random number made with the data directory, by which a node is told that has lost its disk.
+    pub incarnation: u64,
+    /// How often replicas are compared. `None`: never.
+    pub verify_every: Option<Duration>,
     pub store: StoreLimits,
 }
 
@@ -72,7 +79,9 @@ pub struct Host {
     started: Millis,
     consensus: Arc<Consensus>,
     transport: Arc<dyn Transport>,
-    control: Group,
+    /// Set when this node may take part.
+    control: OnceLock<Group>,
+    admission: OnceLock<Admission>,
     catalog: watch::Receiver<Arc<Catalog>>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     sampler: ResourceSampler,
@@ -87,23 +96,31 @@ impl Host {
         transport: Arc<dyn Transport>,
     ) -> anyhow::Result<Arc<Self>> {
         let (machine, catalog) = CatalogMachine::open(&settings.data_dir.join("control"))?;
-        let control = consensus.start_group(CONTROL, Box::new(machine)).await.context("start the control group")?;
         let sampler = ResourceSampler::new(&settings.data_dir)?;
         let host = Arc::new(Self {
             settings,
             started: now_ms(),
             consensus,
             transport,
-            control,
+            control: OnceLock::new(),
+            admission: OnceLock::new(),
             catalog,
             replicas: RwLock::default(),
             sampler,
             stop: watch::channel(false).0,
         });
-        tokio::spawn(host.clone().found());
+        match incarnation::read(&host.settings.data_dir, host.incarnation())? {
+            Some(admission) => {
+                host.set_admission(admission.clone());
+                host.admit(admission, machine).await?;
+                tokio::spawn(host.clone().found());
+            }
+            None => drop(tokio::spawn(host.clone().take_part(machine))),
+        }
         tokio::spawn(host.clone().reconcile());
         tokio::spawn(host.clone().sample());
         tokio::spawn(host.clone().keep_spreading());
+        tokio::spawn(host.clone().keep_verifying());
         Ok(host)
     }
 
@@ -154,13 +171,14 @@ impl Host {
         matches!(tokio::time::timeout(within, reached).await, Ok(Ok(_)))
     }
 
+    /// Empty until this node may take part.
     pub fn control_status(&self) -> Status {
-        self.control.status()
+        self.control().map(Group::status).unwrap_or_default()
     }
 
     /// The term in which this node leads the control group and has applied all of its predecessors' commands.
     pub fn control_epoch(&self) -> Option<u64> {
-        let status = self.control.status();
+        let status = self.control_status();
         (status.is_leader && status.ready).then_some(status.term)
     }
 
@@ -169,8 +187,31 @@ impl Host {
         self.replica(shard).map(|replica| replica.group.status())
     }
 
-    pub(crate) fn control(&self) -> &Group {
-        &self.control
+    /// Which life of its directory this is.
+    pub fn incarnation(&self) -> u64 {
+        self.settings.incarnation
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// This node's replica of the control group, once it may take part.
+    pub(crate) fn control(&self) -> Option<&Group> {
+        self.control.get()
+    }
+
+    /// Once: a node is admitted once in its process's life.
+    pub(crate) fn set_control(&self, group: Group) {
+        let _ = self.control.set(group);
+    }
+
+    pub(crate) fn admission(&self) -> Option<&Admission> {
+        self.admission.get()
+    }
+
+    pub(crate) fn set_admission(&self, admission: Admission) {
+        let _ = self.admission.set(admission);
     }
 
     pub(crate) fn consensus(&self) -> &Consensus {
@@ -187,6 +228,20 @@ impl Host {
 
     pub(crate) fn replica(&self, shard: ShardId) -> Option<Arc<Replica>> {
         self.replicas.read().get(&shard).cloned()
+    }
+
+    /// This node's replica of a shard, if it may serve anybody.
+    pub(crate) fn serving(&self, shard: ShardId) -> Option<Arc<Replica>> {
+        self.replica(shard).filter(|replica| self.serves(replica))
+    }
+
+    /// Not one whose content is not to be trusted, nor one that is only coming to the group.
+    pub(crate) fn serves(&self, replica: &Replica) -> bool {
+        let catalog = self.catalog.borrow();
+        let trusted = catalog.shards.get(&replica.shard).is_some_and(|shard| {
+            !shard.distrusted.contains(&self.settings.node) && shard.number(self.settings.node) == replica.number
+        });
+        trusted && replica.group.status().voters.contains(&self.settings.node)
     }
 
     pub(crate) fn replicas(&self) -> Vec<Arc<Replica>> {
@@ -216,22 +271,26 @@ impl Host {
     }
 
     /// Found the cluster, unless that was done before; then see that the catalog has this node's address.
-    async fn found(self: Arc<Self>) {
+    pub(crate) async fn found(self: Arc<Self>) {
         let founders: BTreeSet<NodeId> = self.settings.founders.iter().map(|(id, ..)| *id).collect();
         let mut stop = self.stopping();
         let mut founded = false;
         while !*stop.borrow() {
-            if !self.catalog().is_initialised() && founders.contains(&self.node()) {
+            let founds = matches!(self.admission(), Some(Admission::Founder(_)));
+            if !self.catalog().is_initialised() && founds && founders.contains(&self.node()) {
                 // Every founder proposes the same membership, so it does not matter who comes first.
-                if self.control.status().voters.is_empty()
-                    && let Err(error) = self.control.initialize(founders.clone()).await
+                if let Some(control) = self.control()
+                    && control.status().voters.is_empty()
+                    && let Err(error) = control.initialize(founders.clone()).await
                 {
                     tracing::warn!(%error, "could not initialise the control group; trying again");
                 }
                 founded = self.control_epoch().is_some() && self.say(self.founding_command()).await;
+            } else if !self.catalog().is_initialised() {
+                // It comes (back) to a cluster, and has not heard of it yet.
+                founded = false;
             } else if self.catalog().nodes.get(&self.node()).is_none_or(|node| node.address != self.address()) {
-                let (id, name, address) = (self.node(), self.name().to_owned(), self.address().to_owned());
-                founded = self.say(Command::RegisterNode { id, name, address, at: now_ms() }).await;
+                founded = self.register().await;
             } else if self.catalog().is_initialised() {
                 return;
             }
@@ -248,6 +307,10 @@ impl Host {
             partition_count: founding.partition_count,
             replication_factor: founding.replication_factor,
             nodes: self.settings.founders.clone(),
+            incarnations: match self.admission() {
+                Some(Admission::Founder(companions)) => companions.clone(),
+                _ => BTreeMap::from([(self.node(), self.incarnation())]),
+            },
             shards: founding.shards,
             policy: founding.policy.clone(),
             at: now_ms(),
@@ -284,12 +347,12 @@ impl Host {
         let mut done = true;
         for shard in catalog.shards.values() {
             let wanted = shard.state != ShardState::Removed && shard.replicas.contains(&self.node());
-            let running = self.replica(shard.id).is_some();
+            let number = shard.number(self.node());
+            let running = self.replica(shard.id).map(|replica| replica.number);
             let outcome = match (wanted, running) {
-                (true, false) => self.start_replica(catalog, shard.id).await,
-                (false, true) => self.destroy_replica(shard.id).await,
-                (false, false) if self.shard_dir(shard.id).exists() => self.destroy_replica(shard.id).await,
-                _ => Ok(()),
+                (true, Some(running)) if running == number => Ok(()),
+                (true, _) => self.replace_replica(catalog, shard.id, number).await,
+                (false, _) => self.destroy_replica(shard.id, None).await,
             };
             if let Err(error) = outcome {
                 tracing::error!(shard = %shard.id, "replica: {error:#}");
@@ -299,42 +362,78 @@ impl Host {
         done
     }
 
-    async fn start_replica(&self, catalog: &Catalog, id: ShardId) -> anyhow::Result<()> {
+    /// Start the replica of this number, and see that no other one is left.
+    async fn replace_replica(&self, catalog: &Catalog, id: ShardId, number: u32) -> anyhow::Result<()> {
+        self.destroy_replica(id, Some(number)).await?;
+        self.start_replica(catalog, id, number).await
+    }
+
+    async fn start_replica(&self, catalog: &Catalog, id: ShardId, number: u32) -> anyhow::Result<()> {
         let Some(shard) = catalog.shards.get(&id) else { return Ok(()) };
-        let dir = self.shard_dir(id);
+        let dir = self.shard_dir(id, number);
         let mut config = StoreConfig::new(catalog.partition_count);
         if let Some(read_connections) = self.settings.store.read_connections {
             config.read_connections = read_connections;
         }
         let opened = tokio::task::spawn_blocking(move || Store::open(&dir, config)).await?;
         let (store, readers) = opened.context("open the database")?;
-        let machine = Box::new(ShardMachine::new(store));
-        let group = self.consensus.start_group(GroupId::from(id.0), machine).await.context("start the group")?;
-        if shard.state == ShardState::Creating && group.status().voters.is_empty() {
+        let digests = Arc::new(Digests::default());
+        let machine = Box::new(ShardMachine::new(store, digests.clone()));
+        let founds = shard.state == ShardState::Creating && number == 0;
+        let group = match founds {
+            true => self.consensus.start_group(GroupId::from(id.0), machine).await,
+            false => self.consensus.join_group(GroupId::from(id.0), machine).await,
+        };
+        let group = group.context("start the group")?;
+        if founds && group.status().voters.is_empty() {
             // All replicas propose the same membership; a shard that was active before is never initialised
-            // again, so a node that lost its disk can't found it a second time.
+            // again, and neither is a replica that takes another's place.
             group.initialize(shard.replicas.iter().copied().collect()).await.context("initialise the group")?;
         }
-        let replica = Arc::new(Replica::new(id, group, readers, catalog.partition_count));
+        let replica = Arc::new(Replica::new(id, number, group, readers, digests, catalog.partition_count));
         self.replicas.write().insert(id, replica);
-        tracing::info!(shard = %id, "replica started");
+        tracing::info!(shard = %id, number, "replica started");
         Ok(())
     }
 
-    async fn destroy_replica(&self, id: ShardId) -> anyhow::Result<()> {
+    /// Remove what is here of a shard's replicas, except that of the number to `keep`.
+    ///
+    /// The log and the votes go first, and have no number: so whoever finds files of another number, after a crash
+    /// anywhere in here, finds a log that belongs to them or none, and begins again.
+    async fn destroy_replica(&self, id: ShardId, keep: Option<u32>) -> anyhow::Result<()> {
+        let kept = keep.map(|number| self.shard_dir(id, number));
+        let gone: Vec<PathBuf> = self.shard_dirs(id)?.into_iter().filter(|dir| Some(dir) != kept.as_ref()).collect();
+        let runs = self.replica(id).is_some_and(|replica| Some(replica.number) != keep);
+        if gone.is_empty() && !runs {
+            return Ok(());
+        }
         self.replicas.write().remove(&id);
         self.consensus.destroy_group(GroupId::from(id.0)).await.context("remove the log")?;
-        match tokio::fs::remove_dir_all(self.shard_dir(id)).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove the files"),
-            _ => {
-                tracing::info!(shard = %id, "replica removed");
-                Ok(())
-            }
+        for dir in gone {
+            tokio::fs::remove_dir_all(&dir).await.with_context(|| format!("remove {}", dir.display()))?;
+            tracing::info!(shard = %id, dir = %dir.display(), "replica removed");
         }
+        Ok(())
     }
 
-    fn shard_dir(&self, id: ShardId) -> PathBuf {
-        self.settings.data_dir.join(id.to_string())
+    /// Where the replica of this number is: `shard-1`, and `shard-1.2` for the second that took its place.
+    fn shard_dir(&self, id: ShardId, number: u32) -> PathBuf {
+        self.settings.data_dir.join(if number == 0 { id.to_string() } else { format!("{id}.{number}") })
+    }
+
+    /// The directories that replicas of a shard have here.
+    fn shard_dirs(&self, id: ShardId) -> anyhow::Result<Vec<PathBuf>> {
+        let dir = &self.settings.data_dir;
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let number = name.strip_prefix(&id.to_string()).map(|rest| rest.strip_prefix('.').unwrap_or(rest));
+            if number.is_some_and(|number| number.is_empty() || number.parse::<u32>().is_ok() && name.contains('.')) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
     }
 
     async fn sample(self: Arc<Self>) {

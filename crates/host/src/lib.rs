@@ -10,12 +10,16 @@
 //! - A call says how long it may take, and how often it may be sent again follows from what it does: see
 //!   `route`.
 //! - A write to *reference* tables is put in order by one shard and spread to all: see `reference`.
+//! - A node that has lost its disk takes part in nothing until it was admitted again: see `incarnation`.
+//! - Replicas are compared now and then: see `verify`.
 //! - What is measured is measured here (`meter`, `observe`), by the node that serves it.
 
 mod calls;
 mod catalog_machine;
 mod error;
 mod host;
+mod incarnation;
+mod members;
 mod meter;
 mod observe;
 mod position;
@@ -25,9 +29,12 @@ mod route;
 mod rpc;
 mod serve;
 mod shard_machine;
+mod verify;
 
 pub use calls::{Freshness, RowStream};
 pub use error::HostError;
 pub use host::{Founding, Host, Settings, StoreLimits};
 pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};
+pub use members::{GroupView, MemberChange};
 pub use rpc::{Piece, Written};
+pub use verify::{NodeReplicas, ReplicaReport};

@@ -17,6 +17,7 @@ use crate::meter::{Kind, Meter};
 use crate::position::split_index;
 use crate::reference::Spread;
 use crate::rpc::{Declined, Piece, Written};
+use crate::verify::Digests;
 use crate::{Freshness, HostError, ShardObservation};
 
 /// Pieces of one read that wait for their receiver.
@@ -33,6 +34,9 @@ pub type Pieces = BoxStream<'static, Result<Piece, Declined>>;
 /// One shard's replica on this node.
 pub struct Replica {
     pub shard: ShardId,
+    /// Which replica of the shard on this node: the catalog raises it when another one is to take its place.
+    pub number: u32,
+    pub digests: Arc<Digests>,
     pub group: Group,
     pub readers: Readers,
     pub meter: Meter,
@@ -43,10 +47,17 @@ pub struct Replica {
 }
 
 impl Replica {
-    pub fn new(shard: ShardId, group: Group, readers: Readers, partition_count: u32) -> Self {
+    pub fn new(
+        shard: ShardId,
+        number: u32,
+        group: Group,
+        readers: Readers,
+        digests: Arc<Digests>,
+        partition_count: u32,
+    ) -> Self {
         let meter = Meter::new(partition_count);
         let reads = Arc::new(Semaphore::new(READS_AT_ONCE_MAX));
-        Self { shard, group, readers, meter, spread: Spread::default(), reads, clock: AtomicU64::new(0) }
+        Self { shard, number, digests, group, readers, meter, spread: Spread::default(), reads, clock: AtomicU64::new(0) }
     }
 
     /// Propose an action here, where the group should be led.

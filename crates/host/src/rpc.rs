@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use pleat_cluster::{Generation, NodeId, PartitionId, ShardId, Value};
 use pleat_consensus::GroupId;
-use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReadRequest};
+use pleat_engine::{Action, ContentDigest, MoveChunk, MoveRead, Outcome, ReadRequest};
 use serde::{Deserialize, Serialize};
 
+use crate::incarnation::Standing;
+use crate::members::{GroupView, MemberChange};
 use crate::observe::{NodeObservation, PartitionWeight};
+use crate::verify::NodeReplicas;
 use crate::{Freshness, HostError};
 
 /// The transport's method for calls.
@@ -48,6 +51,19 @@ pub enum Request {
     },
     Observe,
     Weights(ShardId),
+    /// What the asking node is to the asked one.
+    WhoAmI(NodeId),
+    /// What the node tells of its replicas.
+    Replicas,
+    /// The digest of the node's replica at an entry.
+    Digest {
+        shard: ShardId,
+        index: u64,
+    },
+    Members {
+        group: GroupId,
+        change: MemberChange,
+    },
 }
 
 /// The answer to a [`Request`].
@@ -60,6 +76,10 @@ pub enum Response {
     Moved(MoveChunk),
     Observation(Box<NodeObservation>),
     Weights(BTreeMap<PartitionId, PartitionWeight>),
+    Standing(Standing),
+    Replicas(Box<NodeReplicas>),
+    Digest(Option<ContentDigest>),
+    Members(GroupView),
 }
 
 /// A read on another node.

@@ -27,7 +27,8 @@ impl Host {
         match request {
             Request::Ping => Ok(Response::Pong),
             Request::Command(envelope) => {
-                let answer = self.control().propose(envelope.into(), within).await?;
+                let control = self.control().ok_or(Declined::NotLeader { leader: None })?;
+                let answer = control.propose(envelope.into(), within).await?;
                 Ok(Response::Command(answer.to_vec()))
             }
             Request::ReadIndex(group) => {
@@ -56,6 +57,12 @@ impl Host {
                 let weight = |(rows, bytes)| PartitionWeight { rows, bytes };
                 Ok(Response::Weights(weights.into_iter().map(|(unit, pair)| (unit, weight(pair))).collect()))
             }
+            Request::WhoAmI(node) => Ok(Response::Standing(self.standing_of(node))),
+            Request::Replicas => Ok(Response::Replicas(Box::new(self.own_replicas()))),
+            Request::Digest { shard, index } => Ok(Response::Digest(self.own_digest(shard, index))),
+            Request::Members { group, change } => {
+                Ok(Response::Members(self.serve_members(group, change, within).await?))
+            }
         }
     }
 
@@ -70,7 +77,7 @@ impl Host {
         let replica = match freshness {
             Freshness::Strong => self.led(shard)?,
             Freshness::AtLeast(_) | Freshness::Eventual => {
-                self.replica(shard).ok_or(Declined::NotLeader { leader: None })?
+                self.serving(shard).ok_or(Declined::NotLeader { leader: None })?
             }
         };
         replica.read(request, freshness, within).await
@@ -78,7 +85,7 @@ impl Host {
 
     /// This node's replica, if it leads the shard as far as it knows.
     fn led(&self, shard: ShardId) -> Result<Arc<Replica>, Declined> {
-        let replica = self.replica(shard).ok_or(Declined::NotLeader { leader: None })?;
+        let replica = self.serving(shard).ok_or(Declined::NotLeader { leader: None })?;
         let status = replica.group.status();
         match status.is_leader {
             true => Ok(replica),
@@ -88,13 +95,14 @@ impl Host {
 
     fn led_group(&self, group: GroupId) -> Result<pleat_consensus::Group, Declined> {
         if group == CONTROL {
-            return Ok(self.control().clone());
+            return self.control().cloned().ok_or(Declined::NotLeader { leader: None });
         }
         self.consensus().group(group).ok_or(Declined::NotLeader { leader: None })
     }
 
     async fn look(&self) -> Result<NodeObservation, Declined> {
-        let led: Vec<_> = self.replicas().into_iter().filter(|replica| replica.group.status().is_leader).collect();
+        let leads = |replica: &Arc<Replica>| replica.group.status().is_leader && self.serves(replica);
+        let led: Vec<_> = self.replicas().into_iter().filter(leads).collect();
         let look = move || led.iter().map(|replica| replica.observe()).collect::<Result<Vec<_>, _>>();
         let shards = blocking(look).await??;
         Ok(NodeObservation { node: self.node(), at: self.now_ms(), resources: self.resources(), shards })

@@ -4,22 +4,25 @@
 //! them, so that after a crash the database says exactly how far it is.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
 use pleat_consensus::{Applied, Entry, StateMachine};
-use pleat_engine::Store;
+use pleat_engine::{Proposal, Store};
 
 use crate::position::with_index;
+use crate::verify::Digests;
 
 /// A [`Store`] that follows a Raft log.
 pub struct ShardMachine {
     store: Store,
+    digests: Arc<Digests>,
 }
 
 impl ShardMachine {
-    pub fn new(store: Store) -> Self {
-        Self { store }
+    pub fn new(store: Store, digests: Arc<Digests>) -> Self {
+        Self { store, digests }
     }
 }
 
@@ -34,7 +37,19 @@ impl StateMachine for ShardMachine {
         let of_entry = |entry: &Entry| {
             outcomes.by_ref().take(entry.proposals.len()).map(|outcome| with_index(entry.index, &outcome)).collect()
         };
-        Ok(entries.iter().map(of_entry).collect())
+        let outcomes = entries.iter().map(of_entry).collect();
+        if let Some(last) = entries.last().filter(|last| self.ends_batch(last)) {
+            match self.store.digest_job() {
+                Ok(job) => self.digests.compute(last.index, job),
+                // The replica is as well as before, only not compared.
+                Err(error) => tracing::warn!(index = last.index, "no digest was computed: {error:#}"),
+            }
+        }
+        Ok(outcomes)
+    }
+
+    fn ends_batch(&self, entry: &Entry) -> bool {
+        entry.proposals.iter().any(|proposal| Proposal::is_digest(proposal))
     }
 
     fn checkpoint(&mut self) -> anyhow::Result<Applied> {

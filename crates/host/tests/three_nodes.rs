@@ -60,6 +60,8 @@ async fn start(listener: TcpListener, id: NodeId, founders: &Founders, dir: temp
         data_dir: dir.path().to_owned(),
         founders: founders.clone(),
         founding: Founding { partition_count: 4, replication_factor: 3, shards: 1, policy: Policy::default() },
+        incarnation: id.0 + 100,
+        verify_every: None,
         store: StoreLimits::default(),
     };
     let host = Host::start(settings, consensus.clone(), transport).await.unwrap();

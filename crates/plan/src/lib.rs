@@ -20,12 +20,16 @@
 //! nothing is done for the policy's cool-down, which doubles with every failure in a row. One action at a
 //! time; none while a measurement is missing, because a cluster that can't be seen is better left alone.
 
+//! Beside that, [`compare`] says which replicas of a shard have diverged from the others.
+
 mod autoscale;
 mod metric;
 mod observed;
 mod split;
+mod verify;
 
 pub use autoscale::{Candidate, Conclusion, Draft, autoscale, worth_recording};
 pub use metric::{History, LOOKS_NEEDED, Metric};
 pub use observed::{Observed, ShardLoad};
 pub use split::{Unsplittable, Weight, split};
+pub use verify::{Comparison, compare};

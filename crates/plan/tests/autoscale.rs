@@ -18,7 +18,9 @@ fn cluster(shards: u32, change: impl FnOnce(&mut Policy)) -> Catalog {
     let mut catalog = Catalog::default();
     let nodes = (1..=3).map(|n| (NodeId(n), format!("node-{n}"), format!("127.0.0.1:{n}"))).collect();
     let cluster_id = "test".to_owned();
-    let init = Command::Init { cluster_id, partition_count: 16, replication_factor: 3, nodes, shards, policy, at: 1 };
+    let incarnations = Default::default();
+    let (partition_count, replication_factor) = (16, 3);
+    let init = Command::Init { cluster_id, partition_count, replication_factor, nodes, incarnations, shards, policy, at: 1 };
     run(&mut catalog, init);
     for shard in 1..=shards {
         run(&mut catalog, Command::ActivateShard { shard: ShardId(shard), at: 1 });

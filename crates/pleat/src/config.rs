@@ -46,6 +46,8 @@ pub struct Config {
     pub partition_count: u32,
     /// Replicas of each shard (as many as there are nodes, at most this many).
     pub replication_factor: u32,
+    /// How often the replicas of a shard are compared, in seconds; 0: never.
+    pub verify_interval_s: u64,
     pub limits: Limits,
     pub log: LogConfig,
 }
@@ -84,6 +86,7 @@ impl Default for Config {
             policy: Policy::default(),
             partition_count: PARTITION_COUNT_DEFAULT,
             replication_factor: 3,
+            verify_interval_s: 600,
             limits: Limits::default(),
             log: LogConfig::default(),
         }
@@ -169,6 +172,7 @@ impl Config {
             policy: policy(tree),
             partition_count: small("partition_count").unwrap_or(default.partition_count),
             replication_factor: small("replication_factor").unwrap_or(default.replication_factor),
+            verify_interval_s: integer("verify_interval_s").unwrap_or(default.verify_interval_s),
             limits: Limits {
                 statement_timeout_ms: limit("statement_timeout_ms", default.limits.statement_timeout_ms),
                 result_bytes: limit("result_bytes", default.limits.result_bytes),

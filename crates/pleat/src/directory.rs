@@ -4,7 +4,7 @@
 //! DIR/lock               held by `pleat up` while it runs
 //! DIR/cluster.json       which cluster this is, and what was fixed when it was made
 //! DIR/node-k/lock        held by node k while it runs
-//! DIR/node-k/node.json   which node of which cluster this is
+//! DIR/node-k/node.json   which node of which cluster this is, and which life of its directory
 //! ```
 //!
 //! The locks are the kernel's: they go with the process, kill -9 included, and leave nothing to tidy up. The
@@ -34,10 +34,20 @@ pub struct ClusterIdentity {
 }
 
 /// Which node of which cluster a node's directory belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeIdentity {
     pub cluster_id: String,
     pub node: u64,
+}
+
+/// `node.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct NodeFile {
+    cluster_id: String,
+    node: u64,
+    /// Made at random with the directory. A node whose directory was lost comes back with another one, and that is
+    /// how the cluster learns that what the node had promised is forgotten.
+    incarnation: u64,
 }
 
 /// A directory that this process, and no other, uses. Released when dropped.
@@ -97,10 +107,11 @@ impl Claim {
         write_whole(&self.dir.join("cluster.json"), identity)
     }
 
-    /// Make sure that this directory is that node's: a new one becomes it, another's is refused.
-    pub fn as_node(&self, wanted: &NodeIdentity) -> anyhow::Result<()> {
-        match self.identity::<NodeIdentity>("node.json", "a Pleat node")? {
-            Some(found) if found == *wanted => Ok(()),
+    /// Make sure that this directory is that node's: a new one becomes it, another's is refused. Gives the
+    /// directory's incarnation.
+    pub fn as_node(&self, wanted: &NodeIdentity) -> anyhow::Result<u64> {
+        match self.identity::<NodeFile>("node.json", "a Pleat node")? {
+            Some(found) if found.cluster_id == wanted.cluster_id && found.node == wanted.node => Ok(found.incarnation),
             Some(found) => bail!(
                 "the directory {} belongs to node {} of cluster {}, not to node {} of cluster {}; give each node a \
                  directory of its own with --data-dir",
@@ -110,7 +121,13 @@ impl Claim {
                 wanted.node,
                 wanted.cluster_id
             ),
-            None => write_whole(&self.dir.join("node.json"), wanted),
+            None => {
+                // The first half of a random UUID; JSON readers keep only 53 bits of a number.
+                let incarnation = (uuid::Uuid::new_v4().as_u64_pair().0 >> 11).max(1);
+                let (cluster_id, node) = (wanted.cluster_id.clone(), wanted.node);
+                write_whole(&self.dir.join("node.json"), &NodeFile { cluster_id, node, incarnation })?;
+                Ok(incarnation)
+            }
         }
     }
 
@@ -225,8 +242,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let claim = Claim::take(dir.path()).unwrap();
         let mine = NodeIdentity { cluster_id: "c1".to_string(), node: 1 };
-        claim.as_node(&mine).unwrap();
-        claim.as_node(&mine).unwrap();
+        let incarnation = claim.as_node(&mine).unwrap();
+        assert_eq!(claim.as_node(&mine).unwrap(), incarnation, "made once");
         for other in [
             NodeIdentity { cluster_id: "c2".to_string(), node: 1 },
             NodeIdentity { cluster_id: "c1".to_string(), node: 2 },

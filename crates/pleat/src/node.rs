@@ -34,7 +34,7 @@ const HELLO_LIMIT: Duration = Duration::from_secs(1);
 type Addresses = Arc<RwLock<BTreeMap<NodeId, String>>>;
 
 /// Run a node until `shutdown` is requested.
-pub async fn run(options: NodeOptions, mut shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(options: NodeOptions, incarnation: u64, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let listener = bind(options.listen).await?;
     let coordinator = match options.coordinator {
         Some(address) => Some(bind(address).await?),
@@ -52,7 +52,7 @@ pub async fn run(options: NodeOptions, mut shutdown: Shutdown) -> anyhow::Result
     let mut consensus = ConsensusConfig::new(node, options.cluster_id.clone(), options.data_dir.join("raft"));
     consensus.queue_proposals_max = usize::try_from(options.config.limits.queued_writes).unwrap_or(usize::MAX);
     let consensus = Consensus::open(consensus, transport.clone()).await.context("open the log")?;
-    let settings = settings(&options, founders, listener.local_addr()?);
+    let settings = settings(&options, founders, incarnation, listener.local_addr()?);
     let host = Host::start(settings, consensus.clone(), transport).await?;
     tokio::spawn(follow_addresses(host.clone(), addresses));
     let control = Control::start(host.clone(), pleat_control::Settings::default());
@@ -125,7 +125,12 @@ async fn refuse_strangers(
     Ok(())
 }
 
-fn settings(options: &NodeOptions, founders: Vec<(NodeId, String, String)>, listen: SocketAddr) -> Settings {
+fn settings(
+    options: &NodeOptions,
+    founders: Vec<(NodeId, String, String)>,
+    incarnation: u64,
+    listen: SocketAddr,
+) -> Settings {
     let config = &options.config;
     let replicas = u32::try_from(founders.len()).unwrap_or(u32::MAX).min(config.replication_factor);
     Settings {
@@ -141,6 +146,8 @@ fn settings(options: &NodeOptions, founders: Vec<(NodeId, String, String)>, list
             shards: options.initial_shards,
             policy: config.policy.clone(),
         },
+        incarnation,
+        verify_every: (config.verify_interval_s > 0).then(|| Duration::from_secs(config.verify_interval_s)),
         store: StoreLimits::default(),
     }
 }

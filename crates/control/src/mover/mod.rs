@@ -88,7 +88,7 @@ impl Plan {
         let (from, to, partitions, creates) = match &operation.kind {
             OperationKind::Split { from, to, partitions } => (from, to, partitions, true),
             OperationKind::Move { from, to, partitions } => (from, to, partitions, false),
-            OperationKind::Ddl { .. } => return None,
+            OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => return None,
         };
         let number = MoveNumber::new(operation.id, attempts(operation, creates));
         Some(Self { from: *from, to: *to, partitions: partitions.clone(), creates, number })

@@ -100,6 +100,7 @@ impl World {
             partition_count: PARTITIONS,
             replication_factor: 1,
             nodes: vec![(NodeId(1), "node-1".to_owned(), "127.0.0.1:1".to_owned())],
+            incarnations: Default::default(),
             shards,
             policy: Policy::default(),
             at: 1,
@@ -642,5 +643,23 @@ impl Cluster for World {
             Ok(weights.into_iter().map(|(unit, (rows, bytes))| (unit, PartitionWeight { rows, bytes })).collect())
         })
         .await
+    }
+
+    // Members are not of this world: see `rebuild`.
+    async fn replicas(&self, node: NodeId, _: Duration) -> Result<NodeReplicas, HostError> {
+        self.with(|inner| inner.members.replicas(&inner.catalog, node))
+    }
+
+    async fn digest(&self, _: NodeId, _: ShardId, _: u64, _: Duration) -> Result<Option<ContentDigest>, HostError> {
+        Ok(None)
+    }
+
+    async fn members(
+        &self,
+        shard: Option<ShardId>,
+        change: MemberChange,
+        _: Duration,
+    ) -> Result<GroupView, HostError> {
+        self.with(|inner| inner.members.change(shard, change))
     }
 }

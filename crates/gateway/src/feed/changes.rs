@@ -67,11 +67,14 @@ fn shard_change(before: Option<&Shard>, shard: &Shard, after: &Catalog) -> Optio
         ShardState::Removed => "removed",
     };
     let replicas: Vec<_> = shard.replicas.iter().map(ToString::to_string).collect();
+    let distrusted: Vec<_> = shard.distrusted.iter().map(ToString::to_string).collect();
     let data = json!({
         "shard": shard.id.to_string(),
         "state": state,
         "partitions": after.partitions_of(shard.id).len(),
         "replicas": replicas,
+        "distrusted": distrusted,
+        "disagreement": shard.disagreement,
         "change": change,
     });
     Some(Change { kind: "shard", data })
@@ -165,6 +168,7 @@ mod tests {
             partition_count: 8,
             replication_factor: 1,
             nodes: vec![(NodeId(1), "node-1".to_owned(), "127.0.0.1:8080".to_owned())],
+            incarnations: Default::default(),
             shards: 1,
             policy: Policy::default(),
             at: 1,

@@ -39,7 +39,8 @@ pub struct NodeBody {
     pub node_id: String,
     /// Whether it is the node that answers.
     pub is_current: bool,
-    /// `running`, or `unreachable` when it did not answer in time.
+    /// `running`; `waiting` when it has lost its disk and is to be rebuilt; `unreachable` when it did not answer in
+    /// time.
     pub status: String,
     /// Its number in every Raft group.
     pub raft_id: u64,
@@ -101,6 +102,12 @@ pub struct PlacementBody {
     pub state: String,
     pub partitions: u32,
     pub replicas: Vec<String>,
+    /// Nodes whose replica serves nothing until it was rebuilt: its content differed from the others'.
+    #[serde(default)]
+    pub distrusted: Vec<String>,
+    /// The replicas differ and no majority says which is right: how.
+    #[serde(default)]
+    pub disagreement: Option<String>,
 }
 
 type Pings = BTreeMap<NodeId, Result<Duration, String>>;
@@ -148,7 +155,12 @@ fn nodes_body(catalog: &Catalog, pings: &Pings, here: NodeId, leader: Option<Nod
         node_address: node.address.clone(),
         node_id: node.name.clone(),
         is_current: node.id == here,
-        status: if matches!(pings.get(&node.id), Some(Ok(_))) { "running" } else { "unreachable" }.to_owned(),
+        status: match pings.get(&node.id) {
+            Some(Ok(_)) if node.waiting.is_some() => "waiting",
+            Some(Ok(_)) => "running",
+            _ => "unreachable",
+        }
+        .to_owned(),
         raft_id: node.id.0,
         control_leader: leader == Some(node.id),
         shards: (catalog.shards.values())
@@ -213,6 +225,8 @@ fn placements(catalog: &Catalog) -> Vec<PlacementBody> {
             state: state(shard.state)?.to_owned(),
             partitions: catalog.partitions_of(shard.id).len() as u32,
             replicas: shard.replicas.iter().map(ToString::to_string).collect(),
+            distrusted: shard.distrusted.iter().map(ToString::to_string).collect(),
+            disagreement: shard.disagreement.clone(),
         })
     };
     catalog.shards.values().filter_map(body).collect()

@@ -18,7 +18,7 @@ use crate::time::rfc3339;
 pub struct OperationBody {
     #[schema(example = "op-3")]
     pub id: String,
-    /// `split`, `move` or `ddl`.
+    /// `split`, `move`, `ddl` or `rebuild`.
     pub kind: String,
     /// `Pending`, `Progressing`, `Successful`, `Failed` or `Skipped`.
     pub phase: String,
@@ -76,7 +76,7 @@ impl From<&Operation> for OperationBody {
             OperationKind::Split { from, to, partitions } | OperationKind::Move { from, to, partitions } => {
                 (Some(from), Some(to), Some(partitions))
             }
-            OperationKind::Ddl { .. } => (None, None, None),
+            OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => (None, None, None),
         };
         let (table, sql) = match &operation.kind {
             OperationKind::Ddl { effect, sql } => (Some(effect.table().to_owned()), Some(sql.clone())),
@@ -127,7 +127,7 @@ impl OperationBody {
             OperationKind::Split { partitions, .. } | OperationKind::Move { partitions, .. } => {
                 Some(partitions.iter().map(|partition| partition.0).collect())
             }
-            OperationKind::Ddl { .. } => None,
+            OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => None,
         };
         Self { partition_ids, ..Self::from(operation) }
     }
@@ -154,6 +154,8 @@ fn describe(kind: &OperationKind) -> String {
         OperationKind::Move { from, to, partitions } => {
             format!("move {} of {from} to {to}", count(partitions.len()))
         }
+        OperationKind::Rebuild { node, shard: Some(shard) } => format!("rebuild the replica of {shard} on {node}"),
+        OperationKind::Rebuild { node, shard: None } => format!("rebuild all replicas on {node}"),
         OperationKind::Ddl { effect, .. } => match effect {
             DdlEffect::CreateTable(table) => format!("create {} table {}", table.kind_name(), table.name),
             DdlEffect::DropTable { table } => format!("drop table {table}"),

@@ -173,7 +173,7 @@ pub(super) fn effects(outcome: Outcome, key: &Key, uncertain: bool) -> Result<(V
         Outcome::Reference { results, replayed, .. } => Ok((results.into_iter().map(Effect::from).collect(), replayed)),
         Outcome::Refused(refusal) => Err(key.refused(refusal, uncertain)),
         Outcome::Failed(failure) => Err(Setback::Failed(failure.into())),
-        Outcome::Bulk { .. } | Outcome::Moved(_) | Outcome::Digest(_) => {
+        Outcome::Bulk { .. } | Outcome::Moved(_) => {
             Err(Failure::internal("the shard answered a write with another action's outcome").into())
         }
     }

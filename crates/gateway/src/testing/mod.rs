@@ -77,6 +77,7 @@ impl Cluster {
             partition_count: PARTITIONS,
             replication_factor: 1,
             nodes: vec![(NODE, "node-1".to_owned(), "127.0.0.1:8080".to_owned())],
+            incarnations: Default::default(),
             shards,
             policy: Policy::default(),
             at: 1,

@@ -11,11 +11,11 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     crate::logging::start(&options.config.log)?;
     // Before anything else is touched: another process, or another node, may own what lies there.
     let claim = Claim::take(&options.data_dir)?;
-    claim.as_node(&NodeIdentity { cluster_id: options.cluster_id.clone(), node: options.id })?;
+    let incarnation = claim.as_node(&NodeIdentity { cluster_id: options.cluster_id.clone(), node: options.id })?;
     let shutdown = crate::shutdown::on_signals(options.supervised).context("listen for signals")?;
     let (name, listen) = (options.name.clone(), options.listen);
     tracing::info!(node = %name, %listen, data_dir = %options.data_dir.display(), "starting");
-    crate::node::run(options, shutdown).await.with_context(|| format!("{name} on {listen}"))?;
+    crate::node::run(options, incarnation, shutdown).await.with_context(|| format!("{name} on {listen}"))?;
     tracing::info!(node = %name, "stopped");
     // Held until here, so that whoever starts next finds the files closed.
     drop(claim);

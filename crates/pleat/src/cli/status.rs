@@ -23,6 +23,12 @@ pub async fn run(target: &Target) -> anyhow::Result<()> {
     output::line("")?;
     let rows = output::items(&status, "shards").iter().map(shard_row).collect();
     output::list(&["shard", "state", "partitions", "replicas on"], &["partitions"], rows)?;
+    for shard in output::items(&status, "shards") {
+        if let Some(what) = shard.get("disagreement").and_then(Value::as_str) {
+            output::line("")?;
+            output::line(&format!("{}: {what}", output::text(shard, "shard_id")))?;
+        }
+    }
     for operation in output::items(&open, "operations") {
         output::line("")?;
         output::line(&format!(
@@ -78,10 +84,23 @@ fn node_row(node: &Value) -> Vec<String> {
     ]
 }
 
+/// `active`, and what is wrong with its replicas.
+fn shard_state(shard: &Value) -> String {
+    let mut state = output::text(shard, "state");
+    let distrusted = output::texts(shard, "distrusted");
+    if !output::items(shard, "distrusted").is_empty() {
+        state.push_str(&format!(", rebuilding {distrusted}"));
+    }
+    if shard.get("disagreement").is_some_and(Value::is_string) {
+        state.push_str(", REPLICAS DIFFER");
+    }
+    state
+}
+
 fn shard_row(shard: &Value) -> Vec<String> {
     vec![
         output::text(shard, "shard_id"),
-        output::text(shard, "state"),
+        shard_state(shard),
         output::count(shard, "partitions"),
         output::texts(shard, "replicas"),
     ]

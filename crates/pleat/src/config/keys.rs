@@ -45,6 +45,7 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("max_shards", Kind::Integer(1, 1024)),
     ("partition_count", Kind::Integer(1, pleat_cluster::PARTITION_COUNT_MAX as u64)),
     ("replication_factor", Kind::Integer(1, 9)),
+    ("verify_interval_s", Kind::Integer(0, 86_400 * 30)),
     ("limits.statement_timeout_ms", Kind::Integer(1, 86_400_000)),
     ("limits.result_bytes", Kind::Integer(1024, BYTES_MAX)),
     ("limits.gather_bytes", Kind::Integer(1024, BYTES_MAX)),

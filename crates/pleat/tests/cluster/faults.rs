@@ -12,14 +12,14 @@ use crate::harness::{Cluster, Options, counted};
 const WRITERS: i64 = 8;
 
 /// Writers that insert rows of ever new ids, and remember what was acknowledged and how long nothing was.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     writers: Vec<tokio::task::JoinHandle<BTreeSet<i64>>>,
     acknowledged: Arc<AtomicU64>,
 }
 
 impl Load {
-    fn start(cluster: &Arc<Cluster>) -> Self {
+    pub fn start(cluster: &Arc<Cluster>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let next = Arc::new(AtomicI64::new(0));
@@ -45,7 +45,7 @@ impl Load {
     }
 
     /// Until `count` more writes are acknowledged; how long that took.
-    async fn progress(&self, count: u64) -> Duration {
+    pub async fn progress(&self, count: u64) -> Duration {
         let begun = Instant::now();
         let wanted = self.acknowledged.load(Ordering::Relaxed) + count;
         while self.acknowledged.load(Ordering::Relaxed) < wanted {
@@ -55,7 +55,7 @@ impl Load {
         begun.elapsed()
     }
 
-    async fn end(self) -> BTreeSet<i64> {
+    pub async fn end(self) -> BTreeSet<i64> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = BTreeSet::new();
         for writer in self.writers {
@@ -65,7 +65,7 @@ impl Load {
     }
 }
 
-async fn check(cluster: &Cluster, acknowledged: &BTreeSet<i64>) {
+pub async fn check(cluster: &Cluster, acknowledged: &BTreeSet<i64>) {
     let found = counted(cluster.rows("SELECT id FROM t").await);
     let lost: Vec<_> = acknowledged.iter().filter(|id| !found.contains_key(id)).take(5).collect();
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");

@@ -267,6 +267,49 @@ impl Cluster {
         kill(pid, Signal::SIGKILL).unwrap();
     }
 
+    /// kill -9 of one node, which stays down until [`Cluster::release`].
+    pub fn hold_down(&self, node: u16) {
+        self.signal_supervisor(Signal::SIGSTOP);
+        self.kill_node(node);
+        // Its locks go with it.
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.ports.http(node))).is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "node-{node} does not die");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The supervisor starts again what was held down.
+    pub fn release(&self) {
+        self.signal_supervisor(Signal::SIGCONT);
+    }
+
+    /// What happens when a node's disk is lost. Its own printed log is kept.
+    pub fn wipe(&self, node: u16) {
+        for entry in std::fs::read_dir(self.node_dir(node)).unwrap() {
+            let path = entry.unwrap().path();
+            match path.file_name().unwrap().to_str().unwrap() {
+                "log" | "log.1" => {}
+                _ if path.is_dir() => std::fs::remove_dir_all(path).unwrap(),
+                _ => std::fs::remove_file(path).unwrap(),
+            }
+        }
+    }
+
+    pub fn node_dir(&self, node: u16) -> PathBuf {
+        self.data_dir().join(format!("node-{node}"))
+    }
+
+    /// SIGSTOP or SIGCONT of one node.
+    pub fn signal_node(&self, node: u16, signal: Signal) {
+        kill(self.pid_of(node).unwrap_or_else(|| panic!("node-{node} does not run")), signal).unwrap();
+    }
+
+    fn signal_supervisor(&self, signal: Signal) {
+        let supervisor = self.supervisor.as_ref().expect("it runs");
+        kill(Pid::from_raw(supervisor.id() as i32), signal).unwrap();
+    }
+
     fn pid_of(&self, node: u16) -> Option<Pid> {
         let supervisor = self.supervisor.as_ref()?.id();
         let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;
@@ -304,6 +347,8 @@ impl Cluster {
     /// What Ctrl-C does. True when it ended well by itself.
     pub fn stop(&mut self) -> bool {
         let Some(mut supervisor) = self.supervisor.take() else { return true };
+        // A test that failed may have left it stopped.
+        let _ = kill(Pid::from_raw(supervisor.id() as i32), Signal::SIGCONT);
         let _ = kill(Pid::from_raw(supervisor.id() as i32), Signal::SIGINT);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(30) {

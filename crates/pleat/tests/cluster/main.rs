@@ -5,6 +5,7 @@ mod faults;
 mod flights_test;
 mod growth;
 mod harness;
+mod rebuild;
 mod reference;
 mod scale_out;
 mod snapshots;
