@@ -14,7 +14,16 @@ impl Catalog {
     pub fn apply(&mut self, command: &Command) -> Result<Reply, CommandError> {
         let mut reply = Reply { generation: 0, operation: None, decision: None };
         match command {
-            Command::Init { cluster_id, partition_count, replication_factor, nodes, incarnations, shards, policy, at } => {
+            Command::Init {
+                cluster_id,
+                partition_count,
+                replication_factor,
+                nodes,
+                incarnations,
+                shards,
+                policy,
+                at,
+            } => {
                 self.init(cluster_id, *partition_count, *replication_factor, nodes, *shards, policy, *at)?;
                 self.note_incarnations(incarnations);
             }
@@ -208,8 +217,7 @@ impl Catalog {
 
     fn admit_move(&self, from: ShardId, partitions: &[PartitionId]) -> Applied {
         self.active(from)?;
-        let moves =
-            |other: &&Operation| matches!(other.kind, OperationKind::Split { .. } | OperationKind::Move { .. });
+        let moves = |other: &&Operation| matches!(other.kind, OperationKind::Split { .. } | OperationKind::Move { .. });
         if let Some(other) = self.open_operations().find(moves) {
             return Err(busy(format!("{} is still moving partitions; wait for it to end, or cancel it", other.id)));
         }

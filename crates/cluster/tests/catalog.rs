@@ -329,6 +329,10 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
                 sql: String::new()
             }),
         ];
+    let kind = prop_oneof![
+        6 => kind,
+        1 => (1u64..4, proptest::option::of(shard.clone())).prop_map(|(node, shard)| OperationKind::Rebuild { node: NodeId(node), shard }),
+    ];
     let phase = prop_oneof![Just(Phase::Successful), Just(Phase::Failed), Just(Phase::Skipped), Just(Phase::Pending)];
     prop_oneof![
         1 => Just(init("c", 3, 2)),
@@ -382,4 +386,64 @@ proptest! {
             }
         }
     }
+}
+
+fn register(id: u64, incarnation: u64) -> Command {
+    let address = format!("127.0.0.1:{}", 8079 + id);
+    Command::RegisterNode { id: NodeId(id), name: format!("node-{id}"), address, incarnation, at: 3 }
+}
+
+fn rebuild(node: u64, shard: Option<u32>) -> Command {
+    start(OperationKind::Rebuild { node: NodeId(node), shard: shard.map(ShardId) })
+}
+
+#[test]
+fn a_node_without_its_data_waits_until_a_rebuild_admits_it() {
+    let mut catalog = founded(3, 2);
+    catalog.apply(&register(2, 102)).unwrap();
+    assert_eq!(catalog.nodes[&NodeId(2)].waiting, None, "it is the one that the catalog knows");
+    catalog.apply(&register(2, 7)).unwrap();
+    let node = &catalog.nodes[&NodeId(2)];
+    assert_eq!((node.incarnation, node.waiting), (102, Some(7)));
+    let operation = catalog.apply(&rebuild(2, None)).unwrap().operation.unwrap();
+    assert!(matches!(catalog.apply(&rebuild(2, Some(1))), Err(CommandError::Busy { .. })), "one at a time");
+    // It loses its disk once more before it is admitted.
+    catalog.apply(&register(2, 8)).unwrap();
+    catalog.apply(&Command::CommitOperation { operation, epoch: 1, at: 4 }).unwrap();
+    let node = &catalog.nodes[&NodeId(2)];
+    assert_eq!((node.incarnation, node.waiting), (8, None));
+    assert_eq!(catalog.shards[&ShardId(1)].number(NodeId(2)), 1, "its replicas are other ones from here on");
+    assert_eq!(catalog.shards[&ShardId(1)].number(NodeId(1)), 0);
+    // It goes away again: the rebuild may fail, and another one begins.
+    let message = "gone".to_owned();
+    catalog.apply(&Command::FinishOperation { operation, phase: Phase::Failed, message, epoch: 1, at: 5 }).unwrap();
+    assert_eq!(catalog.check(), []);
+    catalog.apply(&rebuild(2, Some(2))).unwrap();
+}
+
+#[test]
+fn a_replica_is_distrusted_from_the_start_of_its_rebuild_to_the_commit() {
+    let mut catalog = founded(3, 1);
+    let operation = catalog.apply(&rebuild(3, Some(1))).unwrap().operation.unwrap();
+    assert!(catalog.shards[&ShardId(1)].distrusted.contains(&NodeId(3)));
+    assert!(catalog.apply(&Command::CancelOperation { operation, at: 4 }).is_err(), "it must not be trusted again");
+    // Splits do not wait for it, nor it for them.
+    catalog.apply(&start(split(1, 2, 0..4))).unwrap();
+    catalog.apply(&Command::CommitOperation { operation, epoch: 1, at: 4 }).unwrap();
+    let shard = &catalog.shards[&ShardId(1)];
+    assert!(shard.distrusted.is_empty());
+    assert_eq!(shard.number(NodeId(3)), 1);
+    assert!(catalog.apply(&rebuild(3, Some(9))).is_err());
+    assert!(catalog.apply(&rebuild(9, None)).is_err());
+    assert_eq!(catalog.check(), []);
+}
+
+#[test]
+fn a_disagreement_is_noted_and_forgotten() {
+    let mut catalog = founded(2, 1);
+    let note = |what: Option<&str>| Command::NoteDisagreement { shard: ShardId(1), what: what.map(Into::into), at: 3 };
+    catalog.apply(&note(Some("they differ"))).unwrap();
+    assert_eq!(catalog.shards[&ShardId(1)].disagreement.as_deref(), Some("they differ"));
+    catalog.apply(&note(None)).unwrap();
+    assert_eq!(catalog.shards[&ShardId(1)].disagreement, None);
 }

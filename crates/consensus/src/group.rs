@@ -97,7 +97,9 @@ impl Group {
     pub(crate) fn knows_nothing(&self) -> bool {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow();
-        self.0.joins && metrics.last_log_index.is_none() && metrics.membership_config.membership().voter_ids().next().is_none()
+        self.0.joins
+            && metrics.last_log_index.is_none()
+            && metrics.membership_config.membership().voter_ids().next().is_none()
     }
 
     /// The group's state as this node knows it now.

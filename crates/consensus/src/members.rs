@@ -103,7 +103,8 @@ impl Group {
     pub async fn expel(&self, node: NodeId, deadline: Duration) -> Result<(), MembershipError> {
         let status = self.status();
         if status.voters.contains(&node) || status.joint {
-            let voters: BTreeSet<u64> = status.voters.iter().filter(|voter| **voter != node).map(|node| node.0).collect();
+            let voters: BTreeSet<u64> =
+                status.voters.iter().filter(|voter| **voter != node).map(|node| node.0).collect();
             self.raft().change_membership(voters, false).await.map_err(membership_error)?;
         }
         let status = self.status();

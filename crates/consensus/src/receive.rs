@@ -22,9 +22,10 @@ impl Consensus {
     pub async fn handle(&self, method: &str, body: Bytes) -> Result<Bytes, ServiceError> {
         let (group, rest) = self.open_message(&body)?;
         match method {
-            METHOD_VOTE if group.knows_nothing() => {
-                Err(ServiceError::new("joining", format!("the replica of group {} is empty and does not vote", group.id())))
-            }
+            METHOD_VOTE if group.knows_nothing() => Err(ServiceError::new(
+                "joining",
+                format!("the replica of group {} is empty and does not vote", group.id()),
+            )),
             METHOD_VOTE => {
                 let request: VoteRequest<u64> = codec::decode("a request for a vote", rest).map_err(bad_message)?;
                 let answer = group.raft().vote(request).await.map_err(stopped)?;

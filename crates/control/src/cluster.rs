@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pleat_cluster::{Catalog, Command, Millis, NodeId, PartitionId, Reply, ShardId};
-use pleat_engine::{Action, ContentDigest, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest};
+use pleat_engine::{
+    Action, ContentDigest, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest,
+};
 use pleat_host::{Freshness, GroupView, Host, HostError, MemberChange, NodeObservation, NodeReplicas, PartitionWeight};
 use tokio::sync::watch;
 

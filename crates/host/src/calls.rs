@@ -68,7 +68,8 @@ impl Host {
         let (answer, _) = self.ask_leader(CONTROL, Effect::None, within, || Request::ReadIndex(CONTROL)).await?;
         let Response::ReadIndex(index) = answer else { return Err(mismatch()) };
         let left = deadline.saturating_duration_since(Instant::now());
-        let control = self.control().ok_or_else(|| HostError::Unavailable("this node takes part in nothing yet".into()))?;
+        let control =
+            self.control().ok_or_else(|| HostError::Unavailable("this node takes part in nothing yet".into()))?;
         match control.wait_applied(index, left).await {
             Ok(()) => Ok(self.catalog()),
             Err(_) => Err(HostError::Unavailable("this node's catalog did not catch up in time".into())),
@@ -214,7 +215,12 @@ impl Host {
         }
     }
 
-    pub(crate) async fn ask_node(&self, node: NodeId, request: Request, within: Duration) -> Result<Response, HostError> {
+    pub(crate) async fn ask_node(
+        &self,
+        node: NodeId,
+        request: Request,
+        within: Duration,
+    ) -> Result<Response, HostError> {
         let answer = tokio::time::timeout(within, self.ask(node, request, within)).await;
         match answer {
             Ok(Ok(response)) => Ok(response),

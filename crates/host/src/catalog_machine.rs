@@ -208,8 +208,13 @@ mod tests {
         let (mut machine, watch) = CatalogMachine::open(dir.path()).unwrap();
         let (entries, applied) = entry(1, vec![init(1)]);
         machine.apply(entries, applied).unwrap();
-        let register =
-            Command::RegisterNode { id: NodeId(2), name: "node-2".into(), address: "127.0.0.1:2".into(), incarnation: 0, at: 2 };
+        let register = Command::RegisterNode {
+            id: NodeId(2),
+            name: "node-2".into(),
+            address: "127.0.0.1:2".into(),
+            incarnation: 0,
+            at: 2,
+        };
         let again = Envelope { id: 5, command: register }.encode().unwrap();
         let (entries, applied) = entry(2, vec![again.clone(), again]);
         let outcomes = machine.apply(entries, applied).unwrap();

@@ -198,7 +198,9 @@ impl Host {
                     return Some(Admission::Rebuilt);
                 }
                 Verdict::Register => {
-                    tracing::warn!("the cluster knows another life of this node: its disk was lost, it must be rebuilt");
+                    tracing::warn!(
+                        "the cluster knows another life of this node: its disk was lost, it must be rebuilt"
+                    );
                     self.register().await;
                 }
                 Verdict::Wait(why) if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) => {

@@ -34,7 +34,7 @@ mod verify;
 pub use calls::{Freshness, RowStream};
 pub use error::HostError;
 pub use host::{Founding, Host, Settings, StoreLimits};
-pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};
 pub use members::{GroupView, MemberChange};
+pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};
 pub use rpc::{Piece, Written};
 pub use verify::{NodeReplicas, ReplicaReport};

@@ -57,7 +57,17 @@ impl Replica {
     ) -> Self {
         let meter = Meter::new(partition_count);
         let reads = Arc::new(Semaphore::new(READS_AT_ONCE_MAX));
-        Self { shard, number, digests, group, readers, meter, spread: Spread::default(), reads, clock: AtomicU64::new(0) }
+        Self {
+            shard,
+            number,
+            digests,
+            group,
+            readers,
+            meter,
+            spread: Spread::default(),
+            reads,
+            clock: AtomicU64::new(0),
+        }
     }
 
     /// Propose an action here, where the group should be led.

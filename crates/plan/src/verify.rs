@@ -95,7 +95,8 @@ mod tests {
 
     #[test]
     fn one_against_one_says_nothing_about_who_is_right() {
-        let undecided = |missing: &[u64]| Comparison::Undecided { index: 5, nodes: nodes(&[1, 2]), missing: nodes(missing) };
+        let undecided =
+            |missing: &[u64]| Comparison::Undecided { index: 5, nodes: nodes(&[1, 2]), missing: nodes(missing) };
         assert_eq!(look(2, &[(1, &[(5, 7)]), (2, &[(5, 8)])]), undecided(&[]));
         assert_eq!(look(3, &[(1, &[(5, 7)]), (2, &[(5, 8)])]), undecided(&[3]));
     }

@@ -95,7 +95,16 @@ mod tests {
     }
 
     fn shard(state: ShardState) -> Shard {
-        Shard { id: ShardId(2), state, replicas: vec![NodeId(1), NodeId(3)], ownership: 1, since: 0, numbers: Default::default(), distrusted: Default::default(), disagreement: None }
+        Shard {
+            id: ShardId(2),
+            state,
+            replicas: vec![NodeId(1), NodeId(3)],
+            ownership: 1,
+            since: 0,
+            numbers: Default::default(),
+            distrusted: Default::default(),
+            disagreement: None,
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,8 @@
 //! The control loop on a small world of real engines, broken in every way at every call.
 
+mod members;
 mod moves;
+mod rebuild;
 mod scale;
 mod schema;
 mod world;

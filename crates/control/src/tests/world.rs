@@ -13,10 +13,13 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pleat_cluster::*;
 use pleat_engine::*;
-use pleat_host::{HostError, NodeObservation, PartitionWeight, Resources, ShardObservation};
+use pleat_host::{
+    GroupView, HostError, MemberChange, NodeObservation, NodeReplicas, PartitionWeight, Resources, ShardObservation,
+};
 use tempfile::TempDir;
 use tokio::sync::{Notify, watch};
 
+use super::members::Members;
 use crate::Cluster;
 
 pub const PARTITIONS: u32 = 16;
@@ -81,6 +84,8 @@ pub struct Inner {
     pub chunk: (usize, usize),
     /// Client operations at each call.
     pub clients: u32,
+    /// Who votes where. Of interest to rebuilds alone: everything else has one engine per shard.
+    pub members: Members,
     sent: Vec<(ShardId, Action)>,
     now: Millis,
     index: u64,
@@ -94,13 +99,17 @@ pub struct Inner {
 
 impl World {
     pub fn new(shards: u32) -> Arc<Self> {
+        Self::with_nodes(1, shards)
+    }
+
+    pub fn with_nodes(nodes: u64, shards: u32) -> Arc<Self> {
         let mut catalog = Catalog::default();
         let init = Command::Init {
             cluster_id: "test".to_owned(),
             partition_count: PARTITIONS,
-            replication_factor: 1,
-            nodes: vec![(NodeId(1), "node-1".to_owned(), "127.0.0.1:1".to_owned())],
-            incarnations: Default::default(),
+            replication_factor: 3,
+            nodes: (1..=nodes).map(|n| (NodeId(n), format!("node-{n}"), format!("127.0.0.1:{n}"))).collect(),
+            incarnations: (1..=nodes).map(|n| (NodeId(n), n)).collect(),
             shards,
             policy: Policy::default(),
             at: 1,
@@ -126,6 +135,7 @@ impl World {
             latency: Duration::ZERO,
             chunk: (16, 2_000),
             clients: 0,
+            members: Members::default(),
             sent: Vec::new(),
             now: 1_000_000,
             index: 0,
@@ -232,6 +242,11 @@ impl Inner {
     }
 
     fn command(&mut self, command: Command) -> Result<Reply, HostError> {
+        if let Command::CommitOperation { operation, .. } = &command
+            && let OperationKind::Rebuild { node, shard } = self.catalog.operations[operation].kind
+        {
+            self.members.check_removed(&self.catalog, node, shard);
+        }
         let reply = self.catalog.apply(&command).map_err(HostError::Command)?;
         assert_eq!(self.catalog.check(), [], "after {command:?}");
         self.reconcile();
@@ -645,21 +660,15 @@ impl Cluster for World {
         .await
     }
 
-    // Members are not of this world: see `rebuild`.
     async fn replicas(&self, node: NodeId, _: Duration) -> Result<NodeReplicas, HostError> {
-        self.with(|inner| inner.members.replicas(&inner.catalog, node))
+        self.call(false, |inner| inner.members.replicas(&inner.catalog, node)).await
     }
 
     async fn digest(&self, _: NodeId, _: ShardId, _: u64, _: Duration) -> Result<Option<ContentDigest>, HostError> {
         Ok(None)
     }
 
-    async fn members(
-        &self,
-        shard: Option<ShardId>,
-        change: MemberChange,
-        _: Duration,
-    ) -> Result<GroupView, HostError> {
-        self.with(|inner| inner.members.change(shard, change))
+    async fn members(&self, shard: Option<ShardId>, change: MemberChange, _: Duration) -> Result<GroupView, HostError> {
+        self.call(true, |inner| inner.members.change(&inner.catalog, shard, change)).await
     }
 }

@@ -100,7 +100,16 @@ mod tests {
         catalog.generation = generation;
         for (number, ownership) in ownership {
             let id = ShardId(*number);
-            let shard = Shard { id, state: ShardState::Active, replicas: vec![], ownership: *ownership, since: 0, numbers: Default::default(), distrusted: Default::default(), disagreement: None };
+            let shard = Shard {
+                id,
+                state: ShardState::Active,
+                replicas: vec![],
+                ownership: *ownership,
+                since: 0,
+                numbers: Default::default(),
+                distrusted: Default::default(),
+                disagreement: None,
+            };
             catalog.shards.insert(id, shard);
         }
         catalog

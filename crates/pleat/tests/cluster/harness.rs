@@ -300,11 +300,6 @@ impl Cluster {
         self.data_dir().join(format!("node-{node}"))
     }
 
-    /// SIGSTOP or SIGCONT of one node.
-    pub fn signal_node(&self, node: u16, signal: Signal) {
-        kill(self.pid_of(node).unwrap_or_else(|| panic!("node-{node} does not run")), signal).unwrap();
-    }
-
     fn signal_supervisor(&self, signal: Signal) {
         let supervisor = self.supervisor.as_ref().expect("it runs");
         kill(Pid::from_raw(supervisor.id() as i32), signal).unwrap();

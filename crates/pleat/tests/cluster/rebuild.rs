@@ -1,8 +1,10 @@
 //! Disks that are lost, and files that are changed behind Pleat's back.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use serde_json::{Value, json};
 
 use crate::faults::{Load, check};
@@ -16,6 +18,13 @@ fn rebuilt(operations: &Value) -> usize {
 
 async fn wait_rebuilt(cluster: &Cluster, count: usize) -> Value {
     cluster.wait_for("/operations", &format!("{count} rebuilds"), |found| rebuilt(found) >= count).await
+}
+
+async fn wait_running(cluster: &Cluster) {
+    let running = |found: &Value| {
+        found["nodes"].as_array().is_some_and(|nodes| nodes.iter().all(|node| node["status"] == "running"))
+    };
+    cluster.wait_for("/cluster/list-nodes", "all nodes", running).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,9 +52,111 @@ async fn a_node_that_lost_its_disk_counts_again_only_when_it_has_everything() {
     check(&cluster, &acknowledged).await;
     cluster.query("CREATE TABLE after (id INTEGER PRIMARY KEY) SHARD BY (id)").await;
     cluster.release();
-    cluster.wait_for("/cluster/list-nodes", "all nodes", |found| {
-        found["nodes"].as_array().is_some_and(|nodes| nodes.iter().all(|node| node["status"] == "running"))
-    })
-    .await;
+    wait_running(&cluster).await;
     println!("{} writes acknowledged", acknowledged.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_survives_its_leader_and_a_second_loss_of_the_disk() {
+    let cluster = Arc::new(Cluster::start(Options::default()).await);
+    cluster.query("CREATE TABLE t (id INTEGER PRIMARY KEY, writer INTEGER) SHARD BY (id)").await;
+    let load = Load::start(&cluster);
+    load.progress(100).await;
+    cluster.hold_down(2);
+    cluster.wipe(2);
+    cluster.release();
+    let begun = |found: &Value| found.to_string().contains("node-2 came back without its data");
+    cluster.wait_for("/operations", "the rebuild to begin", begun).await;
+    let control = cluster.leader(None).await;
+    assert_ne!(control, 2, "it votes nowhere");
+    cluster.kill_node(control);
+    cluster.hold_down(2);
+    cluster.wipe(2);
+    cluster.release();
+    wait_rebuilt(&cluster, 1).await;
+    cluster.wait_until_calm().await;
+    wait_running(&cluster).await;
+    load.progress(50).await;
+    cluster.hold_down(3);
+    load.progress(50).await;
+    let acknowledged = load.end().await;
+    check(&cluster, &acknowledged).await;
+    cluster.release();
+}
+
+/// Deletes a row of a replica's file, as a failing disk or a person with a tool would.
+fn delete_behind_its_back(dir: &Path, id: i64) {
+    let file = rusqlite::Connection::open(dir.join("shard-1/shard.db")).unwrap();
+    file.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).unwrap();
+    assert_eq!(file.execute("DELETE FROM t WHERE id = ?1", [id]).unwrap(), 1);
+}
+
+async fn with_rows(nodes: u16) -> Cluster {
+    let config = json!({ "scaling_mode": "manual", "verify_interval_s": 1 });
+    let cluster = Cluster::start(Options { nodes, shards: 1, config }).await;
+    cluster.query("CREATE TABLE t (id INTEGER PRIMARY KEY, v INTEGER) SHARD BY (id)").await;
+    let rows: Vec<_> = (0..100).map(|id| json!([id, 0])).collect();
+    cluster.post(1, "/tables/t/rows", &json!({ "columns": ["id", "v"], "rows": rows })).await.unwrap();
+    cluster
+}
+
+/// Whether row 7 is there, as node `node` answers.
+async fn row_7(cluster: &Cluster, node: u16, consistency: &str) -> Option<bool> {
+    let body = json!({ "query": "SELECT count(*) AS n FROM t WHERE id = 7", "consistency": consistency });
+    let answer = cluster.post(node, "/query", &body).await.ok()?;
+    Some(answer["data"][0]["n"] == 1)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_changed_behind_pleats_back_is_found_and_rebuilt() {
+    let cluster = with_rows(3).await;
+    let replica = |name: &str| cluster.node_dir(2).join(name);
+    cluster.hold_down(2);
+    delete_behind_its_back(&cluster.node_dir(2), 7);
+    cluster.release();
+
+    let found = |found: &Value| {
+        found["operations"].as_array().is_some_and(|list| list.iter().any(|one| one["kind"] == "rebuild"))
+    };
+    let operations = cluster.wait_for("/operations", "the difference to be found", found).await;
+    let rebuild = operations["operations"].as_array().unwrap().iter().find(|one| one["kind"] == "rebuild").unwrap();
+    let reason = rebuild["reason"].as_str().unwrap();
+    assert!(reason.contains("shard-1 on node-2 differs") && reason.contains("table t"), "{reason}");
+    // From here on nobody is shown the wrong content.
+    let mut number = 1_000;
+    while rebuilt(&cluster.get("/operations").await) == 0 {
+        for node in 1..=3 {
+            assert_ne!(row_7(&cluster, node, "strong").await, Some(false), "node-{node}");
+        }
+        number += 1;
+        cluster.write(1, &format!("INSERT INTO t VALUES ({number}, 1)"), &format!("k{number}")).await;
+    }
+    let (_, status, _) = cluster.cli(&["status"]);
+    assert!(status.contains("healthy") && !status.contains("rebuilding"), "{status}");
+    assert!(replica("shard-1.1").exists() && !replica("shard-1").exists(), "the old replica is gone");
+    assert_eq!(row_7(&cluster, 2, "eventual").await, Some(true), "the new one has what the others have");
+    // Compared again and again, it stays right.
+    for _ in 0..6 {
+        number += 1;
+        cluster.write(2, &format!("INSERT INTO t VALUES ({number}, 1)"), &format!("k{number}")).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let operations = cluster.get("/operations").await;
+    let rebuilds = operations["operations"].as_array().unwrap().iter().filter(|one| one["kind"] == "rebuild").count();
+    assert_eq!(rebuilds, 1, "{operations}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_against_one_is_said_and_nothing_is_rebuilt() {
+    let cluster = with_rows(2).await;
+    cluster.hold_down(2);
+    delete_behind_its_back(&cluster.node_dir(2), 7);
+    cluster.release();
+    let said = |status: &Value| status["shards"][0]["disagreement"].is_string();
+    let status = cluster.wait_for("/cluster/status", "the difference to be said", said).await;
+    let what = status["shards"][0]["disagreement"].as_str().unwrap();
+    assert!(what.contains("node-1 and node-2 differ") && what.contains("table t"), "{what}");
+    let (_, status, _) = cluster.cli(&["status"]);
+    assert!(status.contains("REPLICAS DIFFER") && status.contains("no majority"), "{status}");
+    assert!(!cluster.get("/operations").await.to_string().contains("rebuild"));
 }
