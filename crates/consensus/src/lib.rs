@@ -32,8 +32,9 @@
 //!
 //! **Caveats.** openraft 0.9 has no pre-vote and no leader transfer; a follower that was cut off raises the term
 //! when it returns (its peers refuse its vote while they hear from a leader). A node whose disk was emptied
-//! must not come back under its old id: it has forgotten its votes. The log store refuses another cluster's or
-//! node's directory, but it can't tell an emptied one from a new one.
+//! must not take part under its old id: it has forgotten its votes. The log store refuses another cluster's or
+//! node's directory, but it can't tell an emptied one from a new one; `host` does, and [`Group::expel`] and
+//! [`Consensus::join_group`] are how such a node comes back (`members` says why that is safe).
 
 mod barrier;
 mod codec;

@@ -98,6 +98,16 @@ impl Group {
         Ok(())
     }
 
+    /// Finishes a change of voters that an earlier leader left half done: whoever votes on either side does from now on.
+    pub async fn settle(&self) -> Result<(), MembershipError> {
+        let status = self.status();
+        if status.joint {
+            let voters: BTreeSet<u64> = status.voters.iter().map(|node| node.0).collect();
+            self.raft().change_membership(voters, false).await.map_err(membership_error)?;
+        }
+        Ok(())
+    }
+
     /// Removes a member, voter or learner, and returns when that is committed and applied: from then on no majority
     /// of the group needs or counts it. A change that an earlier leader left half done is finished on the way.
     pub async fn expel(&self, node: NodeId, deadline: Duration) -> Result<(), MembershipError> {

@@ -89,7 +89,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Start this node's replicas. The cluster is founded when enough founders run.
+    /// Start this node's replicas. The cluster is founded when all founders run.
     pub async fn start(
         settings: Settings,
         consensus: Arc<Consensus>,

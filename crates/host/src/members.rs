@@ -17,6 +17,8 @@ use crate::{Host, HostError};
 pub enum MemberChange {
     /// None: only tell who is a member.
     Show,
+    /// Finish a change that was left half done, in favour of all who vote on either side.
+    Settle,
     /// No majority needs or counts the node any more when this succeeds.
     Remove(NodeId),
     /// Send it the log.
@@ -95,6 +97,7 @@ impl Host {
         let changing = async {
             match change {
                 MemberChange::Show => Ok(()),
+                MemberChange::Settle => group.settle().await,
                 MemberChange::Remove(node) => group.expel(node, within).await,
                 MemberChange::Learn(node) => group.welcome(node).await,
                 MemberChange::Promote(node) => group.promote(node).await,

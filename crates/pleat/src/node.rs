@@ -49,6 +49,7 @@ pub async fn run(options: NodeOptions, incarnation: u64, mut shutdown: Shutdown)
     let transport = GrpcTransport::new(options.cluster_id.clone(), node, resolver);
     refuse_strangers(&transport, node, &founders).await?;
 
+    refuse_half_a_directory(&options)?;
     let mut consensus = ConsensusConfig::new(node, options.cluster_id.clone(), options.data_dir.join("raft"));
     consensus.queue_proposals_max = usize::try_from(options.config.limits.queued_writes).unwrap_or(usize::MAX);
     let consensus = Consensus::open(consensus, transport.clone()).await.context("open the log")?;
@@ -96,6 +97,19 @@ fn serve(listener: TcpListener, router: axum::Router, mut shutdown: Shutdown) ->
             tracing::error!(%error, "the server stopped");
         }
     })
+}
+
+/// A node that lost its log, but not the rest, has forgotten its votes as well, and does not look like it.
+fn refuse_half_a_directory(options: &NodeOptions) -> anyhow::Result<()> {
+    let dir = &options.data_dir;
+    if dir.join("admitted").exists() && !dir.join("raft/log").exists() {
+        anyhow::bail!(
+            "the log is gone from {}, and the node can't take part with the rest; remove the whole directory, and the \
+             node is rebuilt from the others",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// The founding nodes as the catalog will know them.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use pleat_cluster::{Catalog, Cause, Command, NodeId, Operation, OperationKind, Phase, Shard, ShardId, ShardState};
-use pleat_host::{GroupView, HostError, NodeReplicas};
+use pleat_host::{GroupView, HostError, MemberChange, NodeReplicas};
 use pleat_plan::{Comparison, compare};
 use tokio::time::sleep;
 
-use super::TELL_LIMIT;
+use super::{CHANGE_LIMIT, TELL_LIMIT};
 use crate::work::{COMMAND_LIMIT, Tools};
 
 /// The pause between two looks.
@@ -31,6 +31,8 @@ type Target = (NodeId, Option<ShardId>);
 struct Seen {
     /// How often in a row a node was no voter where it should be.
     missing: BTreeMap<Target, u32>,
+    /// How often in a row a group was seen with a change of voters half done.
+    joint: BTreeMap<Option<ShardId>, u32>,
     /// How often in a row the replicas of a shard were seen to differ, with no majority.
     undecided: BTreeMap<ShardId, u32>,
 }
@@ -60,6 +62,7 @@ async fn look(tools: &Tools, seen: &mut Seen) -> Result<(), HostError> {
         .flatten()
         .map(|told| (told.node, told))
         .collect();
+    settle(tools, &catalog, &told, seen).await;
     for (target, reason) in members_missing(&catalog, &told, seen) {
         start(tools, target, reason).await?;
     }
@@ -67,6 +70,25 @@ async fn look(tools: &Tools, seen: &mut Seen) -> Result<(), HostError> {
         compare_replicas(tools, shard, &told, seen).await?;
     }
     Ok(())
+}
+
+/// Finish changes of voters that were left half done by a rebuild that was given up.
+async fn settle(tools: &Tools, catalog: &Catalog, told: &Told, seen: &mut Seen) {
+    let shards = catalog.shards.values().filter(|shard| shard.state == ShardState::Active).map(|shard| Some(shard.id));
+    let rebuilding = catalog.open_operations().any(|open| matches!(open.kind, OperationKind::Rebuild { .. }));
+    for part in [None].into_iter().chain(shards) {
+        if rebuilding || !leads(told, part).is_some_and(|view| view.joint) {
+            seen.joint.remove(&part);
+            continue;
+        }
+        let looks = seen.joint.entry(part).or_insert(0);
+        *looks += 1;
+        if *looks >= LOOKS_NEEDED
+            && let Err(error) = tools.cluster.members(part, MemberChange::Settle, CHANGE_LIMIT).await
+        {
+            tracing::warn!(%error, ?part, "a half done change of members was not finished; trying again");
+        }
+    }
 }
 
 /// Nodes that wait to be admitted, and replicas that should vote and don't.
@@ -114,7 +136,7 @@ fn leads(told: &Told, part: Option<ShardId>) -> Option<&GroupView> {
         None => told.control.as_ref(),
         Some(id) => told.shards.iter().find(|replica| replica.shard == id).map(|replica| &replica.group),
     });
-    views.filter(|view| view.leads && !view.joint).max_by_key(|view| view.term)
+    views.filter(|view| view.leads).max_by_key(|view| view.term)
 }
 
 /// Journal a rebuild, unless one is open or has failed just now.

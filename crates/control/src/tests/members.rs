@@ -59,7 +59,7 @@ impl Members {
         let group = self.group(catalog, part);
         let others = |gone: NodeId| group.voters.iter().filter(|voter| **voter != gone).copied().collect::<Vec<_>>();
         match change {
-            MemberChange::Show => {}
+            MemberChange::Show | MemberChange::Settle => {}
             MemberChange::Remove(node) => {
                 let others = others(node);
                 let run = others.iter().filter(|node| runs(node)).count();

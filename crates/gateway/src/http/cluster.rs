@@ -133,7 +133,7 @@ async fn ping_all(backend: &dyn Backend, catalog: &Catalog) -> Pings {
 async fn look(app: &App) -> Result<(Arc<Catalog>, Pings), Problem> {
     let catalog = app.backend.catalog();
     if !catalog.is_initialised() {
-        let hint = "it is set up as soon as most of its founding nodes run: try again";
+        let hint = "it is set up as soon as all of its founding nodes run: try again";
         return Err(Failure::passing("57P03", "the cluster is not set up yet", hint).into());
     }
     match tokio::time::timeout(STATUS_TIME_MAX, ping_all(app.backend.as_ref(), &catalog)).await {

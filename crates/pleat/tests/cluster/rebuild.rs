@@ -87,6 +87,7 @@ async fn a_rebuild_survives_its_leader_and_a_second_loss_of_the_disk() {
 /// Deletes a row of a replica's file, as a failing disk or a person with a tool would.
 fn delete_behind_its_back(dir: &Path, id: i64) {
     let file = rusqlite::Connection::open(dir.join("shard-1/shard.db")).unwrap();
+    file.busy_timeout(Duration::from_secs(5)).unwrap();
     file.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).unwrap();
     assert_eq!(file.execute("DELETE FROM t WHERE id = ?1", [id]).unwrap(), 1);
 }
@@ -159,4 +160,28 @@ async fn one_against_one_is_said_and_nothing_is_rebuilt() {
     let (_, status, _) = cluster.cli(&["status"]);
     assert!(status.contains("REPLICAS DIFFER") && status.contains("no majority"), "{status}");
     assert!(!cluster.get("/operations").await.to_string().contains("rebuild"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_content_differs_serves_nothing_from_then_on_and_is_rebuilt() {
+    let cluster = with_rows(3).await;
+    let leader = cluster.leader(Some("shard-1")).await;
+    delete_behind_its_back(&cluster.node_dir(leader), 7);
+    cluster.write(1, "INSERT INTO t VALUES (1000, 1)", "k1000").await;
+    // As soon as the leader itself knows of it.
+    let url = format!("{}/operations", cluster.url(leader));
+    let listed = async || cluster.http.get(&url).send().await.unwrap().text().await.unwrap();
+    let begun = std::time::Instant::now();
+    while !listed().await.contains("rebuild the replica of shard-1") {
+        assert!(begun.elapsed() < crate::harness::PATIENCE, "it is not found\n{}", cluster.tail());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    while rebuilt(&cluster.get("/operations").await) == 0 {
+        for node in 1..=3 {
+            assert_ne!(row_7(&cluster, node, "strong").await, Some(false), "node-{node}");
+            assert_ne!(row_7(&cluster, node, "eventual").await, Some(false), "node-{node}");
+        }
+    }
+    cluster.write(1, "INSERT INTO t VALUES (1001, 1)", "k1001").await;
+    assert_eq!(row_7(&cluster, leader, "eventual").await, Some(true));
 }
