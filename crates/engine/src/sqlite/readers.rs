@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use pleat_cluster::{PartitionId, TxnId};
+use tokio::sync::watch;
 
 use super::authorize::Mode;
 use super::connection::{self, Db, Role};
@@ -43,7 +44,7 @@ pub(crate) struct Shared {
     pub(crate) snapshots: Snapshots,
     pub(crate) measured: Mutex<Measured>,
     /// The transaction that is prepared, after the last batch.
-    pub(crate) deciding: Mutex<Option<TxnId>>,
+    pub(crate) deciding: watch::Sender<Option<TxnId>>,
 }
 
 #[derive(Default)]
@@ -73,8 +74,13 @@ impl Shared {
             gate: RwLock::new(()),
             snapshots: Snapshots::default(),
             measured: Mutex::default(),
-            deciding: Mutex::default(),
+            deciding: watch::Sender::new(None),
         }
+    }
+
+    /// What is prepared after a batch. Wakes those who wait only when it has changed.
+    pub(crate) fn tell_deciding(&self, prepared: Option<TxnId>) {
+        self.deciding.send_if_modified(|known| std::mem::replace(known, prepared) != prepared);
     }
 
     /// Opens a connection to read from, outside the pool.
@@ -260,7 +266,12 @@ impl Readers {
 
     /// The transaction over several shards that waits for its decision here, after the last batch that was applied.
     pub fn deciding(&self) -> Option<TxnId> {
-        *self.shared.deciding.lock()
+        *self.shared.deciding.borrow()
+    }
+
+    /// The same, to be waited for.
+    pub fn watch_deciding(&self) -> watch::Receiver<Option<TxnId>> {
+        self.shared.deciding.subscribe()
     }
 
     /// The same with all that is known of it.

@@ -115,7 +115,7 @@ impl Store {
         let writer = Writer::open(&path, config.partition_count)?;
         copy::sync_dir(dir)?;
         let shared = Arc::new(Shared::new(path, config));
-        *shared.deciding.lock() = writer.prepared;
+        shared.tell_deciding(writer.prepared);
         let readers = Readers::new(shared.clone());
         Ok((Store { shared, writer: Some(writer) }, readers))
     }
@@ -137,7 +137,7 @@ impl Store {
             writer.reload()?;
         }
         let prepared = writer.prepared;
-        *self.shared.deciding.lock() = prepared;
+        self.shared.tell_deciding(prepared);
         Ok(outcomes?.into_iter().map(|outcome| outcome.encode()).collect())
     }
 
@@ -187,7 +187,7 @@ impl Store {
             self.writer = None;
             copy::finish_installation(&dir)?;
             let writer = self.writer.insert(Writer::open(&path, partition_count)?);
-            *self.shared.deciding.lock() = writer.prepared;
+            self.shared.tell_deciding(writer.prepared);
             Ok(())
         })
     }
