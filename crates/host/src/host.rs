@@ -11,6 +11,7 @@
 //! | between a shard's removal and its files' | the next start finds a shard that the catalog calls removed |
 //! | between removing a replaced replica's log and its files | the next start finds files of an older number, and removes both |
 //! | anywhere in a write | Raft and the write's idempotency key decide; see `route` |
+//! | anywhere in a transaction over shards | the ledger decides; see `decide` |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,12 +20,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use parking_lot::RwLock;
-use pleat_cluster::{Catalog, Command, Generation, Millis, NodeId, Policy, ShardId, ShardState};
+use pleat_cluster::{Catalog, Command, Generation, Ledger, Millis, NodeId, Policy, ShardId, ShardState};
 use pleat_consensus::{Consensus, Group, GroupId, Status, Transport};
 use pleat_engine::{Store, StoreConfig};
 use tokio::sync::watch;
 
-use crate::catalog_machine::CatalogMachine;
+use crate::catalog_machine::{CatalogMachine, Seen};
 use crate::incarnation::{self, Admission};
 use crate::observe::ResourceSampler;
 use crate::replica::Replica;
@@ -83,6 +84,7 @@ pub struct Host {
     control: OnceLock<Group>,
     admission: OnceLock<Admission>,
     catalog: watch::Receiver<Arc<Catalog>>,
+    ledger: Arc<RwLock<Ledger>>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     sampler: ResourceSampler,
     stop: watch::Sender<bool>,
@@ -95,7 +97,7 @@ impl Host {
         consensus: Arc<Consensus>,
         transport: Arc<dyn Transport>,
     ) -> anyhow::Result<Arc<Self>> {
-        let (machine, catalog) = CatalogMachine::open(&settings.data_dir.join("control"))?;
+        let (machine, Seen { catalog, ledger }) = CatalogMachine::open(&settings.data_dir.join("control"))?;
         let sampler = ResourceSampler::new(&settings.data_dir)?;
         let host = Arc::new(Self {
             settings,
@@ -105,6 +107,7 @@ impl Host {
             control: OnceLock::new(),
             admission: OnceLock::new(),
             catalog,
+            ledger,
             replicas: RwLock::default(),
             sampler,
             stop: watch::channel(false).0,
@@ -121,6 +124,9 @@ impl Host {
         tokio::spawn(host.clone().sample());
         tokio::spawn(host.clone().keep_spreading());
         tokio::spawn(host.clone().keep_verifying());
+        tokio::spawn(host.clone().keep_deciding());
+        tokio::spawn(host.clone().keep_forgetting());
+        tokio::spawn(host.clone().keep_expiring());
         Ok(host)
     }
 
@@ -212,6 +218,16 @@ impl Host {
 
     pub(crate) fn set_admission(&self, admission: Admission) {
         let _ = self.admission.set(admission);
+    }
+
+    /// The time that a transaction which begins now carries: this node's clock, but not before the ledger's time.
+    pub fn txn_clock(&self) -> Millis {
+        now_ms().max(self.ledger.read().now())
+    }
+
+    /// The ledger as applied on this node.
+    pub(crate) fn ledger(&self) -> &RwLock<Ledger> {
+        &self.ledger
     }
 
     pub(crate) fn consensus(&self) -> &Consensus {

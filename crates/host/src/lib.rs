@@ -16,10 +16,13 @@
 
 mod calls;
 mod catalog_machine;
+mod decide;
 mod error;
 mod host;
 mod incarnation;
 mod members;
+mod lane;
+mod locals;
 mod meter;
 mod observe;
 mod position;
@@ -29,6 +32,7 @@ mod route;
 mod rpc;
 mod serve;
 mod shard_machine;
+mod txn;
 mod verify;
 
 pub use calls::{Freshness, RowStream};
@@ -38,3 +42,4 @@ pub use members::{GroupView, MemberChange};
 pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};
 pub use rpc::{Piece, Written};
 pub use verify::{NodeReplicas, ReplicaReport};
+pub use txn::{InDoubt, TxnEnd, TxnHandle, TxnPart, TxnReply, TxnStep};

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use pleat_cluster::{Generation, NodeId, PartitionId, ShardId, Value};
 use pleat_consensus::GroupId;
-use pleat_engine::{Action, ContentDigest, MoveChunk, MoveRead, Outcome, ReadRequest};
+use pleat_engine::{
+    Action, ContentDigest, MoveChunk, MoveRead, Outcome, PreparedTxn, ReadRequest, StatementResult, TxnsSeen,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::incarnation::Standing;
 use crate::members::{GroupView, MemberChange};
 use crate::observe::{NodeObservation, PartitionWeight};
 use crate::verify::NodeReplicas;
-use crate::{Freshness, HostError};
+use crate::{Freshness, HostError, TxnHandle, TxnStep};
 
 /// The transport's method for calls.
 pub const CALL: &str = "host.call";
@@ -64,6 +66,23 @@ pub enum Request {
         group: GroupId,
         change: MemberChange,
     },
+    /// What is prepared on a shard and not decided.
+    InDoubt(ShardId),
+    /// A step of an interactive transaction that gives no rows.
+    Txn {
+        at: TxnAt,
+        shard: ShardId,
+        generation: Generation,
+        step: TxnStep,
+    },
+}
+
+/// Which step of which interactive transaction.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct TxnAt {
+    pub txn: TxnHandle,
+    /// From 0: that one begins it.
+    pub number: u64,
 }
 
 /// The answer to a [`Request`].
@@ -80,6 +99,9 @@ pub enum Response {
     Replicas(Box<NodeReplicas>),
     Digest(Option<ContentDigest>),
     Members(GroupView),
+    InDoubt(Vec<PreparedTxn>),
+    TxnWritten(Vec<StatementResult>),
+    TxnDone,
 }
 
 /// A read on another node.
@@ -89,11 +111,15 @@ pub struct Read {
     pub shard: ShardId,
     pub request: ReadRequest,
     pub freshness: Freshness,
+    /// In an interactive transaction, which has its freshness from its beginning.
+    pub txn: Option<TxnAt>,
 }
 
 /// One piece of a stream of rows: a query's columns, or some of its rows.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Piece {
+    /// Before everything else, when the read asked for it.
+    Txns(TxnsSeen),
     Columns(Vec<String>),
     Rows(Vec<Vec<Value>>),
 }

@@ -11,18 +11,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
-use pleat_cluster::PartitionId;
+use pleat_cluster::{PartitionId, TxnId};
+use tokio::sync::watch;
 
 use super::authorize::Mode;
 use super::connection::{self, Db, Role};
 use super::failure::storage;
+use super::local::Gate;
 use super::move_read::Snapshots;
 use super::placement::Placement;
 use super::reading::{self, Run};
 use super::session::Budget;
 use super::stats::Measured;
 use super::store::StoreConfig;
-use crate::{Chunk, Engine, EngineError, EngineKind, MoveChunk, MoveRead, ReadRequest, ShardStats, UnitSet};
+use super::txn;
+use crate::{
+    Chunk, Engine, EngineError, EngineKind, MoveChunk, MoveRead, PreparedTxn, ReadRequest, ShardStats, UnitSet,
+};
 
 // A connection keeps compiled statements by their text, and those that Pleat compiled may do what a user's may not.
 // The comment keeps the texts apart: users' texts that name anything of Pleat's are refused.
@@ -38,9 +43,12 @@ pub(crate) struct Shared {
     /// Rises when the file is replaced; connections to the old one are not used again.
     file: AtomicU64,
     /// Held while the file is being replaced.
-    gate: RwLock<()>,
+    gate_of_files: RwLock<()>,
     pub(crate) snapshots: Snapshots,
     pub(crate) measured: Mutex<Measured>,
+    /// The transaction that is prepared, after the last batch.
+    pub(crate) deciding: watch::Sender<Option<TxnId>>,
+    pub(crate) gate: Gate,
 }
 
 #[derive(Default)]
@@ -67,21 +75,28 @@ impl Shared {
             pool: Mutex::default(),
             returned: Condvar::new(),
             file: AtomicU64::new(0),
-            gate: RwLock::new(()),
+            gate_of_files: RwLock::new(()),
             snapshots: Snapshots::default(),
             measured: Mutex::default(),
+            deciding: watch::Sender::new(None),
+            gate: Gate::default(),
         }
+    }
+
+    /// What is prepared after a batch. Wakes those who wait only when it has changed.
+    pub(crate) fn tell_deciding(&self, prepared: Option<TxnId>) {
+        self.deciding.send_if_modified(|known| std::mem::replace(known, prepared) != prepared);
     }
 
     /// Opens a connection to read from, outside the pool.
     pub(crate) fn open_reader(&self) -> anyhow::Result<Db> {
-        let _open = self.gate.read();
+        let _open = self.gate_of_files.read();
         Ok(connection::open(&self.path, Role::Reader, self.config.partition_count)?)
     }
 
     /// Replaces the file while no connection is being opened.
     pub(crate) fn replace(&self, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let _closed = self.gate.write();
+        let _closed = self.gate_of_files.write();
         self.file.fetch_add(1, Ordering::SeqCst);
         let idle = std::mem::take(&mut self.pool.lock().idle);
         self.pool.lock().open -= idle.len();
@@ -94,15 +109,28 @@ impl Shared {
 
     /// A connection for the pool's callers.
     pub(crate) fn new_reader(&self) -> Result<Reader, EngineError> {
-        let _open = self.gate.read();
+        let _open = self.gate_of_files.read();
         let file = self.file.load(Ordering::SeqCst);
         let db = connection::open(&self.path, Role::Reader, self.config.partition_count).map_err(storage)?;
         Ok(Reader { db, placement: Arc::default(), owned: Arc::default(), placement_version: 0, file })
     }
 
+    /// Opens a connection for an interactive transaction. The second value tells its file.
+    pub(crate) fn open_local(&self) -> Result<(Db, u64), EngineError> {
+        let _open = self.gate_of_files.read();
+        let file = self.file.load(Ordering::SeqCst);
+        let db = connection::open(&self.path, Role::Local, self.config.partition_count).map_err(storage)?;
+        Ok((db, file))
+    }
+
+    /// Whether the file is still the present one.
+    pub(crate) fn is_current_file(&self, file: u64) -> bool {
+        file == self.file.load(Ordering::SeqCst)
+    }
+
     /// Whether a connection is to the present file.
     pub(crate) fn is_current(&self, reader: &Reader) -> bool {
-        reader.file == self.file.load(Ordering::SeqCst)
+        self.is_current_file(reader.file)
     }
 
     /// Waits for a connection until `deadline`.
@@ -219,6 +247,11 @@ impl Readers {
         reader.begin()?;
         reader.placement.check_read(&request.check)?;
         reader.set_units(UnitSet::default());
+        let mut seen = match request.names_txns {
+            true => Some(txn::seen(&reader.db.conn).map_err(|error| EngineError::Storage(error.to_string()))?),
+            false => None,
+        };
+        let sink = &mut |chunk: Chunk| sink(Chunk { txns: seen.take(), ..chunk });
         for query in &request.queries {
             let filtered = query.sql_filtered.as_ref().filter(|_| reader.placement.has_foreign_rows());
             let run = Run {
@@ -247,6 +280,27 @@ impl Readers {
     /// Rows and bytes (of values) of each partition that the shard owns.
     pub fn partition_weights(&self) -> Result<BTreeMap<PartitionId, (u64, u64)>, EngineError> {
         super::stats::partition_weights(&self.shared)
+    }
+
+    /// The transaction over several shards that waits for its decision here, after the last batch that was applied.
+    pub fn deciding(&self) -> Option<TxnId> {
+        *self.shared.deciding.borrow()
+    }
+
+    /// The same, to be waited for.
+    pub fn watch_deciding(&self) -> watch::Receiver<Option<TxnId>> {
+        self.shared.deciding.subscribe()
+    }
+
+    /// The same with all that is known of it.
+    pub fn in_doubt(&self) -> Result<Vec<PreparedTxn>, EngineError> {
+        if self.deciding().is_none() {
+            return Ok(Vec::new());
+        }
+        let look = |reader: &mut Reader| txn::in_doubt(&reader.db.conn);
+        Self::with_snapshot(&self.shared, |reader| {
+            look(reader).map_err(|error| EngineError::Storage(error.to_string()))
+        })
     }
 
     /// Runs `work` in a snapshot of its own.

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
-use pleat_cluster::Millis;
+use pleat_cluster::{Millis, TxnId};
+use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ffi};
 
 use super::clock;
 use super::connection::{self, Db, Role};
@@ -26,9 +26,10 @@ use super::copy;
 use super::failure::{Applied, Stop};
 use super::placement::Placement;
 use super::readers::{Readers, Shared};
-use super::schema::{OWN_ADDITIONS, OWN_TABLES};
+use super::schema::OWN_TABLES;
 use super::session::Budget;
 use super::table::{self, Specs};
+use super::txn::{self, Kept};
 use crate::limits::{READ_CONNECTIONS_MAX, WAL_BYTES_KEPT_MAX};
 use crate::{Action, ContentDigest, Outcome, Proposal, ProposalError, sqlstate};
 
@@ -72,9 +73,13 @@ pub(crate) struct Writer {
     pub(crate) schema_changed: bool,
     placement_changed: bool,
     /// The log's time: the latest `now_ms` of the entries so far. It never goes back, and expiry goes by it.
-    now_ms: Millis,
-    /// The log's time after the last batch, as it is stored.
-    stored_now_ms: Millis,
+    pub(crate) now_ms: Millis,
+    /// How often the content was changed: what a transaction has read is as it was while this stays.
+    pub(crate) version: u64,
+    /// The transaction over several shards that waits for its decision.
+    pub(crate) prepared: Option<TxnId>,
+    /// The log's time and the content version after the last batch, as they are stored.
+    stored: (Millis, u64),
 }
 
 /// The table that each statement text writes, by text.
@@ -113,6 +118,7 @@ impl Store {
         let writer = Writer::open(&path, config.partition_count)?;
         copy::sync_dir(dir)?;
         let shared = Arc::new(Shared::new(path, config));
+        shared.tell_deciding(writer.prepared);
         let readers = Readers::new(shared.clone());
         Ok((Store { shared, writer: Some(writer) }, readers))
     }
@@ -125,6 +131,8 @@ impl Store {
     /// Applies encoded [`Proposal`]s in order, in one transaction, and stores `applied` in it. Gives one encoded
     /// [`Outcome`] each. An error means that nothing was applied and that this replica can't go on.
     pub fn apply(&mut self, proposals: &[&[u8]], applied: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
+        let shared = self.shared.clone();
+        let _closed = shared.gate.close();
         let writer = self.writer()?;
         let outcomes = writer.apply(proposals, applied);
         if outcomes.is_err() && !writer.db.conn.is_autocommit() {
@@ -133,6 +141,8 @@ impl Store {
         if outcomes.is_err() {
             writer.reload()?;
         }
+        let prepared = writer.prepared;
+        self.shared.tell_deciding(prepared);
         Ok(outcomes?.into_iter().map(|outcome| outcome.encode()).collect())
     }
 
@@ -178,10 +188,12 @@ impl Store {
         copy::stage_installation(from, &dir)?;
         let path = self.shared.path.clone();
         let shared = self.shared.clone();
+        let _closed = shared.gate.close();
         shared.replace(|| {
             self.writer = None;
             copy::finish_installation(&dir)?;
-            self.writer = Some(Writer::open(&path, partition_count)?);
+            let writer = self.writer.insert(Writer::open(&path, partition_count)?);
+            self.shared.tell_deciding(writer.prepared);
             Ok(())
         })
     }
@@ -225,7 +237,15 @@ impl Writer {
         let db = connection::open(path, Role::Writer, partition_count)
             .with_context(|| format!("open the database {}", path.display()))?;
         set_up(&db.conn, partition_count)?;
-        let mut writer = Writer {
+        let mut writer = Writer::over(db);
+        writer.stored = (content::log_time(&writer.db.conn)?, content::version(&writer.db.conn)?);
+        writer.reload()?;
+        Ok(writer)
+    }
+
+    /// Over a connection, with nothing known of the database yet.
+    pub(crate) fn over(db: Db) -> Writer {
+        Writer {
             db,
             placement: Arc::default(),
             specs: Specs::new(),
@@ -233,21 +253,28 @@ impl Writer {
             schema_changed: false,
             placement_changed: false,
             now_ms: 0,
-            stored_now_ms: 0,
-        };
-        writer.stored_now_ms = content::log_time(&writer.db.conn)?;
-        writer.reload()?;
-        Ok(writer)
+            version: 0,
+            prepared: None,
+            stored: (0, 0),
+        }
     }
 
     /// Reads anew what is kept in memory.
-    fn reload(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn reload(&mut self) -> anyhow::Result<()> {
         self.placement = Placement::load(&self.db.conn)?.1;
-        self.db.session.lock().moving = Arc::new(self.placement.captured());
+        self.tell_session();
+        self.prepared = txn::prepared(&self.db.conn)?;
         self.specs = table::load(&self.db.conn)?;
         self.forget_compiled();
         (self.schema_changed, self.placement_changed) = (false, false);
         Ok(())
+    }
+
+    /// What `pleat_owned()` and `pleat_moving()` say.
+    fn tell_session(&self) {
+        let mut session = self.db.session.lock();
+        session.moving = Arc::new(self.placement.captured());
+        session.owned = Arc::new(self.placement.owned.clone());
     }
 
     /// Statements compiled under another schema or other settings would be compiled again in the middle of running.
@@ -268,7 +295,7 @@ impl Writer {
         change(placement);
         placement.forget_old();
         placement.save(&self.db.conn)?;
-        self.db.session.lock().moving = Arc::new(self.placement.captured());
+        self.tell_session();
         Ok(())
     }
 
@@ -301,7 +328,7 @@ impl Writer {
         set_aside: &mut BTreeMap<usize, Outcome>,
     ) -> anyhow::Result<Option<Vec<Outcome>>> {
         self.control("BEGIN IMMEDIATE /* __pleat_ */")?;
-        self.now_ms = self.stored_now_ms;
+        (self.now_ms, self.version) = self.stored;
         let mut outcomes = Vec::with_capacity(proposals.len());
         for (index, bytes) in proposals.iter().enumerate() {
             if let Some(outcome) = set_aside.get(&index) {
@@ -316,12 +343,9 @@ impl Writer {
             }
             outcomes.push(outcome);
         }
-        self.db.conn.prepare_cached("UPDATE __pleat_applied SET value = ?1 WHERE id = 0")?.execute([applied])?;
-        if self.now_ms != self.stored_now_ms {
-            content::set_log_time(&self.db.conn, self.now_ms)?;
-        }
+        content::set_applied(&self.db.conn, applied, self.now_ms, self.version)?;
         self.control("COMMIT /* __pleat_ */").context("commit a batch")?;
-        self.stored_now_ms = self.now_ms;
+        self.stored = (self.now_ms, self.version);
         Ok(Some(outcomes))
     }
 
@@ -338,6 +362,7 @@ impl Writer {
         self.advance(proposal.now_ms);
         self.control("SAVEPOINT proposal /* __pleat_ */")?;
         self.begin(&proposal)?;
+        let version = self.version;
         let result = self.act(&proposal);
         self.db.session.lock().budget = Budget::Unlimited;
         let outcome = match result {
@@ -348,6 +373,7 @@ impl Writer {
                     return Ok(*outcome);
                 }
                 self.control("ROLLBACK TO proposal /* __pleat_ */")?;
+                self.version = version;
                 self.roll_back_memory()?;
                 *outcome
             }
@@ -368,8 +394,8 @@ impl Writer {
     fn act(&mut self, proposal: &Proposal) -> Applied<Outcome> {
         let now_ms = self.now_ms;
         match &proposal.action {
-            Action::Write { idempotency, units, statements } => {
-                self.write(idempotency.as_ref(), units, statements, now_ms)
+            Action::Write { idempotency, units, statements, base } => {
+                self.write(idempotency.as_ref(), units, statements, *base, now_ms)
             }
             Action::Bulk { idempotency, units, table, columns, rows } => {
                 self.bulk(idempotency.as_ref(), units, table, columns, rows, now_ms)
@@ -382,6 +408,19 @@ impl Writer {
             Action::ReferenceApply(entry) => self.reference_apply(entry),
             Action::ReferencePrune { upto } => self.reference_prune(*upto),
             Action::Move(step) => self.move_step(step),
+            Action::Prepare { txn, began, participants, idempotency, units, statements, base } => {
+                let asked = Kept {
+                    began: *began,
+                    participants: participants.clone(),
+                    idempotency: idempotency.clone(),
+                    units: units.clone(),
+                    statements: statements.clone(),
+                    now_ms,
+                    seed: proposal.seed,
+                };
+                self.prepare(*txn, *base, asked)
+            }
+            Action::Decide { txn, commit } => self.decide(*txn, *commit),
             Action::Digest => Ok(Outcome::Done { results: Vec::new() }),
         }
     }
@@ -392,17 +431,13 @@ impl Writer {
             Action::ReferenceApply(entry) => (entry.now_ms, entry.seed),
             _ => (self.now_ms, proposal.seed),
         };
-        // A statement that changes nothing sets changes() to 0.
-        self.db.conn.prepare_cached("DELETE FROM __pleat_applied WHERE id = -1")?.execute([])?;
-        // SAFETY: the handle is open and used on this thread only.
-        let changes_before = unsafe {
-            let handle = self.db.conn.handle();
-            ffi::sqlite3_set_last_insert_rowid(handle, 0);
-            ffi::sqlite3_total_changes64(handle)
-        };
-        let mut session = self.db.session.lock();
-        session.begin(now_ms, seed);
-        session.changes_before = changes_before;
+        Ok(self.begin_at(now_ms, seed)?)
+    }
+
+    /// The same at a time and with a seed of the past.
+    pub(crate) fn begin_at(&mut self, now_ms: Millis, seed: u64) -> rusqlite::Result<()> {
+        self.set_counters(0, 0)?;
+        self.db.session.lock().begin(now_ms, seed);
         Ok(())
     }
 
@@ -418,7 +453,7 @@ impl Writer {
     }
 
     /// The comment in these texts keeps users' statements from being taken for them in the statement cache.
-    fn control(&self, sql: &str) -> rusqlite::Result<()> {
+    pub(crate) fn control(&self, sql: &str) -> rusqlite::Result<()> {
         self.db.conn.prepare_cached(sql)?.execute([])?;
         Ok(())
     }
@@ -445,6 +480,5 @@ fn set_up(conn: &Connection, partition_count: u32) -> anyhow::Result<()> {
         partitions == partition_count,
         "the shard's file was made for {partitions} partitions, the cluster has {partition_count}"
     );
-    conn.execute_batch(OWN_ADDITIONS)?;
     Ok(())
 }

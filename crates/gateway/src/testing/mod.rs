@@ -3,24 +3,24 @@
 
 mod api;
 mod moves;
+mod txns;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use pleat_cluster::{
-    Catalog, Command, DdlEffect, Generation, Millis, NodeId, OperationId, OperationKind, PartitionId, Phase, Policy,
-    Reply, ShardId, ShardState, TableKind,
+    Catalog, Command, DdlEffect, Generation, Ledger, LedgerCommand, LedgerReply, Millis, NodeId, OperationId,
+    OperationKind, PartitionId, Phase, Policy, Reply, ShardId, ShardState, TableKind, TxnId,
 };
 use pleat_consensus::Status;
-use pleat_engine::{Action, Outcome, Proposal, ReadRequest, Readers, SchemaChange, Store, StoreConfig};
+use pleat_engine::{Action, LocalTxn, Outcome, Proposal, ReadRequest, Readers, SchemaChange, Store, StoreConfig};
 use pleat_host::{
-    Freshness, HostError, NodeObservation, Piece, Quantiles, Resources, RowStream, ShardObservation, Written,
+    Freshness, HostError, InDoubt, NodeObservation, Quantiles, Resources, RowStream, ShardObservation, TxnPart,
+    TxnReply, TxnStep, Written,
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -59,6 +59,9 @@ pub struct Cluster {
     held_back: Mutex<bool>,
     shards: Mutex<BTreeMap<ShardId, Arc<Replica>>>,
     faults: Mutex<VecDeque<Fault>>,
+    pub ledger: Mutex<Ledger>,
+    /// Interactive transactions that are open, by shard. There is no lane: of two that write, the second one ends.
+    locals: Mutex<BTreeMap<(ShardId, TxnId), LocalTxn>>,
     /// Schema changes wait until told otherwise.
     stalled: Mutex<bool>,
     /// Whether shards answer when they are asked for figures.
@@ -103,6 +106,8 @@ impl Cluster {
             held_back: Mutex::new(false),
             shards: Mutex::default(),
             faults: Mutex::default(),
+            ledger: Mutex::default(),
+            locals: Mutex::default(),
             stalled: Mutex::new(false),
             deaf: Mutex::new(false),
             between: Mutex::new(None),
@@ -320,21 +325,28 @@ impl Backend for Cluster {
             *reads = reads.saturating_sub(1);
             *reads == 0
         });
-        let mut pieces = Vec::new();
-        let read = self.replica(shard).readers.read(&request, &mut |chunk| {
-            let named = chunk.columns.map(|columns| columns.into_iter().map(|column| column.name).collect());
-            pieces.extend(named.map(Piece::Columns).into_iter().chain([Piece::Rows(chunk.rows)]));
-            ControlFlow::Continue(())
-        });
+        let readers = self.replica(shard).readers.clone();
+        let rows = txns::collect(|sink| readers.read(&request, sink));
         if let Some((_, act)) = due {
             act(self);
         }
-        read.map_err(|error| match error {
-            pleat_engine::EngineError::Refused(refusal) => HostError::Refused(refusal),
-            error => HostError::Engine(error),
-        })?;
-        let Piece::Columns(columns) = pieces.remove(0) else { panic!("columns come first") };
-        Ok(RowStream { columns, pieces: stream::iter(pieces.into_iter().map(Ok)).boxed() })
+        rows
+    }
+
+    fn txn_clock(&self) -> Millis {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn ledger_command(&self, command: LedgerCommand, _: Duration) -> Result<LedgerReply, HostError> {
+        self.ledger.lock().apply(&command).map_err(HostError::Ledger)
+    }
+
+    async fn txn_step(&self, part: &mut TxnPart, step: TxnStep, _: Duration) -> Result<TxnReply, HostError> {
+        self.take_step(part, step)
+    }
+
+    async fn in_doubt(&self, _: Duration) -> Result<Vec<InDoubt>, HostError> {
+        Ok(self.undecided())
     }
 
     async fn observe(&self, node: NodeId, _: Duration) -> Result<NodeObservation, HostError> {
