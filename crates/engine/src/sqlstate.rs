@@ -60,6 +60,7 @@ pub(crate) fn hint(code: &str) -> Option<&'static str> {
         "23505" => "a row with this key exists; use ON CONFLICT to update or skip it",
         "23502" => "give the column a value",
         "23503" => "the row that is referred to must exist, and must live on the same shard",
+        "2200H" => "give the row a smaller id; 9223372036854775806 is the largest",
         "42P01" => "see which tables there are with \\d or GET /tables",
         "42501" => {
             "statements may use the tables of the cluster, and none of SQLite's means to change settings or files"

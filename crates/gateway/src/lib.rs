@@ -2,6 +2,7 @@
 //!
 //! - [`session`] knows SQL, placement and retries, and no protocol. The wire protocols to come stand on it.
 //! - [`http`] knows JSON and no SQL.
+//! - [`server`] accepts connections and knows their limits.
 //! - `backend` is all that both need of the cluster: in a node it is [`pleat_host::Host`].
 //!
 //! A gateway holds no state that matters: caches, counters, and the events of the last moments. What a client
@@ -12,8 +13,10 @@ mod feed;
 pub mod http;
 mod metrics;
 mod observer;
+pub mod server;
 pub mod session;
 pub mod settings;
+mod statements;
 mod time;
 
 #[cfg(test)]

@@ -9,6 +9,17 @@ pub const STATEMENT_BYTES_MAX: usize = 1 << 20;
 pub const QUERY_BODY_BYTES_MAX: usize = 8 << 20;
 /// The largest body of `POST /tables/{table}/rows`.
 pub const BULK_BODY_BYTES_MAX: usize = 16 << 20;
+/// How long the head of a request may take, from the connection's beginning or the answer before: so also how long an
+/// HTTP/1 connection may idle. Longer than the minute for which proxies usually keep connections.
+pub const HEAD_TIME_MAX: Duration = Duration::from_secs(75);
+/// The largest head of a request, in bytes.
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
+/// The most headers of a request (HTTP/1; HTTP/2 limits their bytes).
+pub const HEADERS_MAX: usize = 100;
+/// How often the other end of an HTTP/2 connection is asked whether it is there.
+pub const PING_EVERY: Duration = Duration::from_secs(20);
+/// How long it may take to say so.
+pub const PING_TIME_MAX: Duration = Duration::from_secs(20);
 /// How long the body of a request may take to arrive.
 pub const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a gathered answer waits for a client that does not read before it is given up.
@@ -46,6 +57,10 @@ pub const STATUS_TIME_MAX: Duration = Duration::from_secs(5);
 /// A measurement younger than this is shown again instead of taken anew, so that many watchers cost the
 /// cluster no more than one. `last_updated` tells its age.
 pub const OBSERVATION_AGE_MAX: Duration = Duration::from_millis(100);
+/// Statements that a node keeps figures of.
+pub const STATEMENTS_KEPT_MAX: usize = 1_000;
+/// Bytes of a statement's text in those figures and in the log.
+pub const STATEMENT_SHOWN_BYTES_MAX: usize = 2 << 10;
 /// Operations or decisions in one list.
 pub const LIST_MAX: usize = 1_000;
 
@@ -60,6 +75,8 @@ pub struct Limits {
     pub gather_bytes: usize,
     /// Queries that gather rows at the same time on this node.
     pub gathers: usize,
+    /// Statements that take longer are logged; none when zero.
+    pub slow_query: Duration,
     /// Statements and bulk batches that this node serves at the same time; more are refused at once.
     pub requests_in_flight: usize,
 }
@@ -71,6 +88,7 @@ impl Default for Limits {
             json_result_bytes: 64 << 20,
             gather_bytes: 512 << 20,
             gathers: 8,
+            slow_query: Duration::from_secs(1),
             requests_in_flight: 512,
         }
     }

@@ -5,6 +5,11 @@
 //! fsynced on a majority of its nodes (all on this machine and its one disk). The rounds alternate, and medians are
 //! shown, so that what else the machine does touches both. CPU is that of the nodes' processes, or of this thread for
 //! SQLite, and does not contain the client's.
+//!
+//! What a durable write costs is the disk's business before anyone else's. So how often the directory's file system
+//! can fsync is measured beside the writes, in the same rounds; SQLite can't be faster than that if it keeps its promise,
+//! and each of its writes must have changed a row, in WAL, with `synchronous=FULL`, or the run stops. A temporary
+//! directory in memory has no disk: `--dir` names another.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -37,6 +42,9 @@ struct Args {
     /// Rounds, of which the median counts
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Where the databases are made, on the disk to be measured [default: the system's temporary directory]
+    #[arg(long)]
+    dir: Option<std::path::PathBuf>,
     /// Where node 1 listens
     #[arg(long, default_value = "127.0.0.1:27080")]
     listen: std::net::SocketAddr,
@@ -62,7 +70,10 @@ struct Sample {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let dir = tempfile::tempdir()?;
+    let dir = match &args.dir {
+        Some(parent) => tempfile::tempdir_in(parent)?,
+        None => tempfile::tempdir()?,
+    };
     let bare = Bare::new(dir.path())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let cluster = Cluster::start(&args, dir.path())?;
@@ -71,14 +82,21 @@ fn main() -> anyhow::Result<()> {
     println!("{:<24}{:>10}{:>10}{:>14}{:>10}{:>10}", "", "per s", "ratio", "CPU µs each", "p50 ms", "p99 ms");
     for (operation, name) in [(Operation::Read, "read"), (Operation::Write, "write")] {
         let mut alone = Vec::new();
+        let mut disk = Vec::new();
         let mut with: Vec<Vec<Sample>> = vec![Vec::new(); args.clients.len()];
         for _ in 0..args.rounds {
             alone.push(bare.round(operation, args.operations)?);
+            if operation == Operation::Write {
+                disk.push(fsyncs(dir.path(), args.operations)?);
+            }
             for (samples, clients) in with.iter_mut().zip(&args.clients) {
                 samples.push(runtime.block_on(cluster.round(operation, args.operations, *clients))?);
             }
         }
         let alone = median(alone);
+        if !disk.is_empty() {
+            show("fsync alone", &median(disk), &alone);
+        }
         show(&format!("{name}, SQLite"), &alone, &alone);
         for (samples, clients) in with.into_iter().zip(&args.clients) {
             let plural = if *clients == 1 { "" } else { "s" };
@@ -116,6 +134,21 @@ fn sample(mut latencies: Vec<Duration>, took: Duration, cpu_seconds: f64) -> Sam
     }
 }
 
+/// How often this file system makes 4 KiB durable, one after the other.
+fn fsyncs(dir: &Path, operations: u64) -> anyhow::Result<Sample> {
+    use std::io::Write;
+    let mut file = std::fs::File::create(dir.join("fsync"))?;
+    let mut latencies = Vec::with_capacity(operations as usize);
+    let (begun, cpu) = (Instant::now(), cpu_seconds("self")?);
+    for _ in 0..operations {
+        let one = Instant::now();
+        file.write_all(&[1; 4096])?;
+        file.sync_data()?;
+        latencies.push(one.elapsed());
+    }
+    Ok(sample(latencies, begun.elapsed(), cpu_seconds("self")? - cpu))
+}
+
 /// The same keys in the same scattered order for both.
 fn key(number: u64) -> i64 {
     (number.wrapping_mul(7919) % ROWS) as i64
@@ -139,6 +172,9 @@ impl Bare {
         let connection = rusqlite::Connection::open(dir.join("bare.db"))?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
+        let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+        let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0))?;
+        anyhow::ensure!((mode.as_str(), synchronous) == ("wal", 2), "SQLite runs {mode}, synchronous={synchronous}");
         connection.execute_batch("CREATE TABLE kv (id INTEGER PRIMARY KEY, v TEXT); BEGIN")?;
         for id in 0..ROWS {
             connection.execute("INSERT INTO kv VALUES (?, ?)", (id as i64, "x".repeat(100)))?;
@@ -152,13 +188,17 @@ impl Bare {
         let mut write = self.connection.prepare("UPDATE kv SET v = ? WHERE id = ?")?;
         // Reads take microseconds, and CPU is counted in hundredths of a second.
         let operations = if operation == Operation::Read { operations * 50 } else { operations };
+        anyhow::ensure!(self.connection.is_autocommit(), "a transaction is open: writes would not be durable");
         let mut latencies = Vec::with_capacity(operations as usize);
         let (begun, cpu) = (Instant::now(), cpu_seconds("self")?);
         for number in 0..operations {
             let one = Instant::now();
             match operation {
                 Operation::Read => drop(read.query_row([key(number)], |row| row.get::<_, String>(0))?),
-                Operation::Write => drop(write.execute((format!("{number:0100}"), key(number)))?),
+                Operation::Write => {
+                    let changed = write.execute((format!("{number:0100}"), key(number)))?;
+                    anyhow::ensure!(changed == 1, "a write changed {changed} rows");
+                }
             }
             latencies.push(one.elapsed());
         }

@@ -6,12 +6,14 @@
 //! (`pleat shards | head -1`) is no error.
 
 pub(crate) mod client;
+mod export;
 mod import;
 mod ops;
 pub(crate) mod output;
 mod serve;
 mod shards;
 mod sql;
+mod statements;
 mod status;
 mod why;
 
@@ -42,10 +44,14 @@ enum Command {
     Sql(sql::SqlArgs),
     /// Load a CSV file into a table
     Import(import::ImportArgs),
+    /// Write a table, or the whole database, to a file
+    Export(export::ExportArgs),
     /// How the cluster is
     Status(Target),
     /// The shards: what they hold and what they do
     Shards(Target),
+    /// The statements that take most of a node's time
+    Statements(statements::StatementsArgs),
     /// Operations: every change of the cluster, with its steps
     Ops(ops::OpsArgs),
     /// Tell why the cluster did (or did not do) something
@@ -77,6 +83,8 @@ pub fn main() -> ExitCode {
         Command::Node(_) => false,
         Command::Sql(args) => args.target.json,
         Command::Import(args) => args.target.json,
+        Command::Export(args) => args.target.json,
+        Command::Statements(args) => args.target.json,
         Command::Status(target) | Command::Shards(target) => target.json,
         Command::Ops(args) => args.target.json,
         Command::Why(args) => args.target.json,
@@ -99,6 +107,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Node(args) => serve::run(*args).await,
             Command::Sql(args) => sql::run(args).await,
             Command::Import(args) => import::run(args).await,
+            Command::Export(args) => export::run(args).await,
+            Command::Statements(args) => statements::run(args).await,
             Command::Status(target) => status::run(&target).await,
             Command::Shards(target) => shards::run(&target).await,
             Command::Ops(args) => ops::run(args).await,

@@ -49,6 +49,8 @@ pub struct Config {
     /// How often the replicas of a shard are compared, in seconds; 0: never.
     pub verify_interval_s: u64,
     pub limits: Limits,
+    /// Statements that take longer are logged, in milliseconds; none when zero.
+    pub slow_query_ms: u64,
     pub log: LogConfig,
 }
 
@@ -61,8 +63,14 @@ pub struct Limits {
     pub result_bytes: u64,
     /// Most memory that gathering rows for one query may take, in bytes.
     pub gather_bytes: u64,
+    /// Queries that gather rows in memory at the same time on a node.
+    pub gathers: u64,
     /// Most writes that wait for one shard.
     pub queued_writes: u64,
+    /// Read-only connections that a replica of a shard opens to its database.
+    pub read_connections: u64,
+    /// Connections of clients and other nodes to an address of a node.
+    pub connections: u64,
 }
 
 /// How a node logs.
@@ -88,6 +96,7 @@ impl Default for Config {
             replication_factor: 3,
             verify_interval_s: 600,
             limits: Limits::default(),
+            slow_query_ms: 1000,
             log: LogConfig::default(),
         }
     }
@@ -95,7 +104,15 @@ impl Default for Config {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { statement_timeout_ms: 30_000, result_bytes: 64 << 20, gather_bytes: 512 << 20, queued_writes: 4096 }
+        Self {
+            statement_timeout_ms: 30_000,
+            result_bytes: 64 << 20,
+            gather_bytes: 512 << 20,
+            gathers: 8,
+            queued_writes: 4096,
+            read_connections: 16,
+            connections: 4096,
+        }
     }
 }
 
@@ -177,8 +194,12 @@ impl Config {
                 statement_timeout_ms: limit("statement_timeout_ms", default.limits.statement_timeout_ms),
                 result_bytes: limit("result_bytes", default.limits.result_bytes),
                 gather_bytes: limit("gather_bytes", default.limits.gather_bytes),
+                gathers: limit("gathers", default.limits.gathers),
                 queued_writes: limit("queued_writes", default.limits.queued_writes),
+                read_connections: limit("read_connections", default.limits.read_connections),
+                connections: limit("connections", default.limits.connections),
             },
+            slow_query_ms: integer("slow_query_ms").unwrap_or(default.slow_query_ms),
             log: LogConfig {
                 json: text("log.format") == Some("json"),
                 level: text("log.level").map_or(default.log.level, str::to_string),

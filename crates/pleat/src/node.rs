@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::serve::ListenerExt;
 use parking_lot::RwLock;
 use pleat_cluster::NodeId;
 use pleat_consensus::grpc::{self, GrpcTransport};
 use pleat_consensus::{Config as ConsensusConfig, Consensus, TransportError};
 use pleat_control::Control;
 use pleat_gateway::Gateway;
+use pleat_gateway::server::{self, Serving};
 use pleat_host::{Founding, Host, Settings, StoreLimits};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -61,9 +61,9 @@ pub async fn run(options: NodeOptions, incarnation: u64, mut shutdown: Shutdown)
     let gateway = Gateway::new(host.clone(), gateway_settings(&options.config));
     // Paths that nobody serves are the gateway's to answer.
     let service = grpc::server(consensus, host.clone()).into_axum_router().reset_fallback();
-    let mut servers = vec![serve(listener, gateway.router().merge(service), shutdown.clone())];
+    let mut servers = vec![serve(listener, gateway.router().merge(service), &options.config, shutdown.clone())];
     if let Some(listener) = coordinator {
-        servers.push(serve(listener, gateway.coordinator_router(), shutdown.clone()));
+        servers.push(serve(listener, gateway.coordinator_router(), &options.config, shutdown.clone()));
     }
     tracing::info!(node = %options.name, listen = %options.listen, "ready for connections");
 
@@ -84,19 +84,10 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-fn serve(listener: TcpListener, router: axum::Router, mut shutdown: Shutdown) -> JoinHandle<()> {
-    // Without it, small answers wait for the client's delayed acknowledgement: 40 ms each.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::warn!(%error, "could not set TCP_NODELAY");
-        }
-    });
-    tokio::spawn(async move {
-        let serving = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.requested().await });
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "the server stopped");
-        }
-    })
+fn serve(listener: TcpListener, router: axum::Router, config: &Config, mut shutdown: Shutdown) -> JoinHandle<()> {
+    let connections = usize::try_from(config.limits.connections).unwrap_or(usize::MAX);
+    let serving = Serving { connections, ..Serving::default() };
+    tokio::spawn(async move { server::serve(listener, router, serving, shutdown.requested()).await })
 }
 
 /// A node that lost its log, but not the rest, has forgotten its votes as well, and does not look like it.
@@ -162,7 +153,7 @@ fn settings(
         },
         incarnation,
         verify_every: (config.verify_interval_s > 0).then(|| Duration::from_secs(config.verify_interval_s)),
-        store: StoreLimits::default(),
+        store: StoreLimits { read_connections: usize::try_from(config.limits.read_connections).ok() },
     }
 }
 
@@ -177,6 +168,8 @@ fn gateway_settings(config: &Config) -> pleat_gateway::Settings {
             statement_timeout: Duration::from_millis(limits.statement_timeout_ms),
             json_result_bytes: usize::try_from(limits.result_bytes).unwrap_or(usize::MAX),
             gather_bytes: usize::try_from(limits.gather_bytes).unwrap_or(usize::MAX),
+            slow_query: Duration::from_millis(config.slow_query_ms),
+            gathers: usize::try_from(limits.gathers).unwrap_or(usize::MAX),
             ..Default::default()
         },
         default_keys: config.table_shard_keys.clone(),

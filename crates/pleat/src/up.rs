@@ -68,6 +68,10 @@ pub struct UpArgs {
 pub async fn run(args: UpArgs) -> anyhow::Result<()> {
     let config = args.common.load_config()?;
     let dir = args.data_dir.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from("pleat-data"));
+    if !dir.join("cluster.json").exists() {
+        // A command line that can't be carried out leaves no directory behind.
+        ports::check(&Plan::new(&args, &config, dir.clone(), None)?)?;
+    }
     let claim = Claim::take(&dir)?;
     let existing = claim.cluster()?;
     let is_new = existing.is_none();

@@ -64,7 +64,7 @@ impl Statement {
     /// What Pleat would do with this statement and these values.
     pub fn explain(&self, params: &Params, partition_count: u32) -> Result<Explanation, SqlError> {
         match self {
-            Statement::Explain(inner) => inner.explain(params, partition_count),
+            Statement::Explain(inner) | Statement::Analyze(inner) => inner.explain(params, partition_count),
             Statement::Read(plan) => {
                 let mut explanation = explain_route(&plan.route(params, partition_count)?);
                 let spread = matches!(explanation.route.as_str(), "concat" | "gather");

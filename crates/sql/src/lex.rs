@@ -161,6 +161,26 @@ fn skip_blank(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
+/// The block comments before the first token: where each begins, and what is in it.
+pub(crate) fn leading_comments(text: &str) -> Vec<(usize, &str)> {
+    let end = skip_blank(text.as_bytes(), 0).unwrap_or(text.len());
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < end {
+        let rest = &text[at..end];
+        if rest.starts_with("--") {
+            at += rest.find('\n').unwrap_or(rest.len());
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            let Some(length) = comment.find("*/") else { break };
+            found.push((at, &comment[..length]));
+            at += length + 4;
+        } else {
+            at += rest.chars().next().map_or(1, char::len_utf8);
+        }
+    }
+    found
+}
+
 fn is_word_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte >= 0x80
 }

@@ -33,6 +33,8 @@ pub enum Statement {
     Ddl(DdlPlan),
     /// EXPLAIN, or EXPLAIN QUERY PLAN, of a statement.
     Explain(Box<Statement>),
+    /// EXPLAIN ANALYZE: the statement is carried out, and what that took is the answer.
+    Analyze(Box<Statement>),
 }
 
 /// Plans a request: one statement, or several writes separated by `;`.
@@ -62,7 +64,9 @@ fn read_tokens(text: &str) -> Result<Tokens<'_>, SqlError> {
         .hint("send values as parameters, and many rows through POST /tables/{table}/rows"));
     }
     match text.find('\0') {
-        Some(at) => Err(SqlError::syntax("a statement can't contain a NUL character").at(text, at)),
+        Some(at) => Err(SqlError::syntax("a statement can't contain a NUL character")
+            .hint("pass text with NUL characters as a parameter, or write it as char(0)")
+            .at(text, at)),
         None => Tokens::of(text),
     }
 }
@@ -106,14 +110,22 @@ fn plan(tokens: &Tokens, slots: &Slots, span: Span, schema: &Schema<'_>) -> Resu
         "INSERT" | "REPLACE" | "UPDATE" | "DELETE" => script(tokens, slots, &[span], schema),
         "CREATE" | "DROP" | "ALTER" => plan_ddl(tokens, span, schema.tables, schema.default_keys).map(Statement::Ddl),
         "EXPLAIN" => {
-            let skip = if tokens.are(span.0 + 1, &["QUERY", "PLAN"]) { 3 } else { 1 };
+            let analyze = tokens.is(span.0 + 1, "ANALYZE");
+            let skip = if tokens.are(span.0 + 1, &["QUERY", "PLAN"]) { 3 } else { 1 + usize::from(analyze) };
             let inner = (span.0 + skip, span.1);
             if inner.0 >= inner.1 || tokens.is(inner.0, "EXPLAIN") {
                 return Err(
                     SqlError::syntax("EXPLAIN is followed by a statement").at(tokens.text, tokens.offset(inner.0))
                 );
             }
-            plan(tokens, slots, inner, schema).map(|inner| Statement::Explain(Box::new(inner)))
+            let inner = Box::new(plan(tokens, slots, inner, schema)?);
+            match (analyze, inner.as_ref()) {
+                (false, _) => Ok(Statement::Explain(inner)),
+                (true, Statement::Read(_)) => Ok(Statement::Analyze(inner)),
+                (true, _) => Err(SqlError::unsupported("EXPLAIN ANALYZE carries a statement out, and this one writes")
+                    .hint("EXPLAIN without ANALYZE shows where a write would go")
+                    .at(tokens.text, tokens.offset(span.0 + 1))),
+            }
         }
         word => Err(other_statement(word).at(tokens.text, tokens.offset(span.0))),
     }

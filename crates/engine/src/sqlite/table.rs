@@ -118,18 +118,22 @@ impl TableSpec {
     fn not_null_triggers(&self, triggers: &mut Vec<String>) {
         let nullable: Vec<_> = (self.table.primary_key.iter())
             .filter(|name| self.table.column(name).is_some_and(|column| !column.not_null))
-            .map(|name| format!("NEW.{} IS NULL", quote(name)))
             .collect();
         if nullable.is_empty() || self.table.without_rowid || self.table.rowid_alias {
             return;
         }
-        let (slot, table, condition) = (self.slot, self.quoted(), nullable.join(" OR "));
+        let (slot, table) = (self.slot, self.quoted());
+        let is_null = |name: &&String| format!("NEW.{} IS NULL", quote(name));
+        let condition = nullable.iter().map(is_null).collect::<Vec<_>>().join(" OR ");
         let columns = quoted_list(&self.table.primary_key);
-        let message = format!("NOT NULL constraint failed: primary key of {}", self.table.name).replace('\'', "''");
+        // As SQLite says it of other columns.
+        let text = |name: &str| format!("{}.{name}", self.table.name).replace('\'', "''");
+        let named = nullable.iter().map(|name| format!("WHEN {} THEN '{}'", is_null(name), text(name)));
+        let named = named.collect::<Vec<_>>().join(" ");
         for (event, name) in [("INSERT".to_owned(), "insert"), (format!("UPDATE OF {columns}"), "update")] {
             triggers.push(format!(
                 "CREATE TRIGGER __pleat_null_{name}_{slot} AFTER {event} ON {table} WHEN {condition} \
-                 BEGIN SELECT RAISE(ABORT, '{message}'); END"
+                 BEGIN SELECT RAISE(ABORT, 'NOT NULL constraint failed: ' || CASE {named} END); END"
             ));
         }
     }

@@ -315,7 +315,7 @@ pub(crate) fn check_text(index: usize, sql: &str) -> Result<(), SqlFailure> {
     }
     if sql.contains('\0') {
         let message = "the statement contains a NUL character";
-        return Err(sqlstate::refuse(index, "42601", message, "pass such text as a parameter"));
+        return Err(sqlstate::refuse(index, "42601", message, "pass such text as a parameter, or write it as char(0)"));
     }
     if authorize::names_reserved(sql) {
         let message = authorize::reserved("the statement");

@@ -24,6 +24,7 @@ mod query;
 mod rows;
 mod scrape;
 mod shards;
+mod statements;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -47,6 +48,7 @@ pub use problem::{ErrorBody, Position};
 pub use query::{QueryRequest, QueryResponse, StatementBody, Trailer};
 pub use rows::{RejectedBody, RowsError, RowsRequest, RowsResponse};
 pub use shards::{LatencyBody, ShardBody};
+pub use statements::{ForgottenBody, StatementFigures, StatementsBody};
 pub use tables::{ColumnBody, IndexBody, TableBody, TablesBody};
 
 use crate::backend::Backend;
@@ -137,6 +139,8 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
     let both = |path, handler| Endpoint { coordinator: true, ..endpoint(Method::GET, path, handler) };
     vec![
         change("/query", post(query::query)),
+        read("/statements", get(statements::list)),
+        endpoint(Method::DELETE, "/statements", delete(statements::reset)),
         read("/tables", get(tables::list)),
         read("/tables/{table}", get(tables::show)),
         change("/tables/{table}/rows", post(rows::insert)),

@@ -21,6 +21,8 @@ use utoipa::OpenApi;
     ),
     paths(
         super::query::query,
+        super::statements::list,
+        super::statements::reset,
         super::tables::list,
         super::tables::show,
         super::rows::insert,

@@ -1,5 +1,6 @@
 //! The interface as a client sees it, over real shards.
 
 mod bulk;
+mod looking;
 mod resources;
 mod statements;

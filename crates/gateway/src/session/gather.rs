@@ -6,6 +6,8 @@
 //! node: a query that finds all places taken waits for one, within its own time.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use pleat_cluster::{Millis, Value};
@@ -16,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::analyze::Analysis;
 use super::deadline::Deadline;
 use super::read::{Asked, failure_of, response};
 use super::reroute::Setback;
@@ -58,6 +61,7 @@ impl Executor {
             deadline: run.deadline,
             memory_bytes: self.settings.limits.gather_bytes as u64,
             runtime: Handle::current(),
+            analysis: attempt.analysis.clone(),
         };
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -122,6 +126,7 @@ struct Work {
     deadline: Deadline,
     memory_bytes: u64,
     runtime: Handle,
+    analysis: Option<Arc<Analysis>>,
 }
 
 impl Work {
@@ -136,6 +141,7 @@ impl Work {
             }
             finisher.insert(&self.tables[table].0, &rows)?;
         }
+        let begun = Instant::now();
         let limits = ReadLimits { time: self.deadline.left(), rows: u64::MAX, bytes: u64::MAX };
         // A client that does not read must not hold a gather's place and memory.
         let mut stalled = false;
@@ -147,7 +153,11 @@ impl Work {
                 Ok(Err(_)) | Err(_) => ControlFlow::Break(()),
             }
         };
-        match finisher.run(&self.finish.sql, &self.finish.params, self.now_ms, self.seed, limits, &mut send) {
+        let ended = finisher.run(&self.finish.sql, &self.finish.params, self.now_ms, self.seed, limits, &mut send);
+        if let Some(analysis) = &self.analysis {
+            analysis.finished(begun.elapsed());
+        }
+        match ended {
             Err(EngineError::Cancelled) if stalled => {
                 tracing::info!("an answer was given up: its client has read nothing for {STALL_MAX:?}");
                 Ok(())

@@ -19,6 +19,7 @@
 //!   shard has accepted its part. What can't be simply appended is finished in memory ([`gather`]).
 //! - [`write`]: one shard, or reference tables; several shards are refused for now.
 //! - [`bulk`]: many rows of one table, split by partition.
+//! - [`analyze`]: a read that is carried out for its figures.
 //! - [`ddl`]: a schema change is an operation of the journal; the executor waits for it.
 //!
 //! # Caveats
@@ -30,6 +31,7 @@
 //! Interactive transactions and the wire protocols are to stand on [`Executor`] as HTTP does: it knows
 //! nothing of JSON or of connections.
 
+mod analyze;
 mod bulk;
 mod ddl;
 mod deadline;
@@ -47,7 +49,7 @@ mod write;
 use std::sync::Arc;
 
 use pleat_cluster::{Catalog, Millis};
-use pleat_sql::Statement;
+use pleat_sql::{Hint, Statement};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -60,6 +62,7 @@ use crate::backend::Backend;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::settings::{STATEMENT_BYTES_MAX, STATEMENT_TIMEOUT_MAX, STATUS_TIME_MAX, Settings};
+use crate::statements::Statements;
 use deadline::Deadline;
 use plans::Plans;
 use reroute::Setback;
@@ -73,11 +76,14 @@ pub struct Executor {
     plans: Plans<Statement>,
     /// Queries that may gather rows in memory at the same time.
     gathers: Arc<Semaphore>,
+    statements: Arc<Statements>,
 }
 
 /// One request on its way: what stays the same over all attempts.
 struct Run {
     request: Request,
+    /// What its leading comment asks for.
+    hint: Hint,
     deadline: Deadline,
     /// "Now" of a read, the same on every shard. (A write's is chosen by the shard's leader.)
     now_ms: Millis,
@@ -95,11 +101,22 @@ impl Executor {
         metrics: Arc<Metrics>,
     ) -> Self {
         let gathers = Arc::new(Semaphore::new(settings.limits.gathers));
-        Self { backend, observer, settings, metrics, plans: Plans::new(), gathers }
+        let statements = Statements::new(settings.limits.slow_query, backend.now_ms());
+        Self { backend, observer, settings, metrics, plans: Plans::new(), gathers, statements }
+    }
+
+    /// What this node's statements took.
+    pub fn statements(&self) -> &Arc<Statements> {
+        &self.statements
     }
 
     /// Carry out a request.
     pub async fn execute(&self, request: Request) -> Result<Response, Failure> {
+        let watch = self.statements.watch(&request.text, self.backend.now_ms());
+        watch.answered(self.carry_out(request).await)
+    }
+
+    async fn carry_out(&self, request: Request) -> Result<Response, Failure> {
         if request.text.len() > STATEMENT_BYTES_MAX {
             return Err(Failure::new(
                 "54000",
@@ -109,6 +126,7 @@ impl Executor {
         }
         let limit = request.timeout.unwrap_or(self.settings.limits.statement_timeout).min(STATEMENT_TIMEOUT_MAX);
         let run = Run {
+            hint: Hint::of(&request.text)?,
             deadline: Deadline::after(limit),
             now_ms: self.backend.now_ms(),
             seed: Uuid::new_v4().as_u64_pair().1,
@@ -142,9 +160,11 @@ impl Executor {
         let plan = self.plan(&run.request.text, catalog)?;
         match plan.as_ref() {
             Statement::Read(plan) => self.read(run, &attempt, plan).await,
+            Statement::Write(_) | Statement::Ddl(_) if run.hint.shard.is_some() => Err(place::read_only_hint().into()),
             Statement::Write(plan) => self.write(run, &attempt, plan).await,
             Statement::Ddl(plan) => self.change_schema(run, catalog, plan).await,
             Statement::Explain(_) => explain::explain(&plan, run, catalog),
+            Statement::Analyze(inner) => self.analyze(run, attempt, inner).await,
         }
     }
 
@@ -163,6 +183,8 @@ struct Attempt {
     refused: u32,
     /// How a write must end if it is not accepted: an earlier attempt at it may have been done.
     unsure: Option<Box<Failure>>,
+    /// Where to note what a read takes, for EXPLAIN ANALYZE.
+    analysis: Option<Arc<analyze::Analysis>>,
 }
 
 impl From<pleat_sql::SqlError> for Failure {

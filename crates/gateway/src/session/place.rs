@@ -46,6 +46,43 @@ pub(super) fn sole_shard(catalog: &Catalog) -> Option<&Shard> {
     shards.next().filter(|_| shards.next().is_none())
 }
 
+/// A hint must name a shard that there is.
+pub(super) fn active(shard: ShardId, catalog: &Catalog) -> Result<(), Failure> {
+    match catalog.active_shards().any(|active| active.id == shard) {
+        true => Ok(()),
+        false => Err(Failure::new(
+            "22023",
+            format!("the hint names {shard}, and there is no such shard"),
+            "GET /shards lists them",
+        )),
+    }
+}
+
+pub(super) fn read_only_hint() -> Failure {
+    Failure::new("0A000", "the hint shard=… is for reads: a write goes where its rows belong", "leave the hint out")
+}
+
+pub(super) fn single_elsewhere(on: ShardId, only: ShardId) -> Failure {
+    Failure::new(
+        "0A000",
+        format!("a single table of the statement is on {on}, and the hint names {only}"),
+        format!("name {on}, or leave the hint out"),
+    )
+}
+
+pub(super) fn would_scatter<'a>(shards: impl Iterator<Item = &'a ShardId>) -> Failure {
+    let shards: Vec<String> = shards.map(ToString::to_string).collect();
+    Failure::new(
+        "0A000",
+        format!(
+            "the statement would ask {} shards ({}), and its hint says no-scatter",
+            shards.len(),
+            shards.join(", ")
+        ),
+        "give the shard key, or leave the hint out; EXPLAIN shows the route",
+    )
+}
+
 /// The shard that puts writes to reference tables in order, and answers for them.
 pub(super) fn anchor(catalog: &Catalog) -> Result<ShardId, Failure> {
     catalog.anchor().ok_or_else(|| {

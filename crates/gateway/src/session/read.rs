@@ -6,8 +6,12 @@
 //! A shard answers its columns only after that check, in the snapshot that it reads; only when all have done
 //! so does the first row go on to the client. A shard is asked once for everything that the statement needs of
 //! it, in one snapshot, so that what one write changed in two tables is seen in both or in neither.
+//!
+//! A hint (`/* pleat: shard=2 */`) narrows a scatter down to one shard: that shard is asked what it would be asked among the
+//! others, ownership check and filters included, so the answer is exactly that of its own rows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use futures::future::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -24,9 +28,13 @@ impl Executor {
     pub(super) async fn read(&self, run: &Run, attempt: &Attempt, plan: &ReadPlan) -> Result<Response, Setback> {
         let catalog = &attempt.catalog;
         let params = run.request.params.borrow();
-        if let Some(shard) = place::sole_shard(catalog) {
+        if let Some(shard) = place::sole_shard(catalog).filter(|_| run.hint.shard.is_none()) {
             let check = OwnershipCheck::Scatter { ownership: shard.ownership };
             return self.read_one(run, attempt, shard.id, plan.whole(&params)?, check).await;
+        }
+        if let Some(shard) = run.hint.shard {
+            place::active(shard, catalog)?;
+            return self.read_many(run, attempt, plan.scatter(&params, catalog.partition_count)?).await;
         }
         let mut route = plan.route(&params, catalog.partition_count)?;
         if let Route::Shard { units, statement } = route {
@@ -113,6 +121,9 @@ impl Executor {
                 by_shard.entry(shard).or_default().push(number);
             }
         }
+        if run.hint.no_scatter && by_shard.len() > 1 {
+            return Err(place::would_scatter(by_shard.keys()).into());
+        }
         let asked = by_shard.into_iter().map(|(shard, numbers)| {
             let owned = numbers.iter().any(|number| !matches!(fetches[*number].source, Source::Reference));
             let ownership = catalog.shards.get(&shard).map_or(0, |shard| shard.ownership);
@@ -127,10 +138,13 @@ impl Executor {
     }
 
     fn sources(&self, run: &Run, catalog: &Catalog, fetch: &Fetch) -> Result<Vec<ShardId>, Failure> {
-        match &fetch.source {
-            Source::Sharded { prune } => sharded_sources(catalog, prune.as_ref()),
-            Source::Reference => Ok(vec![self.any_shard(run, catalog)?]),
-            Source::Single(shard) => Ok(vec![*shard]),
+        match (&fetch.source, run.hint.shard) {
+            (Source::Sharded { .. }, Some(shard)) => Ok(vec![shard]),
+            (Source::Single(shard), Some(only)) if *shard != only => Err(place::single_elsewhere(*shard, only)),
+            (Source::Sharded { prune }, None) => sharded_sources(catalog, prune.as_ref()),
+            (Source::Reference, Some(shard)) => Ok(vec![shard]),
+            (Source::Reference, None) => Ok(vec![self.any_shard(run, catalog)?]),
+            (Source::Single(shard), _) => Ok(vec![*shard]),
         }
     }
 
@@ -142,7 +156,12 @@ impl Executor {
         request: ReadRequest,
     ) -> Result<RowStream, Setback> {
         let freshness = freshness(run, attempt, shard);
-        self.backend.read(shard, request, freshness, run.deadline.left()).await.map_err(setback)
+        let (asked, statements) = (Instant::now(), request.queries.len());
+        let answer = self.backend.read(shard, request, freshness, run.deadline.left()).await.map_err(setback)?;
+        Ok(match &attempt.analysis {
+            Some(analysis) => analysis.watch(shard, statements, asked, answer),
+            None => answer,
+        })
     }
 }
 

@@ -89,7 +89,7 @@ impl Executor {
         loop {
             let catalog = changes.borrow_and_update().clone();
             let generation = catalog.generation;
-            match attempt(Attempt { catalog, refused, unsure: unsure.clone() }).await {
+            match attempt(Attempt { catalog, refused, unsure: unsure.clone(), analysis: None }).await {
                 Ok(value) => return Ok(value),
                 Err(Setback::Failed(failure)) => {
                     if schema_refreshed || !is_about_schema(&failure) {

@@ -106,6 +106,11 @@ impl Client {
         self.finish(self.http.get(format!("{}{path}", self.base)).timeout(LOOK_TIMEOUT)).await
     }
 
+    /// `DELETE path`.
+    pub async fn delete(&self, path: &str) -> Result<Value, Failure> {
+        self.finish(self.http.delete(format!("{}{path}", self.base)).timeout(LOOK_TIMEOUT)).await
+    }
+
     /// `POST path` with a JSON body. The server limits how long it takes.
     pub async fn post(&self, path: &str, body: Vec<u8>) -> Result<Value, Failure> {
         let request = self.http.post(format!("{}{path}", self.base)).header("content-type", "application/json");
@@ -119,11 +124,16 @@ impl Client {
 
     /// `POST /query`, row by row.
     pub async fn stream(&self, sql: &str) -> Result<Rows, Failure> {
-        let request = self
-            .http
-            .post(format!("{}/query", self.base))
-            .header(ACCEPT, "application/x-ndjson")
-            .json(&json!({"query": sql}));
+        self.stream_of(&json!({"query": sql})).await
+    }
+
+    /// The same, with a time for the statement.
+    pub async fn stream_within(&self, sql: &str, time: Duration) -> Result<Rows, Failure> {
+        self.stream_of(&json!({"query": sql, "timeout_ms": u64::try_from(time.as_millis()).unwrap_or(u64::MAX)})).await
+    }
+
+    async fn stream_of(&self, body: &Value) -> Result<Rows, Failure> {
+        let request = self.http.post(format!("{}/query", self.base)).header(ACCEPT, "application/x-ndjson").json(body);
         let response = request.send().await.map_err(|error| Failure::from_transport(&self.base, &error))?;
         let status = response.status();
         if !status.is_success() {

@@ -50,6 +50,9 @@ pub struct ImportArgs {
     /// Unquoted fields with this text are NULL
     #[arg(long, value_name = "TEXT")]
     null: Option<String>,
+    /// The file is one that `pleat export` wrote: empty unquoted fields are NULL, unquoted x'00ff' is a blob
+    #[arg(long, conflicts_with = "null")]
+    exported: bool,
     /// The table's columns for the file's fields, in their order; `_` leaves a field out
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     columns: Option<Vec<String>>,
@@ -113,7 +116,7 @@ pub async fn run(args: ImportArgs) -> anyhow::Result<()> {
     let reading = std::thread::spawn(move || source.read_batches(&mapping, &batches));
 
     let mut import = Import { state, rejects, saved: Instant::now(), before: 0 };
-    import.before = import.state.progress.inserted + import.state.progress.rejected;
+    import.before = import.state.progress.inserted;
     let begun = Instant::now();
     let outcome = tokio::select! {
         outcome = import.take_all(receiver, &sender, &args, |rows| {
@@ -154,6 +157,9 @@ impl ImportArgs {
         let mut options = format!("--batch {} --delimiter '{}'", self.batch, char::from(self.delimiter));
         if let Some(null) = &self.null {
             options.push_str(&format!(" --null '{null}'"));
+        }
+        if self.exported {
+            options.push_str(" --exported");
         }
         if let Some(columns) = &self.columns {
             options.push_str(&format!(" --columns {}", columns.join(",")));
@@ -198,7 +204,7 @@ struct Import {
     state: State,
     rejects: Rejects,
     saved: Instant,
-    /// Rows that an interrupted import had dealt with.
+    /// Rows that an interrupted import had put in.
     before: u64,
 }
 
@@ -272,13 +278,7 @@ impl Import {
             output::json(&json!({"table": args.table, "inserted": inserted, "rejected": rejected, "rejects": rejects,
                 "seconds": (seconds * 1000.0).round() / 1000.0}))?;
         } else {
-            let rate = ((inserted + rejected).saturating_sub(self.before) as f64 / seconds).round();
-            output::line(&format!(
-                "{} rows into {} in {seconds:.1} s ({} rows/s)",
-                output::thousands(inserted),
-                args.table,
-                output::thousands(rate as u64)
-            ))?;
+            output::line(&told(&args.table, inserted, self.before, seconds))?;
         }
         if rejected == 0 {
             return Ok(());
@@ -296,6 +296,22 @@ impl Import {
         }
         Err(Reported.into())
     }
+}
+
+/// `inserted` rows are in; `before` of them had been put in by an import that was interrupted.
+fn told(table: &str, inserted: u64, before: u64, seconds: f64) -> String {
+    let now = inserted.saturating_sub(before);
+    let rows = if now == 1 { "row" } else { "rows" };
+    let rate = if now == 0 {
+        String::new()
+    } else {
+        format!(" ({} rows/s)", output::thousands((now as f64 / seconds).round() as u64))
+    };
+    let all = match before {
+        0 => String::new(),
+        _ => format!("; {} with those from before the interruption", output::thousands(inserted)),
+    };
+    format!("{} {rows} into {table} in {seconds:.1} s{rate}{all}", output::thousands(now))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! them as one request, which is all or nothing (and must therefore lie on one shard). The first error stops
 //! everything but the interactive shell, and names the line of the file where its statement began.
 
+mod complete;
 mod describe;
 mod run;
 mod shell;
@@ -18,8 +19,10 @@ use clap::Args;
 use super::{Reported, Target, output};
 use run::{Format, Runner};
 
-/// The largest script that is read, in bytes.
+/// The largest script that is held, in bytes: from a pipe, or with `--atomic`.
 const SCRIPT_BYTES_MAX: u64 = 64 << 20;
+/// How much of a file is read at once.
+const SCRIPT_PIECE_BYTES: u64 = 256 << 10;
 
 #[derive(Args)]
 pub struct SqlArgs {
@@ -28,7 +31,7 @@ pub struct SqlArgs {
     /// Run these statements and leave
     #[arg(short, long, value_name = "SQL", conflicts_with = "file")]
     command: Option<String>,
-    /// Run the statements of a file (`-` is standard input) and leave
+    /// Run the statements of a file (gzip is recognised; `-` is standard input) and leave
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Send all statements as one request: all of them happen, or none (writes to one shard)
@@ -45,14 +48,46 @@ pub async fn run(args: SqlArgs) -> anyhow::Result<()> {
         (false, true) => Format::Table,
         (false, false) => Format::Tabs,
     };
-    let mut runner = Runner { client: args.target.client()?, format, timing: args.timing };
+    let mut runner = Runner { client: args.target.client()?, format, timing: args.timing, explains: false };
     let (name, text) = match (&args.command, &args.file) {
         (Some(text), _) => ("-c".to_string(), text.clone()),
+        (None, Some(path)) if !args.atomic && path.as_os_str() != "-" => return long_script(&runner, path).await,
         (None, Some(path)) if path.as_os_str() != "-" => (path.display().to_string(), read_script(path)?),
         (None, None) if std::io::stdin().is_terminal() => return shell::run(&mut runner).await,
         _ => ("standard input".to_string(), read_all(std::io::stdin(), "standard input")?),
     };
     script(&runner, &name, &text, args.atomic).await
+}
+
+/// A file of any length, a piece at a time: an export is larger than memory.
+async fn long_script(runner: &Runner, path: &std::path::Path) -> anyhow::Result<()> {
+    let name = path.display().to_string();
+    let mut input = std::io::BufReader::new(std::fs::File::open(path).with_context(|| format!("open {name}"))?);
+    let is_gzip = std::io::BufRead::fill_buf(&mut input)?.starts_with(&[0x1f, 0x8b]);
+    let mut input: Box<dyn Read + Send> =
+        if is_gzip { Box::new(flate2::bufread::MultiGzDecoder::new(input)) } else { Box::new(input) };
+    let (mut pending, mut lines) = (Vec::new(), 0);
+    loop {
+        let before = pending.len();
+        (&mut input).take(SCRIPT_PIECE_BYTES).read_to_end(&mut pending).with_context(|| format!("read {name}"))?;
+        let at_end = pending.len() == before;
+        anyhow::ensure!(pending.len() as u64 <= SCRIPT_BYTES_MAX, "a statement of {name} does not end within 64 MiB");
+        // A character may be cut in two by the piece's end.
+        let text = match std::str::from_utf8(&pending) {
+            Ok(text) => text,
+            Err(error) if error.error_len().is_none() && !at_end => {
+                std::str::from_utf8(&pending[..error.valid_up_to()]).unwrap_or_default()
+            }
+            Err(error) => return Err(error).with_context(|| format!("{name} is not UTF-8 text")),
+        };
+        let ready = if at_end { text.len() } else { split::complete(text) };
+        statements(runner, &name, &text[..ready], lines).await?;
+        lines += text[..ready].matches('\n').count();
+        pending.drain(..ready);
+        if at_end {
+            return Ok(());
+        }
+    }
 }
 
 async fn script(runner: &Runner, name: &str, text: &str, atomic: bool) -> anyhow::Result<()> {
@@ -61,9 +96,15 @@ async fn script(runner: &Runner, name: &str, text: &str, atomic: bool) -> anyhow
         let all: Vec<&str> = statements.iter().map(|statement| statement.text).collect();
         return runner.run(&all.join(";\n")).await;
     }
+    self::statements(runner, name, text, 0).await
+}
+
+/// Run statements one by one; `lines` of the script come before them.
+async fn statements(runner: &Runner, name: &str, text: &str, lines: usize) -> anyhow::Result<()> {
+    let statements = split::statements(text);
     for statement in &statements {
         let Err(error) = runner.run(statement.text).await else { continue };
-        if statements.len() == 1 || super::is_broken_pipe(&error) {
+        if (statements.len() == 1 && lines == 0) || super::is_broken_pipe(&error) {
             return Err(error);
         }
         // The line is part of the message for people; a program gets the server's error alone.
@@ -71,7 +112,7 @@ async fn script(runner: &Runner, name: &str, text: &str, atomic: bool) -> anyhow
         if runner.format != Format::Json {
             output::complain(&format!(
                 "in the statement at line {} of {name}; those before it were run",
-                statement.line
+                statement.line + lines
             ));
         }
         return Err(Reported.into());

@@ -49,7 +49,11 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("limits.statement_timeout_ms", Kind::Integer(1, 86_400_000)),
     ("limits.result_bytes", Kind::Integer(1024, BYTES_MAX)),
     ("limits.gather_bytes", Kind::Integer(1024, BYTES_MAX)),
+    ("limits.gathers", Kind::Integer(1, 1024)),
     ("limits.queued_writes", Kind::Integer(1, 1_000_000)),
+    ("limits.read_connections", Kind::Integer(1, 1024)),
+    ("limits.connections", Kind::Integer(16, 1_000_000)),
+    ("slow_query_ms", Kind::Integer(0, 86_400_000)),
     ("log.format", Kind::Choice(&["human", "json"])),
     ("log.level", Kind::Choice(&["error", "warn", "info", "debug", "trace"])),
 ];
@@ -147,7 +151,12 @@ impl Kind {
         if fits {
             return Ok(());
         }
-        Err(wrong(path, &format!("'{}' must be {}, not {}", path.join("."), self.expected(), describe(value))))
+        let found = match (self, value) {
+            // JSON, in whose terms a configuration is kept, knows neither.
+            (Kind::Integer(..) | Kind::Number(..), Value::Null) => "nothing, NaN or infinity".to_string(),
+            _ => describe(value),
+        };
+        Err(wrong(path, &format!("'{}' must be {}, not {found}", path.join("."), self.expected())))
     }
 
     /// What a value of this kind is, as in "must be …".

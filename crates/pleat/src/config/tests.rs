@@ -92,6 +92,7 @@ fn every_key_arrives() {
         max_shards = 3
         partition_count = 64
         replication_factor = 1
+        slow_query_ms = 7
         [scaling_thresholds]
         memory_threshold_percent = 50.5
         connection_threshold = 7
@@ -100,7 +101,10 @@ fn every_key_arrives() {
         statement_timeout_ms = 1
         result_bytes = 2048
         gather_bytes = 4096
+        gathers = 2
         queued_writes = 3
+        read_connections = 5
+        connections = 17
         [log]
         format = "json"
         level = "debug"
@@ -111,14 +115,22 @@ fn every_key_arrives() {
     assert_eq!(config.coordinator_listen, Some("127.0.0.1:7100".parse().unwrap()));
     assert_eq!(config.data_dir, Some(PathBuf::from("elsewhere")));
     assert!(config.insecure && config.log.json);
-    assert_eq!(config.log.level, "debug");
+    assert_eq!((config.log.level.as_str(), config.slow_query_ms), ("debug", 7));
     assert_eq!((config.policy.mode, config.policy.strategy), (Mode::Manual, Strategy::Cold));
     assert_eq!((config.policy.monitoring_interval_ms, config.policy.cooldown_ms), (500, 2000));
     assert_eq!((config.policy.max_shards, config.partition_count, config.replication_factor), (3, 64, 1));
     let thresholds = config.policy.thresholds;
     assert_eq!((thresholds.memory_percent, thresholds.connections), (50.5, 7));
     assert_eq!((thresholds.queries_per_second, thresholds.total_entries_per_shard), (12.5, None));
-    let limits = Limits { statement_timeout_ms: 1, result_bytes: 2048, gather_bytes: 4096, queued_writes: 3 };
+    let limits = Limits {
+        statement_timeout_ms: 1,
+        result_bytes: 2048,
+        gather_bytes: 4096,
+        gathers: 2,
+        queued_writes: 3,
+        read_connections: 5,
+        connections: 17,
+    };
     assert_eq!(config.limits, limits);
 }
 
@@ -160,6 +172,11 @@ fn a_value_of_the_wrong_kind_says_what_is_expected() {
             "listen = \"8080\"",
             "line 1: 'listen' must be an address with a port, such as \"127.0.0.1:8080\", not \"8080\"",
         ),
+        (
+            "cooldown_seconds = nan",
+            "line 1: 'cooldown_seconds' must be a number from 0 to 86400, not nothing, NaN or infinity",
+        ),
+        ("nodes = inf", "line 1: 'nodes' must be a whole number from 1 to 64, not nothing, NaN or infinity"),
         ("limits = 3", "line 1: 'limits' is a table of keys, not 3"),
         ("[table_shard_keys]\nusers = 1", "line 2: 'table_shard_keys.users' must be a column's name"),
         (

@@ -143,6 +143,7 @@ async fn a_second_cluster_on_the_same_place_is_refused() {
     // The port is in use.
     let (fine, error) = up(&format!("127.0.0.1:{port}"), &other.path().join("data"), &[]);
     assert!(!fine && error.contains(&port) && error.contains("in use"), "{error}");
+    assert!(!other.path().join("data").exists(), "nothing is left behind");
     // The directory is in use.
     let (fine, error) = up(&elsewhere, &cluster.data_dir(), &[]);
     assert!(!fine && error.contains("in use"), "{error}");

@@ -1,6 +1,7 @@
 //! Whole clusters: real processes, real files, real connections on loopback, asked over HTTP as a user would.
 
 mod bad_input;
+mod export;
 mod faults;
 mod flights_test;
 mod growth;

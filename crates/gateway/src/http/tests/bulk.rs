@@ -136,3 +136,24 @@ async fn a_batch_of_the_wrong_shape_is_refused_whole() {
     assert_eq!((answer.status, answer.json["code"].as_str()), (413, Some("body_too_large")));
     assert_eq!(client.rows("SELECT count(*) FROM items").await, json!([[0]]));
 }
+
+#[tokio::test]
+async fn a_part_of_the_key_that_is_missing_is_named() {
+    let client = Client::new(&Cluster::new(1));
+    client.run("CREATE TABLE lines (o INTEGER, \"n'r\" TEXT, PRIMARY KEY (o, \"n'r\")) SHARD BY (o)").await;
+    let body = r#"{"columns":["o"],"rows":[[1]]}"#;
+    let answer = client.post("/tables/lines/rows", "application/json", body).await;
+    let row = &answer.json["rejected"][0];
+    assert_eq!((&row["code"], &row["error"]), (&json!("23502"), &json!("NOT NULL constraint failed: lines.n'r")));
+}
+
+#[tokio::test]
+async fn the_largest_rowid_is_refused_with_what_to_do() {
+    let (_cluster, client) = items(1).await;
+    let sql = "INSERT INTO items VALUES (9223372036854775807, 'x')";
+    let answer = client.query(json!({ "query": sql })).await;
+    assert_eq!(answer.json["code"], "2200H", "{}", answer.text);
+    assert!(answer.json["hint"].as_str().unwrap().contains("9223372036854775806"), "{}", answer.text);
+    let answer = client.query(json!({ "query": "SELECT 'a\u{0}b'" })).await;
+    assert!(answer.json["hint"].as_str().unwrap().contains("char(0)"), "{}", answer.text);
+}

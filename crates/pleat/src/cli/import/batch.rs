@@ -40,6 +40,8 @@ pub struct Mapping {
     pub fields: Vec<Option<(String, Affinity)>>,
     /// The text that stands for NULL.
     pub null: Option<String>,
+    /// Whether the file is written as `pleat export` does.
+    pub exported: bool,
     /// Rows in a batch.
     pub rows: usize,
 }
@@ -58,7 +60,10 @@ impl Mapping {
         let mut values = Vec::with_capacity(fields.len());
         for (field, mapped) in fields.iter().zip(&self.fields) {
             let Some((column, affinity)) = mapped else { continue };
-            let value = affinity.value(field, self.null.as_deref());
+            let value = match self.exported {
+                true => affinity.exported(field),
+                false => affinity.value(field, self.null.as_deref()),
+            };
             values.push(value.map_err(|reason| format!("column {column}: {reason}"))?);
         }
         Ok(values)
@@ -110,6 +115,7 @@ mod tests {
         Mapping {
             fields: vec![Some(("id".to_string(), Affinity::Integer)), None, Some(("name".to_string(), Affinity::Text))],
             null: Some("NA".to_string()),
+            exported: false,
             rows,
         }
     }

@@ -109,7 +109,7 @@ impl Source {
             bail!("no field is left to import");
         }
         self.header = names;
-        Ok(Mapping { fields, null: args.null.clone(), rows: args.batch as usize })
+        Ok(Mapping { fields, null: args.null.clone(), exported: args.exported, rows: args.batch as usize })
     }
 
     fn read_header(&mut self) -> anyhow::Result<Vec<String>> {

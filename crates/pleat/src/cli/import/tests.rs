@@ -74,6 +74,7 @@ fn args(file: PathBuf, url: &str) -> ImportArgs {
         file,
         table: "t".to_string(),
         null: Some("NA".to_string()),
+        exported: false,
         columns: None,
         no_header: false,
         delimiter: b',',
@@ -176,4 +177,14 @@ async fn columns_that_do_not_fit_are_refused_before_anything_is_sent() {
     let message = refused(&|args| args.columns = Some(vec!["id".to_string(), "ID".to_string()])).await;
     assert!(message.contains("named twice"), "{message}");
     assert_eq!(cluster.lock().unwrap().attempts, 0);
+}
+
+#[test]
+fn the_summary_counts_the_rows_of_this_run() {
+    assert_eq!(told("t", 3000, 0, 2.0), "3,000 rows into t in 2.0 s (1,500 rows/s)");
+    assert_eq!(told("t", 0, 0, 0.01), "0 rows into t in 0.0 s");
+    assert_eq!(
+        told("t", 3001, 3000, 1.0),
+        "1 row into t in 1.0 s (1 rows/s); 3,001 with those from before the interruption"
+    );
 }

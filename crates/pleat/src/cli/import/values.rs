@@ -5,7 +5,9 @@
 //! are SQLite's own (its column affinities): a number that a column's type asks for becomes one when nothing
 //! is lost by it, and everything else stays text, for SQLite to judge.
 
-use serde_json::{Number, Value};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Number, Value, json};
 
 use super::csv::Field;
 
@@ -56,6 +58,44 @@ impl Affinity {
         };
         Ok(number.unwrap_or_else(|| Value::from(text)))
     }
+}
+
+impl Affinity {
+    /// The value of a field as `pleat export` writes it: text in quotes, and nothing else.
+    pub fn exported(self, field: &Field) -> Result<Value, String> {
+        if field.quoted {
+            return self.value(field, None).map(|value| match value {
+                Value::String(text) => Value::String(text),
+                _ => Value::from(String::from_utf8_lossy(&field.bytes).into_owned()),
+            });
+        }
+        match field.bytes.as_slice() {
+            b"" => return Ok(Value::Null),
+            b"Infinity" => return Ok(json!({"real": "Infinity"})),
+            b"-Infinity" => return Ok(json!({"real": "-Infinity"})),
+            [b'x', b'\'', hex @ .., b'\''] => {
+                let bytes = blob(hex).ok_or("x'…' holds no bytes in hexadecimal")?;
+                return Ok(json!({"base64": STANDARD.encode(bytes)}));
+            }
+            _ => {}
+        }
+        match (self, self.value(field, None)?) {
+            // Where SQLite would not make numbers of text, they were numbers before.
+            (Affinity::Blob | Affinity::Text, Value::String(text)) => {
+                Ok(integer(&text).or_else(|| decimal(&text, false)).unwrap_or_else(|| Value::from(text)))
+            }
+            (_, value) => Ok(value),
+        }
+    }
+}
+
+fn blob(hex: &[u8]) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let pairs = hex.chunks(2).map(|pair| match pair {
+        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+        _ => None,
+    });
+    pairs.collect()
 }
 
 /// Digits with a sign at most, within 64 bits.
@@ -171,6 +211,25 @@ mod tests {
         assert_eq!(value("INTEGER", "12345"), Value::from(12345));
         assert_eq!(value("BIGINT", "9223372036854775807"), Value::from(i64::MAX));
         assert_eq!(value("TEXT", "12345"), Value::from("12345"));
+    }
+
+    #[test]
+    fn what_was_exported_comes_back_as_it_was() {
+        let value = |declared: &str, text: &str, quoted: bool| {
+            Affinity::of(declared).exported(&Field { bytes: text.as_bytes().to_vec(), quoted })
+        };
+        assert_eq!(value("TEXT", "", false), Ok(Value::Null));
+        assert_eq!(value("TEXT", "", true), Ok(Value::from("")));
+        assert_eq!(value("BLOB", "x'00FF'", false), Ok(json!({"base64": "AP8="})));
+        assert_eq!(value("BLOB", "x''", false), Ok(json!({"base64": ""})));
+        assert_eq!(value("BLOB", "x'00ff'", true), Ok(Value::from("x'00ff'")));
+        assert_eq!(value("", "7", false), Ok(Value::from(7)));
+        assert_eq!(value("", "7", true), Ok(Value::from("7")));
+        assert_eq!(value("INTEGER", "-9223372036854775808", false), Ok(Value::from(i64::MIN)));
+        assert_eq!(value("REAL", "2.0", false), Ok(Value::from(2.0)));
+        assert_eq!(value("", "2.0", false), Ok(Value::from(2.0)));
+        assert_eq!(value("REAL", "-Infinity", false), Ok(json!({"real": "-Infinity"})));
+        assert!(value("BLOB", "x'0'", false).is_err());
     }
 
     #[test]

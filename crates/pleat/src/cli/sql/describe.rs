@@ -5,8 +5,8 @@ use serde_json::Value;
 use crate::cli::client::Client;
 use crate::cli::{ops, output};
 
-/// List the tables.
-pub async fn tables(client: &Client) -> anyhow::Result<()> {
+/// List the tables whose name fits `pattern`.
+pub async fn tables(client: &Client, pattern: &str) -> anyhow::Result<()> {
     let answer = client.get("/tables").await?;
     let tables = output::items(&answer, "tables");
     if tables.is_empty() {
@@ -16,6 +16,7 @@ pub async fn tables(client: &Client) -> anyhow::Result<()> {
     }
     let rows = tables
         .iter()
+        .filter(|table| fits(pattern, &output::text(table, "name")))
         .map(|table| {
             vec![
                 output::text(table, "name"),
@@ -27,6 +28,26 @@ pub async fn tables(client: &Client) -> anyhow::Result<()> {
         })
         .collect();
     Ok(output::list(&["table", "kind", "shard key", "rows", "shards"], &["rows"], rows)?)
+}
+
+/// List the indexes of the tables whose name fits `pattern`.
+pub async fn indexes(client: &Client, pattern: &str) -> anyhow::Result<()> {
+    let answer = client.get("/tables").await?;
+    let tables = output::items(&answer, "tables").iter();
+    let rows = tables.filter(|table| fits(pattern, &output::text(table, "name"))).flat_map(|table| {
+        let of = |index| vec![output::text(index, "name"), output::text(table, "name"), output::text(index, "sql")];
+        output::items(table, "indexes").iter().map(of).collect::<Vec<_>>()
+    });
+    Ok(output::list(&["index", "table", "definition"], &[], rows.collect())?)
+}
+
+/// Whether a name fits a pattern, in which `*` stands for anything. Case makes no difference.
+fn fits(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.to_lowercase(), name.to_lowercase());
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(left) = name.strip_prefix(first) else { return false };
+    let starts = left.char_indices().map(|(at, _)| at).chain([left.len()]);
+    starts.into_iter().any(|at| fits(rest, &left[at..]))
 }
 
 /// Describe one table.
@@ -67,4 +88,15 @@ fn column(column: &Value) -> Vec<String> {
         remarks.push(format!("collate {collation}"));
     }
     vec![output::text(column, "name"), output::text(column, "type"), remarks.join(", ")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        assert!(fits("*", "t") && fits("fl*", "Flights") && fits("*ES", "planes") && fits("p*n*s", "planes"));
+        assert!(fits("planes", "planes") && !fits("plane", "planes") && !fits("*x*", "planes"));
+    }
 }

@@ -28,6 +28,8 @@ pub struct Runner {
     pub client: Client,
     pub format: Format,
     pub timing: bool,
+    /// Whether the shell shows each statement's route before it runs.
+    pub explains: bool,
 }
 
 impl Runner {
@@ -42,6 +44,17 @@ impl Runner {
         }
         if self.timing {
             output::complain(&format!("time: {:.1} ms", begun.elapsed().as_secs_f64() * 1000.0));
+        }
+        Ok(())
+    }
+
+    /// Show where a statement goes, without running it.
+    pub async fn explain(&self, sql: &str) -> anyhow::Result<()> {
+        let explains = sql.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("explain"));
+        let sql = if explains { sql.to_string() } else { format!("EXPLAIN {sql}") };
+        let answer = self.client.query(&sql).await?;
+        for step in output::items(&answer, "data") {
+            output::line(&format!("{:>24}  {}", output::text(step, "step"), output::text(step, "detail")))?;
         }
         Ok(())
     }

@@ -3,22 +3,29 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use rustyline::DefaultEditor;
+use rustyline::Editor;
 use rustyline::error::ReadlineError;
+use rustyline::history::FileHistory;
 
+use super::complete::Names;
 use super::run::Runner;
 use super::{describe, split};
 use crate::cli::{output, shards};
 
 const HELP: &str = "\
 Statements end with ; and may span lines. Ctrl-C drops what is typed, Ctrl-D leaves.
-  \\d          list the tables
+  \\d          list the tables; \\dt fl* those whose name fits
   \\d TABLE    describe a table
+  \\di         list the indexes; \\di fl* those of tables whose name fits
+  \\explain    show (or no longer show) the route of each statement before it runs
+  \\explain …  show the route of one statement; \\explain analyze SELECT … also runs it
   \\shards     what each shard holds and does
   \\timing     tell (or no longer tell) how long statements take
   \\?          this
   \\q          leave
-EXPLAIN SELECT … shows where a query goes.";
+Tab completes keywords and names.";
+
+type Line = Editor<Names, FileHistory>;
 
 /// Statements in the history file.
 const HISTORY_MAX: usize = 2_000;
@@ -31,7 +38,8 @@ pub async fn run(runner: &mut Runner) -> anyhow::Result<()> {
         runner.client.base()
     ))?;
     let config = rustyline::Config::builder().max_history_size(HISTORY_MAX)?.auto_add_history(false).build();
-    let mut editor = DefaultEditor::with_config(config).context("start the line editor")?;
+    let mut editor = Line::with_config(config).context("start the line editor")?;
+    editor.set_helper(Some(Names::of(&runner.client).await));
     let history = history_file();
     if let Some(path) = &history {
         // No history yet is how everybody starts.
@@ -70,10 +78,7 @@ pub async fn run(runner: &mut Runner) -> anyhow::Result<()> {
 }
 
 /// Waiting for a key would block one of the runtime's threads, so it gets a thread of its own.
-async fn read_line(
-    mut editor: DefaultEditor,
-    prompt: &'static str,
-) -> anyhow::Result<(DefaultEditor, Result<String, ReadlineError>)> {
+async fn read_line(mut editor: Line, prompt: &'static str) -> anyhow::Result<(Line, Result<String, ReadlineError>)> {
     let read = move || {
         let line = editor.readline(prompt);
         (editor, line)
@@ -82,7 +87,7 @@ async fn read_line(
 }
 
 /// Run the statements that are complete; the rest stays.
-async fn run_complete(runner: &Runner, editor: &mut DefaultEditor, typed: &mut String) -> anyhow::Result<()> {
+async fn run_complete(runner: &Runner, editor: &mut Line, typed: &mut String) -> anyhow::Result<()> {
     let end = split::complete(typed);
     if end == 0 {
         if typed.trim().is_empty() {
@@ -96,6 +101,12 @@ async fn run_complete(runner: &Runner, editor: &mut DefaultEditor, typed: &mut S
     }
     let _ = editor.add_history_entry(ready.trim());
     for statement in split::statements(&ready) {
+        if runner.explains
+            && let Err(error) = runner.explain(statement.text).await
+        {
+            super::super::report(&error, false);
+            break;
+        }
         tokio::select! {
             result = runner.run(statement.text) => if let Err(error) = result {
                 super::super::report(&error, false);
@@ -108,7 +119,18 @@ async fn run_complete(runner: &Runner, editor: &mut DefaultEditor, typed: &mut S
             }
         }
     }
+    if changes_names(&ready) {
+        editor.set_helper(Some(Names::of(&runner.client).await));
+    }
     Ok(())
+}
+
+/// Whether a table may look different afterwards.
+fn changes_names(text: &str) -> bool {
+    split::statements(text).iter().any(|statement| {
+        let word = statement.text.split_whitespace().next().unwrap_or_default();
+        ["create", "alter", "drop"].iter().any(|verb| word.eq_ignore_ascii_case(verb))
+    })
 }
 
 /// Run a command of the shell; `true` leaves.
@@ -118,7 +140,16 @@ async fn command(runner: &mut Runner, line: &str) -> anyhow::Result<bool> {
     match (name, argument) {
         ("\\q" | "\\quit", "") => return Ok(true),
         ("\\?" | "\\h" | "\\help", "") => output::line(HELP)?,
-        ("\\d" | "\\dt", "") => describe::tables(&runner.client).await?,
+        ("\\d" | "\\dt", "") => describe::tables(&runner.client, "*").await?,
+        ("\\dt", pattern) => describe::tables(&runner.client, pattern).await?,
+        ("\\di", "") => describe::indexes(&runner.client, "*").await?,
+        ("\\di", pattern) => describe::indexes(&runner.client, pattern).await?,
+        ("\\explain", "") => {
+            runner.explains = !runner.explains;
+            let state = if runner.explains { "shown before it runs" } else { "no longer shown" };
+            output::line(&format!("the route of each statement is {state}"))?;
+        }
+        ("\\explain", statement) => runner.explain(statement).await?,
         ("\\d", table) => describe::table(&runner.client, table.trim_matches('"')).await?,
         ("\\shards", "") => shards::print(&runner.client.get("/shards").await?)?,
         ("\\timing", "") => {
