@@ -45,6 +45,23 @@ pub(crate) fn statement(tokens: &Tokens, slots: &Slots, from: usize, to: usize) 
     Ok(parsed)
 }
 
+/// Parses the `WITH …` that the tokens `from..to` spell, before an INSERT, UPDATE or DELETE.
+pub(crate) fn with_clause(tokens: &Tokens, slots: &Slots, from: usize, to: usize) -> Result<ast::With, SqlError> {
+    check_nesting(tokens, from, to)?;
+    let mut parser = parser(convert(tokens, slots, from, to));
+    let with_token = ast::helpers::attached_token::AttachedToken::empty();
+    let parsed = parser.expect_keyword(Keyword::WITH).and_then(|_| {
+        let recursive = parser.parse_keyword(Keyword::RECURSIVE);
+        let cte_tables = parser.parse_comma_separated(Parser::parse_cte)?;
+        Ok(ast::With { with_token, recursive, cte_tables })
+    });
+    let parsed = parsed.map_err(|error| refused(tokens, to, &mut parser, &error))?;
+    if parser.peek_token_ref().token != Theirs::EOF {
+        return Err(refused(tokens, to, &mut parser, &ParserError::ParserError(String::new())));
+    }
+    Ok(parsed)
+}
+
 /// Parses the one expression that the tokens `from..to` spell. `None` when they spell none.
 pub(crate) fn expression(tokens: &Tokens, slots: &Slots, from: usize, to: usize) -> Option<ast::Expr> {
     let mut parser = parser(convert(tokens, slots, from, to));
