@@ -35,8 +35,21 @@ const PARSER_RECURSION_MAX: usize = 400;
 
 /// Parses the one statement that the tokens `from..to` spell.
 pub(crate) fn statement(tokens: &Tokens, slots: &Slots, from: usize, to: usize) -> Result<ast::Statement, SqlError> {
-    check_nesting(tokens, from, to)?;
-    let theirs = convert(tokens, slots, from, to);
+    statement_of(tokens, slots, &[(from, to)])
+}
+
+/// Parses the one statement that these runs of tokens spell together.
+pub(crate) fn statement_of(
+    tokens: &Tokens,
+    slots: &Slots,
+    spans: &[(usize, usize)],
+) -> Result<ast::Statement, SqlError> {
+    let mut theirs = Vec::new();
+    for (from, to) in spans {
+        check_nesting(tokens, *from, *to)?;
+        theirs.extend(convert(tokens, slots, *from, *to));
+    }
+    let to = spans.last().map_or(0, |span| span.1);
     let mut parser = parser(theirs);
     let parsed = parser.parse_statement().map_err(|error| refused(tokens, to, &mut parser, &error))?;
     if parser.peek_token_ref().token != Theirs::EOF {

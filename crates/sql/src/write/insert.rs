@@ -17,7 +17,8 @@ use crate::lex::quote;
 use crate::scope::{Resolved, column_name, internal_table, is_rowid};
 use crate::tree::{Constant, Part, bare, last_name};
 
-pub(super) fn read<'a>(draft: &mut Draft<'a>, insert: &Insert) -> Result<Found<'a>, SqlError> {
+/// Reads an INSERT; `upserts` are all of its `ON CONFLICT` clauses.
+pub(super) fn read<'a>(draft: &mut Draft<'a>, insert: &Insert, upserts: &[&OnInsert]) -> Result<Found<'a>, SqlError> {
     refuse_rollback(insert.or.as_ref())?;
     let table = written_table(draft, insert)?;
     draft.with(&table.name)?;
@@ -30,7 +31,7 @@ pub(super) fn read<'a>(draft: &mut Draft<'a>, insert: &Insert) -> Result<Found<'
     let source = source(draft, insert, &columns, scope)?;
     key_is_there(table, &source, &columns)?;
     let late = draft.analysis.occurrences.len();
-    upsert(draft, table, insert, scope)?;
+    upserts.iter().try_for_each(|on| upsert(draft, table, on, scope))?;
     returning(&mut draft.analysis, insert.returning.as_deref(), scope)?;
     draft.analysis.finish()?;
     if table.kind == TableKind::Reference {
@@ -130,21 +131,16 @@ fn key_is_there(table: &Table, source: &Source, columns: &[String]) -> Result<()
     null.map_or(Ok(()), |error| Err(error.hint(format!("name {key} in the column list and give it a value"))))
 }
 
-fn upsert(draft: &mut Draft, table: &Table, insert: &Insert, scope: usize) -> Result<(), SqlError> {
-    match &insert.on {
-        None => Ok(()),
-        Some(OnInsert::OnConflict(conflict)) => {
-            let OnConflictAction::DoUpdate(update) = &conflict.action else { return Ok(()) };
-            for assignment in &update.assignments {
-                refuse_key_change(table, assignment)?;
-                draft.analysis.expr(&assignment.value, scope)?;
-            }
-            update.selection.as_ref().map_or(Ok(()), |filter| draft.analysis.expr(filter, scope))
-        }
-        Some(_) => {
-            Err(SqlError::syntax("ON DUPLICATE KEY is not SQLite's").hint("use ON CONFLICT (…) DO UPDATE SET …"))
-        }
+fn upsert(draft: &mut Draft, table: &Table, on: &OnInsert, scope: usize) -> Result<(), SqlError> {
+    let OnInsert::OnConflict(conflict) = on else {
+        return Err(SqlError::syntax("ON DUPLICATE KEY is not SQLite's").hint("use ON CONFLICT (…) DO UPDATE SET …"));
+    };
+    let OnConflictAction::DoUpdate(update) = &conflict.action else { return Ok(()) };
+    for assignment in &update.assignments {
+        refuse_key_change(table, assignment)?;
+        draft.analysis.expr(&assignment.value, scope)?;
     }
+    update.selection.as_ref().map_or(Ok(()), |filter| draft.analysis.expr(filter, scope))
 }
 
 /// Rows are numbered in the order in which they are inserted, and copies must number alike.

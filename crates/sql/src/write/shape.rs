@@ -117,13 +117,17 @@ impl Shape {
         let open = outermost(tokens, (after_name, start)).find(|index| tokens.is_symbol(*index, "("));
         self.columns = open.map(|open| (open + 1, tokens.closing(open)));
         self.returning = clause(tokens, (start, self.span.1), "RETURNING").map_or(self.returning, |at| (at, self.span.1));
-        let conflict = |index: usize| {
-            tokens.are(index, &["ON", "CONFLICT"]) && (tokens.is(index + 2, "DO") || tokens.is_symbol(index + 2, "("))
-        };
-        let upsert = outermost(tokens, (start, self.returning.0)).find(|index| conflict(*index));
+        let upsert = outermost(tokens, (start, self.returning.0)).find(|index| is_upsert(tokens, *index));
         self.upsert = (upsert.unwrap_or(self.returning.0), self.returning.0);
         self.source = (start, self.upsert.0);
         Some(())
+    }
+
+    /// Each `ON CONFLICT …`: SQLite lets an INSERT have several, the parser one.
+    pub fn upserts(&self, tokens: &Tokens) -> Vec<Span> {
+        let mut starts: Vec<usize> = outermost(tokens, self.upsert).filter(|index| is_upsert(tokens, *index)).collect();
+        starts.push(self.upsert.1);
+        starts.windows(2).map(|pair| (pair[0], pair[1])).collect()
     }
 
     /// The rows of `VALUES`, each inside its parentheses.
@@ -139,6 +143,10 @@ impl Shape {
         };
         list(tokens, self.set).into_iter().filter_map(halves).collect()
     }
+}
+
+fn is_upsert(tokens: &Tokens, index: usize) -> bool {
+    tokens.are(index, &["ON", "CONFLICT"]) && (tokens.is(index + 2, "DO") || tokens.is_symbol(index + 2, "("))
 }
 
 fn clause(tokens: &Tokens, span: Span, word: &str) -> Option<usize> {

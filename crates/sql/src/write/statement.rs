@@ -71,10 +71,22 @@ pub(super) struct Draft<'a> {
 /// Plans the INSERT, UPDATE or DELETE that `span` spells.
 pub(super) fn plan(analysis: Analysis, span: Span, alone: bool, id_base: usize) -> Result<WriteStatement, SqlError> {
     let shape = Shape::of(analysis.tokens, span)?;
-    let ast = parse::statement(analysis.tokens, analysis.slots, shape.verb, span.1)?;
+    let upserts = shape.upserts(analysis.tokens);
+    let (tokens, slots) = (analysis.tokens, analysis.slots);
+    let ast = match upserts.as_slice() {
+        [] | [_] => parse::statement(tokens, slots, shape.verb, span.1)?,
+        [first, ..] => parse::statement_of(tokens, slots, &[(shape.verb, first.1), shape.returning])?,
+    };
+    let before = (shape.verb, shape.upsert.0);
+    let more = upserts.iter().skip(1).map(|upsert| parse::statement_of(tokens, slots, &[before, *upsert]));
+    let more: Vec<Ast> = more.collect::<Result<_, _>>()?;
     let mut draft = Draft { analysis, shape, id_base };
     let found = match &ast {
-        Ast::Insert(insert) => insert::read(&mut draft, insert)?,
+        Ast::Insert(insert) => {
+            let others = more.iter().filter_map(|ast| if let Ast::Insert(insert) = ast { Some(insert) } else { None });
+            let upserts: Vec<_> = std::iter::once(insert).chain(others).filter_map(|insert| insert.on.as_ref()).collect();
+            insert::read(&mut draft, insert, &upserts)?
+        }
         Ast::Update(update) => change::read_update(&mut draft, update)?,
         Ast::Delete(delete) => change::read_delete(&mut draft, delete)?,
         _ => return Err(SqlError::syntax("an INSERT, UPDATE or DELETE was expected")),
