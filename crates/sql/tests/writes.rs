@@ -286,7 +286,7 @@ impl Maker {
             1 => format!("UPDATE t SET k = k + 1, a = 5, id = id + {fresh} WHERE k IN ({k}, {n}){tail}"),
             2 => format!("UPDATE t SET (k, id) = (-k, id + {fresh}){}{tail}", self.filter("t")),
             3 => format!("UPDATE u SET k = x % 10, id = id + {fresh}, y = NULL WHERE x IS NOT NULL{tail}"),
-            4 => format!("UPDATE s SET w = w || 'x', v = v WHERE k > {n}{tail}"),
+            4 => format!("UPDATE s SET w = w || 'x' || {fresh}, v = v WHERE k > {n}{tail}"),
             5 => format!("UPDATE h SET id = id + {fresh} WHERE v = {n}{tail}"),
             6 => format!("UPDATE t SET k = NULL WHERE a = {n}{tail}"),
             _ => format!("UPDATE t SET k = u.x % 7, id = t.id + {fresh} FROM u WHERE u.k = t.k AND u.id = t.id AND u.x < {n}{tail}"),

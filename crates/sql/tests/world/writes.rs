@@ -173,9 +173,9 @@ impl World {
 
     fn write_rows(&self, write: &ComputedWrite, read: &Answer, total: &mut Effect) -> Result<(), Failure> {
         let (wanted, given) = (write.ids_wanted(&read.rows), write.ids_given(&read.rows));
-        let as_slice = |wanted: &Option<IdsWanted>| wanted.iter().cloned().collect::<Vec<_>>();
-        let given: Vec<IdsGiven> = given.into_iter().collect();
-        let ids = Counters(self).give(&as_slice(&wanted), &given);
+        let wanted: Vec<IdsWanted> = wanted.map_err(Failure::Refused)?.into_iter().collect();
+        let given: Vec<IdsGiven> = given.map_err(Failure::Refused)?.into_iter().collect();
+        let ids = Counters(self).give(&wanted, &given);
         for keyed in write.statements(&read.rows, &ids).map_err(Failure::Refused)? {
             let shard = keyed.units.first().map_or(2, |unit| self.owner_of_unit(*unit));
             let effect = self.effect_on(shard, &keyed.statement)?;
