@@ -53,11 +53,26 @@ pub(super) enum Owner {
 /// What is written for a row that was read. Numbers are places in that row.
 #[derive(Debug)]
 pub(super) enum Step {
-    Insert { statement: Template, width: usize, key: usize, id: Option<Id> },
+    Insert {
+        statement: Template,
+        width: usize,
+        key: usize,
+        id: Option<Id>,
+    },
     /// UPDATE or DELETE where the row is.
-    Change { statement: Template, key: usize },
+    Change {
+        statement: Template,
+        key: usize,
+    },
     /// UPDATE if the key stays as it is, otherwise DELETE and INSERT.
-    Move { update: Template, delete: Template, insert: Template, old: usize, new: usize, key_is_id: bool },
+    Move {
+        update: Template,
+        delete: Template,
+        insert: Template,
+        old: usize,
+        new: usize,
+        key_is_id: bool,
+    },
 }
 
 /// An id that Pleat may have to give.
@@ -179,13 +194,7 @@ impl ComputedWrite {
         Ok(found)
     }
 
-    fn write(
-        &self,
-        at: usize,
-        row: &[Value],
-        giver: &mut Giver,
-        found: &mut Phases,
-    ) -> Result<(), SqlError> {
+    fn write(&self, at: usize, row: &[Value], giver: &mut Giver, found: &mut Phases) -> Result<(), SqlError> {
         match &self.recipe.step {
             Step::Change { statement, key } => {
                 let unit = self.unit(at, row, *key)?;

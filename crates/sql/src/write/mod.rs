@@ -214,7 +214,10 @@ impl WritePlan {
     fn values(&self, params: &Params, ids: &Ids) -> Result<Vec<Value>, SqlError> {
         let mut values = self.slots.bind(params)?;
         let mut giver = Giver::new(ids);
-        self.statements.iter().filter_map(WriteStatement::ids).try_for_each(|rows| rows.fill(&mut values, &mut giver))?;
+        self.statements
+            .iter()
+            .filter_map(WriteStatement::ids)
+            .try_for_each(|rows| rows.fill(&mut values, &mut giver))?;
         Ok(values)
     }
 
@@ -237,4 +240,3 @@ impl WritePlan {
         })
     }
 }
-
