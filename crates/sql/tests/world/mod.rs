@@ -3,13 +3,17 @@
 
 #![allow(dead_code)] // each test uses a part of it
 
+pub mod writes;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{
     Column, DdlEffect, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, partition_of,
 };
-use pleat_sql::{Bound, DdlAction, Fetch, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, prepare};
+use pleat_sql::{
+    Bound, DdlAction, Fetch, Ids, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, prepare,
+};
 use rusqlite::functions::FunctionFlags;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params_from_iter};
@@ -74,7 +78,8 @@ impl World {
         }
         let described = describe(&self.whole, &plan.table);
         match plan.effect(described, ShardId(0)).map_err(Failure::Refused)? {
-            DdlEffect::CreateTable(table) => {
+            DdlEffect::CreateTable(mut table) => {
+                table.id = TableId(u32::try_from(self.tables.len()).unwrap() + 1);
                 self.tables.insert(table.name.to_ascii_lowercase(), table);
             }
             DdlEffect::DropTable { table } => {
@@ -98,7 +103,7 @@ impl World {
     /// Carries out a write where its plan says, and on the whole database; both must answer alike.
     pub fn write(&self, sql: &str, values: &[Value]) -> Result<(), Failure> {
         let Statement::Write(plan) = self.prepare(sql).map_err(Failure::Refused)? else { panic!("not a write: {sql}") };
-        let route = plan.route(&Params::Positional(values), PARTITIONS).map_err(Failure::Refused)?;
+        let route = plan.route(&Params::Positional(values), PARTITIONS, &Ids::none()).map_err(Failure::Refused)?;
         let shards: BTreeSet<usize> = match &route.target {
             WriteTarget::Reference => (0..self.shards.len()).collect(),
             WriteTarget::Units(units) if units.is_empty() => BTreeSet::from([0]),
@@ -118,7 +123,9 @@ impl World {
                     .filter(|_| self.foreign_rows && units.singles.is_empty());
                 owners.iter().copied().chain(foreign).collect()
             }
-            WriteTarget::Everywhere { table, .. } => return Err(Failure::Refused(pleat_sql::several_shards(table))),
+            WriteTarget::Everywhere { table, .. } | WriteTarget::Spread { table } => {
+                return Err(Failure::Refused(pleat_sql::several_shards(table)));
+            }
         };
         for statement in &route.statements {
             let mut expected = run(&self.whole, statement).map_err(Failure::Sqlite)?;
@@ -382,13 +389,15 @@ pub fn describe(connection: &Connection, name: &str) -> Option<Table> {
     keys.sort();
     let without_rowid = create_sql.to_uppercase().contains("WITHOUT ROWID");
     let primary_key: Vec<String> = keys.into_iter().map(|(_, column)| column).collect();
+    let integer = |column: &Column| column.decl_type.eq_ignore_ascii_case("INTEGER");
+    let alias = |name: &String| columns.iter().any(|column| column.name == *name && integer(column));
     Some(Table {
         id: TableId(0),
         name: name.to_owned(),
         kind: TableKind::Reference,
+        rowid_alias: !without_rowid && primary_key.len() == 1 && alias(&primary_key[0]),
         columns,
         primary_key,
-        rowid_alias: false,
         without_rowid,
         create_sql,
         indexes: Vec::new(),
