@@ -4,15 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::ddl::{DdlAction, Placement};
 use crate::error::SqlError;
+use crate::order::{Collation, Order};
 use crate::params::Params;
 use crate::read::{Fetch, Route, Source, Units};
 use crate::statement::Statement;
+use crate::why::NotPushed;
 use crate::write::WriteTarget;
 
 /// What Pleat would do with a statement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// `anywhere`, `shard`, `concat`, `gather`, `write`, `reference write`, `write everywhere` or `schema change`.
+    /// `anywhere`, `shard`, `concat`, `merge`, `gather`, `write`, `reference write`, `write everywhere` or `schema change`.
     pub route: String,
     /// Which units or shards are asked.
     pub shards: String,
@@ -20,7 +22,9 @@ pub struct Explanation {
     pub fetches: Vec<ExplainedFetch>,
     /// What the finisher runs on the fetched rows.
     pub finish: Option<String>,
-    /// Why not a better route.
+    /// What the finisher does because the shards can't, and why.
+    pub not_pushed: Vec<NotPushed>,
+    /// What else there is to say.
     pub reason: Option<String>,
 }
 
@@ -35,7 +39,7 @@ pub struct ExplainedFetch {
 
 impl Explanation {
     fn new(route: &str, shards: String) -> Self {
-        Explanation { route: route.to_owned(), shards, fetches: Vec::new(), finish: None, reason: None }
+        Explanation { route: route.to_owned(), shards, fetches: Vec::new(), finish: None, not_pushed: Vec::new(), reason: None }
     }
 
     fn statement(mut self, sql: &str) -> Self {
@@ -55,6 +59,8 @@ impl Explanation {
             lines.push((step, fetch.sql.clone()));
         }
         lines.extend(self.finish.iter().map(|finish| ("finish".to_owned(), finish.clone())));
+        let left = |left: &NotPushed| ("not pushed down".to_owned(), format!("{}: {}", left.what, left.why));
+        lines.extend(self.not_pushed.iter().map(left));
         lines.extend(self.reason.iter().map(|reason| ("because".to_owned(), reason.clone())));
         lines
     }
@@ -67,8 +73,9 @@ impl Statement {
             Statement::Explain(inner) => inner.explain(params, partition_count),
             Statement::Read(plan) => {
                 let mut explanation = explain_route(&plan.route(params, partition_count)?);
-                let spread = matches!(explanation.route.as_str(), "concat" | "gather");
-                explanation.reason = spread.then(|| plan.reason.clone());
+                if explanation.route == "gather" {
+                    explanation.not_pushed = plan.not_pushed().to_vec();
+                }
                 Ok(explanation)
             }
             Statement::Write(plan) => {
@@ -105,12 +112,20 @@ fn explain_route(route: &Route) -> Explanation {
             Explanation::new("anywhere", "any one shard".to_owned()).statement(&statement.sql)
         }
         Route::Shard { units, statement } => Explanation::new("shard", units_text(units)).statement(&statement.sql),
-        Route::Concat { fetch, limit, offset } => {
-            let mut explanation = Explanation::new("concat", source_text(&fetch.source)).statement(&fetch.sql);
-            if limit.is_some() || *offset > 0 {
-                let limit = limit.map_or_else(|| "all".to_owned(), |limit| limit.to_string());
-                explanation.finish = Some(format!("skip {offset} rows, then give {limit}"));
-            }
+        Route::Concat { fetch, order, hidden, limit, offset } => {
+            let route = if order.is_empty() { "concat" } else { "merge" };
+            let mut explanation = Explanation::new(route, source_text(&fetch.source)).statement(&fetch.sql);
+            let steps = [
+                (!order.is_empty()).then(|| format!("merge by {}", order_text(order))),
+                (*offset > 0).then(|| format!("skip {offset} rows")),
+                limit.map(|limit| format!("give at most {limit} rows")),
+                (*hidden > 0).then(|| match hidden {
+                    1 => "leave the first column out".to_owned(),
+                    hidden => format!("leave the first {hidden} columns out"),
+                }),
+            ];
+            let steps: Vec<String> = steps.into_iter().flatten().collect();
+            explanation.finish = (!steps.is_empty()).then(|| steps.join(", "));
             explanation
         }
         Route::Gather { fetches, finish } => {
@@ -120,6 +135,23 @@ fn explain_route(route: &Route) -> Explanation {
             explanation
         }
     }
+}
+
+fn order_text(order: &[Order]) -> String {
+    let term = |term: &Order| {
+        let direction = if term.descending { " DESC" } else { "" };
+        let nulls = match (term.descending, term.nulls_last) {
+            (false, true) => " NULLS LAST",
+            (true, false) => " NULLS FIRST",
+            _ => "",
+        };
+        let collation = match term.collation {
+            Collation::Binary => String::new(),
+            other => format!(" COLLATE {}", other.name()),
+        };
+        format!("column {}{collation}{direction}{nulls}", term.column + 1)
+    };
+    order.iter().map(term).collect::<Vec<_>>().join(", ")
 }
 
 fn gathered_text(fetches: &[Fetch]) -> String {

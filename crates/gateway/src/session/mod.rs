@@ -36,6 +36,7 @@ mod deadline;
 mod explain;
 mod failure;
 mod gather;
+mod merge;
 mod place;
 mod plans;
 mod read;

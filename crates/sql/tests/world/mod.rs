@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pleat_cluster::{
     Column, DdlEffect, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, partition_of,
 };
-use pleat_sql::{Bound, DdlAction, Fetch, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, prepare};
+use pleat_sql::{Bound, DdlAction, Fetch, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, compare_rows, prepare};
 use rusqlite::functions::FunctionFlags;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params_from_iter};
@@ -174,16 +174,26 @@ impl World {
                 run(&self.shards[self.shards.len() - 1], statement).map_err(Failure::Sqlite)
             }
             Route::Shard { .. } => unreachable!("handled before"),
-            Route::Concat { fetch, limit, offset } => {
-                self.count("concat");
-                let mut answer = self.fetch(fetch)?;
+            Route::Concat { fetch, order, hidden, limit, offset } => {
+                self.count(if order.is_empty() { "concat" } else { "merge" });
+                let mut answer = self.fetch_each(fetch, |rows| {
+                    assert!(rows.is_sorted_by(|left, right| compare_rows(order, left, right).is_le()), "{}", fetch.sql);
+                })?;
+                answer.rows.sort_by(|left, right| compare_rows(order, left, right));
+                answer.columns.drain(..hidden);
+                answer.rows.iter_mut().for_each(|row| drop(row.drain(..hidden)));
                 let skip = usize::try_from(*offset).unwrap_or(usize::MAX);
                 let take = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
                 answer.rows = answer.rows.into_iter().skip(skip).take(take).collect();
                 Ok(answer)
             }
             Route::Gather { fetches, finish } => {
-                self.count(if fetches[0].table == "__parts" { "partial" } else { "gather" });
+                self.count(match fetches[0].table.as_str() {
+                    "__parts" => "partial",
+                    "__parts1" => "pieces",
+                    _ => "gather",
+                });
+
                 let finisher = Connection::open_in_memory().unwrap();
                 for fetch in fetches {
                     finisher
@@ -202,6 +212,11 @@ impl World {
     }
 
     fn fetch(&self, fetch: &Fetch) -> Result<Answer, Failure> {
+        self.fetch_each(fetch, |_| {})
+    }
+
+    /// Fetches, and shows each shard's rows to `look`.
+    fn fetch_each(&self, fetch: &Fetch, look: impl Fn(&[Vec<Value>])) -> Result<Answer, Failure> {
         let shards: Vec<usize> = match &fetch.source {
             Source::Sharded { prune: None } => (0..self.shards.len()).collect(),
             Source::Sharded { prune: Some(partitions) } if partitions.is_empty() => vec![0],
@@ -220,6 +235,7 @@ impl World {
         let mut all = Answer { columns: Vec::new(), rows: Vec::new() };
         for shard in shards {
             let answer = run(&self.shards[shard], &bound).map_err(Failure::Sqlite)?;
+            look(&answer.rows);
             all.columns = answer.columns;
             all.rows.extend(answer.rows);
         }
