@@ -196,7 +196,7 @@ impl Search<'_, '_> {
         let table = format!("__parts{}", self.pieces.len() + 1);
         let (fetch, finish) = match found {
             Form::Rows(plan) => plan.gathered(self.analysis, &table, true)?,
-            Form::Partial(plan) => plan.gathered(&table),
+            Form::Partial(plan, _) => plan.gathered(&table),
         };
         self.pieces.push(fetch);
         self.copy.replaced.insert(span.0, (span.1, finish));

@@ -31,7 +31,8 @@ use crate::why::Why;
 #[derive(Clone, Debug)]
 pub(crate) enum Form<'a> {
     Rows(RowsPlan<'a>),
-    Partial(PartialPlan),
+    /// And why the shards' own groups are not the answer.
+    Partial(PartialPlan, Why),
 }
 
 /// Rows of the shards, appended or merged in order; duplicates removed if `distinct`.
@@ -93,10 +94,10 @@ pub(crate) fn form<'a>(spreading: &mut Spreading<'_, 'a>, query: &Query, span: S
     let layout = Layout::of(spreading.analysis, query, span)?;
     if let [(_, Arm::Select(select))] = layout.arms.as_slice() {
         let rows = spreading.open(select)?;
-        if rows.lie != Lie::Spread {
-            return Err(Why::Form);
-        }
         let found = spreading.block(select, query, &rows);
+        if rows.lie != Lie::Spread {
+            return Err(found.err().unwrap_or(Why::Form));
+        }
         let form = match found {
             Ok(shape) => rows_form(spreading, query, span, &layout, shape, false),
             Err(Why::Distinct) => {
@@ -110,8 +111,9 @@ pub(crate) fn form<'a>(spreading: &mut Spreading<'_, 'a>, query: &Query, span: S
                 };
                 rows_form(spreading, query, span, &layout, shape, true)
             }
-            Err(Why::Groups) => {
-                return partial(spreading, select, query, span, &rows, &layout.first).map(Form::Partial);
+            Err(why @ (Why::Groups | Why::Totals)) => {
+                let plan = partial(spreading, select, query, span, &rows, &layout.first);
+                return plan.map(|plan| Form::Partial(plan, why));
             }
             Err(why) => Err(why),
         };
@@ -406,7 +408,9 @@ impl RowsPlan<'_> {
                 Kind::Plain => column_name(at),
                 Kind::Unknown => return Err(Why::Columns),
             });
-            selected.push(format!("{} AS {}", column_name(at), quote(&column.name)));
+            // A column without a type has an affinity (BLOB), an expression has none; a sign takes it away.
+            let sign = if nested && column.kind == Kind::Plain { "+" } else { "" };
+            selected.push(format!("{sign}{} AS {}", column_name(at), quote(&column.name)));
         }
         let mut finish = Output::default();
         finish.push(if self.distinct { "SELECT DISTINCT " } else { "SELECT " });

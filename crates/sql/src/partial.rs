@@ -364,7 +364,7 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
     fn rewrite(&mut self, span: Span, whole: Option<&Expr>, output: &mut Output) -> Result<(), Why> {
         let same = |group: &Group| whole.is_some_and(|whole| bare(whole) == group.expr) && group.column.is_none();
         if let Some(group) = self.groups.iter().position(same) {
-            output.word(&group_name(group));
+            output.word(&self.group_value(group));
             return Ok(());
         }
         let mut index = span.0;
@@ -377,7 +377,7 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
     fn rewrite_at(&mut self, index: usize, end: usize, output: &mut Output) -> Result<usize, Why> {
         let tokens = self.tokens();
         if let Some((group, next)) = self.group_at(index, end) {
-            output.word(&group_name(group));
+            output.word(&self.group_value(group));
             return Ok(next);
         }
         if let Some(call) = self.call(index, end)? {
@@ -392,6 +392,14 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
             return Ok(index + 1);
         }
         self.rewrite_name(index, end, output)
+    }
+
+    /// A group's value in the finishing statement. A column without a type has an affinity (BLOB), an expression has
+    /// none; a sign takes it away.
+    fn group_value(&self, at: usize) -> String {
+        let group = &self.groups[at];
+        let sign = if group.column.is_none() && group.definition.is_empty() { "+" } else { "" };
+        format!("{sign}{}", group_name(at))
     }
 
     /// The GROUP BY expression that stands at `index` and holds together by itself (a call, a CASE, a CAST): it means
@@ -431,7 +439,8 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
             Some(Named::Column { source: other, column: grouped, .. }) => source == other && grouped.name == column.name,
             _ => false,
         });
-        output.word(&group_name(group.ok_or(Why::BareColumn)?));
+        let value = self.group_value(group.ok_or(Why::BareColumn)?);
+        output.word(&value);
         Ok(last + 1)
     }
 
@@ -575,7 +584,10 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
         let select = self.clauses.items.0 - 1;
         let with_end = if self.tokens().is(select, "DISTINCT") || self.tokens().is(select, "ALL") { select - 1 } else { select };
         copy.write(analysis, (span.0, with_end), owned, &mut output);
-        output.word("SELECT ");
+        if !output.sql.is_empty() {
+            output.push(" ");
+        }
+        output.push("SELECT ");
         let mut columns = 0;
         let mut comma = |output: &mut Output| {
             output.push(if columns > 0 { ", " } else { "" });

@@ -220,9 +220,9 @@ fn several(analysis: &Analysis, query: &Query, span: Span) -> Result<Several, Sq
             Ok((fetch, finish)) => Ok(plain(FinishPlan::of(fetch, finish, Why::Distinct, analysis, span))),
             Err(why) => Ok(plain(finish::finish(analysis, query, span, why))),
         },
-        Ok(Form::Partial(plan)) => {
+        Ok(Form::Partial(plan, why)) => {
             let (fetch, finish) = plan.gathered(PARTS);
-            Ok(plain(FinishPlan::of(fetch, finish, Why::Groups, analysis, span)))
+            Ok(plain(FinishPlan::of(fetch, finish, why, analysis, span)))
         }
         Err(why) => Ok(plain(finish::finish(analysis, query, span, why))),
     }

@@ -283,7 +283,7 @@ impl<'m, 'a> Spreading<'m, 'a> {
         if lie == Lie::Spread {
             self.windows(select, order)?;
             if grouped && !self.groups_by_key(select) {
-                return Err(Why::Groups);
+                return Err(if is_grouped(select) { Why::Groups } else { Why::Totals });
             }
             let keyed = columns.iter().flatten().any(|column| matches!(column.key, Key::Always(_)));
             match &select.distinct {

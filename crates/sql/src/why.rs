@@ -30,6 +30,8 @@ pub enum Why {
     OuterJoin,
     /// A subquery needs rows of other shards.
     Subquery,
+    /// Aggregates over all rows.
+    Totals,
     /// Groups without the shard key.
     Groups,
     /// A column outside GROUP BY.
@@ -71,11 +73,12 @@ impl Why {
             Why::Join => "its sharded tables are not joined on their shard keys",
             Why::OuterJoin => "every shard would add the rows of the outer join that have no partner",
             Why::Subquery => "a subquery in it reads rows of other shards",
-            Why::Groups => "its groups are spread over the shards: GROUP BY does not contain the shard key",
+            Why::Totals => "its aggregates are over the rows of all shards",
+            Why::Groups => "a group may have rows on several shards: GROUP BY does not contain the shard key",
             Why::BareColumn => "SQLite picks the value of a column outside GROUP BY from one row of all",
             Why::Aggregate => "an aggregate in it can't be merged from parts",
-            Why::Distinct => "shards may have equal rows: DISTINCT does not contain the shard key",
-            Why::Window => "its windows are spread over the shards: PARTITION BY does not contain the shard key",
+            Why::Distinct => "equal rows may be on several shards: the shard key is not among the columns",
+            Why::Window => "a window may have rows on several shards: PARTITION BY does not contain the shard key",
             Why::Limit => "LIMIT counts the rows of all shards",
             Why::LimitValue => "its LIMIT or OFFSET is not a plain number",
             Why::Recursive => "a recursive query needs all rows at each step",
