@@ -216,7 +216,11 @@ impl Output {
 
     /// Appends another output, whose parameters take their numbers here.
     pub fn append(&mut self, other: &Output) {
-        if !other.sql.is_empty() && !other.sql.starts_with(' ') && !self.sql.is_empty() && !self.sql.ends_with([' ', '(']) {
+        if !other.sql.is_empty()
+            && !other.sql.starts_with(' ')
+            && !self.sql.is_empty()
+            && !self.sql.ends_with([' ', '('])
+        {
             self.sql.push(' ');
         }
         let mut from = 0;

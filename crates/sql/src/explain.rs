@@ -6,7 +6,7 @@ use crate::ddl::{DdlAction, Placement};
 use crate::error::SqlError;
 use crate::order::{Collation, Order};
 use crate::params::Params;
-use crate::read::{Fetch, Route, Source, Units};
+use crate::read::{Fetch, ReadPlan, Route, Source, Units};
 use crate::statement::Statement;
 use crate::why::NotPushed;
 use crate::write::WriteTarget;
@@ -39,7 +39,14 @@ pub struct ExplainedFetch {
 
 impl Explanation {
     fn new(route: &str, shards: String) -> Self {
-        Explanation { route: route.to_owned(), shards, fetches: Vec::new(), finish: None, not_pushed: Vec::new(), reason: None }
+        Explanation {
+            route: route.to_owned(),
+            shards,
+            fetches: Vec::new(),
+            finish: None,
+            not_pushed: Vec::new(),
+            reason: None,
+        }
     }
 
     fn statement(mut self, sql: &str) -> Self {
@@ -61,7 +68,7 @@ impl Explanation {
         lines.extend(self.finish.iter().map(|finish| ("finish".to_owned(), finish.clone())));
         let left = |left: &NotPushed| ("not pushed down".to_owned(), format!("{}: {}", left.what, left.why));
         lines.extend(self.not_pushed.iter().map(left));
-        lines.extend(self.reason.iter().map(|reason| ("because".to_owned(), reason.clone())));
+        lines.extend(self.reason.iter().map(|reason| ("note".to_owned(), reason.clone())));
         lines
     }
 }
@@ -72,7 +79,14 @@ impl Statement {
         match self {
             Statement::Explain(inner) => inner.explain(params, partition_count),
             Statement::Read(plan) => {
-                let mut explanation = explain_route(&plan.route(params, partition_count)?);
+                let route = plan.route(params, partition_count)?;
+                let mut explanation = explain_route(&route);
+                if matches!(&route, Route::Shard { units, .. } if units.partitions.len() + units.singles.len() > 1) {
+                    // Which it is depends on the placement of the moment.
+                    let otherwise = plan.scatter(params, partition_count).map(|route| explain_route(&route).route);
+                    let otherwise = otherwise.unwrap_or_else(|error| format!("refused: {}", error.message));
+                    explanation.reason = Some(format!("if these are on one shard; otherwise {otherwise}"));
+                }
                 if explanation.route == "gather" {
                     explanation.not_pushed = plan.not_pushed().to_vec();
                 }
@@ -103,6 +117,13 @@ impl Statement {
                 Ok(plan.statements.iter().fold(explanation, |explanation, sql| explanation.statement(sql)))
             }
         }
+    }
+}
+
+impl ReadPlan {
+    /// What Pleat does with the statement while there is one shard.
+    pub fn explain_only_shard(&self, params: &Params) -> Result<Explanation, SqlError> {
+        Ok(Explanation::new("shard", "the only shard".to_owned()).statement(&self.whole(params)?.sql))
     }
 }
 

@@ -96,7 +96,8 @@ impl Place {
         match self {
             Place::Sharded { keys } => Source::Sharded {
                 prune: keys.as_ref().and_then(|keys| {
-                    let found = keys.iter().map(|(key_type, keys)| partitions(keys, *key_type, values, partition_count));
+                    let found =
+                        keys.iter().map(|(key_type, keys)| partitions(keys, *key_type, values, partition_count));
                     found.collect::<Option<Vec<_>>>().map(|found| found.into_iter().flatten().collect())
                 }),
             },
@@ -150,13 +151,7 @@ fn has_wildcard(analysis: &Analysis, covered: &[Span]) -> bool {
     analysis.every_column && (0..tokens.len()).any(|at| wildcard(at) && !is_covered(covered, at))
 }
 
-fn fetch(
-    analysis: &Analysis,
-    name: &str,
-    mentions: &[&Occurrence],
-    names: &BTreeSet<String>,
-    all: bool,
-) -> FetchPlan {
+fn fetch(analysis: &Analysis, name: &str, mentions: &[&Occurrence], names: &BTreeSet<String>, all: bool) -> FetchPlan {
     let table = &analysis.tables[name];
     let columns = needed(table, names, all);
     let sql = |owned: bool| Template::from(select(analysis, table, mentions, &columns, owned));

@@ -61,7 +61,8 @@ pub(crate) fn whole(analysis: &Analysis, span: Span, why: Why) -> FinishPlan {
 
 /// Plans a statement that has no form because of `why`.
 pub(crate) fn finish(analysis: &Analysis, query: &Query, span: Span, why: Why) -> FinishPlan {
-    let mut search = Search { analysis, pieces: Vec::new(), copy: Copy::default(), covered: Vec::new(), left: Vec::new() };
+    let mut search =
+        Search { analysis, pieces: Vec::new(), copy: Copy::default(), covered: Vec::new(), left: Vec::new() };
     search.left.push(NotPushed { what: shown(analysis, span), why });
     search.inside(query, span);
     let mut fetched = search.pieces;
@@ -125,8 +126,14 @@ impl Search<'_, '_> {
         self.factor(&tree.relation);
         for join in &tree.joins {
             self.factor(&join.relation);
-            if let J::Join(c) | J::Inner(c) | J::CrossJoin(c) | J::Left(c) | J::LeftOuter(c) | J::Right(c)
-            | J::RightOuter(c) | J::FullOuter(c) = &join.join_operator
+            if let J::Join(c)
+            | J::Inner(c)
+            | J::CrossJoin(c)
+            | J::Left(c)
+            | J::LeftOuter(c)
+            | J::Right(c)
+            | J::RightOuter(c)
+            | J::FullOuter(c) = &join.join_operator
                 && let JoinConstraint::On(expr) = c
             {
                 self.expr(expr);
@@ -206,9 +213,8 @@ impl Search<'_, '_> {
 
     fn mentions_sharded(&self, span: Span) -> bool {
         let analysis = self.analysis;
-        (0..analysis.occurrences.len()).any(|at| {
-            analysis.key_type(at).is_some() && (span.0..span.1).contains(&analysis.occurrences[at].tokens.0)
-        })
+        (0..analysis.occurrences.len())
+            .any(|at| analysis.key_type(at).is_some() && (span.0..span.1).contains(&analysis.occurrences[at].tokens.0))
     }
 }
 

@@ -17,9 +17,9 @@ use crate::clauses::{Clauses, Output, Span, list};
 use crate::fetch::{FetchPlan, Place, Tail, column_definition};
 use crate::frame::{Kind, Lie, OutColumn, Shape};
 use crate::lex::quote;
+use crate::order::{Collation, Order};
 use crate::parse::token_of;
 use crate::partial::{PartialPlan, partial};
-use crate::order::{Collation, Order};
 use crate::read::{Fetch, Route, Template};
 use crate::scope::Analysis;
 use crate::shard_sql::{Copy, Piece, both};
@@ -199,11 +199,7 @@ pub(crate) fn name_projection(analysis: &Analysis, select: &Select, items: Span,
 }
 
 /// The terms of ORDER BY with their tokens.
-fn order_by<'q>(
-    analysis: &Analysis,
-    query: &'q Query,
-    layout: &Layout,
-) -> Result<Vec<(&'q OrderByExpr, Span)>, Why> {
+fn order_by<'q>(analysis: &Analysis, query: &'q Query, layout: &Layout) -> Result<Vec<(&'q OrderByExpr, Span)>, Why> {
     let Some(order) = &query.order_by else { return Ok(Vec::new()) };
     let OrderByKind::Expressions(terms) = &order.kind else { return Err(Why::Form) };
     let spans = list(analysis.tokens, layout.last.order.ok_or(Why::Form)?);
@@ -302,9 +298,10 @@ fn visible_column(layout: &Layout, shape: &Shape, expr: &Expr) -> Result<Option<
             SelectItem::UnnamedExpr(item) => same = same.or((bare(item) == expr).then_some(at)),
             _ => {
                 // What comes after a `*` has a place only if the columns are known.
-                let after = select.projection.iter().any(
-                    |item| matches!(item, SelectItem::ExprWithAlias { alias, .. } if names(expr, &alias.value)),
-                );
+                let after = select
+                    .projection
+                    .iter()
+                    .any(|item| matches!(item, SelectItem::ExprWithAlias { alias, .. } if names(expr, &alias.value)));
                 return if after { Err(Why::Columns) } else { Ok(same) };
             }
         }

@@ -125,7 +125,11 @@ pub(crate) struct Frame<'a> {
 /// What a column's name stands for.
 #[derive(Clone, Debug)]
 pub(crate) enum Named<'a> {
-    Column { frame: usize, source: usize, column: OutColumn<'a> },
+    Column {
+        frame: usize,
+        source: usize,
+        column: OutColumn<'a>,
+    },
     /// An alias, something merged, or something inside a source that is not known.
     Unclear,
     /// Nothing in sight.

@@ -373,7 +373,8 @@ fn keys_in(spreading: &Spreading, expr: &Expr) -> BTreeMap<usize, Vec<Constant>>
         }
         Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
             let sides = [(left, right), (right, left)];
-            let found = sides.into_iter().find_map(|(column, value)| Some((source(column)?, vec![Constant::of(value)?])));
+            let found =
+                sides.into_iter().find_map(|(column, value)| Some((source(column)?, vec![Constant::of(value)?])));
             found.into_iter().collect()
         }
         Expr::InList { expr, list, negated: false } => {

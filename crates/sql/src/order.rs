@@ -52,9 +52,7 @@ impl Collation {
                 let lower = |text: &'_ str| text.bytes().map(|byte| byte.to_ascii_lowercase()).collect::<Vec<_>>();
                 lower(left).cmp(&lower(right))
             }
-            Collation::Rtrim => {
-                left.trim_end_matches(' ').as_bytes().cmp(right.trim_end_matches(' ').as_bytes())
-            }
+            Collation::Rtrim => left.trim_end_matches(' ').as_bytes().cmp(right.trim_end_matches(' ').as_bytes()),
         }
     }
 }
@@ -62,7 +60,8 @@ impl Collation {
 impl Order {
     /// How two rows compare by this term.
     pub fn compare(&self, left: &[Value], right: &[Value]) -> Ordering {
-        let (left, right) = (left.get(self.column).unwrap_or(&Value::Null), right.get(self.column).unwrap_or(&Value::Null));
+        let (left, right) =
+            (left.get(self.column).unwrap_or(&Value::Null), right.get(self.column).unwrap_or(&Value::Null));
         let nulls = match (left, right) {
             (Value::Null, Value::Null) => return Ordering::Equal,
             (Value::Null, _) => Some(Ordering::Less),
@@ -172,7 +171,9 @@ mod tests {
                 let direction = if descending { "DESC" } else { "ASC" };
                 let nulls = if nulls_last { "LAST" } else { "FIRST" };
                 let term = format!("x COLLATE {} {direction} NULLS {nulls}", collation.name());
-                let sql = format!("SELECT rank() OVER (ORDER BY {term}) FROM (SELECT ?1 AS x, 1 AS n UNION ALL SELECT ?2, 2) ORDER BY n");
+                let sql = format!(
+                    "SELECT rank() OVER (ORDER BY {term}) FROM (SELECT ?1 AS x, 1 AS n UNION ALL SELECT ?2, 2) ORDER BY n"
+                );
                 let mut statement = sqlite.prepare(&sql).unwrap();
                 for left in &values {
                     for right in &values {

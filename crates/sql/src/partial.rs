@@ -251,7 +251,8 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
     /// The tokens of the item of the SELECT list whose expression is `expr`.
     fn item_span(&self, expr: &Expr) -> Option<Span> {
         let spans = list(self.tokens(), self.clauses.items);
-        let at = self.select.projection.iter().position(|item| item_expr(item).is_some_and(|e| std::ptr::eq(e, expr)))?;
+        let at =
+            self.select.projection.iter().position(|item| item_expr(item).is_some_and(|e| std::ptr::eq(e, expr)))?;
         let span = *spans.get(at).filter(|_| spans.len() == self.select.projection.len())?;
         Some((span.0, self.without_alias(&self.select.projection[at], span)))
     }
@@ -436,7 +437,9 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
             return Err(Why::Reserved);
         }
         let group = self.groups.iter().position(|group| match self.spreading.named(group.expr) {
-            Some(Named::Column { source: other, column: grouped, .. }) => source == other && grouped.name == column.name,
+            Some(Named::Column { source: other, column: grouped, .. }) => {
+                source == other && grouped.name == column.name
+            }
             _ => false,
         });
         let value = self.group_value(group.ok_or(Why::BareColumn)?);
@@ -553,11 +556,12 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
         let collated = |index: usize| {
             let name = self.tokens().name(index).unwrap_or_default().to_ascii_lowercase();
             let columns = sources.iter().filter_map(|source| source.column(source.find(&name)?));
-            name == "collate" || columns.into_iter().any(|column| match column.kind {
-                Kind::Column(column, _) => is_collated(column),
-                Kind::Plain => false,
-                Kind::Unknown => true,
-            })
+            name == "collate"
+                || columns.into_iter().any(|column| match column.kind {
+                    Kind::Column(column, _) => is_collated(column),
+                    Kind::Plain => false,
+                    Kind::Unknown => true,
+                })
         };
         (span.0..span.1).any(collated)
     }
@@ -570,8 +574,10 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
     // ---- the shards' statement ----
 
     fn definitions(&self) -> String {
-        let groups = self.groups.iter().enumerate().map(|(at, group)| format!("{}{}", group_name(at), group.definition));
-        let extras = self.extras.iter().enumerate().map(|(at, extra)| format!("{}{}", extra_name(at), extra.definition));
+        let groups =
+            self.groups.iter().enumerate().map(|(at, group)| format!("{}{}", group_name(at), group.definition));
+        let extras =
+            self.extras.iter().enumerate().map(|(at, extra)| format!("{}{}", extra_name(at), extra.definition));
         let parts = (0..self.parts.len()).map(part_name);
         let all: Vec<String> = groups.chain(extras).chain(parts).collect();
         all.join(", ")
@@ -582,7 +588,8 @@ impl<'q, 's, 'm, 'a> Merge<'q, 's, 'm, 'a> {
         let copy = Copy::default();
         let mut output = Output::default();
         let select = self.clauses.items.0 - 1;
-        let with_end = if self.tokens().is(select, "DISTINCT") || self.tokens().is(select, "ALL") { select - 1 } else { select };
+        let with_end =
+            if self.tokens().is(select, "DISTINCT") || self.tokens().is(select, "ALL") { select - 1 } else { select };
         copy.write(analysis, (span.0, with_end), owned, &mut output);
         if !output.sql.is_empty() {
             output.push(" ");

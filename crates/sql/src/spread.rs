@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use pleat_cluster::{KeyType, TableKind};
 use sqlparser::ast::{
     Distinct, Expr, Function, GroupByExpr, Ident, LimitClause, NamedWindowExpr, OrderByKind, Query, Select, SelectItem,
-    SelectItemQualifiedWildcardKind, SetExpr, SetOperator, SetQuantifier, TableFactor, UnaryOperator,
-    Value as Literal, WindowSpec, WindowType, With,
+    SelectItemQualifiedWildcardKind, SetExpr, SetOperator, SetQuantifier, TableFactor, UnaryOperator, Value as Literal,
+    WindowSpec, WindowType, With,
 };
 
 use crate::clauses::{Clauses, list};
@@ -352,7 +352,8 @@ impl<'m, 'a> Spreading<'m, 'a> {
     /// The columns of the open SELECT's answer.
     pub fn columns(&self, select: &Select) -> Option<Vec<OutColumn<'a>>> {
         let start = token_of(select.select_token.0.span)?;
-        let spans = list(self.analysis.tokens, Clauses::of(self.analysis.tokens, start, self.analysis.tokens.len()).items);
+        let spans =
+            list(self.analysis.tokens, Clauses::of(self.analysis.tokens, start, self.analysis.tokens.len()).items);
         if spans.len() != select.projection.len() {
             return None;
         }
@@ -415,8 +416,7 @@ impl<'m, 'a> Spreading<'m, 'a> {
             TableFactor::Table { name, alias, args: Some(_), .. } => {
                 let function = last_name(name);
                 let columns = functions::table_function(&function).ok_or(Why::Form)?;
-                let column =
-                    |name: &&str| OutColumn { name: (*name).to_owned(), key: Key::No, kind: Kind::Unknown };
+                let column = |name: &&str| OutColumn { name: (*name).to_owned(), key: Key::No, kind: Kind::Unknown };
                 let columns = Some(columns.iter().map(column).collect());
                 let shape =
                     Shape { lie: Lie::Same, columns, drivers: Vec::new(), mentions: Vec::new(), ordered: false };
@@ -431,11 +431,8 @@ impl<'m, 'a> Spreading<'m, 'a> {
                 let frame = self.frames.pop();
                 let shape = self.query(subquery);
                 self.frames.extend(frame);
-                let names: Vec<String> = alias
-                    .iter()
-                    .flat_map(|alias| &alias.columns)
-                    .map(|column| column.name.value.clone())
-                    .collect();
+                let names: Vec<String> =
+                    alias.iter().flat_map(|alias| &alias.columns).map(|column| column.name.value.clone()).collect();
                 (alias.as_ref().map_or_else(String::new, |alias| lower(&alias.name)), renamed(shape?, &names))
             }
             _ => return Err(Why::Form),
@@ -623,9 +620,8 @@ fn combine<'a>(left: Shape<'a>, right: Shape<'a>, operator: Operator) -> Result<
         (Some(left), Some(right)) => Some(left.iter().zip(right).map(|(a, b)| both(a, b)).collect::<Vec<_>>()),
         _ => None,
     };
-    let keyed = |columns: &Option<Vec<OutColumn>>| {
-        columns.iter().flatten().any(|column| matches!(column.key, Key::Always(_)))
-    };
+    let keyed =
+        |columns: &Option<Vec<OutColumn>>| columns.iter().flatten().any(|column| matches!(column.key, Key::Always(_)));
     let whole = |lie: Lie| matches!(lie, Lie::Same | Lie::Local);
     let lie = match (left.lie, right.lie) {
         (Lie::Same, Lie::Same) => Lie::Same,

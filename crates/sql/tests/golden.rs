@@ -40,14 +40,19 @@ fn shop(foreign_rows: bool) -> World {
         let country = if dice.roll(6) == 0 { "NULL".to_owned() } else { format!("'{}'", dice.pick(&countries)) };
         let name = dice.pick(&["Ada", "ada", "Björn", "日向", "Zoë"]);
         let joined = 2010 + dice.roll(5);
-        write(format!("INSERT INTO customers VALUES ({customer}, '{name}', {country}, '{joined}-05-01', {}.5)", dice.roll(90)));
+        write(format!(
+            "INSERT INTO customers VALUES ({customer}, '{name}', {country}, '{joined}-05-01', {}.5)",
+            dice.roll(90)
+        ));
         for nr in 1..=dice.roll(4) {
             let status = dice.pick(&["'open'", "'paid'", "'sent'", "NULL"]);
             let placed = format!("2014-0{}-1{}", 1 + dice.roll(4), dice.roll(9));
             write(format!("INSERT INTO orders VALUES ({customer}, {nr}, '{placed}', {status}, {}.75)", dice.roll(200)));
             for line in 1..=1 + dice.roll(2) {
                 let (product, amount) = (1 + dice.roll(8), 1 + dice.roll(5));
-                write(format!("INSERT INTO lines VALUES ({customer}, {nr}, {line}, {product}, {amount}, {product}.25)"));
+                write(format!(
+                    "INSERT INTO lines VALUES ({customer}, {nr}, {line}, {product}, {amount}, {product}.25)"
+                ));
             }
         }
         for product in 1..=dice.roll(4) {

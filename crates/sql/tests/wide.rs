@@ -38,8 +38,31 @@ impl Source {
 }
 
 const LITERALS: &[&str] = &[
-    "NULL", "0", "1", "2", "3", "4", "5", "-1", "2.5", "3.0", "'a'", "'A'", "'b'", "'5'", "''", "'Ω'", "'日本'", "'a '",
-    "x'00'", "1e300", "9e999", "-9e999", "-0.0", "9223372036854775807", "-9223372036854775808",
+    "NULL",
+    "0",
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "-1",
+    "2.5",
+    "3.0",
+    "'a'",
+    "'A'",
+    "'b'",
+    "'5'",
+    "''",
+    "'Ω'",
+    "'日本'",
+    "'a '",
+    "x'00'",
+    "1e300",
+    "9e999",
+    "-9e999",
+    "-0.0",
+    "9223372036854775807",
+    "-9223372036854775808",
 ];
 
 fn table(dice: &mut Dice) -> (&'static str, Vec<&'static str>) {
@@ -54,15 +77,28 @@ fn table(dice: &mut Dice) -> (&'static str, Vec<&'static str>) {
 
 /// A query with named columns, for FROM or WITH.
 fn inner(dice: &mut Dice) -> (String, Vec<&'static str>) {
-    let filter = if dice.roll(2) == 0 { "" } else { dice.pick(&[" WHERE a > 0", " WHERE k > 4", " WHERE c IS NOT NULL", " WHERE k IN (1, 2, 3)"]) };
+    let filter = if dice.roll(2) == 0 {
+        ""
+    } else {
+        dice.pick(&[" WHERE a > 0", " WHERE k > 4", " WHERE c IS NOT NULL", " WHERE k IN (1, 2, 3)"])
+    };
     match dice.roll(13) {
         0 => (format!("SELECT k, a AS p, c AS q FROM t{filter}"), vec!["k", "p", "q"]),
         1 => (format!("SELECT * FROM t{filter}"), vec!["k", "id", "a", "c", "n", "b"]),
         2 => (format!("SELECT k, count(*) AS p, max(a) AS q FROM t{filter} GROUP BY k"), vec!["k", "p", "q"]),
         3 => (format!("SELECT c AS q, count(*) AS p FROM t{filter} GROUP BY c"), vec!["q", "p"]),
         4 => (format!("SELECT DISTINCT k, c AS q FROM t{filter}"), vec!["k", "q"]),
-        5 => (format!("SELECT k FROM t{filter} {} SELECT k FROM u", dice.pick(&["UNION", "UNION ALL", "EXCEPT", "INTERSECT"])), vec!["k"]),
-        6 => (format!("SELECT k, a AS p, row_number() OVER (PARTITION BY k ORDER BY id) AS q FROM t{filter}"), vec!["k", "p", "q"]),
+        5 => (
+            format!(
+                "SELECT k FROM t{filter} {} SELECT k FROM u",
+                dice.pick(&["UNION", "UNION ALL", "EXCEPT", "INTERSECT"])
+            ),
+            vec!["k"],
+        ),
+        6 => (
+            format!("SELECT k, a AS p, row_number() OVER (PARTITION BY k ORDER BY id) AS q FROM t{filter}"),
+            vec!["k", "p", "q"],
+        ),
         7 => ("SELECT x.k, x.a AS p, y.y AS q FROM t x JOIN u y ON x.k = y.k".to_owned(), vec!["k", "p", "q"]),
         8 => ("SELECT t.k, r.c AS q FROM t LEFT JOIN r ON t.a = r.a".to_owned(), vec!["k", "q"]),
         9 => (format!("SELECT DISTINCT a AS p, c AS q FROM t{filter}"), vec!["p", "q"]),
@@ -139,13 +175,37 @@ fn condition(dice: &mut Dice, all: &[Source], depth: usize) -> String {
         10 => format!("({} AND {})", condition(dice, all, depth + 1), condition(dice, all, depth + 1)),
         11 => format!("({} OR {})", condition(dice, all, depth + 1), condition(dice, all, depth + 1)),
         12 => format!("NOT {}", condition(dice, all, depth + 1)),
-        13 | 14 => format!("{key} {}IN (SELECT z.k FROM {} z WHERE {})", dice.pick(&["", "NOT "]), dice.pick(&["t", "u", "s"]), sub(dice, &a)),
-        15 | 16 => format!("{}EXISTS (SELECT 1 FROM {} z WHERE z.k = {key} AND {})", dice.pick(&["", "NOT "]), dice.pick(&["t", "u"]), sub(dice, &a)),
-        17 => format!("{a} {} (SELECT {} FROM {})", dice.pick(&["<", ">", "="]), dice.pick(&["avg(id)", "max(k)", "count(*)", "min(k)"]), dice.pick(&["t", "u", "u WHERE k > 3"])),
-        18 => format!("{a} IN (SELECT {} FROM t z WHERE {})", dice.pick(&["z.a", "DISTINCT z.c", "max(z.a)"]), sub(dice, "3")),
+        13 | 14 => format!(
+            "{key} {}IN (SELECT z.k FROM {} z WHERE {})",
+            dice.pick(&["", "NOT "]),
+            dice.pick(&["t", "u", "s"]),
+            sub(dice, &a)
+        ),
+        15 | 16 => format!(
+            "{}EXISTS (SELECT 1 FROM {} z WHERE z.k = {key} AND {})",
+            dice.pick(&["", "NOT "]),
+            dice.pick(&["t", "u"]),
+            sub(dice, &a)
+        ),
+        17 => format!(
+            "{a} {} (SELECT {} FROM {})",
+            dice.pick(&["<", ">", "="]),
+            dice.pick(&["avg(id)", "max(k)", "count(*)", "min(k)"]),
+            dice.pick(&["t", "u", "u WHERE k > 3"])
+        ),
+        18 => format!(
+            "{a} IN (SELECT {} FROM t z WHERE {})",
+            dice.pick(&["z.a", "DISTINCT z.c", "max(z.a)"]),
+            sub(dice, "3")
+        ),
         19 => format!("{key} IN (SELECT k FROM u GROUP BY k HAVING count(*) > {})", dice.roll(3)),
         20 => format!("{a} IN (SELECT r.{} FROM r)", dice.pick(&["a", "c", "id"])),
-        _ => format!("(SELECT {} FROM u z WHERE z.k = {key}) {} {}", dice.pick(&["count(*)", "max(z.x)", "sum(z.x)"]), dice.pick(&["<", ">", "="]), dice.roll(4)),
+        _ => format!(
+            "(SELECT {} FROM u z WHERE z.k = {key}) {} {}",
+            dice.pick(&["count(*)", "max(z.x)", "sum(z.x)"]),
+            dice.pick(&["<", ">", "="]),
+            dice.roll(4)
+        ),
     }
 }
 
@@ -180,7 +240,9 @@ fn tame(dice: &mut Dice, all: &[Source]) -> String {
     let names = ["k", "id", "a", "x", "v", "g", "p", "y"];
     let mut found = Vec::new();
     for source in all {
-        found.extend(source.columns.iter().filter(|name| names.contains(name)).map(|name| format!("{}.{name}", source.alias)));
+        found.extend(
+            source.columns.iter().filter(|name| names.contains(name)).map(|name| format!("{}.{name}", source.alias)),
+        );
     }
     if found.is_empty() { "1".to_owned() } else { found[dice.roll(found.len())].clone() }
 }
@@ -227,7 +289,10 @@ fn output(dice: &mut Dice, all: &[Source]) -> (String, String, usize) {
         }
         4 => {
             let by = key.filter(|_| dice.roll(4) > 0).unwrap_or_else(|| column(dice, all));
-            let items: Vec<String> = all.iter().flat_map(|source| source.columns.iter().map(|name| format!("{}.{name}", source.alias))).collect();
+            let items: Vec<String> = all
+                .iter()
+                .flat_map(|source| source.columns.iter().map(|name| format!("{}.{name}", source.alias)))
+                .collect();
             let over = format!("OVER (PARTITION BY {by} ORDER BY {})", items.join(", "));
             let call = dice.pick(&["row_number()", "rank()", "count(*)", "dense_rank()"]);
             let shown = column(dice, all);
@@ -263,7 +328,11 @@ fn query(dice: &mut Dice) -> String {
     let core = format!("{with}SELECT {items} FROM {from}{filter}{tail}");
     let direction = |dice: &mut Dice| dice.pick(&["", "", " DESC", " NULLS LAST", " DESC NULLS FIRST"]).to_owned();
     let mut order: Vec<String> = (1..=count).map(|at| format!("{at}{}", direction(dice))).collect();
-    let grouped = tail.contains("GROUP BY") || !tail.is_empty() || items.contains("count(") || items.contains("sum(") || items.starts_with("DISTINCT");
+    let grouped = tail.contains("GROUP BY")
+        || !tail.is_empty()
+        || items.contains("count(")
+        || items.contains("sum(")
+        || items.starts_with("DISTINCT");
     if !grouped && dice.roll(2) == 0 {
         order.insert(0, format!("{}{}", scalar(dice, &all), direction(dice)));
     }
@@ -276,7 +345,9 @@ fn query(dice: &mut Dice) -> String {
         0 | 1 => format!("{core} ORDER BY {}", order.join(", ")),
         2 | 3 => format!("{core} ORDER BY {} LIMIT {} OFFSET {}", order.join(", "), dice.roll(12), dice.roll(5)),
         4 => format!("{core} LIMIT {}", dice.roll(9)),
-        5 if with.is_empty() => format!("SELECT count(*), min(c1) FROM (SELECT 1 AS c1 UNION ALL SELECT count(*) FROM ({core}))"),
+        5 if with.is_empty() => {
+            format!("SELECT count(*), min(c1) FROM (SELECT 1 AS c1 UNION ALL SELECT count(*) FROM ({core}))")
+        }
         6 if count == 1 => {
             let operator = dice.pick(&["UNION", "UNION ALL", "EXCEPT", "INTERSECT"]);
             let right = dice.pick(&["SELECT k FROM u", "SELECT a FROM r", "SELECT k FROM t WHERE a > 1"]);

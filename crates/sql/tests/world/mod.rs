@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use pleat_cluster::{
     Column, DdlEffect, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, partition_of,
 };
-use pleat_sql::{Bound, DdlAction, Fetch, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, compare_rows, prepare};
+use pleat_sql::{
+    Bound, DdlAction, Fetch, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, compare_rows, prepare,
+};
 use rusqlite::functions::FunctionFlags;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params_from_iter};
