@@ -285,9 +285,8 @@ fn visible_column(layout: &Layout, shape: &Shape, expr: &Expr) -> Result<Option<
         return found.map(Some).ok_or(Why::Order);
     }
     let Some((_, Arm::Select(select))) = layout.arms.first() else { return Err(Why::Form) };
-    let mut at = 0;
     let mut same = None;
-    for item in &select.projection {
+    for (at, item) in select.projection.iter().enumerate() {
         match item {
             SelectItem::ExprWithAlias { alias, expr: aliased } => {
                 if matches!(expr, Expr::Identifier(name) if name.value.eq_ignore_ascii_case(&alias.value)) {
@@ -305,7 +304,6 @@ fn visible_column(layout: &Layout, shape: &Shape, expr: &Expr) -> Result<Option<
                 return if after { Err(Why::Columns) } else { Ok(same) };
             }
         }
-        at += 1;
     }
     Ok(same)
 }
