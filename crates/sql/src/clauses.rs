@@ -1,5 +1,7 @@
 //! Where the clauses of a SELECT are in the tokens, and how to cut them.
 
+use std::ops::Range;
+
 use crate::lex::{Kind, Tokens};
 use crate::params::Slots;
 
@@ -180,6 +182,8 @@ pub(crate) fn join_conditions(tokens: &Tokens, from: Span) -> Vec<Span> {
 pub(crate) struct Output {
     pub sql: String,
     pub slots: Vec<usize>,
+    /// Where the parameters are in the text, and their slots.
+    parameters: Vec<(Range<usize>, usize)>,
 }
 
 impl Output {
@@ -210,13 +214,33 @@ impl Output {
         self.sql.push_str(text);
     }
 
+    /// Appends another output, whose parameters take their numbers here.
+    pub fn append(&mut self, other: &Output) {
+        if !other.sql.is_empty()
+            && !other.sql.starts_with(' ')
+            && !self.sql.is_empty()
+            && !self.sql.ends_with([' ', '('])
+        {
+            self.sql.push(' ');
+        }
+        let mut from = 0;
+        for (place, slot) in &other.parameters {
+            self.sql.push_str(&other.sql[from..place.start]);
+            self.parameter(*slot);
+            from = place.end;
+        }
+        self.sql.push_str(&other.sql[from..]);
+    }
+
     fn parameter(&mut self, slot: usize) {
         let known = self.slots.iter().position(|known| *known == slot);
         let number = known.unwrap_or_else(|| {
             self.slots.push(slot);
             self.slots.len() - 1
         });
+        let start = self.sql.len();
         self.sql.push_str(&format!("?{}", number + 1));
+        self.parameters.push((start..self.sql.len(), slot));
     }
 
     /// Appends the tokens of `span` as they are.

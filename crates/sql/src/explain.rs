@@ -4,9 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::ddl::{DdlAction, Placement};
 use crate::error::SqlError;
+use crate::order::{Collation, Order};
 use crate::params::Params;
-use crate::read::{Fetch, Route, Source, Units};
+use crate::read::{Fetch, ReadPlan, Route, Source, Units};
 use crate::statement::Statement;
+use crate::why::NotPushed;
 
 /// The route of a write over several shards; a step's `table` then says what is done: `rows`, `same`, `read` or `write`.
 pub(crate) const SPREAD_WRITE: &str = "spread write";
@@ -14,7 +16,7 @@ pub(crate) const SPREAD_WRITE: &str = "spread write";
 /// What Pleat would do with a statement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// `anywhere`, `shard`, `concat`, `gather`, `write`, `reference write`, `spread write` or `schema change`.
+    /// `anywhere`, `shard`, `concat`, `merge`, `gather`, `write`, `reference write`, `spread write` or `schema change`.
     pub route: String,
     /// Which units or shards are asked.
     pub shards: String,
@@ -22,7 +24,9 @@ pub struct Explanation {
     pub fetches: Vec<ExplainedFetch>,
     /// What the finisher runs on the fetched rows.
     pub finish: Option<String>,
-    /// Why not a better route.
+    /// What the finisher does because the shards can't, and why.
+    pub not_pushed: Vec<NotPushed>,
+    /// What else there is to say.
     pub reason: Option<String>,
 }
 
@@ -37,7 +41,14 @@ pub struct ExplainedFetch {
 
 impl Explanation {
     pub(crate) fn new(route: &str, shards: String) -> Self {
-        Explanation { route: route.to_owned(), shards, fetches: Vec::new(), finish: None, reason: None }
+        Explanation {
+            route: route.to_owned(),
+            shards,
+            fetches: Vec::new(),
+            finish: None,
+            not_pushed: Vec::new(),
+            reason: None,
+        }
     }
 
     pub(crate) fn statement(mut self, sql: &str) -> Self {
@@ -59,7 +70,9 @@ impl Explanation {
             lines.push((step, fetch.sql.clone()));
         }
         lines.extend(self.finish.iter().map(|finish| ("finish".to_owned(), finish.clone())));
-        lines.extend(self.reason.iter().map(|reason| ("because".to_owned(), reason.clone())));
+        let left = |left: &NotPushed| ("not pushed down".to_owned(), format!("{}: {}", left.what, left.why));
+        lines.extend(self.not_pushed.iter().map(left));
+        lines.extend(self.reason.iter().map(|reason| ("note".to_owned(), reason.clone())));
         lines
     }
 }
@@ -70,9 +83,17 @@ impl Statement {
         match self {
             Statement::Explain(inner) | Statement::Analyze(inner) => inner.explain(params, partition_count),
             Statement::Read(plan) => {
-                let mut explanation = explain_route(&plan.route(params, partition_count)?);
-                let spread = matches!(explanation.route.as_str(), "concat" | "gather");
-                explanation.reason = spread.then(|| plan.reason.clone());
+                let route = plan.route(params, partition_count)?;
+                let mut explanation = explain_route(&route);
+                if matches!(&route, Route::Shard { units, .. } if units.partitions.len() + units.singles.len() > 1) {
+                    // Which it is depends on the placement of the moment.
+                    let otherwise = plan.scatter(params, partition_count).map(|route| explain_route(&route).route);
+                    let otherwise = otherwise.unwrap_or_else(|error| format!("refused: {}", error.message));
+                    explanation.reason = Some(format!("if these are on one shard; otherwise {otherwise}"));
+                }
+                if explanation.route == "gather" {
+                    explanation.not_pushed = plan.not_pushed().to_vec();
+                }
                 Ok(explanation)
             }
             Statement::Write(plan) => plan.explain(params, partition_count),
@@ -90,18 +111,33 @@ impl Statement {
     }
 }
 
+impl ReadPlan {
+    /// What Pleat does with the statement while there is one shard.
+    pub fn explain_only_shard(&self, params: &Params) -> Result<Explanation, SqlError> {
+        Ok(Explanation::new("shard", "the only shard".to_owned()).statement(&self.whole(params)?.sql))
+    }
+}
+
 pub(crate) fn explain_route(route: &Route) -> Explanation {
     match route {
         Route::Anywhere(statement) => {
             Explanation::new("anywhere", "any one shard".to_owned()).statement(&statement.sql)
         }
         Route::Shard { units, statement } => Explanation::new("shard", units_text(units)).statement(&statement.sql),
-        Route::Concat { fetch, limit, offset } => {
-            let mut explanation = Explanation::new("concat", source_text(&fetch.source)).statement(&fetch.sql);
-            if limit.is_some() || *offset > 0 {
-                let limit = limit.map_or_else(|| "all".to_owned(), |limit| limit.to_string());
-                explanation.finish = Some(format!("skip {offset} rows, then give {limit}"));
-            }
+        Route::Concat { fetch, order, hidden, limit, offset } => {
+            let route = if order.is_empty() { "concat" } else { "merge" };
+            let mut explanation = Explanation::new(route, source_text(&fetch.source)).statement(&fetch.sql);
+            let steps = [
+                (!order.is_empty()).then(|| format!("merge by {}", order_text(order))),
+                (*offset > 0).then(|| format!("skip {offset} rows")),
+                limit.map(|limit| format!("give at most {limit} rows")),
+                (*hidden > 0).then(|| match hidden {
+                    1 => "leave the first column out".to_owned(),
+                    hidden => format!("leave the first {hidden} columns out"),
+                }),
+            ];
+            let steps: Vec<String> = steps.into_iter().flatten().collect();
+            explanation.finish = (!steps.is_empty()).then(|| steps.join(", "));
             explanation
         }
         Route::Gather { fetches, finish } => {
@@ -111,6 +147,23 @@ pub(crate) fn explain_route(route: &Route) -> Explanation {
             explanation
         }
     }
+}
+
+fn order_text(order: &[Order]) -> String {
+    let term = |term: &Order| {
+        let direction = if term.descending { " DESC" } else { "" };
+        let nulls = match (term.descending, term.nulls_last) {
+            (false, true) => " NULLS LAST",
+            (true, false) => " NULLS FIRST",
+            _ => "",
+        };
+        let collation = match term.collation {
+            Collation::Binary => String::new(),
+            other => format!(" COLLATE {}", other.name()),
+        };
+        format!("column {}{collation}{direction}{nulls}", term.column + 1)
+    };
+    order.iter().map(term).collect::<Vec<_>>().join(", ")
 }
 
 fn gathered_text(fetches: &[Fetch]) -> String {

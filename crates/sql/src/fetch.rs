@@ -4,22 +4,20 @@
 //!
 //! - columns whose name appears nowhere in the statement (unless there is a `*` or a NATURAL join),
 //! - rows that every mention's own conditions exclude: the filters of `scope`, joined by OR over the mentions,
-//! - shards that own none of the keys that matter.
+//! - shards that own none of the keys that matter,
+//! - mentions in subqueries that the shards have answered already (`finish`).
 //!
-//! For a plain SELECT from one table with ORDER BY and LIMIT each shard sorts and sends only its first rows.
-//! The finisher repeats the filters, the order and the limit, so leaving things out is only ever a saving.
+//! The finisher repeats the filters, so leaving things out is only ever a saving.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pleat_cluster::{Column, KeyType, ShardId, Table, TableKind, Value};
-use sqlparser::ast::Query;
 
 use crate::clauses::{Output, Span};
 use crate::lex::{Kind, Tokens, quote};
 use crate::read::{Fetch, Source, Template, partitions};
-use crate::scope::Analysis;
-use crate::spread::{TopRows, top_rows};
+use crate::scope::{Analysis, Occurrence};
 use crate::tree::Constant;
 
 /// How to fetch one table.
@@ -30,8 +28,50 @@ pub(crate) struct FetchPlan {
     pub place: Place,
     pub sql: Template,
     pub filtered: Option<Template>,
-    /// What to append when only the first rows are needed.
-    pub top: Option<TopRows>,
+    /// How the shards may stop early.
+    pub tail: Option<Tail>,
+}
+
+/// The order and the limits of a query's rows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tail {
+    /// ` ORDER BY …`, or nothing.
+    pub order: String,
+    pub limit: Option<Constant>,
+    pub offset: Option<Constant>,
+}
+
+impl Tail {
+    /// LIMIT and OFFSET; `None` if one is no whole number. A negative LIMIT is none, a negative OFFSET is 0.
+    pub fn counts(&self, values: &[Value]) -> Option<(Option<u64>, u64)> {
+        let limit = whole_number(self.limit.as_ref(), values)?.and_then(|limit| u64::try_from(limit).ok());
+        let offset = whole_number(self.offset.as_ref(), values)?.unwrap_or(0);
+        Some((limit, u64::try_from(offset).unwrap_or(0)))
+    }
+
+    /// What a shard's statement ends with: each may stop after as many rows as are wanted of all. `sorted`: the order is
+    /// needed in any case.
+    pub fn clause(&self, values: &[Value], sorted: bool) -> String {
+        let rows = self.counts(values).and_then(|(limit, offset)| i64::try_from(limit?.checked_add(offset)?).ok());
+        match rows {
+            Some(rows) => format!("{} LIMIT {rows}", self.order),
+            None if sorted => self.order.clone(),
+            None => String::new(),
+        }
+    }
+}
+
+/// `Some(None)` without a clause, `Some(Some(n))` for a whole number, `None` for anything else.
+fn whole_number(constant: Option<&Constant>, values: &[Value]) -> Option<Option<i64>> {
+    let value = match constant {
+        None => return Some(None),
+        Some(Constant::Value(value)) => value,
+        Some(Constant::Slot(slot)) => values.get(*slot)?,
+    };
+    match value {
+        Value::Integer(number) => Some(Some(*number)),
+        _ => None,
+    }
 }
 
 /// Where a fetch finds its rows.
@@ -39,18 +79,27 @@ pub(crate) struct FetchPlan {
 pub(crate) enum Place {
     /// On the shards; with the keys that matter for each mention, if all of them say.
     Sharded {
-        key_type: KeyType,
-        keys: Option<Vec<Constant>>,
+        keys: Option<Vec<(KeyType, Vec<Constant>)>>,
     },
     Reference,
     Single(ShardId),
 }
 
 impl Place {
+    /// Where rows of any of these mentions are.
+    pub fn of_drivers(analysis: &Analysis, drivers: &[usize]) -> Place {
+        let keys = drivers.iter().map(|at| Some((analysis.key_type(*at)?, analysis.occurrences[*at].keys.clone()?)));
+        Place::Sharded { keys: keys.collect() }
+    }
+
     pub fn source(&self, values: &[Value], partition_count: u32) -> Source {
         match self {
-            Place::Sharded { key_type, keys } => Source::Sharded {
-                prune: keys.as_ref().and_then(|keys| partitions(keys, *key_type, values, partition_count)),
+            Place::Sharded { keys } => Source::Sharded {
+                prune: keys.as_ref().and_then(|keys| {
+                    let found =
+                        keys.iter().map(|(key_type, keys)| partitions(keys, *key_type, values, partition_count));
+                    found.collect::<Option<Vec<_>>>().map(|found| found.into_iter().flatten().collect())
+                }),
             },
             Place::Reference => Source::Reference,
             Place::Single(shard) => Source::Single(*shard),
@@ -60,8 +109,8 @@ impl Place {
 
 impl FetchPlan {
     pub fn bind(&self, values: &[Value], partition_count: u32) -> Fetch {
-        let top = self.top.as_ref().and_then(|top| top.clause(values));
-        let ended = |sql: &Arc<str>| top.as_ref().map_or_else(|| sql.clone(), |top| format!("{sql}{top}").into());
+        let end = self.tail.as_ref().map_or_else(String::new, |tail| tail.clause(values, false));
+        let ended = |sql: &Arc<str>| if end.is_empty() { sql.clone() } else { format!("{sql}{end}").into() };
         Fetch {
             table: self.table.clone(),
             create_sql: self.create_sql.clone(),
@@ -73,25 +122,46 @@ impl FetchPlan {
     }
 }
 
-/// One fetch for each table that the statement mentions.
-pub(crate) fn fetches(analysis: &Analysis, query: &Query, span: Span) -> Vec<FetchPlan> {
-    let tables: BTreeSet<&String> = analysis.occurrences.iter().map(|occurrence| &occurrence.table).collect();
-    let names = analysis.names();
-    let top = top_rows(analysis, query, span);
-    tables.into_iter().map(|name| fetch(analysis, name, &names, top.as_ref())).collect()
+/// One fetch for each table that the statement mentions outside of the `covered` tokens.
+pub(crate) fn fetches(analysis: &Analysis, covered: &[Span]) -> Vec<FetchPlan> {
+    let mentions: Vec<&Occurrence> =
+        analysis.occurrences.iter().filter(|occurrence| !is_covered(covered, occurrence.tokens.0)).collect();
+    let tables: BTreeSet<&String> = mentions.iter().map(|occurrence| &occurrence.table).collect();
+    let names = analysis.names(|token| !is_covered(covered, token));
+    let all = has_wildcard(analysis, covered);
+    let of = |table: &String| -> Vec<&Occurrence> {
+        mentions.iter().copied().filter(|occurrence| occurrence.table == *table).collect()
+    };
+    tables.into_iter().map(|table| fetch(analysis, table, &of(table), &names, all)).collect()
 }
 
-fn fetch(analysis: &Analysis, name: &str, names: &BTreeSet<String>, top: Option<&TopRows>) -> FetchPlan {
+fn is_covered(covered: &[Span], token: usize) -> bool {
+    covered.iter().any(|span| (span.0..span.1).contains(&token))
+}
+
+/// Whether a `*` for columns, or a NATURAL join, stands outside of the covered tokens.
+fn has_wildcard(analysis: &Analysis, covered: &[Span]) -> bool {
+    let tokens = analysis.tokens;
+    let wildcard = |at: usize| {
+        let before = |word| at > 0 && tokens.is(at - 1, word);
+        let symbol = |symbol| at > 0 && tokens.is_symbol(at - 1, symbol);
+        let starts = before("SELECT") || before("DISTINCT") || before("ALL") || symbol(",") || symbol(".");
+        (tokens.is_symbol(at, "*") && starts) || tokens.is(at, "NATURAL")
+    };
+    analysis.every_column && (0..tokens.len()).any(|at| wildcard(at) && !is_covered(covered, at))
+}
+
+fn fetch(analysis: &Analysis, name: &str, mentions: &[&Occurrence], names: &BTreeSet<String>, all: bool) -> FetchPlan {
     let table = &analysis.tables[name];
-    let columns = needed(table, names, analysis.every_column);
-    let sql = |owned: bool| Template::from(select(analysis, name, &columns, owned));
+    let columns = needed(table, names, all);
+    let sql = |owned: bool| Template::from(select(analysis, table, mentions, &columns, owned));
     FetchPlan {
         table: table.name.clone(),
         create_sql: create_table(&table.name, table, &columns),
-        place: place(analysis, name),
+        place: place(table, mentions),
         sql: sql(false),
         filtered: table.shard_key().map(|_| sql(true)),
-        top: top.cloned(),
+        tail: None,
     }
 }
 
@@ -106,14 +176,13 @@ fn needed<'t>(table: &'t Table, names: &BTreeSet<String>, all: bool) -> Vec<&'t 
     found
 }
 
-fn place(analysis: &Analysis, name: &str) -> Place {
-    match analysis.tables[name].kind {
+fn place(table: &Table, mentions: &[&Occurrence]) -> Place {
+    match table.kind {
         TableKind::Reference => Place::Reference,
         TableKind::Single { shard } => Place::Single(shard),
         TableKind::Sharded { key_type, .. } => {
-            let mentions = analysis.occurrences.iter().filter(|occurrence| occurrence.table == name);
-            let keys: Option<Vec<_>> = mentions.map(|occurrence| occurrence.keys.clone()).collect();
-            Place::Sharded { key_type, keys: keys.map(|keys| keys.concat()) }
+            let keys = mentions.iter().map(|occurrence| Some((key_type, occurrence.keys.clone()?)));
+            Place::Sharded { keys: keys.collect() }
         }
     }
 }
@@ -141,7 +210,7 @@ pub(crate) fn column_definition(name: &str, column: &Column, strict: bool) -> St
 }
 
 /// The declared type, in quotes if it is not made of plain words and numbers.
-fn declared_type(text: &str) -> String {
+pub(crate) fn declared_type(text: &str) -> String {
     let plain =
         |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | ' ' | '(' | ')' | ',' | '+' | '-' | '.');
     if text.chars().all(plain) { text.to_owned() } else { quote(text) }
@@ -154,8 +223,7 @@ pub(crate) fn is_strict(create_sql: &str) -> bool {
     after.into_iter().any(|index| tokens.is(index, "STRICT"))
 }
 
-fn select(analysis: &Analysis, name: &str, columns: &[&Column], owned: bool) -> Output {
-    let table = &analysis.tables[name];
+fn select(analysis: &Analysis, table: &Table, mentions: &[&Occurrence], columns: &[&Column], owned: bool) -> Output {
     let mut output = Output::default();
     output.push("SELECT ");
     output.push(&columns.iter().map(|column| quote(&column.name)).collect::<Vec<_>>().join(", "));
@@ -165,13 +233,12 @@ fn select(analysis: &Analysis, name: &str, columns: &[&Column], owned: bool) -> 
         output.push(&format!(" WHERE pleat_owned({})", quote(key)));
         keyword = " AND ";
     }
-    filters(analysis, name, keyword, &mut output);
+    filters(analysis, mentions, keyword, &mut output);
     output
 }
 
 /// `WHERE (a AND b) OR (c)`: what any mention of the table needs. Nothing when some mention needs all rows.
-fn filters(analysis: &Analysis, name: &str, keyword: &str, output: &mut Output) {
-    let mentions: Vec<_> = analysis.occurrences.iter().filter(|occurrence| occurrence.table == name).collect();
+fn filters(analysis: &Analysis, mentions: &[&Occurrence], keyword: &str, output: &mut Output) {
     if mentions.iter().any(|occurrence| occurrence.filters.is_empty()) {
         return;
     }

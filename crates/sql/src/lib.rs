@@ -25,19 +25,26 @@ mod ddl;
 mod error;
 mod explain;
 mod fetch;
+mod finish;
+mod forms;
+mod frame;
 mod functions;
 mod hint;
+mod joins;
 mod keys;
 mod lex;
 mod normal;
+mod order;
 mod params;
 mod parse;
 mod partial;
 mod read;
 mod scope;
+mod shard_sql;
 mod spread;
 mod statement;
 mod tree;
+mod why;
 mod write;
 
 pub use ddl::{DdlAction, DdlPlan, Placement};
@@ -45,10 +52,12 @@ pub use error::{Code, Position, SqlError};
 pub use explain::{ExplainedFetch, Explanation};
 pub use hint::Hint;
 pub use normal::normalized;
+pub use order::{Collation, Order, compare_rows};
 pub use params::{PARAMETERS_MAX, Params};
 pub use parse::{NESTING_MAX, OPERATORS_MAX, STATEMENT_BYTES_MAX};
 pub use read::{Bound, Fetch, ReadPlan, Route, Source, Units};
 pub use statement::{Schema, Statement, prepare, split_script};
+pub use why::{NotPushed, Why};
 pub use write::{
     BulkIds, COMPUTED_ROWS_MAX, ComputedWrite, Ids, IdsGiven, IdsWanted, KeyedWrite, RowsWrite, SpreadWrite, WritePlan,
     WriteRoute, WriteTarget, several_shards,

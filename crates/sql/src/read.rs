@@ -5,10 +5,12 @@
 //! 1. [`Route::Anywhere`]: reference tables or none. Any shard has all of it.
 //! 2. [`Route::Shard`]: the keys tie every row that matters to known partitions (see `scope`). If one shard owns
 //!    them all, the user's own statement runs there, untouched.
-//! 3. [`Route::Concat`]: each shard runs the statement on its rows, and the answers are appended (see `spread`).
-//! 4. [`Route::Gather`] with partial aggregates: each shard groups its rows, the finisher merges the groups (`partial`).
-//! 5. [`Route::Gather`]: the rows and columns that the statement needs are fetched from every table (`fetch`), and the
-//!    user's own statement runs on them in the finisher. Always right, whatever the statement does.
+//! 3. [`Route::Concat`]: each shard runs the statement on its rows (see `spread`), and the answers are appended, or merged
+//!    by their order.
+//! 4. [`Route::Gather`]: what the shards found goes into an in-memory SQLite, the *finisher*, which runs a statement over
+//!    it. At best the shards have grouped their rows or left out duplicates already (`forms`, `partial`), else they have
+//!    answered subqueries (`finish`), and in the worst case they send the rows and columns that the statement needs
+//!    (`fetch`), which is always right, whatever the statement does.
 //!
 //! What may be pushed to the shards is decided once per statement text; parameters only choose partitions.
 
@@ -21,12 +23,19 @@ use sqlparser::ast::Query;
 
 use crate::clauses::{Output, Span};
 use crate::error::SqlError;
-use crate::fetch::{FetchPlan, fetches};
+use crate::finish::{self, FinishPlan};
+use crate::forms::{Form, RowsEnd, form};
+use crate::order::Order;
 use crate::params::{Params, Slots};
-use crate::partial::{NOTHING_TO_MERGE, PartialPlan, partial};
+use crate::partial::RESERVED;
 use crate::scope::Analysis;
-use crate::spread::{ConcatPlan, concat};
+use crate::shard_sql::names_schema;
+use crate::spread::Spreading;
 use crate::tree::Constant;
+use crate::why::{NotPushed, Why};
+
+/// The table of the shards' answers in the finisher.
+const PARTS: &str = "__parts";
 
 /// A statement with its values: value `i` is for SQLite's parameter `i + 1`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,8 +70,9 @@ pub enum Route {
     Anywhere(Bound),
     /// Unchanged on the shard that owns all of `units`. If no single one does, ask for [`ReadPlan::scatter`].
     Shard { units: Units, statement: Bound },
-    /// The rows of `fetch`, shard after shard: `offset` of them skipped, then at most `limit`.
-    Concat { fetch: Fetch, limit: Option<u64>, offset: u64 },
+    /// The rows of `fetch`, shard after shard, or merged by `order` (each shard's rows come in it): `offset` of them
+    /// skipped, then at most `limit`. The first `hidden` columns are there for the order only.
+    Concat { fetch: Fetch, order: Vec<Order>, hidden: usize, limit: Option<u64>, offset: u64 },
     /// The rows of each fetch go into a table of their own in the finisher, which then runs `finish`.
     Gather { fetches: Vec<Fetch>, finish: Bound },
 }
@@ -104,16 +114,15 @@ pub struct ReadPlan {
     singles: BTreeMap<String, ShardId>,
     /// For each mention of a sharded table: its key's type, and the keys that matter.
     mentions: Vec<(KeyType, Option<Vec<Constant>>)>,
-    spread: Result<Spread, SqlError>,
-    pub(crate) reason: String,
+    spread: Result<Several, SqlError>,
 }
 
 /// How the statement is answered from several shards.
 #[derive(Clone, Debug)]
-enum Spread {
-    Concat(ConcatPlan),
-    Partial(PartialPlan),
-    Gather(Vec<FetchPlan>),
+struct Several {
+    rows: Option<RowsEnd>,
+    /// When that is none, or can't be used with the values given.
+    finish: FinishPlan,
 }
 
 /// SQL whose parameter `i + 1` takes the request's slot `slots[i]`.
@@ -153,6 +162,7 @@ impl From<Output> for Template {
 /// Plans the SELECT that `span` spells.
 pub(crate) fn plan_read(mut analysis: Analysis, query: &Query, span: Span) -> Result<ReadPlan, SqlError> {
     analysis.query(query, None)?;
+    learn(&mut analysis, query);
     analysis.finish()?;
     let tables: BTreeSet<String> = analysis.occurrences.iter().map(|occurrence| occurrence.table.clone()).collect();
     let singles = tables.iter().filter_map(|table| match analysis.tables[table].kind {
@@ -163,7 +173,7 @@ pub(crate) fn plan_read(mut analysis: Analysis, query: &Query, span: Span) -> Re
     let mentions = (0..analysis.occurrences.len())
         .filter_map(|at| Some((analysis.key_type(at)?, analysis.occurrences[at].keys.clone())))
         .collect();
-    let (spread, reason) = spread(&analysis, query, span);
+    let spread = several(&analysis, query, span);
     Ok(ReadPlan {
         whole: Template::verbatim(&analysis, span, true),
         slots: analysis.slots.clone(),
@@ -171,33 +181,62 @@ pub(crate) fn plan_read(mut analysis: Analysis, query: &Query, span: Span) -> Re
         singles,
         mentions,
         spread,
-        reason,
     })
 }
 
-/// The best way to answer from several shards, and why not a better one.
-fn spread(analysis: &Analysis, query: &Query, span: Span) -> (Result<Spread, SqlError>, String) {
+/// Lets the keys that conditions give to subqueries and CTEs limit the tables inside of these.
+fn learn(analysis: &mut Analysis, query: &Query) {
+    if analysis.volatile {
+        return;
+    }
+    let mut spreading = Spreading::new(analysis);
+    // Whether the statement spreads is asked again, once the keys are known.
+    let _ = spreading.query(query);
+    let (learned, ties) = (spreading.learned, spreading.ties);
+    for (mention, keys) in learned {
+        analysis.occurrences[mention].keys.get_or_insert(keys);
+    }
+    for (limited, limiting) in ties {
+        analysis.occurrences[limited].tied_to.insert(limiting);
+    }
+}
+
+/// The best way to answer from several shards.
+fn several(analysis: &Analysis, query: &Query, span: Span) -> Result<Several, SqlError> {
     if let Some(token) = analysis.rowid {
-        let error = SqlError::unsupported("rowid names a row only within one shard")
+        return Err(SqlError::unsupported("rowid names a row only within one shard")
             .hint("use the primary key's columns instead")
-            .at(analysis.tokens.text, analysis.tokens.offset(token));
-        return (Err(error), "rowid is used".to_owned());
+            .at(analysis.tokens.text, analysis.tokens.offset(token)));
     }
-    let not_concat = match concat(analysis, query, span) {
-        Ok(plan) => return (Ok(Spread::Concat(plan)), "each shard answers for its own rows".to_owned()),
-        Err(reason) => reason,
-    };
-    match partial(analysis, query, span) {
-        Ok(plan) => (Ok(Spread::Partial(plan)), format!("{not_concat}; each shard aggregates its own rows")),
-        Err(reason) => {
-            let reason = if reason == not_concat || reason == NOTHING_TO_MERGE {
-                not_concat.to_owned()
-            } else {
-                format!("{not_concat}; {reason}")
-            };
-            (Ok(Spread::Gather(fetches(analysis, query, span))), reason)
+    let plain = |finish| Several { rows: None, finish };
+    if let Some(why) = untouchable(analysis) {
+        return Ok(plain(finish::whole(analysis, span, why)));
+    }
+    match form(&mut Spreading::new(analysis), query, span) {
+        Ok(Form::Rows(plan)) if !plan.distinct => {
+            Ok(Several { rows: Some(plan.ended()), finish: finish::whole(analysis, span, Why::LimitValue) })
         }
+        Ok(Form::Rows(plan)) => match plan.gathered(analysis, PARTS, false) {
+            Ok((fetch, finish)) => Ok(plain(FinishPlan::of(fetch, finish, Why::Distinct, analysis, span))),
+            Err(why) => Ok(plain(finish::finish(analysis, query, span, why))),
+        },
+        Ok(Form::Partial(plan, why)) => {
+            let (fetch, finish) = plan.gathered(PARTS);
+            Ok(plain(FinishPlan::of(fetch, finish, why, analysis, span)))
+        }
+        Err(why) => Ok(plain(finish::finish(analysis, query, span, why))),
     }
+}
+
+/// Why a statement must not be taken apart at all.
+fn untouchable(analysis: &Analysis) -> Option<Why> {
+    if analysis.volatile {
+        return Some(Why::Volatile);
+    }
+    if analysis.names(|_| true).iter().any(|name| name.starts_with(RESERVED)) {
+        return Some(Why::Reserved);
+    }
+    names_schema(analysis).then_some(Why::SchemaName)
 }
 
 impl ReadPlan {
@@ -244,19 +283,18 @@ impl ReadPlan {
         if self.mentions.is_empty() && self.singles.is_empty() {
             return Ok(Route::Anywhere(self.whole.bind(values)));
         }
-        match self.spread.as_ref().map_err(Clone::clone)? {
-            Spread::Concat(plan) => match plan.route(values, partition_count) {
-                Some(route) => Ok(route),
-                None => Ok(self.gathered(plan.fallback(), values, partition_count)),
-            },
-            Spread::Partial(plan) => Ok(plan.route(values, partition_count)),
-            Spread::Gather(fetches) => Ok(self.gathered(fetches, values, partition_count)),
+        let several = self.spread.as_ref().map_err(Clone::clone)?;
+        if let Some(route) = several.rows.as_ref().and_then(|rows| rows.route(values, partition_count)) {
+            return Ok(route);
         }
+        let fetches = several.finish.fetches.iter().map(|fetch| fetch.bind(values, partition_count)).collect();
+        let finish = several.finish.finish.as_ref().unwrap_or(&self.whole).bind(values);
+        Ok(Route::Gather { fetches, finish })
     }
 
-    fn gathered(&self, fetches: &[FetchPlan], values: &[Value], partition_count: u32) -> Route {
-        let fetches = fetches.iter().map(|fetch| fetch.bind(values, partition_count)).collect();
-        Route::Gather { fetches, finish: self.whole.bind(values) }
+    /// What the shards don't answer on their own when the statement is gathered.
+    pub(crate) fn not_pushed(&self) -> &[NotPushed] {
+        self.spread.as_ref().map_or(&[], |several| &several.finish.not_pushed)
     }
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Occurrence {
     pub table: String,
     /// What columns are qualified with, in lower case.
     pub alias: String,
+    /// The token of the table's name, and the one after the mention (`main.t AS x`).
+    pub tokens: Span,
     /// On the side of an outer join that gets NULLs, or where Pleat doesn't look closer.
     pub nullable: bool,
     /// The keys that matter; `None`: all.
@@ -407,10 +409,10 @@ impl<'a> Analysis<'a> {
     fn factor(&mut self, factor: &TableFactor, scope: usize, nullable: bool) -> Result<(), SqlError> {
         match factor {
             TableFactor::Table { name, alias, args, .. } => {
-                let alias = alias.as_ref().map(|alias| lower(&alias.name));
+                let ident = alias.as_ref().map(|alias| &alias.name);
                 match args {
-                    Some(args) => self.table_function(name, alias, &args.args, scope),
-                    None => self.named_table(name, alias, scope, nullable),
+                    Some(args) => self.table_function(name, ident.map(lower), &args.args, scope),
+                    None => self.named_table(name, ident, scope, nullable),
                 }
             }
             TableFactor::Derived { subquery, alias, lateral: false, .. } => {
@@ -454,12 +456,12 @@ impl<'a> Analysis<'a> {
     fn named_table(
         &mut self,
         name: &ObjectName,
-        alias: Option<String>,
+        ident: Option<&Ident>,
         scope: usize,
         nullable: bool,
     ) -> Result<(), SqlError> {
         let table = last_name(name);
-        let alias = alias.unwrap_or_else(|| table.clone());
+        let alias = ident.map_or_else(|| table.clone(), lower);
         if name.0.len() == 1 && self.ctes.iter().any(|names| names.contains(&table)) {
             self.scopes[scope].sources.push(Source { alias, occurrence: None, columns: None });
             return Ok(());
@@ -470,6 +472,7 @@ impl<'a> Analysis<'a> {
         self.occurrences.push(Occurrence {
             table,
             alias: alias.clone(),
+            tokens: mention(name, ident),
             nullable,
             keys: None,
             tied_to: BTreeSet::new(),
@@ -482,7 +485,7 @@ impl<'a> Analysis<'a> {
     /// A scope with `table` (of the catalog) as its first source.
     pub fn scope_with(&mut self, name: &ObjectName, alias: Option<&Ident>) -> Result<usize, SqlError> {
         let scope = self.empty_scope(None);
-        self.named_table(name, alias.map(lower), scope, false)?;
+        self.named_table(name, alias, scope, false)?;
         Ok(scope)
     }
 
@@ -598,15 +601,16 @@ impl<'a> Analysis<'a> {
         Resolved::Other
     }
 
-    /// The names in the statement's text, in lower case: a column that is not among them is not needed.
-    pub fn names(&self) -> BTreeSet<String> {
+    /// The names in the statement's text, in lower case, where `counts` says so of the token: a column that is not among
+    /// them is not needed.
+    pub fn names(&self, counts: impl Fn(usize) -> bool) -> BTreeSet<String> {
         let is_name = |index: &usize| match self.tokens.kind(*index) {
             Some(Kind::Word | Kind::Name) => true,
             Some(Kind::Text) => index.checked_sub(1).is_some_and(|before| self.tokens.is_symbol(before, ".")),
             _ => false,
         };
         (0..self.tokens.len())
-            .filter(is_name)
+            .filter(|index| is_name(index) && counts(*index))
             .filter_map(|index| self.tokens.name(index))
             .map(|name| name.to_ascii_lowercase())
             .collect()
@@ -619,6 +623,13 @@ impl<'a> Analysis<'a> {
             TableKind::Reference | TableKind::Single { .. } => None,
         }
     }
+}
+
+/// The tokens of a mention of a table; empty when its place is not known.
+fn mention(name: &ObjectName, alias: Option<&Ident>) -> Span {
+    let token = |ident: &Ident| token_of(ident.span);
+    let Some(table) = name.0.last().and_then(|part| part.as_ident()).and_then(token) else { return (0, 0) };
+    (table, alias.and_then(token).unwrap_or(table) + 1)
 }
 
 /// The qualifier and the name of a column, in lower case.

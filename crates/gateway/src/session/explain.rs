@@ -6,10 +6,18 @@ use pleat_cluster::{Catalog, Value};
 use pleat_sql::Statement;
 
 use super::reroute::Setback;
-use super::{Output, Response, Run, Touched};
+use super::{Output, Response, Run, Touched, place};
 
 pub(super) fn explain(statement: &Statement, run: &Run, catalog: &Catalog) -> Result<Response, Setback> {
-    let explanation = statement.explain(&run.request.params.borrow(), catalog.partition_count)?;
+    let statement = match statement {
+        Statement::Explain(inner) => inner,
+        other => other,
+    };
+    let params = run.request.params.borrow();
+    let explanation = match (statement, place::sole_shard(catalog)) {
+        (Statement::Read(plan), Some(_)) => plan.explain_only_shard(&params)?,
+        _ => statement.explain(&params, catalog.partition_count)?,
+    };
     let lines = explanation.lines();
     let rows = lines.into_iter().map(|(what, detail)| vec![Value::Text(what), Value::Text(detail)]).collect();
     Ok(Response {

@@ -38,6 +38,7 @@ mod deadline;
 mod explain;
 mod failure;
 mod gather;
+mod merge;
 mod place;
 mod plans;
 mod read;

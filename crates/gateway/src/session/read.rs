@@ -18,8 +18,9 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use pleat_cluster::{Catalog, PartitionId, ShardId};
 use pleat_engine::{OwnershipCheck, Query, ReadLimits, ReadRequest};
 use pleat_host::{Freshness, Piece, RowStream};
-use pleat_sql::{Bound, Fetch, ReadPlan, Route, Source};
+use pleat_sql::{Bound, Fetch, Order, ReadPlan, Route, Source};
 
+use super::merge::merge;
 use super::reroute::{Setback, setback};
 use super::{Attempt, Consistency, Executor, Failure, Output, Response, Rows, Run, Touched, place};
 use crate::settings::SHARDS_ASKED_AT_ONCE_MAX;
@@ -59,7 +60,10 @@ impl Executor {
                 let shard = self.any_shard(run, &attempt.catalog)?;
                 self.read_one(run, attempt, shard, statement, OwnershipCheck::None).await
             }
-            Route::Concat { fetch, limit, offset } => self.concat(run, attempt, fetch, limit, offset).await,
+            Route::Concat { fetch, order, hidden, limit, offset } => {
+                let shape = Shape { order, hidden, limit, offset };
+                self.concat(run, attempt, fetch, shape).await
+            }
             Route::Gather { fetches, finish } => self.gather(run, attempt, fetches, finish).await,
             Route::Shard { .. } => {
                 Err(Failure::internal("a read over several shards was planned for a single one").into())
@@ -94,20 +98,20 @@ impl Executor {
         Ok(response(attempt, Touched::One(shard), columns, rows_of(answer)))
     }
 
-    /// Rows of several shards, one after the other as they come.
-    async fn concat(
-        &self,
-        run: &Run,
-        attempt: &Attempt,
-        fetch: Fetch,
-        limit: Option<u64>,
-        offset: u64,
-    ) -> Result<Response, Setback> {
+    /// Rows of several shards, one after the other as they come, or merged by their order.
+    async fn concat(&self, run: &Run, attempt: &Attempt, fetch: Fetch, shape: Shape) -> Result<Response, Setback> {
         let answers = self.fetch(run, attempt, std::slice::from_ref(&fetch)).await?;
         let shards = answers.iter().map(|asked| asked.shard).collect();
         let columns = answers.first().map(|asked| asked.answer.columns.clone()).unwrap_or_default();
-        let rows = stream::select_all(answers.into_iter().map(|asked| rows_of(asked.answer))).boxed();
-        let rows = if limit.is_some() || offset > 0 { slice(rows, offset, limit) } else { rows };
+        let columns = columns.into_iter().skip(shape.hidden).collect();
+        let sources = answers.into_iter().map(|asked| rows_of(asked.answer));
+        let rows = if shape.order.is_empty() {
+            stream::select_all(sources).boxed()
+        } else {
+            merge(sources.collect(), shape.order, shape.hidden)
+        };
+        let sliced = shape.limit.is_some() || shape.offset > 0;
+        let rows = if sliced { slice(rows, shape.offset, shape.limit) } else { rows };
         Ok(response(attempt, Touched::of(shards), columns, rows))
     }
 
@@ -185,6 +189,14 @@ fn sharded_sources(catalog: &Catalog, prune: Option<&BTreeSet<PartitionId>>) -> 
         true => Ok(vec![place::anchor(catalog)?]),
         false => Ok(shards.into_iter().collect()),
     }
+}
+
+/// What becomes of the shards' rows on their way to the client.
+struct Shape {
+    order: Vec<Order>,
+    hidden: usize,
+    limit: Option<u64>,
+    offset: u64,
 }
 
 /// A shard's answer to the fetches with these numbers, in this order.

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pleat_cluster::{KeyType, PartitionId, TableKind, Value};
-use sqlparser::ast::{Expr, GroupByExpr, Query, Select};
+use sqlparser::ast::{Expr, GroupByExpr, OrderByKind, Query, Select};
 
 use super::compose::Composer;
 use super::spread::SpreadWrite;
@@ -133,9 +133,13 @@ pub(super) fn selected(draft: &Draft, query: &Query, select: &Select, driver: us
         None => false,
     };
     let by_key = matches!(&select.group_by, GroupByExpr::Expressions(groups, _) if groups.iter().any(own));
-    let groups_stay = by_key || !(is_grouped(select) || has_calls(select, query, false));
+    let order: Vec<&Expr> = match query.order_by.as_ref().map(|order| &order.kind) {
+        Some(OrderByKind::Expressions(terms)) => terms.iter().map(|term| &term.expr).collect(),
+        Some(OrderByKind::All(_)) | None => Vec::new(),
+    };
+    let groups_stay = by_key || !(is_grouped(select) || has_calls(select, &order, false));
     let stays = groups_stay
-        && !has_calls(select, query, true)
+        && !has_calls(select, &order, true)
         && query.limit_clause.is_none()
         && !analysis.scopes[scope].odd
         && !analysis.occurrences[driver].nullable
