@@ -22,7 +22,8 @@ pub(super) async fn carry_out(tools: &Tools, id: OperationId, node: NodeId, shar
     let rebuild = Rebuild { work: &work, node, shard };
     match rebuild.run(operation.committed).await {
         Ok(message) => work.finish(Phase::Successful, &message).await,
-        Err(Stop::Superseded(why)) => Err(Stop::Superseded(why)),
+        // The catalog could not be written: it stays open, and is gone on with.
+        Err(stop @ (Stop::Superseded(_) | Stop::Again(_))) => Err(stop),
         Err(stop) => {
             let why = stop.reason();
             tracing::warn!(operation = %id, why, "the rebuild is given up for now");
@@ -100,7 +101,7 @@ impl Rebuild<'_> {
                 return Ok(false);
             }
             if begun.elapsed() > GROUP_WAIT_MAX {
-                return Err(Stop::Again(why).context(&format!("remove {} from {}", self.node, name(part))));
+                return Err(Stop::Impossible(format!("remove {} from {}: {why}", self.node, name(part))));
             }
             sleep(LOOK_EVERY).await;
             self.work.operation()?;
@@ -157,17 +158,18 @@ impl Rebuild<'_> {
                         Err(Stop::Again(why)) if moved.elapsed() < GROUP_WAIT_MAX => {
                             tracing::debug!(why, "rebuild: the group can't be changed at the moment");
                         }
-                        Err(stop) => return Err(stop.context(&step)),
+                        Err(stop @ Stop::Superseded(_)) => return Err(stop),
+                        Err(stop) => return Err(Stop::Impossible(format!("{step}: {}", stop.reason()))),
                     }
                 }
                 // It answers: it is starting its replica.
                 Ok(_) if seen.elapsed() < GROUP_WAIT_MAX => {}
-                Ok(_) => return Err(Stop::Again(format!("{step}: {} does not start its replica", self.node))),
+                Ok(_) => return Err(Stop::Impossible(format!("{step}: {} does not start its replica", self.node))),
                 Err(_) if seen.elapsed() < AWAY_MAX => {}
-                Err(error) => return Err(Stop::Again(format!("{step}: {} is gone: {error}", self.node))),
+                Err(error) => return Err(Stop::Impossible(format!("{step}: {} is gone: {error}", self.node))),
             }
             if begun.elapsed() > CATCH_UP_MAX {
-                return Err(Stop::Again(format!("{step}: it did not catch up in {CATCH_UP_MAX:?}")));
+                return Err(Stop::Impossible(format!("{step}: it did not catch up in {CATCH_UP_MAX:?}")));
             }
             sleep(LOOK_EVERY).await;
             self.work.operation()?;

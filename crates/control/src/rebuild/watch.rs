@@ -104,7 +104,9 @@ fn members_missing(catalog: &Catalog, told: &Told, seen: &mut Seen) -> Vec<(Targ
             continue;
         }
         if answer.control.is_some() && leads(told, None).is_some_and(|view| !view.voters.contains(&node.id)) {
+            // Its shards come with it.
             missing.insert((node.id, None));
+            continue;
         }
         for shard in catalog.shards.values() {
             if shard.state != ShardState::Active || !shard.replicas.contains(&node.id) {
