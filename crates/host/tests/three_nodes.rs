@@ -88,7 +88,9 @@ async fn with_table(nodes: &[Node]) -> Arc<Catalog> {
     let statements = vec![create];
     let table = pleat_engine::validate_ddl(&Default::default(), &statements, "t", &kind).unwrap().unwrap();
     let change = SchemaChange::Put(table);
-    done(host.write(SHARD, 1, Action::Ddl { operation: 1, statements, change, single: None }, LIMIT).await);
+    done(
+        host.write(SHARD, 1, Action::Ddl { operation: 1, statements, change, single: None, undoes: None }, LIMIT).await,
+    );
     host.catalog()
 }
 

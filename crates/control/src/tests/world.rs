@@ -82,6 +82,7 @@ pub struct Inner {
     /// Client operations at each call.
     pub clients: u32,
     sent: Vec<(ShardId, Action)>,
+    sent_ddl: BTreeMap<ShardId, Action>,
     now: Millis,
     index: u64,
     pub random: u64,
@@ -126,6 +127,7 @@ impl World {
             chunk: (16, 2_000),
             clients: 0,
             sent: Vec::new(),
+            sent_ddl: BTreeMap::new(),
             now: 1_000_000,
             index: 0,
             random: 42,
@@ -253,6 +255,11 @@ impl Inner {
     fn restart(&mut self) {
         self.shards.clear();
         self.reconcile();
+    }
+
+    /// The newest schema change that was sent to a shard.
+    pub fn sent_ddl(&self, shard: ShardId) -> Action {
+        self.sent_ddl[&shard].clone()
     }
 
     pub fn apply(&mut self, shard: ShardId, action: Action) -> Result<Outcome, HostError> {
@@ -468,7 +475,6 @@ impl Inner {
         }
     }
 
-    /// A write to a reference table, spread as `host` does it.
     fn reach(&self, shard: ShardId) -> Result<(), HostError> {
         match self.gone == Some(shard) {
             true => Err(HostError::Unavailable(format!("{shard} is gone"))),
@@ -476,6 +482,7 @@ impl Inner {
         }
     }
 
+    /// A write to a reference table, spread as `host` does it.
     pub fn put_city(&mut self) {
         let (key, value) = (self.random(40) as i64, format!("{:x}", self.random(u64::from(u32::MAX))));
         let sql = "INSERT OR REPLACE INTO cities(id, name) VALUES (?1, ?2)";
@@ -588,6 +595,9 @@ impl Cluster for World {
     async fn write(&self, shard: ShardId, action: Action, _: Duration) -> Result<Outcome, HostError> {
         self.call(true, |inner| {
             inner.reach(shard)?;
+            if matches!(action, Action::Ddl { undoes: None, .. }) {
+                inner.sent_ddl.insert(shard, action.clone());
+            }
             if matches!(action, Action::Move(_) | Action::ReferenceApply(_) | Action::Own { .. }) {
                 inner.sent.push((shard, action.clone()));
             }
@@ -598,6 +608,10 @@ impl Cluster for World {
 
     async fn move_read(&self, shard: ShardId, request: MoveRead, _: Duration) -> Result<MoveChunk, HostError> {
         self.call(false, |inner| inner.reach(shard).and_then(|()| inner.move_read(shard, &request))).await
+    }
+
+    async fn reach(&self, shard: ShardId, _: Duration) -> Result<(), HostError> {
+        self.call(false, |inner| inner.reach(shard)).await
     }
 
     async fn probe(&self, shard: ShardId, _: Duration) -> Result<(), String> {
