@@ -52,6 +52,16 @@ impl Catalog {
                 self.commit(*operation, *at)?;
                 self.take(*operation, *epoch);
             }
+            Command::GiveUpOperation { operation, message, code, epoch, at } => {
+                self.work_on(*operation, *epoch)?;
+                self.give_up(*operation, message, code.as_deref(), *at)?;
+                self.take(*operation, *epoch);
+            }
+            Command::AwaitShards { operation, shards, epoch, at } => {
+                self.work_on(*operation, *epoch)?;
+                self.await_shards(*operation, shards, *at)?;
+                self.take(*operation, *epoch);
+            }
             Command::FinishOperation { operation, phase, message, epoch, at } => {
                 self.work_on(*operation, *epoch)?;
                 self.finish(*operation, *phase, message, *at)?;
@@ -64,6 +74,9 @@ impl Catalog {
                 }
                 if let OperationKind::Rebuild { .. } = operation.kind {
                     return Err(invalid("a rebuild can't be cancelled: until it has ended a replica is missing"));
+                }
+                if operation.given_up {
+                    return Err(invalid(format!("{} was given up and is being taken back", operation.id)));
                 }
                 operation.cancel_requested = true;
                 operation.updated = *at;
@@ -163,6 +176,14 @@ impl Catalog {
         if self.open_operations().count() >= Self::OPERATIONS_OPEN_MAX {
             return Err(busy(format!("{} operations are waiting already; try again later", Self::OPERATIONS_OPEN_MAX)));
         }
+        if let Some((other, shard)) = self.held(kind) {
+            let names: Vec<String> = other.waits_for.iter().map(ToString::to_string).collect();
+            let names = names.join(" and ");
+            return Err(busy(format!(
+                "{} waits for {names} and comes first on {shard}, which this needs too",
+                other.id
+            )));
+        }
         self.admit(kind)?;
         if let OperationKind::Split { to, .. } = kind {
             let generation = self.bump();
@@ -179,9 +200,12 @@ impl Catalog {
             phase: Phase::Pending,
             steps: Vec::new(),
             committed: false,
+            given_up: false,
+            waits_for: Vec::new(),
             epoch: 0,
             cancel_requested: false,
             message: String::new(),
+            code: None,
             created: at,
             updated: at,
         };
@@ -217,8 +241,10 @@ impl Catalog {
 
     fn admit_move(&self, from: ShardId, partitions: &[PartitionId]) -> Applied {
         self.active(from)?;
-        let moves = |other: &&Operation| matches!(other.kind, OperationKind::Split { .. } | OperationKind::Move { .. });
-        if let Some(other) = self.open_operations().find(moves) {
+        let is_move = |other: &&Operation| {
+            matches!(other.kind, OperationKind::Split { .. } | OperationKind::Move { .. }) && !other.is_waiting()
+        };
+        if let Some(other) = self.open_operations().find(is_move) {
             return Err(busy(format!("{} is still moving partitions; wait for it to end, or cancel it", other.id)));
         }
         if partitions.is_empty() {
@@ -236,9 +262,14 @@ impl Catalog {
 
     fn admit_ddl(&self, effect: &DdlEffect) -> Applied {
         let name = effect.table();
-        if let Some(other) = (self.open_operations()).find(
-            |other| matches!(&other.kind, OperationKind::Ddl { effect, .. } if effect.table().eq_ignore_ascii_case(name)),
-        ) {
+        let names = [name, effect.table_after()];
+        let touches = |other: &DdlEffect| {
+            let others = [other.table(), other.table_after()];
+            names.iter().any(|name| others.iter().any(|other| other.eq_ignore_ascii_case(name)))
+        };
+        if let Some(other) = (self.open_operations())
+            .find(|other| matches!(&other.kind, OperationKind::Ddl { effect, .. } if touches(effect)))
+        {
             return Err(busy(format!("{} is still changing table {name}", other.id)));
         }
         match effect {
@@ -279,6 +310,15 @@ impl Catalog {
                 None => Ok(()),
             },
             DdlEffect::DropTable { .. } => self.known_table(name).map(|_| ()),
+            DdlEffect::AlterTable { before, after, .. } => {
+                if self.known_table(name)? != &**before {
+                    return Err(busy(format!("table {name} has just been changed")));
+                }
+                match self.table(&after.name).filter(|_| !after.name.eq_ignore_ascii_case(name)) {
+                    Some(_) => Err(CommandError::Exists { what: format!("table {}", after.name) }),
+                    None => Ok(()),
+                }
+            }
         }
     }
 
@@ -313,9 +353,6 @@ impl Catalog {
 
     fn journal(&mut self, id: OperationId, name: &str, ended: bool, detail: &str, at: Millis) -> Applied {
         let operation = self.open(id)?;
-        if operation.committed && name == Operation::UNDO_STEP {
-            return Err(invalid(format!("{id} is committed and can't be undone")));
-        }
         operation.phase = Phase::Progressing;
         operation.updated = at;
         // A step that a new leader does again is journaled again only if others came between.
@@ -346,8 +383,8 @@ impl Catalog {
         if operation.cancel_requested {
             return Err(invalid(format!("{id} is being cancelled")));
         }
-        if operation.steps.iter().any(|step| step.name == Operation::UNDO_STEP) {
-            return Err(invalid(format!("{id} is being undone")));
+        if operation.given_up {
+            return Err(invalid(format!("{id} was given up")));
         }
         let kind = operation.kind.clone();
         match &kind {
@@ -374,6 +411,34 @@ impl Catalog {
         }
         let operation = self.open(id)?;
         operation.committed = true;
+        operation.updated = at;
+        Ok(())
+    }
+
+    fn give_up(&mut self, id: OperationId, message: &str, code: Option<&str>, at: Millis) -> Applied {
+        let operation = self.open(id)?;
+        if operation.committed {
+            return Err(invalid(format!("{id} is committed and can't be given up")));
+        }
+        if operation.given_up {
+            return Ok(()); // by an earlier leader, whose reason it keeps
+        }
+        operation.given_up = true;
+        operation.message = message.to_owned();
+        operation.code = code.map(str::to_owned);
+        operation.updated = at;
+        Ok(())
+    }
+
+    fn await_shards(&mut self, id: OperationId, shards: &[ShardId], at: Millis) -> Applied {
+        let operation = self.open(id)?;
+        if !operation.committed && !operation.given_up {
+            return Err(invalid(format!("{id} is neither committed nor given up, so it can't be put off")));
+        }
+        if shards.is_empty() {
+            return Err(invalid(format!("{id} waits for at least one shard")));
+        }
+        operation.waits_for = shards.to_vec();
         operation.updated = at;
         Ok(())
     }
@@ -411,6 +476,14 @@ impl Catalog {
                 table.columns.push(column.clone());
                 table.create_sql = create_sql.clone();
             }
+            DdlEffect::AlterTable { after, .. } => {
+                let after = Table { id: table.id, ..(**after).clone() };
+                self.tables.remove(&name);
+                self.tables.insert(after.name.to_ascii_lowercase(), after);
+                let generation = self.generation + 1;
+                let active = self.shards.values_mut().filter(|shard| shard.state == ShardState::Active);
+                active.for_each(|shard| shard.ownership = generation);
+            }
         }
         Ok(())
     }
@@ -426,6 +499,7 @@ impl Catalog {
             return Err(invalid(format!("{id} is committed and can only succeed")));
         }
         operation.phase = phase;
+        operation.waits_for.clear();
         operation.message = message.to_owned();
         operation.updated = at;
         if let Some(step) = operation.steps.last_mut() {

@@ -105,15 +105,34 @@ impl Catalog {
         self.tables.values().find(|table| table.id == id)
     }
 
-    /// Operations that have not ended, oldest first. The first of them is the one being worked on.
+    /// Operations that have not ended, oldest first. The first of them that does not wait for a shard is the one being
+    /// worked on.
     pub fn open_operations(&self) -> impl Iterator<Item = &Operation> {
         self.operations.values().filter(|operation| !operation.phase.is_final())
+    }
+
+    /// An operation that waits for a shard which `kind` needs, or holds one that it changes: it comes first there.
+    pub fn held(&self, kind: &OperationKind) -> Option<(&Operation, ShardId)> {
+        let (changed, read) = match kind {
+            OperationKind::Split { from, .. } => (vec![*from], self.anchor()),
+            OperationKind::Move { from, to, .. } => (vec![*from, *to], self.anchor()),
+            OperationKind::Ddl { .. } => (self.active_shards().map(|shard| shard.id).collect(), None),
+            // It changes who holds a shard, and nothing in it.
+            OperationKind::Rebuild { .. } => return None,
+        };
+        self.open_operations().find_map(|operation| {
+            let held = operation.holds().into_iter().find(|shard| changed.contains(shard));
+            // Moves complete reference tables from the anchor: it has to be there, and nothing of it changes.
+            let shard = held.or(read.filter(|anchor| operation.waits_for.contains(anchor)))?;
+            Some((operation, shard))
+        })
     }
 
     /// The operation that is moving partitions right now, if any.
     pub fn moving(&self) -> Option<&Operation> {
         self.open_operations().find(|operation| {
             operation.phase == Phase::Progressing
+                && !operation.is_waiting()
                 && matches!(operation.kind, OperationKind::Split { .. } | OperationKind::Move { .. })
         })
     }

@@ -22,8 +22,10 @@ impl Catalog {
     /// 3. No shard's ownership is newer than the catalog.
     /// 4. A table stands under its own name, its id is unique and was handed out; a sharded one has its key
     ///    among its columns and has a primary key; a single one lives on a shard that was not removed.
-    /// 5. At most one open operation moves partitions, and until it commits its source owns what it moves.
-    /// 6. A committed operation has not failed, unless it is a rebuild.
+    /// 5. At most one open operation moves partitions, those that wait for a shard aside, and until it commits or is
+    ///    given up its source owns what it moves.
+    /// 6. A committed operation has not failed, unless it is a rebuild, and was not given up; only an open one that is
+    ///    decided waits.
     /// 7. Histories are within their limits.
     /// 8. Replica numbers and distrust name replicas that the shard has.
     pub fn check(&self) -> Vec<Violation> {
@@ -111,14 +113,21 @@ impl Catalog {
             if operation.committed && operation.phase == crate::Phase::Failed && !rebuild {
                 found.push(format!("{id} is committed and failed"));
             }
+            if operation.committed && operation.given_up {
+                found.push(format!("{id} is committed and given up"));
+            }
+            let decided = operation.committed || operation.given_up;
+            if operation.is_waiting() && (operation.phase.is_final() || !decided) {
+                found.push(format!("{id} waits for a shard and is not decided and open"));
+            }
             if operation.phase.is_final() {
                 continue;
             }
             if let OperationKind::Split { from, partitions, .. } | OperationKind::Move { from, partitions, .. } =
                 &operation.kind
             {
-                moves += 1;
-                if !operation.committed && partitions.iter().any(|p| self.owner(*p) != Some(*from)) {
+                moves += usize::from(!operation.is_waiting());
+                if !decided && partitions.iter().any(|p| self.owner(*p) != Some(*from)) {
                     found.push(format!("{id} moves a partition that {from} does not own"));
                 }
             }

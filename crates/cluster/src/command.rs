@@ -68,7 +68,7 @@ pub enum Command {
     /// A step is about to act (`ended: false`) or has acted (`ended: true`). The first one sets the
     /// operation `Progressing`.
     ///
-    /// `epoch` is the term in which the executor leads the control group, here and in the two commands
+    /// `epoch` is the term in which the executor leads the control group, here and in the commands
     /// below. An operation remembers the newest that worked on it and refuses older ones: a leader that was
     /// paused and replaced can't commit what its successor has rolled back.
     JournalStep {
@@ -76,6 +76,22 @@ pub enum Command {
         step: String,
         ended: bool,
         detail: String,
+        epoch: u64,
+        at: Millis,
+    },
+    /// It does not happen: from here on it can't be committed, only taken back. `message` and `code` say why.
+    GiveUpOperation {
+        operation: OperationId,
+        message: String,
+        code: Option<String>,
+        epoch: u64,
+        at: Millis,
+    },
+    /// What is left to do of a decided operation is on `shards`, and these can't be reached: others go past it
+    /// until it has ended.
+    AwaitShards {
+        operation: OperationId,
+        shards: Vec<ShardId>,
         epoch: u64,
         at: Millis,
     },

@@ -4,6 +4,14 @@
 //! is journaled as begun, and when it has acted, as ended; so a leader that takes over sees how far the one
 //! before it may have come. What it then does is the executor's business (`control`): before
 //! [`Operation::committed`] is set an operation can be rolled back, afterwards it is only ever finished.
+//!
+//! # A shard is gone
+//!
+//! An operation is *decided* when it is committed, or given up ([`Operation::given_up`]): from then on nothing but
+//! finishing it, or taking it back, is left to do. When a shard on which something is left to do can't be reached, the
+//! operation *waits* ([`Operation::waits_for`]), and others go past it, but none that concerns a shard that it
+//! [holds](Operation::holds): so when the shard is back, what was left undone there comes before anything new.
+//! Only what is decided waits; what isn't is given up first.
 
 use serde::{Deserialize, Serialize};
 
@@ -96,16 +104,39 @@ pub struct Operation {
     pub steps: Vec<Step>,
     /// The point of no return was passed: the catalog holds the result.
     pub committed: bool,
+    /// It does not happen: it can't be committed any more, and what was done is taken back.
+    pub given_up: bool,
+    /// Shards that can't be reached and on which something is left to do. Empty unless it is decided and open.
+    pub waits_for: Vec<ShardId>,
     /// The newest term of the control group in which a leader worked on it; older ones are refused.
     pub epoch: u64,
     pub cancel_requested: bool,
-    /// How it ended, for people; empty until then.
+    /// How it ended, or why it was given up, for people; empty until then.
     pub message: String,
+    /// The SQLSTATE of that failure, where there is one of its own: `23505` for a unique index over duplicates.
+    pub code: Option<String>,
     pub created: Millis,
     pub updated: Millis,
 }
 
 impl Operation {
-    /// The step from which on a schema change is taken back and can't be committed any more.
-    pub const UNDO_STEP: &str = "undo";
+    /// Whether it is decided and waits for a shard, so that others go past it.
+    pub fn is_waiting(&self) -> bool {
+        !self.waits_for.is_empty()
+    }
+
+    /// The shards on which nothing else is begun while this operation waits.
+    ///
+    /// A committed move holds both its ends, because its source has let go only when the target has taken over. One
+    /// that was given up holds only the shard that has not heard of it.
+    pub fn holds(&self) -> Vec<ShardId> {
+        match &self.kind {
+            OperationKind::Split { from, to, .. } | OperationKind::Move { from, to, .. }
+                if self.committed && self.is_waiting() =>
+            {
+                vec![*from, *to]
+            }
+            _ => self.waits_for.clone(),
+        }
+    }
 }

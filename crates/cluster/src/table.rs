@@ -77,6 +77,24 @@ impl Table {
         }
     }
 
+    /// Whether the definition has a foreign key to `name`. Words are compared, so a definition that says
+    /// `references name` in a comment counts too: a refusal that is easily explained, where missing one would not be.
+    pub fn references(&self, name: &str) -> bool {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+        let mut words = self.create_sql.split(|c: char| !is_word(c)).filter(|word| !word.is_empty()).peekable();
+        let wanted: Vec<&str> = name.split(|c: char| !is_word(c)).filter(|word| !word.is_empty()).collect();
+        while let Some(word) = words.next() {
+            let mut rest = words.clone();
+            if word.eq_ignore_ascii_case("references")
+                && !wanted.is_empty()
+                && wanted.iter().all(|want| rest.next().is_some_and(|word| word.eq_ignore_ascii_case(want)))
+            {
+                return true;
+            }
+        }
+        false
+    }
+
     /// `sharded`, `reference` or `single`.
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
@@ -109,6 +127,15 @@ pub enum DdlEffect {
         column: Column,
         create_sql: String,
     },
+    /// Another name for a table or a column, or a column less. The shards follow the catalog, and scatter reads are
+    /// refused, retryably, where a shard and the router are not of one mind: so nobody sees both shapes at once.
+    AlterTable {
+        /// As it was when this was planned; if it isn't any more, this is refused.
+        before: Box<Table>,
+        after: Box<Table>,
+        /// The ALTER TABLE that shards run.
+        statement: String,
+    },
 }
 
 impl DdlEffect {
@@ -120,6 +147,15 @@ impl DdlEffect {
             | DdlEffect::CreateIndex { table, .. }
             | DdlEffect::DropIndex { table, .. }
             | DdlEffect::AddColumn { table, .. } => table,
+            DdlEffect::AlterTable { before, .. } => &before.name,
+        }
+    }
+
+    /// The table's name when it is done.
+    pub fn table_after(&self) -> &str {
+        match self {
+            DdlEffect::AlterTable { after, .. } => &after.name,
+            _ => self.table(),
         }
     }
 }

@@ -186,14 +186,9 @@ fn a_cancellation_and_a_commit_exclude_each_other() {
         |catalog: &mut Catalog, name: &str| catalog.apply(&start(create(name, by_id()))).unwrap().operation.unwrap();
     let commit = |operation| Command::CommitOperation { operation, epoch: 1, at: 6 };
     let cancel = |operation| Command::CancelOperation { operation, at: 6 };
-    let (step, detail) = ("undo".to_owned(), String::new());
-    let undo = |operation| Command::JournalStep {
-        operation,
-        step: step.clone(),
-        ended: false,
-        detail: detail.clone(),
-        epoch: 1,
-        at: 6,
+    let give_up = |operation| {
+        let (message, code) = ("no".to_owned(), Some("23505".to_owned()));
+        Command::GiveUpOperation { operation, message, code, epoch: 1, at: 6 }
     };
     let cancelled = begin(&mut catalog, "a");
     catalog.apply(&cancel(cancelled)).unwrap();
@@ -203,10 +198,41 @@ fn a_cancellation_and_a_commit_exclude_each_other() {
     catalog.apply(&commit(committed)).unwrap();
     let error = catalog.apply(&cancel(committed)).unwrap_err();
     assert_eq!(error.to_string(), "op-2 is past its point of no return");
-    assert!(catalog.apply(&undo(committed)).is_err());
+    assert!(catalog.apply(&give_up(committed)).is_err());
     let undone = begin(&mut catalog, "c");
-    catalog.apply(&undo(undone)).unwrap();
+    catalog.apply(&give_up(undone)).unwrap();
     assert!(catalog.apply(&commit(undone)).is_err());
+    let error = catalog.apply(&cancel(undone)).unwrap_err();
+    assert_eq!(error.to_string(), "op-3 was given up and is being taken back");
+    assert_eq!(catalog.operations[&undone].code.as_deref(), Some("23505"));
+}
+
+#[test]
+fn nothing_is_begun_on_a_shard_that_a_decided_operation_waits_for() {
+    let mut catalog = founded(3, 3);
+    let shift = |from, to| OperationKind::Move {
+        from: ShardId(from),
+        to: ShardId(to),
+        partitions: catalog.partitions_of(ShardId(from))[..1].to_vec(),
+    };
+    let (lost, free, held) = (shift(1, 2), shift(3, 1), shift(3, 2));
+    let id = catalog.apply(&start(lost)).unwrap().operation.unwrap();
+    let wait = Command::AwaitShards { operation: id, shards: vec![ShardId(2)], epoch: 1, at: 6 };
+    assert!(catalog.apply(&wait).is_err(), "only what is decided waits");
+    let give_up = Command::GiveUpOperation { operation: id, message: "lost".to_owned(), code: None, epoch: 1, at: 6 };
+    catalog.apply(&give_up).unwrap();
+    catalog.apply(&wait).unwrap();
+    assert_eq!(catalog.check(), []);
+    for needs_it in [held, create("t", by_id())] {
+        let error = catalog.apply(&start(needs_it)).unwrap_err();
+        assert_eq!(error.to_string(), "op-1 waits for shard-2 and comes first on shard-2, which this needs too");
+    }
+    run(&mut catalog, free);
+    let done =
+        Command::FinishOperation { operation: id, phase: Phase::Failed, message: "lost".into(), epoch: 1, at: 9 };
+    catalog.apply(&done).unwrap();
+    assert!(!catalog.operations[&id].is_waiting());
+    catalog.apply(&start(create("t", by_id()))).unwrap();
 }
 
 #[test]
@@ -360,6 +386,19 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
             operation,
             phase,
             message: String::new(),
+            epoch,
+            at: 4
+        }),
+        1 => (operation.clone(), 1u64..4).prop_map(|(operation, epoch)| Command::GiveUpOperation {
+            operation,
+            message: String::new(),
+            code: None,
+            epoch,
+            at: 4
+        }),
+        1 => (operation.clone(), 1u32..4, 1u64..4).prop_map(|(operation, shard, epoch)| Command::AwaitShards {
+            operation,
+            shards: vec![ShardId(shard)],
             epoch,
             at: 4
         }),

@@ -151,6 +151,12 @@ impl Group {
         Ok(index)
     }
 
+    /// Has a majority confirm that this node leads, whatever the group is busy with: nothing is waited for beyond that.
+    pub async fn confirm_leadership(&self, deadline: Duration) -> Result<(), ReadError> {
+        let passed = tokio::time::timeout(deadline, self.0.barrier.pass()).await;
+        passed.unwrap_or(Err(ReadError::Timeout)).map(drop)
+    }
+
     /// Waits until the entry at `index` is applied on this node.
     pub async fn wait_applied(&self, index: u64, deadline: Duration) -> Result<(), ReadError> {
         self.wait_applied_until(index, tokio::time::Instant::now() + deadline).await

@@ -35,7 +35,9 @@ pub trait Cluster: Send + Sync + 'static {
     async fn write(&self, shard: ShardId, action: Action, within: Duration) -> Result<Outcome, HostError>;
     /// Ask a shard's leader, after a round of its quorum.
     async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError>;
-    /// Whether the shard has a leader that a majority follows; otherwise what is missing, for people.
+    /// Whether the shard has a leader that a majority follows, be it busy or not.
+    async fn reach(&self, shard: ShardId, within: Duration) -> Result<(), HostError>;
+    /// Whether the shard answers a read; otherwise what is missing, for people.
     async fn probe(&self, shard: ShardId, within: Duration) -> Result<(), String>;
     async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError>;
     async fn partition_weights(
@@ -94,6 +96,10 @@ impl Cluster for HostCluster {
 
     async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError> {
         self.0.move_read(shard, request, within).await
+    }
+
+    async fn reach(&self, shard: ShardId, within: Duration) -> Result<(), HostError> {
+        self.0.has_quorum(shard, within).await
     }
 
     async fn probe(&self, shard: ShardId, within: Duration) -> Result<(), String> {

@@ -9,15 +9,18 @@
 //! | … of a *single* table | shards, catalog, its shard's ownership | a retryable refusal: the shard does not own the table's unit yet |
 //! | `CREATE INDEX`, `ADD COLUMN` | shards, catalog | the index is used, the column is not named, before all shards have it |
 //! | `DROP TABLE`, `DROP INDEX` | catalog, shards | the table is not known any more |
+//! | `RENAME`, `DROP COLUMN` | catalog, shards | a retryable refusal of scatter reads; keyed statements may get *no such column* |
 //!
 //! What can fail on the data of one shard (a unique index over duplicates, a column with a CHECK) thus
 //! happens *before* the commit: it is undone on the shards that have it, and the operation fails with that
 //! shard's message. A drop can't be undone, so it comes after the commit, and what could make a shard
-//! refuse it (another table that references the dropped one) is looked for first. A moved partition waits: the executor
+//! refuse it (another table that references the dropped one) is looked for first. Renaming depends on the schema alone,
+//! which is the same everywhere, so it is enough that the gateway has tried it; it comes after the commit because old
+//! and new names must not be mixed for as long as one shard is gone. A moved partition waits: the executor
 //! carries out one operation at a time.
 //!
-//! The ownership of a single table's shard rises with the commit (`Shard::ownership` in the catalog), and the shard
-//! learns it right after (step `own`). Until then scatter reads routed by the new catalog are refused
+//! The ownership of a single table's shard, and with a rename that of all shards, rises with the commit (`Shard::ownership` in the catalog), and the shard
+//! learns it right after (step `own`, or with the rename). Until then scatter reads routed by the new catalog are refused
 //! there, retryably, so no reader sees the table on one side and not on the other.
 //!
 //! # A leader dies …
@@ -25,8 +28,16 @@
 //! | while | and then |
 //! | --- | --- |
 //! | the shards are changed | the next one sends the change to all of them again; a shard knows the operation's id and does it once |
-//! | undoing | the next one sees the step `undo` in the journal and goes on with it |
+//! | undoing | the next one sees in the catalog that it was given up, and goes on with the undoing |
 //! | after the commit | the next one goes on from the catalog's commit |
+//!
+//! # A shard is gone
+//!
+//! Before the commit it is waited for up to [`Settings::shard_limit`](crate::Settings); then the change is given up, and
+//! taken back on all other shards at once. The one that is gone may have it: the operation stays in the journal,
+//! says what it waits for, and takes it back when that shard can be reached, before any other operation begins there.
+//! After the commit it waits in the same way with what is left to do: a drop, or the ownership of a single table.
+//! Operations that don't need this shard go past; another schema change needs it and is refused.
 //!
 //! # Cancelling
 //!
@@ -34,15 +45,17 @@
 //! cancelled or undone, and to cancel or undo what is committed. So a created table is never taken back, and a drop
 //! that was cancelled does not happen.
 
+use std::time::Duration;
+
 use pleat_cluster::{
-    Catalog, Command, DdlEffect, Operation, OperationKind, PartitionId, Phase, ShardId, ShardState, Table, TableId,
-    TableKind, Tables,
+    Catalog, Command, DdlEffect, Operation, OperationKind, PartitionId, Phase, Shard, ShardId, ShardState, Table,
+    TableId, TableKind, Tables,
 };
 use pleat_engine::{Action, Outcome, Refusal, SchemaChange};
 use pleat_host::HostError;
 use tokio::time::{Instant, sleep};
 
-use crate::stop::{Stop, is_deciding, took_effect};
+use crate::stop::{Failure, Stop, is_deciding, took_effect};
 use crate::work::{EFFECT_LIMIT, Work};
 
 /// The ids under which shards know schema changes, so that each is made once: four for each operation …
@@ -66,36 +79,42 @@ fn copy_id(operation: u64, table: TableId) -> u64 {
     (1 << 63) + (operation << 32) + u64::from(table.0)
 }
 
-/// From this step on the operation is taken back, whoever leads.
-const UNDO_STEP: &str = Operation::UNDO_STEP;
+/// In this step the shards take the change back.
+const UNDO_STEP: &str = "undo";
+const CHANGE_STEP: &str = "change shards";
+const OWN_STEP: &str = "own";
+const REACH_STEP: &str = "reach shards";
+/// The pause before a shard that did not carry out its part is asked again.
+const INSIST_PAUSE: Duration = Duration::from_millis(500);
+/// SQLSTATE: a shard can't be reached.
+const UNREACHED: &str = "57P03";
 
 /// Carry out a schema change, or take it up where an earlier leader left it.
 pub(crate) async fn carry_out(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(), Stop> {
     let operation = work.operation()?;
-    if let Some(undoing) = operation.steps.iter().find(|step| step.name == UNDO_STEP && !operation.committed) {
-        let phase = if operation.cancel_requested { Phase::Skipped } else { Phase::Failed };
-        return undo(work, effect, phase, &undoing.detail.clone()).await;
-    }
-    if !operation.committed {
+    if !operation.committed && !operation.given_up {
         match prepare_and_commit(work, effect, sql).await {
             Ok(()) => {}
-            Err(Stop::Cancelled) => return give_up(work, effect, Phase::Skipped, "cancelled on request").await,
-            Err(Stop::Impossible(why)) => return give_up(work, effect, Phase::Failed, &why).await,
+            Err(Stop::Cancelled) => work.give_up(&Failure::cancelled()).await?,
+            Err(Stop::Impossible(failure)) => work.give_up(&failure).await?,
             Err(stop) => return Err(stop),
         }
     }
+    if work.operation()?.given_up {
+        return undo(work, effect).await;
+    }
     let message = match effect {
-        DdlEffect::DropTable { .. } | DdlEffect::DropIndex { .. } => drop_everywhere(work, effect).await?,
+        _ if follows(effect) => follow(work, effect).await?,
         DdlEffect::CreateTable(table) => own_single(work, &table.name).await?,
-        DdlEffect::CreateIndex { .. } | DdlEffect::AddColumn { .. } => None,
+        _ => None,
     };
     let done = format!("{} on {}", describe(effect), counted(work.catalog().active_shards().count(), "shard"));
     work.finish(Phase::Successful, &message.unwrap_or(done)).await
 }
 
 async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(), Stop> {
-    match is_drop(effect) {
-        true => check_drop(&work.catalog(), effect)?,
+    match follows(effect) {
+        true => check_before(work, effect).await?,
         false => change_shards(work, effect, sql).await?,
     }
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
@@ -108,13 +127,6 @@ async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Resul
     work.end("commit", "").await
 }
 
-async fn give_up(work: &Work, effect: &DdlEffect, phase: Phase, why: &str) -> Result<(), Stop> {
-    match is_drop(effect) {
-        true => work.finish(phase, why).await,
-        false => undo(work, effect, phase, why).await,
-    }
-}
-
 /// Make the change on every shard, before the catalog has it.
 async fn change_shards(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(), Stop> {
     let catalog = work.catalog();
@@ -124,7 +136,7 @@ async fn change_shards(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(),
         DdlEffect::CreateIndex { index, .. } => index.sql.clone(),
         _ => sql.to_owned(),
     };
-    work.begin("change shards").await?;
+    work.begin(CHANGE_STEP).await?;
     let shards: Vec<ShardId> = catalog.active_shards().map(|shard| shard.id).collect();
     for (done, shard) in shards.iter().enumerate() {
         let action = Action::Ddl {
@@ -132,15 +144,45 @@ async fn change_shards(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(),
             statements: vec![statement.clone()],
             change: change.clone(),
             single: None,
+            undoes: None,
         };
-        change_shard(work, *shard, action).await.map_err(|stop| stop.context(&shard.to_string()))?;
-        work.progress("change shards", || format!("{} of {}", done + 1, counted(shards.len(), "shard"))).await?;
+        let patience = work.tools.settings.shard_limit;
+        match insist(work, CHANGE_STEP, *shard, action, patience).await {
+            Err(Stop::Waiting(why)) => {
+                return Err(Stop::Impossible(Failure { why, code: Some(UNREACHED.to_owned()) }));
+            }
+            other => other.map_err(|stop| stop.context(&shard.to_string()))?,
+        }
+        work.progress(CHANGE_STEP, || format!("{} of {}", done + 1, counted(shards.len(), "shard"))).await?;
     }
-    work.end("change shards", &format!("{} on {}", describe(effect), counted(shards.len(), "shard"))).await
+    work.end(CHANGE_STEP, &format!("{} on {}", describe(effect), counted(shards.len(), "shard"))).await
 }
 
-/// One shard's part. A shard that is still cleaning up after a move, or decides a transaction, says so, and is asked
-/// again.
+/// One shard's part, for as long as it takes while the shard is only busy. `Waiting` says that nobody there could be
+/// reached for as long as `patience`.
+///
+/// A shard that is building an index answers nothing until it has; so what is asked is whether a majority follows
+/// its leader.
+async fn insist(work: &Work, step: &str, shard: ShardId, action: Action, patience: Duration) -> Result<(), Stop> {
+    let mut reached = Instant::now();
+    loop {
+        let why = match change_shard(work, shard, action.clone()).await {
+            Err(Stop::Again(why)) => why,
+            other => return other,
+        };
+        if work.unreached(&[shard]).await.is_empty() {
+            reached = Instant::now();
+        } else if reached.elapsed() >= patience {
+            let limit = patience.as_secs();
+            return Err(Stop::Waiting(format!("{shard} could not be reached for {limit} s in step \"{step}\": {why}")));
+        }
+        work.progress(step, || format!("waits for {shard}: {why}")).await?;
+        sleep(INSIST_PAUSE).await;
+    }
+}
+
+/// One shard's part, once. A shard that is still cleaning up after a move, or decides a transaction, says so, and is
+/// asked again.
 async fn change_shard(work: &Work, shard: ShardId, action: Action) -> Result<(), Stop> {
     let deadline = Instant::now() + EFFECT_LIMIT;
     loop {
@@ -150,38 +192,66 @@ async fn change_shard(work: &Work, shard: ShardId, action: Action) -> Result<(),
         if !(moving || is_deciding(&outcome)) || Instant::now() >= deadline {
             return took_effect(outcome?).map(drop);
         }
-        sleep(std::time::Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// Take the change back on every shard, the refusing one included (it then has nothing to undo), and end.
-async fn undo(work: &Work, effect: &DdlEffect, phase: Phase, why: &str) -> Result<(), Stop> {
-    let steps = work.operation()?.steps;
-    if steps.iter().any(|step| step.name == "change shards") {
-        // From here on there is no way back to the change: shards remember that they had it.
-        if !steps.iter().any(|step| step.name == UNDO_STEP) {
+/// Take the change back on every shard, and end. A shard that never had it is told that it must not have it any more:
+/// a message of ours may still be on its way. When a shard is gone the others are rid of the change all the same,
+/// and the operation waits for that one.
+async fn undo(work: &Work, effect: &DdlEffect) -> Result<(), Stop> {
+    let operation = work.operation()?;
+    let why = &operation.message;
+    let mut left = Vec::new();
+    if !follows(effect) && operation.steps.iter().any(|step| step.name == CHANGE_STEP) {
+        if !operation.steps.last().is_some_and(|step| step.name == UNDO_STEP && step.ended.is_none()) {
             work.break_off(why).await?;
+            work.note(UNDO_STEP, false, why).await?;
         }
-        let noted = work.note(UNDO_STEP, false, why).await;
-        // The catalog refuses this entry after the commit and the commit after this entry; so what stands here is final.
-        if work.operation()?.committed {
-            return Err(Stop::Again("the change was committed after all and goes on".to_owned()));
-        }
-        noted?;
         let catalog = work.catalog();
         let (statement, change) = undoing(&catalog, effect)?;
-        for shard in catalog.active_shards() {
-            let (statements, change) = (vec![statement.clone()], change.clone());
-            let action = Action::Ddl { operation: undo_id(work), statements, change, single: None };
-            match change_shard(work, shard.id, action).await {
-                // There was nothing to undo, and for `DROP COLUMN` there is no IF EXISTS to say so.
-                Err(Stop::Impossible(_)) if matches!(effect, DdlEffect::AddColumn { .. }) => {}
-                other => other.map_err(|stop| Stop::Again(format!("undo on {}: {}", shard.id, stop.reason())))?,
-            }
+        let undo = |_: &Shard| Action::Ddl {
+            operation: undo_id(work),
+            statements: vec![statement.clone()],
+            change: change.clone(),
+            single: None,
+            undoes: Some(change_id(work)),
+        };
+        let gone = on_the_rest(work, &operation, UNDO_STEP, undo, &mut left).await?;
+        if !gone.is_empty() {
+            return Err(work.wait_for(gone).await);
         }
         work.end(UNDO_STEP, why).await?;
     }
-    work.finish(phase, why).await
+    let phase = if operation.cancel_requested { Phase::Skipped } else { Phase::Failed };
+    match left.is_empty() {
+        true => work.finish(phase, why).await,
+        false => work.finish(phase, &format!("{why}; something unused is left on {}", left.join("; "))).await,
+    }
+}
+
+/// What is left to do of a decided change, on every shard on which it is left to do. Gives the shards that can't be
+/// reached; what can't be done on a shard at all is added to `left`.
+async fn on_the_rest(
+    work: &Work,
+    operation: &Operation,
+    step: &str,
+    action: impl Fn(&Shard) -> Action,
+    left: &mut Vec<String>,
+) -> Result<Vec<ShardId>, Stop> {
+    let catalog = work.catalog();
+    let waiting = |shard: &&Shard| !operation.is_waiting() || operation.waits_for.contains(&shard.id);
+    let mut gone = Vec::new();
+    for entry in catalog.active_shards().filter(waiting) {
+        let shard = entry.id;
+        match insist(work, step, shard, action(entry), Duration::ZERO).await {
+            Ok(()) => {}
+            Err(Stop::Waiting(_)) => gone.push(shard),
+            Err(Stop::Impossible(failure)) => left.push(format!("{shard}: {}", failure.why)),
+            Err(stop) => return Err(stop.context(&shard.to_string())),
+        }
+    }
+    Ok(gone)
 }
 
 /// After the commit of a single table: its shard owns it.
@@ -191,44 +261,56 @@ async fn own_single(work: &Work, name: &str) -> Result<Option<String>, Stop> {
     let TableKind::Single { shard } = table.kind else { return Ok(None) };
     let home = catalog.shards.get(&shard).filter(|shard| shard.state != ShardState::Removed);
     let Some(ownership) = home.map(|shard| shard.ownership) else { return Ok(None) };
-    work.begin("own").await?;
+    work.begin(OWN_STEP).await?;
     let action = Action::Ddl {
         operation: own_id(work),
         statements: Vec::new(),
         change: SchemaChange::Put(table.clone()),
         single: Some((PartitionId::of_single(table.id), ownership)),
+        undoes: None,
     };
-    change_shard(work, shard, action).await.map_err(|stop| Stop::Again(stop.reason()))?;
-    work.end("own", &format!("{shard} owns table {}", table.name)).await?;
+    match insist(work, OWN_STEP, shard, action, Duration::ZERO).await {
+        Err(Stop::Waiting(_)) => return Err(work.wait_for(vec![shard]).await),
+        other => other.map_err(|stop| Stop::Again(stop.reason()))?,
+    }
+    work.end(OWN_STEP, &format!("{shard} owns table {}", table.name)).await?;
     Ok(Some(format!("table {} was created on {shard}", table.name)))
 }
 
-/// After the commit of a drop: the shards follow. Gives a message for people when one can't.
-async fn drop_everywhere(work: &Work, effect: &DdlEffect) -> Result<Option<String>, Stop> {
-    let catalog = work.catalog();
-    let (statement, change) = match effect {
-        DdlEffect::DropTable { table } => {
-            (format!("DROP TABLE IF EXISTS {}", quoted(table)), SchemaChange::Drop { table: table.clone() })
-        }
-        DdlEffect::DropIndex { index, table } => {
-            let Some(table) = catalog.table(table) else { return Ok(None) };
-            (format!("DROP INDEX IF EXISTS {}", quoted(index)), SchemaChange::Put(table.clone()))
-        }
+/// After the commit of what the shards follow in. Gives a message for people when one can't.
+async fn follow(work: &Work, effect: &DdlEffect) -> Result<Option<String>, Stop> {
+    let (operation, catalog) = (work.operation()?, work.catalog());
+    let drop = |what: &str, name: &str| format!("DROP {what} IF EXISTS {}", quoted(name));
+    let known = |name: &str| catalog.table(name).cloned();
+    let (statement, table) = match effect {
+        DdlEffect::DropTable { table } => (drop("TABLE", table), None),
+        DdlEffect::DropIndex { index, table } => (drop("INDEX", index), known(table)),
+        DdlEffect::AlterTable { after, statement, .. } => (statement.clone(), known(&after.name)),
         _ => return Ok(None),
     };
-    work.begin("change shards").await?;
+    work.begin(CHANGE_STEP).await?;
+    let action = |shard: &Shard| Action::Ddl {
+        operation: change_id(work),
+        statements: vec![statement.clone()],
+        change: match (effect, table.clone()) {
+            (DdlEffect::AlterTable { before, .. }, Some(table)) => {
+                SchemaChange::Alter { from: before.name.clone(), table, ownership: shard.ownership }
+            }
+            (_, Some(table)) => SchemaChange::Put(table),
+            (effect, None) => SchemaChange::Drop { table: effect.table().to_owned() },
+        },
+        single: None,
+        undoes: None,
+    };
+    // The catalog has it, so nobody can use what is left where a shard can't follow; waiting would not help.
     let mut left = Vec::new();
-    for shard in catalog.active_shards() {
-        let (statements, change) = (vec![statement.clone()], change.clone());
-        let action = Action::Ddl { operation: change_id(work), statements, change, single: None };
-        match change_shard(work, shard.id, action).await {
-            // The catalog has dropped it, so nobody can use what is left; waiting would not make it go.
-            Err(Stop::Impossible(why)) => left.push(format!("{} keeps an unused copy: {why}", shard.id)),
-            other => other.map_err(|stop| stop.context(&shard.id.to_string()))?,
-        }
+    let gone = on_the_rest(work, &operation, CHANGE_STEP, action, &mut left).await?;
+    if !gone.is_empty() {
+        work.note(CHANGE_STEP, false, &left.join("; ")).await?;
+        return Err(work.wait_for(gone).await);
     }
-    work.end("change shards", &left.join("; ")).await?;
-    Ok((!left.is_empty()).then(|| format!("{}, but {}", describe(effect), left.join("; "))))
+    work.end(CHANGE_STEP, &left.join("; ")).await?;
+    Ok((!left.is_empty()).then(|| format!("{}, but not on {}", describe(effect), left.join("; "))))
 }
 
 /// A table and its indexes for a shard that has none yet.
@@ -239,6 +321,7 @@ pub(crate) fn copy_of(operation: u64, table: &Table) -> Action {
         statements: statements.cloned().collect(),
         change: SchemaChange::Put(table.clone()),
         single: None,
+        undoes: None,
     }
 }
 
@@ -247,7 +330,7 @@ pub(crate) fn by_reference(tables: &Tables) -> Vec<&Table> {
     let mut ordered: Vec<&Table> = Vec::new();
     let mut waiting: Vec<&Table> = tables.values().collect();
     while !waiting.is_empty() {
-        let free = |table: &&Table| !waiting.iter().any(|other| other.id != table.id && references(table, &other.name));
+        let free = |table: &&Table| !waiting.iter().any(|other| other.id != table.id && table.references(&other.name));
         let (ready, rest): (Vec<_>, Vec<_>) = waiting.iter().copied().partition(free);
         if ready.is_empty() {
             ordered.extend(rest); // they reference each other; SQLite allows that
@@ -259,38 +342,48 @@ pub(crate) fn by_reference(tables: &Tables) -> Vec<&Table> {
     ordered
 }
 
-fn is_drop(effect: &DdlEffect) -> bool {
-    matches!(effect, DdlEffect::DropTable { .. } | DdlEffect::DropIndex { .. })
+/// Whether the catalog changes first and the shards follow.
+fn follows(effect: &DdlEffect) -> bool {
+    matches!(effect, DdlEffect::DropTable { .. } | DdlEffect::DropIndex { .. } | DdlEffect::AlterTable { .. })
+}
+
+/// What could keep shards from following is looked for before the commit.
+async fn check_before(work: &Work, effect: &DdlEffect) -> Result<(), Stop> {
+    check_drop(&work.catalog(), effect)?;
+    if let DdlEffect::AlterTable { .. } = effect {
+        all_reached(work).await?;
+    }
+    Ok(())
+}
+
+/// Until a rename has reached every shard scatter reads are refused; so it isn't begun while one is gone.
+async fn all_reached(work: &Work) -> Result<(), Stop> {
+    let begun = Instant::now();
+    work.begin(REACH_STEP).await?;
+    loop {
+        let shards: Vec<ShardId> = work.catalog().active_shards().map(|shard| shard.id).collect();
+        let gone = work.unreached(&shards).await;
+        let Some(shard) = gone.first() else { return work.end(REACH_STEP, "").await };
+        if begun.elapsed() >= work.tools.settings.shard_limit {
+            let limit = work.tools.settings.shard_limit.as_secs();
+            let why = format!("{shard} could not be reached for {limit} s in step \"{REACH_STEP}\"");
+            return Err(Stop::Impossible(Failure { why, code: Some(UNREACHED.to_owned()) }));
+        }
+        work.progress(REACH_STEP, || format!("waits for {shard}")).await?;
+        sleep(INSIST_PAUSE).await;
+    }
 }
 
 /// Dropping a table that others reference fails on a shard with rows and not on one without; so it is refused.
 fn check_drop(catalog: &Catalog, effect: &DdlEffect) -> Result<(), Stop> {
     let DdlEffect::DropTable { table } = effect else { return Ok(()) };
     let others = catalog.tables.values().filter(|other| !other.name.eq_ignore_ascii_case(table));
-    match others.into_iter().find(|other| references(other, table)) {
+    match others.into_iter().find(|other| other.references(table)) {
         Some(other) => {
-            Err(Stop::Impossible(format!("table {table} is referenced by table {}; drop that one first", other.name)))
+            Err(Stop::impossible(format!("table {table} is referenced by table {}; drop that one first", other.name)))
         }
         None => Ok(()),
     }
-}
-
-/// Whether a table's definition has a foreign key to `name`. Words are compared, so a definition that says
-/// `references name` in a comment counts too: a refusal that is easily explained, where missing one would not be.
-fn references(table: &Table, name: &str) -> bool {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-    let mut words = table.create_sql.split(|c: char| !is_word(c)).filter(|word| !word.is_empty()).peekable();
-    let wanted: Vec<&str> = name.split(|c: char| !is_word(c)).filter(|word| !word.is_empty()).collect();
-    while let Some(word) = words.next() {
-        if word.eq_ignore_ascii_case("references") {
-            let mut rest = words.clone();
-            if !wanted.is_empty() && wanted.iter().all(|want| rest.next().is_some_and(|w| w.eq_ignore_ascii_case(want)))
-            {
-                return true;
-            }
-        }
-    }
-    false
 }
 
 /// The table as it is after the change, for the shards' own records.
@@ -306,7 +399,11 @@ fn put_after(catalog: &Catalog, effect: &DdlEffect) -> Result<SchemaChange, Stop
             table.columns.push(column.clone());
             table.create_sql = create_sql.clone();
         }
-        DdlEffect::CreateTable(_) | DdlEffect::DropTable { .. } | DdlEffect::DropIndex { .. } => {}
+        // Made with the table, or after the commit.
+        DdlEffect::CreateTable(_)
+        | DdlEffect::DropTable { .. }
+        | DdlEffect::DropIndex { .. }
+        | DdlEffect::AlterTable { .. } => {}
     }
     Ok(SchemaChange::Put(table))
 }
@@ -325,15 +422,15 @@ fn undoing(catalog: &Catalog, effect: &DdlEffect) -> Result<(String, SchemaChang
             format!("ALTER TABLE {} DROP COLUMN {}", quoted(table), quoted(&column.name)),
             SchemaChange::Put(known(catalog, effect)?.clone()),
         ),
-        DdlEffect::DropTable { .. } | DdlEffect::DropIndex { .. } => {
-            return Err(Stop::Impossible("a drop is not undone".to_owned()));
+        DdlEffect::DropTable { .. } | DdlEffect::DropIndex { .. } | DdlEffect::AlterTable { .. } => {
+            return Err(Stop::impossible("what follows the commit is not undone".to_owned()));
         }
     })
 }
 
 fn known<'a>(catalog: &'a Catalog, effect: &DdlEffect) -> Result<&'a Table, Stop> {
     let name = effect.table();
-    catalog.table(name).ok_or_else(|| Stop::Impossible(format!("table {name} does not exist any more")))
+    catalog.table(name).ok_or_else(|| Stop::impossible(format!("table {name} does not exist any more")))
 }
 
 fn quoted(name: &str) -> String {
@@ -347,6 +444,7 @@ fn describe(effect: &DdlEffect) -> String {
         DdlEffect::CreateIndex { table, index } => format!("index {} of {table} was created", index.name),
         DdlEffect::DropIndex { table, index } => format!("index {index} of {table} was dropped"),
         DdlEffect::AddColumn { table, column, .. } => format!("column {} of {table} was added", column.name),
+        DdlEffect::AlterTable { before, .. } => format!("table {} was altered", before.name),
     }
 }
 
@@ -387,9 +485,9 @@ mod tests {
             "CREATE TABLE a (x, FOREIGN KEY (x) references \"users\" (id))",
             "CREATE TABLE a (x REFERENCES [users])",
         ] {
-            assert!(references(&table(1, "a", sql), "users"), "{sql}");
+            assert!(table(1, "a", sql).references("users"), "{sql}");
         }
-        assert!(!references(&table(1, "a", "CREATE TABLE a (users REFERENCES users_old(id))"), "users"));
+        assert!(!table(1, "a", "CREATE TABLE a (users REFERENCES users_old(id))").references("users"));
     }
 
     #[test]

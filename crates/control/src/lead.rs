@@ -1,13 +1,15 @@
 //! What the control leader does, for as long as it leads: found shards, then carry out operations, one at a
-//! time, oldest first.
+//! time, oldest first. One that waits for a shard which is gone is stepped over, and looked after now and then; see
+//! `pleat_cluster::Operation`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{Catalog, Command, OperationId, OperationKind, Phase, Shard, ShardState};
+use pleat_cluster::{Catalog, Command, Operation, OperationId, OperationKind, Phase, Shard, ShardState};
 use pleat_engine::Action;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::stop::Stop;
 use crate::work::{COMMAND_LIMIT, Tools, Work};
@@ -19,6 +21,9 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Without a change of the catalog, it is looked at again this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// An operation that waits for a shard is looked after this often.
+const WAITING_EVERY: Duration = Duration::from_secs(5);
+
 /// What is to be done next.
 #[derive(Debug, PartialEq)]
 enum Next {
@@ -27,6 +32,8 @@ enum Next {
     /// A shard that owns nothing and that no operation needs.
     Remove(Shard),
     Operation(OperationId),
+    /// One that waits for shards: they may be back.
+    Waiting(OperationId),
     Nothing,
 }
 
@@ -34,12 +41,19 @@ enum Next {
 pub(crate) async fn lead(tools: Tools) {
     let mut changes = tools.cluster.watch_catalog();
     let mut retry = RETRY_MIN;
+    let mut looked: BTreeMap<OperationId, Instant> = BTreeMap::new();
     loop {
         let catalog = changes.borrow_and_update().clone();
-        let outcome = match next(&catalog) {
+        let is_due = |id: &OperationId| looked.get(id).is_none_or(|at| at.elapsed() >= WAITING_EVERY);
+        let outcome = match next(&catalog, is_due) {
             Next::Found(shards) => found(&tools, shards).await,
             Next::Remove(shard) => remove(&tools, &shard).await,
             Next::Operation(id) => carry_out(&tools, id).await,
+            Next::Waiting(id) => {
+                let outcome = look_after(&tools, id).await;
+                looked.insert(id, Instant::now());
+                outcome
+            }
             Next::Nothing => {
                 let _ = timeout(LOOK_EVERY, changes.changed()).await;
                 continue;
@@ -47,6 +61,10 @@ pub(crate) async fn lead(tools: Tools) {
         };
         match outcome {
             Ok(()) => retry = RETRY_MIN,
+            Err(Stop::Waiting(why)) => {
+                tracing::info!(why, "control: an operation is put off");
+                retry = RETRY_MIN;
+            }
             Err(stop) => {
                 tracing::warn!(why = stop.reason(), "control: trying again");
                 sleep(retry).await;
@@ -57,7 +75,9 @@ pub(crate) async fn lead(tools: Tools) {
 }
 
 /// Founding shards come before operations: a schema change must reach every shard.
-fn next(catalog: &Catalog) -> Next {
+///
+/// An operation that must not begin before one that waits is passed over as well, unless it was cancelled.
+fn next(catalog: &Catalog, is_due: impl Fn(&OperationId) -> bool) -> Next {
     let idle = |shard: &&Shard| {
         shard.state == ShardState::Creating
             && !catalog
@@ -71,9 +91,16 @@ fn next(catalog: &Catalog) -> Next {
     if !creating.is_empty() {
         return Next::Found(creating);
     }
+    if let Some(waiting) = catalog.open_operations().find(|open| open.is_waiting() && is_due(&open.id)) {
+        return Next::Waiting(waiting.id);
+    }
     // A rebuild may take long, and moves nothing that the others change: it has a lane of its own (`rebuild`).
-    let mut others = catalog.open_operations().filter(|open| !matches!(open.kind, OperationKind::Rebuild { .. }));
-    others.next().map_or(Next::Nothing, |operation| Next::Operation(operation.id))
+    let can_go = |open: &&Operation| {
+        let begun = open.phase == Phase::Progressing || open.cancel_requested;
+        let elsewhere = matches!(open.kind, OperationKind::Rebuild { .. });
+        !elsewhere && !open.is_waiting() && (begun || catalog.held(&open.kind).is_none())
+    };
+    catalog.open_operations().find(can_go).map_or(Next::Nothing, |operation| Next::Operation(operation.id))
 }
 
 /// Give founding shards what they own, and route to them.
@@ -98,6 +125,16 @@ async fn remove(tools: &Tools, shard: &Shard) -> Result<(), Stop> {
     let at = tools.cluster.now_ms();
     tools.cluster.command(Command::RemoveShard { shard: shard.id, at }, COMMAND_LIMIT).await?;
     Ok(())
+}
+
+/// When a shard that an operation waits for is back, it goes on.
+async fn look_after(tools: &Tools, id: OperationId) -> Result<(), Stop> {
+    let work = Work::new(tools.clone(), id);
+    let awaited = work.operation()?.waits_for;
+    if work.unreached(&awaited).await.len() == awaited.len() {
+        return Err(work.wait_for(awaited).await);
+    }
+    carry_out(tools, id).await
 }
 
 /// Carry out one operation, or take it up where an earlier leader left it.
@@ -147,11 +184,11 @@ mod tests {
     #[test]
     fn founding_shards_come_first_and_a_split_makes_its_own() {
         let mut catalog = founded(1);
-        assert!(matches!(next(&catalog), Next::Found(shards) if shards.len() == 1));
+        assert!(matches!(next(&catalog, |_| true), Next::Found(shards) if shards.len() == 1));
         catalog.apply(&Command::ActivateShard { shard: ShardId(1), at: 1 }).unwrap();
-        assert_eq!(next(&catalog), Next::Nothing);
+        assert_eq!(next(&catalog, |_| true), Next::Nothing);
         let operation = split(&mut catalog);
-        assert_eq!(next(&catalog), Next::Operation(operation));
+        assert_eq!(next(&catalog, |_| true), Next::Operation(operation));
     }
 
     #[test]
@@ -161,6 +198,6 @@ mod tests {
         let operation = split(&mut catalog);
         let (phase, message) = (Phase::Failed, String::new());
         catalog.apply(&Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }).unwrap();
-        assert!(matches!(next(&catalog), Next::Remove(shard) if shard.id == ShardId(2)));
+        assert!(matches!(next(&catalog, |_| true), Next::Remove(shard) if shard.id == ShardId(2)));
     }
 }

@@ -55,6 +55,9 @@ pub struct Settings {
     pub pause_budget: Duration,
     /// How long a new shard may take until it has a leader.
     pub provision_limit: Duration,
+    /// How long an operation waits for a shard that can't be reached: before its commit it is then given up, afterwards
+    /// others go past it. A shard that is busy, building an index say, is not meant.
+    pub shard_limit: Duration,
     /// Rows in one message of a move.
     pub chunk_rows: usize,
     /// Bytes of rows in one message of a move; a single larger row travels alone.
@@ -66,6 +69,7 @@ impl Default for Settings {
         Self {
             pause_budget: Duration::from_millis(200),
             provision_limit: Duration::from_secs(60),
+            shard_limit: Duration::from_secs(60),
             chunk_rows: 4_000,
             chunk_bytes: 512 << 10,
         }

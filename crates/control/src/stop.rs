@@ -1,7 +1,7 @@
 //! Why work on an operation stopped short, sorted by what follows.
 
 use pleat_cluster::CommandError;
-use pleat_engine::{EngineError, Outcome, Refusal};
+use pleat_engine::{EngineError, Outcome, Refusal, SqlFailure};
 use pleat_host::HostError;
 
 /// Why a step did not succeed.
@@ -14,14 +14,30 @@ pub(crate) enum Stop {
     /// This attempt has failed, another may succeed: a shard was not reached, a snapshot is gone.
     Again(String),
     /// No attempt will succeed: a statement fails on the data, digests differ.
-    Impossible(String),
+    Impossible(Failure),
+    /// What is left to do is on shards that can't be reached, and the catalog knows: others go on.
+    Waiting(String),
+}
+
+/// Why an operation can't succeed, or is not to.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Failure {
+    pub why: String,
+    /// Its SQLSTATE, where a database or the host gave one.
+    pub code: Option<String>,
 }
 
 impl Stop {
+    /// No attempt will succeed, for a reason without a code of its own.
+    pub fn impossible(why: impl Into<String>) -> Self {
+        Stop::Impossible(Failure { why: why.into(), code: None })
+    }
+
     /// For the journal.
     pub fn reason(&self) -> String {
         match self {
-            Stop::Superseded(why) | Stop::Again(why) | Stop::Impossible(why) => why.clone(),
+            Stop::Superseded(why) | Stop::Again(why) | Stop::Waiting(why) => why.clone(),
+            Stop::Impossible(failure) => failure.why.clone(),
             Stop::Cancelled => "cancelled on request".to_owned(),
         }
     }
@@ -32,8 +48,17 @@ impl Stop {
             Stop::Superseded(why) => Stop::Superseded(format!("{doing}: {why}")),
             Stop::Cancelled => Stop::Cancelled,
             Stop::Again(why) => Stop::Again(format!("{doing}: {why}")),
-            Stop::Impossible(why) => Stop::Impossible(format!("{doing}: {why}")),
+            Stop::Impossible(Failure { why, code }) => {
+                Stop::Impossible(Failure { why: format!("{doing}: {why}"), code })
+            }
+            Stop::Waiting(why) => Stop::Waiting(format!("{doing}: {why}")),
         }
+    }
+}
+
+impl Failure {
+    pub fn cancelled() -> Self {
+        Self { why: Stop::Cancelled.reason(), code: Some("57014".to_owned()) }
     }
 }
 
@@ -42,10 +67,10 @@ impl From<HostError> for Stop {
         match error {
             HostError::Refused(refusal) => refusal.into(),
             HostError::Engine(EngineError::Refused(refusal)) => refusal.into(),
-            HostError::Engine(EngineError::Sql(failure)) => Stop::Impossible(failure.to_string()),
+            HostError::Engine(EngineError::Sql(failure)) => failed(failure),
             HostError::Command(
-                error @ (CommandError::Invalid { .. } | CommandError::Exists { .. } | CommandError::Unknown { .. }),
-            ) => Stop::Impossible(error.to_string()),
+                CommandError::Invalid { .. } | CommandError::Exists { .. } | CommandError::Unknown { .. },
+            ) => Stop::Impossible(Failure { why: error.to_string(), code: Some(error.code().to_owned()) }),
             other => Stop::Again(other.to_string()),
         }
     }
@@ -64,7 +89,7 @@ impl From<Refusal> for Stop {
 pub(crate) fn took_effect(outcome: Outcome) -> Result<Outcome, Stop> {
     match outcome {
         Outcome::Refused(refusal) => Err(refusal.into()),
-        Outcome::Failed(failure) => Err(Stop::Impossible(failure.to_string())),
+        Outcome::Failed(failure) => Err(failed(failure)),
         done => Ok(done),
     }
 }
@@ -78,7 +103,11 @@ pub(crate) fn is_deciding(outcome: &Result<Outcome, HostError>) -> bool {
     )
 }
 
+fn failed(failure: SqlFailure) -> Stop {
+    Stop::Impossible(Failure { why: failure.to_string(), code: Some(failure.code) })
+}
+
 /// An answer of another kind than the question asked for: a fault of this version of Pleat.
 pub(crate) fn unexpected(what: &str) -> Stop {
-    Stop::Impossible(format!("{what} gave an answer of another kind; run one version of Pleat on all nodes"))
+    Stop::impossible(format!("{what} gave an answer of another kind; run one version of Pleat on all nodes"))
 }

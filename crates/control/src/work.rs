@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phase, ShardId};
+use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phase, ShardId, ShardState};
 use pleat_engine::{Action, MoveAction, MoveChunk, MoveRead, MoveState, MoveStep, Outcome};
 use pleat_host::HostError;
 use pleat_provision::Provisioner;
 use tokio::time::{Instant, sleep};
 
-use crate::stop::{Stop, is_deciding, took_effect, unexpected};
+use crate::stop::{Failure, Stop, is_deciding, took_effect, unexpected};
 use crate::{Cluster, Settings};
 
 /// How long one command to the catalog may take.
@@ -22,6 +23,8 @@ pub(crate) const EFFECT_LIMIT: Duration = Duration::from_secs(15);
 const DECISION_PAUSE: Duration = Duration::from_millis(100);
 /// How long one scan of a shard's rows may take, such as a digest.
 pub(crate) const SCAN_LIMIT: Duration = Duration::from_secs(300);
+/// How long a shard that did not carry out an effect may take to say that a majority follows its leader.
+const REACH_LIMIT: Duration = Duration::from_secs(2);
 /// A running step tells how far it is no more often than this: each time is an entry of the control log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// Before the commit, an operation that has journaled this many steps is given up. The catalog's own limit is
@@ -135,12 +138,12 @@ impl Work {
     /// Journal that a step is about to act. Between steps, and before the commit, is where cancelling works.
     pub async fn begin(&self, step: &str) -> Result<(), Stop> {
         let operation = self.operation()?;
-        if !operation.committed {
+        if !operation.committed && !operation.given_up {
             if operation.cancel_requested {
                 return Err(Stop::Cancelled);
             }
             if operation.steps.len() >= STEPS_BEFORE_COMMIT_MAX {
-                return Err(Stop::Impossible(format!("it has taken {} steps and is given up", operation.steps.len())));
+                return Err(Stop::impossible(format!("it has taken {} steps and is given up", operation.steps.len())));
             }
         }
         *self.said.lock() = Some(Instant::now());
@@ -162,7 +165,9 @@ impl Work {
         }
         self.note(step, false, &detail()).await?;
         match self.operation()? {
-            operation if operation.cancel_requested && !operation.committed => Err(Stop::Cancelled),
+            operation if operation.cancel_requested && !operation.committed && !operation.given_up => {
+                Err(Stop::Cancelled)
+            }
             _ => Ok(()),
         }
     }
@@ -180,12 +185,12 @@ impl Work {
         match self.cluster().command(command, COMMAND_LIMIT).await {
             Ok(_) => Ok(()),
             Err(HostError::Command(error @ CommandError::Invalid { .. })) => {
-                // Refused: another leader's, or (which must not stop what is committed) the journal is full.
+                // Refused: another leader's, or (which must not stop what is decided) the journal is full.
                 let operation = self.operation()?;
-                if operation.committed && operation.steps.len() >= Catalog::STEPS_MAX {
+                if (operation.committed || operation.given_up) && operation.steps.len() >= Catalog::STEPS_MAX {
                     return Ok(());
                 }
-                Err(Stop::Impossible(error.to_string()))
+                Err(Stop::impossible(error.to_string()))
             }
             Err(error) => Err(Stop::from(error).context("write the journal")),
         }
@@ -200,6 +205,53 @@ impl Work {
                 Err(error.into())
             }
         }
+    }
+
+    /// From here on it does not happen; what it did is to be taken back.
+    pub async fn give_up(&self, failure: &Failure) -> Result<(), Stop> {
+        let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
+        let Failure { why, code } = failure.clone();
+        tracing::info!(%operation, why, "operation given up");
+        let given_up = self.command(Command::GiveUpOperation { operation, message: why, code, epoch, at }).await;
+        given_up.map_err(|stop| match stop {
+            // It was committed after all, and goes on.
+            Stop::Impossible(failure) => Stop::Again(failure.why),
+            stop => stop,
+        })
+    }
+
+    /// Put off what is left to do of a decided operation until `shards` are back: others go on.
+    pub async fn wait_for(&self, shards: Vec<ShardId>) -> Stop {
+        let known = match self.operation() {
+            Ok(operation) => operation.waits_for,
+            Err(stop) => return stop,
+        };
+        let names: Vec<String> = shards.iter().map(ToString::to_string).collect();
+        let why = format!("waits for {}, which can't be reached", names.join(" and "));
+        if known != shards {
+            tracing::warn!(operation = %self.id, why, "operation put off");
+            let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
+            if let Err(stop) = self.command(Command::AwaitShards { operation, shards, epoch, at }).await {
+                return stop;
+            }
+        }
+        Stop::Waiting(why)
+    }
+
+    /// Which of these shards have no leader that a majority follows. What doesn't exist any more is not missed.
+    pub async fn unreached(&self, shards: &[ShardId]) -> Vec<ShardId> {
+        let catalog = self.catalog();
+        let exists = |shard: &&ShardId| catalog.shards.get(shard).is_some_and(|s| s.state != ShardState::Removed);
+        let asked = shards.iter().filter(exists).map(|shard| async {
+            let answer = self.cluster().reach(*shard, REACH_LIMIT).await;
+            answer.err().map(|_| *shard)
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// How long a shard that can't be reached is waited for: not at all when the operation waits for it already.
+    pub fn patience(&self) -> Result<Duration, Stop> {
+        Ok(if self.operation()?.is_waiting() { Duration::ZERO } else { self.tools.settings.shard_limit })
     }
 
     /// End the operation.

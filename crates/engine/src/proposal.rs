@@ -59,6 +59,8 @@ pub enum Action {
         change: SchemaChange,
         /// A single table's unit, on the shard that is to own it, with the shard's new ownership.
         single: Option<(PartitionId, Generation)>,
+        /// The operation that this takes back. Where that was not applied, this does nothing but see that it never is.
+        undoes: Option<u64>,
     },
     /// A write to reference tables, on the anchor. It is applied and also appended to the shard's reference log.
     ReferenceWrite {
@@ -143,6 +145,13 @@ pub enum SchemaChange {
     Put(Table),
     Drop {
         table: String,
+    },
+    /// A table that has another name or other columns from here on, and the shard's new ownership: scatter reads that
+    /// were routed by the older one are refused.
+    Alter {
+        from: String,
+        table: Table,
+        ownership: Generation,
     },
 }
 

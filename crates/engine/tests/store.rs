@@ -192,20 +192,99 @@ fn schema_changes_are_applied_once() {
     let sql = "CREATE TABLE t(k INTEGER PRIMARY KEY)".to_owned();
     let table =
         validate_ddl(&Default::default(), std::slice::from_ref(&sql), "t", &TableKind::Reference).unwrap().unwrap();
-    let put = Action::Ddl { operation: 77, statements: vec![sql], change: SchemaChange::Put(table), single: None };
+    let put = Action::Ddl {
+        operation: 77,
+        statements: vec![sql],
+        change: SchemaChange::Put(table),
+        single: None,
+        undoes: None,
+    };
     for _ in 0..2 {
         assert_eq!(shard.apply(put.clone()), Outcome::Done { results: vec![] });
     }
     let Action::Ddl { statements, change, .. } = put else { unreachable!() };
-    let again = Action::Ddl { operation: 78, statements, change, single: None };
+    let again = Action::Ddl { operation: 78, statements, change, single: None, undoes: None };
     assert!(matches!(shard.apply(again), Outcome::Failed(SqlFailure { code, .. }) if code == "42P07"));
     let dropped = Action::Ddl {
         operation: 79,
         statements: vec!["DROP TABLE t".into()],
         change: SchemaChange::Drop { table: "t".into() },
         single: None,
+        undoes: None,
     };
     assert_eq!(shard.apply(dropped), Outcome::Done { results: vec![] });
+    assert_eq!(shard.failed("INSERT INTO t VALUES (1)").code, "42P01");
+}
+
+#[test]
+fn a_renamed_table_keeps_its_rows_its_keys_and_its_owner() {
+    let mut shard = Replica::new();
+    shard.own(0..PARTITIONS);
+    shard.create("CREATE TABLE t(k INTEGER PRIMARY KEY, a TEXT, b TEXT)", "t", sharded("k", KeyType::Integer));
+    shard.ok("INSERT INTO t VALUES (1, 'x', 'y')");
+    let alter = |operation, from: &str, sql: &str, create: &str, name: &str, key: &str, ownership| {
+        let table = validate_ddl(&Default::default(), &[create.to_owned()], name, &sharded(key, KeyType::Integer));
+        let table = table.unwrap().unwrap();
+        let change = SchemaChange::Alter { from: from.to_owned(), table, ownership };
+        Action::Ddl { operation, statements: vec![sql.to_owned()], change, single: None, undoes: None }
+    };
+    let done = Outcome::Done { results: vec![] };
+    let renamed = alter(
+        90,
+        "t",
+        "ALTER TABLE t RENAME TO u",
+        "CREATE TABLE u(k INTEGER PRIMARY KEY, a TEXT, b TEXT)",
+        "u",
+        "k",
+        7,
+    );
+    for _ in 0..2 {
+        assert_eq!(shard.apply(renamed.clone()), done);
+    }
+    let create = "CREATE TABLE u(\"key\" INTEGER PRIMARY KEY, a TEXT, b TEXT)";
+    assert_eq!(shard.apply(alter(91, "u", "ALTER TABLE u RENAME k TO \"key\"", create, "u", "key", 8)), done);
+    let create = "CREATE TABLE u(\"key\" INTEGER PRIMARY KEY, b TEXT)";
+    assert_eq!(shard.apply(alter(92, "u", "ALTER TABLE u DROP COLUMN a", create, "u", "key", 9)), done);
+    shard.ok("INSERT INTO u VALUES (2, 'z')");
+    assert_eq!(shard.failed("INSERT INTO t VALUES (3, 'z')").code, "42P01");
+    let rows = [(1, "y"), (2, "z")].map(|(key, b)| vec![Value::Integer(key), Value::Text(b.to_owned())]);
+    assert_eq!(shard.query("SELECT * FROM u ORDER BY 1"), rows);
+    let stats = shard.readers.stats().unwrap();
+    assert_eq!((stats.ownership, stats.tables["u"], stats.tables.len()), (9, 2, 1));
+    // Rows are still held to their partitions.
+    let foreign = Action::Write {
+        idempotency: None,
+        units: vec![PartitionId(unit_of(5).0 + 1)],
+        base: None,
+        statements: vec![Statement::new("INSERT INTO u VALUES (5, 'w')", [])],
+    };
+    assert!(!matches!(shard.apply(foreign), Outcome::Done { .. }));
+    assert_eq!(shard.query("SELECT count(*) FROM u"), [[Value::Integer(2)]]);
+}
+
+#[test]
+fn what_is_taken_back_before_it_came_never_comes() {
+    let mut shard = Replica::with_items();
+    let table = || {
+        validate_ddl(&Default::default(), &["CREATE TABLE t(k)".to_owned()], "t", &TableKind::Reference)
+            .unwrap()
+            .unwrap()
+    };
+    let create = |operation| ddl(operation, &["CREATE TABLE t(k)"], table());
+    let undo = |operation, undone| Action::Ddl {
+        operation,
+        statements: vec!["DROP TABLE t".to_owned()],
+        change: SchemaChange::Drop { table: "t".to_owned() },
+        single: None,
+        undoes: Some(undone),
+    };
+    for action in [undo(11, 10), create(10)] {
+        assert_eq!(shard.apply(action), Outcome::Done { results: vec![] });
+        assert_eq!(shard.failed("INSERT INTO t VALUES (1)").code, "42P01");
+    }
+    for action in [create(20), undo(21, 20), create(20)] {
+        assert_eq!(shard.apply(action), Outcome::Done { results: vec![] });
+    }
     assert_eq!(shard.failed("INSERT INTO t VALUES (1)").code, "42P01");
 }
 

@@ -289,6 +289,16 @@ impl Host {
         }
     }
 
+    /// Whether a shard has a leader that a majority follows. Unlike a strong read this doesn't wait for what the shard
+    /// is busy with, such as building an index.
+    pub async fn has_quorum(&self, shard: ShardId, within: Duration) -> Result<(), HostError> {
+        let group = group_of(shard);
+        match self.ask_leader(group, Effect::None, within, || Request::Quorum(group)).await? {
+            (Response::Quorum, _) => Ok(()),
+            _ => Err(mismatch()),
+        }
+    }
+
     /// What a node measures about itself and the shards that it leads.
     pub async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError> {
         match self.ask_node(node, Request::Observe, within).await? {

@@ -37,6 +37,8 @@ pub enum Request {
     Command(Vec<u8>),
     /// A position in the group's log up to which everything that was acknowledged before now is committed.
     ReadIndex(GroupId),
+    /// Whether a majority follows the group's leader, be it busy or not.
+    Quorum(GroupId),
     Write {
         shard: ShardId,
         generation: Generation,
@@ -91,6 +93,7 @@ pub enum Response {
     Pong,
     Command(Vec<u8>),
     ReadIndex(u64),
+    Quorum,
     Written(Written),
     Moved(MoveChunk),
     Observation(Box<NodeObservation>),

@@ -39,6 +39,10 @@ impl Host {
                 let group = self.led_group(group)?;
                 Ok(Response::ReadIndex(group.read_barrier(within).await?))
             }
+            Request::Quorum(group) => {
+                self.led_group(group)?.confirm_leadership(within).await?;
+                Ok(Response::Quorum)
+            }
             Request::Write { shard, generation, action } => {
                 let replica = self.led(shard)?;
                 Ok(Response::Written(replica.write(generation, action, self.now_ms(), within).await?))

@@ -351,7 +351,7 @@ fn futile(catalog: &Catalog, shard: ShardId, load: &ShardLoad, metric: Metric) -
 
 /// What forbids any action right now.
 fn hindrance(catalog: &Catalog, observed: &Observed, now: Millis) -> Option<String> {
-    if let Some(operation) = catalog.open_operations().find(|operation| is_move(operation)) {
+    if let Some(operation) = catalog.open_operations().find(|operation| is_move(operation) && !operation.is_waiting()) {
         return Some(format!("{} ({}) is under way", operation.id, operation.kind.name()));
     }
     if let Some(shard) = catalog.shards.values().find(|shard| shard.state == ShardState::Creating) {

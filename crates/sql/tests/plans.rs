@@ -95,7 +95,18 @@ fn refusals_say_what_to_do() {
         ("CREATE UNIQUE INDEX i ON t (a)", "42P16", "does not contain the shard key k"),
         ("CREATE UNIQUE INDEX i ON s (w COLLATE NOCASE)", "42P16", "does not contain the shard key w"),
         ("CREATE UNIQUE INDEX i ON s (lower(w))", "42P16", "does not contain the shard key w"),
-        ("ALTER TABLE t RENAME TO z", "0A000", "ALTER TABLE"),
+        ("ALTER TABLE t SHARD BY (a)", "0A000", "where a table's rows live"),
+        ("ALTER TABLE t RENAME TO u", "42P07", "u exists already"),
+        ("ALTER TABLE t RENAME TO sqlite_z", "42939", "reserved"),
+        ("ALTER TABLE t RENAME a b", "42601", "TO and the new name was expected"),
+        ("ALTER TABLE t RENAME COLUMN nope TO b", "42703", "no column nope"),
+        ("ALTER TABLE t DROP COLUMN nope", "42703", "no column nope"),
+        ("ALTER TABLE t DROP K", "42P16", "k is the shard key of t"),
+        ("ALTER TABLE r RENAME COLUMN a TO b", "0A000", "nothing of the reference table r is renamed"),
+        ("ALTER TABLE nope DROP COLUMN a", "42P01", "no such table"),
+        ("CREATE TABLE x (a UNIQUE PER KEY) SINGLE", "42P16", "this table has none"),
+        ("CREATE UNIQUE INDEX i ON r (a) PER KEY", "42P16", "this table has none"),
+        ("CREATE INDEX i ON t (a) PER KEY", "42601", "UNIQUE before INDEX"),
         ("ALTER TABLE t ADD COLUMN sqlite_a", "42939", "reserved"),
     ] {
         let error = refusal(&world, sql);
@@ -133,6 +144,21 @@ fn tables_that_keep_their_promises() {
             "CREATE TABLE x (a TEXT, b, PRIMARY KEY (a), UNIQUE (b, a), CHECK (b <> 'UNIQUE')) SHARD BY (a) -- ok",
             "sharded",
         ),
+        (
+            "CREATE TABLE x (id INTEGER, k INTEGER, p INTEGER, PRIMARY KEY (k, id), FOREIGN KEY (p, k) REFERENCES t (id, k)) SHARD BY (k)",
+            "sharded",
+        ),
+        (
+            "CREATE TABLE x (k INTEGER, id INTEGER, p INTEGER, PRIMARY KEY (k, id), FOREIGN KEY (k, p) REFERENCES x) SHARD BY (k)",
+            "sharded",
+        ),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES x (a)) SHARD BY (a)", "sharded"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY, FOREIGN KEY (a) REFERENCES r (id)) REFERENCE", "reference"),
+        ("CREATE TABLE x (id INTEGER PRIMARY KEY, p REFERENCES x (id)) SINGLE", "single"),
+        (
+            "CREATE TABLE x (a INTEGER PRIMARY KEY, b UNIQUE PER KEY, c INT, UNIQUE (c, b) PER KEY) SHARD BY (a)",
+            "sharded",
+        ),
         ("CREATE TABLE x (a, b) REFERENCE", "reference"),
         ("CREATE TABLE x (a, b UNIQUE) SINGLE", "single"),
         ("CREATE TABLE x (a, b)", "single"),
@@ -158,7 +184,20 @@ fn tables_that_keep_their_promises() {
         ("CREATE TABLE x (a INTEGER PRIMARY KEY AUTOINCREMENT) SHARD BY (a)", "0A000"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY AUTOINCREMENT) REFERENCE", "0A000"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES one (id)) SHARD BY (a)", "0A000"),
-        ("CREATE TABLE x (a INTEGER PRIMARY KEY, FOREIGN KEY (a) REFERENCES r (id)) REFERENCE", "0A000"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES r (id)) SHARD BY (a)", "0A000"),
+        (
+            "CREATE TABLE x (k INTEGER, p INTEGER, PRIMARY KEY (k, p), FOREIGN KEY (p) REFERENCES t (id)) SHARD BY (k)",
+            "0A000",
+        ),
+        (
+            "CREATE TABLE x (k INTEGER, p INTEGER, PRIMARY KEY (k, p), FOREIGN KEY (k, p) REFERENCES t (id, k)) SHARD BY (k)",
+            "0A000",
+        ),
+        (
+            "CREATE TABLE x (k TEXT, p INTEGER, PRIMARY KEY (k, p), FOREIGN KEY (k, p) REFERENCES t (k, id)) SHARD BY (k)",
+            "0A000",
+        ),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES t (id)) REFERENCE", "0A000"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES t (id)) SINGLE", "0A000"),
     ] {
         let mut world = rich(false);
@@ -208,6 +247,52 @@ fn schema_changes() {
     assert_eq!(table.columns.last().unwrap().name, "y");
     assert!(!world.tables.contains_key("u"));
     assert_eq!(world.check("SELECT k, z, y FROM t WHERE z = 'x' ORDER BY k, id LIMIT 3", &[]), Ok(false));
+}
+
+#[test]
+fn renames_and_dropped_columns() {
+    let mut world = rich(false);
+    for sql in [
+        "CREATE INDEX t_a ON t (a)",
+        "ALTER TABLE t RENAME COLUMN A TO amount",
+        "ALTER TABLE t RENAME k TO \"the key\"",
+        "ALTER TABLE T RENAME TO ledger",
+        "ALTER TABLE ledger ADD COLUMN IF NOT EXISTS note TEXT",
+        "ALTER TABLE ledger ADD COLUMN IF NOT EXISTS NOTE TEXT",
+        "ALTER TABLE ledger DROP COLUMN IF EXISTS nope",
+        "ALTER TABLE ledger DROP note",
+        "ALTER TABLE IF EXISTS nope RENAME TO x",
+    ] {
+        world.ddl(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    assert!(!world.tables.contains_key("t"));
+    let table = &world.tables["ledger"];
+    assert_eq!((table.name.as_str(), table.shard_key().unwrap().0), ("ledger", "the key"));
+    assert_eq!(table.indexes[0].sql, "CREATE INDEX t_a ON \"ledger\" (\"amount\")");
+    assert!(table.column("note").is_none() && table.column("amount").is_some());
+    let read = "SELECT \"the key\", amount FROM ledger WHERE amount > 0 ORDER BY \"the key\", id LIMIT 3";
+    assert_eq!(world.check(read, &[]), Ok(false));
+    assert_eq!(world.check("SELECT id, amount FROM ledger WHERE \"the key\" = 5", &[]), Ok(false));
+    world.ddl("CREATE TABLE child (k INTEGER, id INTEGER, PRIMARY KEY (k, id), FOREIGN KEY (k, id) REFERENCES ledger (\"the key\", id)) SHARD BY (k)").unwrap();
+    assert_eq!(refusal(&world, "ALTER TABLE ledger RENAME TO t").sqlstate(), "0A000");
+}
+
+#[test]
+fn unique_per_key_is_unique_with_the_key() {
+    let mut world = rich(false);
+    let sql = "CREATE TABLE x (a INTEGER PRIMARY KEY, b TEXT NOT NULL UNIQUE PER KEY, c INT, UNIQUE (c, b) PER KEY ON CONFLICT IGNORE) SHARD BY (a)";
+    let Ok(Statement::Ddl(plan)) = world.prepare(sql) else { panic!() };
+    assert_eq!(
+        plan.statements,
+        [
+            "CREATE TABLE x (a INTEGER PRIMARY KEY, b TEXT NOT NULL , c INT, UNIQUE (c, b, \"a\") ON CONFLICT IGNORE, UNIQUE (\"b\", \"a\"))"
+        ]
+    );
+    world.ddl(sql).unwrap();
+    let Ok(Statement::Ddl(plan)) = world.prepare("CREATE UNIQUE INDEX i ON t (a, b) PER KEY WHERE a > 0") else {
+        panic!()
+    };
+    assert_eq!(plan.statements, ["CREATE UNIQUE INDEX i ON t (a, b, \"k\") WHERE a > 0"]);
 }
 
 #[test]

@@ -152,7 +152,7 @@ async fn create_shard(work: &Work, plan: &Plan) -> Result<(), Stop> {
     work.begin(CREATE_SHARD).await?;
     let catalog = work.catalog();
     let shard = catalog.shards.get(&plan.to).filter(|shard| shard.state != ShardState::Removed);
-    let shard = shard.ok_or_else(|| Stop::Impossible(format!("{} was removed", plan.to)))?;
+    let shard = shard.ok_or_else(|| Stop::impossible(format!("{} was removed", plan.to)))?;
     let provided = work.tools.provisioner.provide(shard, work.tools.settings.provision_limit).await;
     let provided = provided.map_err(|error| Stop::Again(error.to_string()))?;
     work.end(CREATE_SHARD, &provided.detail).await
@@ -301,7 +301,7 @@ impl Attempt<'_> {
         let import = MoveAction::Import { changes, idempotency, position, cursor };
         let state = self.work.step(self.plan.number, self.plan.to, import).await?;
         match expected {
-            Some(expected) if state.position != expected => Err(Stop::Impossible(
+            Some(expected) if state.position != expected => Err(Stop::impossible(
                 "the target did not store the position of the changes that it was given".to_owned(),
             )),
             _ => Ok(()),
@@ -321,7 +321,7 @@ impl Attempt<'_> {
         if !differences.is_empty() {
             let (here, there) = (describe(&source), describe(&target));
             let tables = differences.join(", ");
-            return Err(Stop::Impossible(format!(
+            return Err(Stop::impossible(format!(
                 "the copy of {tables} differs from its source; nothing was handed over (source{here}; target{there})"
             )));
         }

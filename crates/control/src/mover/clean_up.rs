@@ -48,6 +48,12 @@ pub(super) async fn open_gates(work: &Work, plan: &Plan) -> Result<(), Stop> {
 pub(super) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
     work.note(TAKE_BACK, false, "").await?;
     open_gates(work, plan).await?;
+    discard(work, plan).await
+}
+
+/// The target's part of it.
+pub(super) async fn discard(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    work.note(TAKE_BACK, false, "").await?;
     let rows = match work.step(plan.number, plan.to, MoveAction::ImportAbort).await?.phase {
         MovePhase::Discarding => delete_foreign(work, plan, plan.to, TAKE_BACK).await?,
         _ => 0,

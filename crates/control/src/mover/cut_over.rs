@@ -98,7 +98,7 @@ fn refused(work: &Work, plan: &Plan, error: CommandError) -> Stop {
     match work.operation() {
         Err(superseded) => superseded,
         Ok(operation) if operation.cancel_requested => Stop::Cancelled,
-        Ok(_) => Stop::Impossible(format!("the catalog refused to give the partitions to {}: {error}", plan.to)),
+        Ok(_) => Stop::impossible(format!("the catalog refused to give the partitions to {}: {error}", plan.to)),
     }
 }
 

@@ -46,6 +46,10 @@
 //!
 //! When the attempts are used up, or one can't succeed, the move fails and nothing is left: no captured key,
 //! no row at the target, and the shard that a split made is removed.
+//!
+//! A shard may be gone for long when something is left to do on it: rows to delete at the target of a move that was
+//! given up, the activation of one that was committed. Then the operation waits for that shard (`waits_for` in the
+//! catalog) and others go past it; see `cluster::operation`.
 
 mod attempt;
 mod clean_up;
@@ -56,9 +60,9 @@ mod reference;
 use std::time::Duration;
 
 use pleat_cluster::{Command, Operation, OperationKind, PartitionId, Phase, ShardId, ShardState};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::stop::Stop;
+use crate::stop::{Failure, Stop};
 use crate::work::{MoveNumber, Work};
 use attempt::Receipt;
 
@@ -104,6 +108,9 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
     if work.operation()?.committed {
         return finish(work, &plan, Receipt::default()).await;
     }
+    if work.operation()?.given_up {
+        return take_all_back(work, &plan).await;
+    }
     loop {
         let operation = work.operation()?;
         let attempts = attempts(&operation, plan.creates);
@@ -111,15 +118,15 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
         let outcome = if operation.cancel_requested {
             Err(Stop::Cancelled)
         } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX {
-            Err(Stop::Impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
+            Err(Stop::impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
         } else {
             anew(work, &mut plan, attempts + 1).await
         };
         match outcome {
             Ok(receipt) => return finish(work, &plan, receipt).await,
-            Err(Stop::Superseded(why)) => return Err(Stop::Superseded(why)),
-            Err(Stop::Cancelled) => return give_up(work, &plan, Phase::Skipped, "cancelled on request").await,
-            Err(Stop::Impossible(why)) => return give_up(work, &plan, Phase::Failed, &why).await,
+            Err(stop @ (Stop::Superseded(_) | Stop::Waiting(_))) => return Err(stop),
+            Err(Stop::Cancelled) => return give_up(work, &plan, Failure::cancelled()).await,
+            Err(Stop::Impossible(failure)) => return give_up(work, &plan, failure).await,
             Err(Stop::Again(why)) => {
                 tracing::warn!(operation = %work.id, why, "the move is started anew");
                 // The shards first: the source may be fenced.
@@ -149,15 +156,22 @@ fn taking_back(stop: Stop) -> Stop {
     }
 }
 
-/// After the commit: only forward. Nothing is given up here, so what fails is tried until it succeeds or this
-/// node does not lead any more.
+/// After the commit: only forward. Nothing is given up here, so what fails is tried until it succeeds, a shard turns
+/// out to be gone for long, or this node does not lead any more.
 async fn finish(work: &Work, plan: &Plan, mut receipt: Receipt) -> Result<(), Stop> {
+    let (begun, patience) = (Instant::now(), work.patience()?);
     let mut pause = INSIST_PAUSE_MIN;
     loop {
         match forward(work, plan, &mut receipt).await {
             Ok(()) => return Ok(()),
             Err(Stop::Superseded(why)) => return Err(Stop::Superseded(why)),
             Err(stop) => tracing::warn!(operation = %work.id, why = stop.reason(), "the move is committed and goes on"),
+        }
+        if begun.elapsed() >= patience {
+            let gone = work.unreached(&[plan.from, plan.to]).await;
+            if !gone.is_empty() {
+                return Err(work.wait_for(gone).await);
+            }
         }
         sleep(pause).await;
         pause = (pause * 2).min(INSIST_PAUSE_MAX);
@@ -171,25 +185,51 @@ async fn forward(work: &Work, plan: &Plan, receipt: &mut Receipt) -> Result<(), 
     work.finish(Phase::Successful, &receipt.message(plan, cleaned)).await
 }
 
-/// Nothing is left behind: neither on the shards nor, of a split, the shard itself.
-async fn give_up(work: &Work, plan: &Plan, phase: Phase, why: &str) -> Result<(), Stop> {
-    clean_up::open_gates(work, plan).await.map_err(taking_back)?;
-    // Taking back goes on in the step that it was begun in, however often that takes.
-    if !clean_up::is_taking_back(&work.operation()?) {
-        work.break_off(why).await?;
+/// The move does not happen.
+async fn give_up(work: &Work, plan: &Plan, failure: Failure) -> Result<(), Stop> {
+    // Clients wait at the gates. When that fails it is done again below.
+    let _ = clean_up::open_gates(work, plan).await;
+    work.give_up(&failure).await?;
+    take_all_back(work, plan).await
+}
+
+/// Nothing is left behind: neither on the shards nor, of a split, the shard itself. A shard that is gone must not keep
+/// the other one from that, nor the operations behind this one.
+async fn take_all_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    let operation = work.operation()?;
+    let mut failed = Vec::new();
+    if let Err(stop) = clean_up::open_gates(work, plan).await {
+        failed.push((plan.from, stop));
     }
-    if touched(work)? && !plan.creates {
-        clean_up::take_back(work, plan).await.map_err(taking_back)?;
+    // Taking back goes on in the step that it was begun in, however often that takes.
+    if !clean_up::is_taking_back(&operation) {
+        work.break_off(&operation.message).await?;
     }
     if plan.creates {
-        let at = work.cluster().now_ms();
-        work.command(Command::RemoveShard { shard: plan.to, at }).await.map_err(taking_back)?;
-        if let Some(shard) = work.catalog().shards.get(&plan.to) {
-            let released = work.tools.provisioner.release(shard).await;
-            released.map_err(|error| Stop::Again(error.to_string()))?;
-        }
+        remove_target(work, plan).await?;
+    } else if touched(work)?
+        && let Err(stop) = clean_up::discard(work, plan).await
+    {
+        failed.push((plan.to, stop));
     }
-    work.finish(phase, why).await
+    let shards: Vec<ShardId> = failed.iter().map(|(shard, _)| *shard).collect();
+    if let Some((_, stop)) = failed.pop() {
+        let gone = work.unreached(&shards).await;
+        return Err(if gone.is_empty() { taking_back(stop) } else { work.wait_for(shards).await });
+    }
+    let phase = if operation.cancel_requested { Phase::Skipped } else { Phase::Failed };
+    work.finish(phase, &operation.message).await
+}
+
+/// The shard that a split made goes with everything on it.
+async fn remove_target(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    let at = work.cluster().now_ms();
+    work.command(Command::RemoveShard { shard: plan.to, at }).await.map_err(taking_back)?;
+    if let Some(shard) = work.catalog().shards.get(&plan.to) {
+        let released = work.tools.provisioner.release(shard).await;
+        released.map_err(|error| Stop::Again(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// How many attempts there were: each begins with this step.

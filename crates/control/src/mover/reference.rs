@@ -156,7 +156,7 @@ async fn catch_up(work: &Work, anchor: ShardId, to: ShardId) -> Result<u64, Stop
                 reached = now;
                 continue;
             }
-            return Err(Stop::Impossible(format!(
+            return Err(Stop::impossible(format!(
                 "the reference log of {anchor} does not go back to number {}, which {to} lacks; \
                  a new split makes a new copy",
                 reached + 1
@@ -191,7 +191,7 @@ async fn compare(work: &Work, anchor: ShardId, to: ShardId) -> Result<ContentDig
             return Ok(here);
         }
         if last(work, anchor).await? == before && last(work, to).await? == before {
-            return Err(Stop::Impossible(format!(
+            return Err(Stop::impossible(format!(
                 "the copy of reference table {} differs from its source (source{}; copy{})",
                 differences.join(", "),
                 describe(&here),

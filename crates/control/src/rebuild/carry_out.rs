@@ -101,7 +101,7 @@ impl Rebuild<'_> {
                 return Ok(false);
             }
             if begun.elapsed() > GROUP_WAIT_MAX {
-                return Err(Stop::Impossible(format!("remove {} from {}: {why}", self.node, name(part))));
+                return Err(Stop::impossible(format!("remove {} from {}: {why}", self.node, name(part))));
             }
             sleep(LOOK_EVERY).await;
             self.work.operation()?;
@@ -159,17 +159,17 @@ impl Rebuild<'_> {
                             tracing::debug!(why, "rebuild: the group can't be changed at the moment");
                         }
                         Err(stop @ Stop::Superseded(_)) => return Err(stop),
-                        Err(stop) => return Err(Stop::Impossible(format!("{step}: {}", stop.reason()))),
+                        Err(stop) => return Err(Stop::impossible(format!("{step}: {}", stop.reason()))),
                     }
                 }
                 // It answers: it is starting its replica.
                 Ok(_) if seen.elapsed() < GROUP_WAIT_MAX => {}
-                Ok(_) => return Err(Stop::Impossible(format!("{step}: {} does not start its replica", self.node))),
+                Ok(_) => return Err(Stop::impossible(format!("{step}: {} does not start its replica", self.node))),
                 Err(_) if seen.elapsed() < AWAY_MAX => {}
-                Err(error) => return Err(Stop::Impossible(format!("{step}: {} is gone: {error}", self.node))),
+                Err(error) => return Err(Stop::impossible(format!("{step}: {} is gone: {error}", self.node))),
             }
             if begun.elapsed() > CATCH_UP_MAX {
-                return Err(Stop::Impossible(format!("{step}: it did not catch up in {CATCH_UP_MAX:?}")));
+                return Err(Stop::impossible(format!("{step}: it did not catch up in {CATCH_UP_MAX:?}")));
             }
             sleep(LOOK_EVERY).await;
             self.work.operation()?;
@@ -180,8 +180,8 @@ impl Rebuild<'_> {
     fn check_incarnation(&self) -> Result<(), Stop> {
         match self.work.catalog().nodes.get(&self.node) {
             Some(node) if node.waiting.is_none() => Ok(()),
-            Some(_) => Err(Stop::Impossible(format!("{} has lost its disk again", self.node))),
-            None => Err(Stop::Impossible(format!("{} is no node of the cluster any more", self.node))),
+            Some(_) => Err(Stop::impossible(format!("{} has lost its disk again", self.node))),
+            None => Err(Stop::impossible(format!("{} is no node of the cluster any more", self.node))),
         }
     }
 

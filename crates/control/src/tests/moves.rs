@@ -372,6 +372,83 @@ async fn a_split_whose_target_is_gone_can_be_cancelled_and_is_given_up() {
     }
 }
 
+/// A move loses one of its shards in a step; others must not wait for it.
+#[tokio::test(start_paused = true)]
+async fn a_move_whose_shard_is_gone_is_given_up_and_others_go_past_it() {
+    for (step, gone) in [("capture", 2), ("copy", 2), ("verify", 2), ("copy", 3), ("verify", 3)] {
+        let world = busy(4).await;
+        world.with(|inner| inner.clients = 0);
+        let partitions = world.with(|inner| inner.catalog.partitions_of(ShardId(3))[..2].to_vec());
+        let lost = world.start(OperationKind::Move { from: ShardId(3), to: ShardId(2), partitions });
+        let mut watch = world.watch_catalog();
+        tokio::select! {
+            () = until_quiet(&world) => panic!("{step} never came"),
+            found = watch.wait_for(|catalog| catalog.operations[&lost].steps.iter().any(|s| s.name == step)) => {
+                found.unwrap();
+            }
+        }
+        world.with(|inner| inner.gone = Some(ShardId(gone)));
+        let mut watch = world.watch_catalog();
+        tokio::select! {
+            () = until_quiet(&world) => panic!("shard-{gone} is gone"),
+            found = watch.wait_for(|catalog| catalog.operations[&lost].is_waiting()) => drop(found.unwrap()),
+        }
+        let waiting = operation(&world, lost);
+        assert_eq!((waiting.given_up, &waiting.waits_for[..]), (true, &[ShardId(gone)][..]), "{step}: {waiting:#?}");
+        // From the very shard, if the target is gone: nothing of the move is left there.
+        let from = if gone == 3 { 1 } else { 3 };
+        let partitions = world.with(|inner| inner.catalog.partitions_of(ShardId(from))[..2].to_vec());
+        let other = world.start(OperationKind::Move { from: ShardId(from), to: ShardId(4), partitions });
+        let mut watch = world.watch_catalog();
+        tokio::select! {
+            () = until_quiet(&world) => panic!("shard-{gone} is still gone"),
+            found = watch.wait_for(|catalog| catalog.operations[&other].phase.is_final()) => drop(found.unwrap()),
+        }
+        assert_eq!(operation(&world, other).phase, Phase::Successful, "{:#?}", operation(&world, other));
+        assert!(operation(&world, lost).is_waiting());
+        world.with(|inner| {
+            inner.gone = None;
+            inner.next_term();
+        });
+        until_quiet(&world).await;
+        settle(&world);
+        assert_eq!(operation(&world, lost).phase, Phase::Failed, "{step}");
+    }
+}
+
+/// The target is gone right after the commit: its partitions can't be served, and all others can be moved.
+#[tokio::test(start_paused = true)]
+async fn a_committed_move_waits_for_its_target_and_holds_both_ends() {
+    let world = busy(4).await;
+    world.with(|inner| inner.clients = 0);
+    let partitions = world.with(|inner| inner.catalog.partitions_of(ShardId(1))[..2].to_vec());
+    let lost = world.start(OperationKind::Move { from: ShardId(1), to: ShardId(2), partitions });
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        () = until_quiet(&world) => panic!(),
+        found = watch.wait_for(|catalog| catalog.operations[&lost].committed) => drop(found.unwrap()),
+    }
+    world.with(|inner| inner.gone = Some(ShardId(2)));
+    let partitions = world.with(|inner| inner.catalog.partitions_of(ShardId(3))[..2].to_vec());
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        () = until_quiet(&world) => panic!("shard-2 is gone"),
+        found = watch.wait_for(|catalog| catalog.operations[&lost].is_waiting()) => drop(found.unwrap()),
+    }
+    let other = world.start(OperationKind::Move { from: ShardId(3), to: ShardId(4), partitions });
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        () = until_quiet(&world) => panic!("shard-2 is still gone"),
+        found = watch.wait_for(|catalog| catalog.operations[&other].phase.is_final()) => drop(found.unwrap()),
+    }
+    assert_eq!(operation(&world, other).phase, Phase::Successful);
+    assert_eq!(operation(&world, lost).holds(), [ShardId(1), ShardId(2)]);
+    world.with(|inner| inner.gone = None);
+    until_quiet(&world).await;
+    settle(&world);
+    assert_eq!(operation(&world, lost).phase, Phase::Successful);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_does_not_end_the_control_loop() {
     let world = busy(1).await;

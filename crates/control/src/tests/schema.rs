@@ -9,6 +9,16 @@ fn unique_index() -> OperationKind {
     ddl(DdlEffect::CreateIndex { table: "users".to_owned(), index }, sql)
 }
 
+/// `users` is called `people`.
+fn renamed() -> OperationKind {
+    let before = Table { id: TableId(1), ..users() };
+    let create_sql = before.create_sql.replace("users", "people");
+    let after = Table { name: "people".to_owned(), create_sql, ..before.clone() };
+    let statement = "ALTER TABLE users RENAME TO people".to_owned();
+    let (before, after) = (Box::new(before), Box::new(after));
+    ddl(DdlEffect::AlterTable { before, after, statement: statement.clone() }, &statement)
+}
+
 /// Whether each shard's `users` has the index: a write that it forbids tells.
 fn shards_with_index(world: &World) -> Vec<bool> {
     world.with(|inner| {
@@ -93,6 +103,7 @@ async fn every_schema_change_survives_a_leader_that_dies() {
         unique_index(),
         ddl(added, "ALTER TABLE users ADD COLUMN age INTEGER"),
         ddl(DdlEffect::DropTable { table: "cities".to_owned() }, "DROP TABLE cities"),
+        renamed(),
     ];
     for kind in changes {
         for at in 1.. {
@@ -210,4 +221,194 @@ async fn a_cancellation_at_any_call_is_for_the_whole_change_or_is_refused() {
             }
         }
     }
+}
+
+/// Lead until an operation is put off because a shard is gone.
+async fn until_waiting(world: &Arc<World>, id: OperationId) {
+    let mut watch = world.watch_catalog();
+    let waiting = watch.wait_for(|catalog| catalog.operations[&id].is_waiting());
+    tokio::select! {
+        () = lead::lead(tools(world)) => unreachable!("a leader leads until it is stopped"),
+        waiting = tokio::time::timeout(Duration::from_secs(600), waiting) => drop(waiting.expect("it is put off").unwrap()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_a_shard_refuses_has_the_code_of_its_failure() {
+    let world = furnished(2).await;
+    world.with(|inner| inner.duplicate_on(ShardId(2)));
+    let id = world.start(unique_index());
+    until_quiet(&world).await;
+    let operation = operation(&world, id);
+    assert_eq!((operation.phase, operation.code.as_deref()), (Phase::Failed, Some("23505")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_given_up_when_a_shard_is_gone_for_too_long() {
+    let world = furnished(3).await;
+    world.with(|inner| inner.gone = Some(ShardId(3)));
+    let begun = tokio::time::Instant::now();
+    let id = world.start(unique_index());
+    until_waiting(&world, id).await;
+    assert!(begun.elapsed() >= Settings::default().shard_limit);
+    let given_up = operation(&world, id);
+    assert_eq!((given_up.given_up, given_up.committed, &given_up.waits_for[..]), (true, false, &[ShardId(3)][..]));
+    assert_eq!(given_up.code.as_deref(), Some("57P03"));
+    assert!(
+        given_up.message.contains("shard-3 could not be reached for 60 s in step \"change shards\""),
+        "{given_up:#?}"
+    );
+    assert_eq!(shards_with_index(&world), [false; 3], "those that can be reached are rid of it at once");
+
+    // What does not need the shard goes on, what needs it is refused.
+    let partitions = world.with(|inner| inner.catalog.partitions_of(ShardId(1))[..2].to_vec());
+    let shift = world.start(OperationKind::Move { from: ShardId(1), to: ShardId(2), partitions });
+    let refused = world.with(|inner| {
+        let cause = Cause::Request("test".to_owned());
+        let kind = create(table("more", "text", TableKind::Reference));
+        inner.catalog.apply(&Command::StartOperation { kind, cause, reason: String::new(), at: 1 })
+    });
+    assert!(matches!(refused, Err(CommandError::Busy { .. })), "{refused:?}");
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        () = until_quiet(&world) => panic!("shard-3 is still gone"),
+        moved = watch.wait_for(|catalog| catalog.operations[&shift].phase.is_final()) => drop(moved.unwrap()),
+    }
+    assert_eq!(operation(&world, shift).phase, Phase::Successful, "{:#?}", operation(&world, shift));
+    assert!(operation(&world, id).is_waiting());
+
+    world.with(|inner| inner.gone = None);
+    until_quiet(&world).await;
+    let ended = operation(&world, id);
+    assert_eq!((ended.phase, ended.waits_for.len()), (Phase::Failed, 0));
+    world.with(|inner| inner.check_quiet());
+    let again = world.start(unique_index());
+    until_quiet(&world).await;
+    assert_eq!(operation(&world, again).phase, Phase::Successful);
+    assert_eq!(shards_with_index(&world), [true; 3]);
+}
+
+/// The shard has the change, or has a message with the change on its way, and is gone when it is taken back.
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_comes_back_takes_back_what_the_others_did() {
+    for (gone, in_time) in [(1, true), (2, true), (3, false)] {
+        let world = furnished(3).await;
+        world.with(|inner| {
+            inner.duplicate_on(ShardId(3));
+            inner.latency = Duration::from_millis(1);
+        });
+        let id = world.start(unique_index());
+        let mut watch = world.watch_catalog();
+        tokio::select! {
+            () = until_quiet(&world) => panic!(),
+            found = watch.wait_for(|catalog| catalog.operations[&id].given_up) => drop(found.unwrap()),
+        }
+        world.with(|inner| inner.gone = Some(ShardId(gone)));
+        until_waiting(&world, id).await;
+        world.with(|inner| {
+            inner.heals = true;
+            assert_eq!(inner.catalog.operations[&id].waits_for, [ShardId(gone)]);
+            assert_eq!(inner.catalog.operations[&id].code.as_deref(), Some("23505"));
+            inner.gone = None;
+            inner.next_term();
+        });
+        assert_eq!(shards_with_index(&world)[gone as usize - 1], in_time);
+        until_quiet(&world).await;
+        assert_eq!(operation(&world, id).phase, Phase::Failed);
+        assert_eq!(shards_with_index(&world), [false; 3]);
+        // A message that was lost on the way turns up, when nothing forbids the index any more: too late.
+        world.with(|inner| {
+            let late = inner.sent_ddl(ShardId(gone));
+            inner.apply(ShardId(gone), late).unwrap();
+        });
+        assert_eq!(shards_with_index(&world), [false; 3]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drop_that_is_committed_waits_for_the_shard_that_is_gone() {
+    let world = furnished(3).await;
+    world.with(|inner| inner.gone = Some(ShardId(2)));
+    let id = world.start(ddl(DdlEffect::DropTable { table: "cities".to_owned() }, "DROP TABLE cities"));
+    until_waiting(&world, id).await;
+    let has_cities = |shard| {
+        world.with(|inner| {
+            let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'cities'";
+            let rows = inner.read(ShardId(shard), sql, None, vec![], pleat_engine::OwnershipCheck::None).unwrap();
+            rows[0][0] == Value::Integer(1)
+        })
+    };
+    assert!(operation(&world, id).committed && !operation(&world, id).given_up);
+    assert_eq!([1, 2, 3].map(has_cities), [false, true, false]);
+    world.with(|inner| {
+        inner.gone = None;
+        inner.next_term();
+    });
+    until_quiet(&world).await;
+    assert_eq!(operation(&world, id).phase, Phase::Successful);
+    assert_eq!([1, 2, 3].map(has_cities), [false; 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_is_seen_by_all_or_by_nobody() {
+    let world = furnished(3).await;
+    let before = world.with(|inner| {
+        inner.latency = Duration::from_millis(1);
+        inner.catalog.clone()
+    });
+    let id = world.start(renamed());
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        () = until_quiet(&world) => panic!(),
+        found = watch.wait_for(|catalog| catalog.operations[&id].committed) => drop(found.unwrap()),
+    }
+    // A scatter read by either catalog is answered by some shards at most: none mixes old and new.
+    let answered = |catalog: &Catalog, table: &str| {
+        world.with(|inner| {
+            let sql = format!("SELECT count(*) FROM {table}");
+            let read = |shard: &Shard| {
+                let check = pleat_engine::OwnershipCheck::Scatter { ownership: shard.ownership };
+                inner.read(shard.id, &sql, None, vec![], check)
+            };
+            let answers: Vec<_> = catalog.active_shards().map(read).collect();
+            answers.into_iter().all(|answer| match answer {
+                Ok(_) => true,
+                Err(pleat_engine::EngineError::Refused(refusal)) => {
+                    assert!(refusal.is_retryable());
+                    false
+                }
+                Err(error) => panic!("{error}"),
+            })
+        })
+    };
+    let committed = world.with(|inner| inner.catalog.clone());
+    assert!(!answered(&committed, "people"), "no shard has followed yet");
+    until_quiet(&world).await;
+    assert!(!answered(&before, "users"));
+    let after = world.with(|inner| inner.catalog.clone());
+    assert!(answered(&after, "people"));
+    assert_eq!((after.table("people").unwrap().id, after.table("users")), (TableId(1), None));
+    assert_eq!(operation(&world, id).phase, Phase::Successful);
+    let again = world.with(|inner| {
+        let start = Command::StartOperation {
+            kind: renamed(),
+            cause: Cause::Request("test".to_owned()),
+            reason: String::new(),
+            at: 1,
+        };
+        inner.catalog.apply(&start)
+    });
+    assert!(again.is_err(), "it was planned on another table");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_is_not_begun_while_a_shard_is_gone() {
+    let world = furnished(2).await;
+    world.with(|inner| inner.gone = Some(ShardId(2)));
+    let id = world.start(renamed());
+    until_quiet(&world).await;
+    let operation = operation(&world, id);
+    assert_eq!((operation.phase, operation.code.as_deref()), (Phase::Failed, Some("57P03")), "{operation:#?}");
+    assert!(operation.message.contains("shard-2 could not be reached for 60 s"), "{}", operation.message);
+    world.with(|inner| assert!(inner.catalog.table("users").is_some()));
 }

@@ -87,6 +87,7 @@ pub struct Inner {
     /// Who votes where. Of interest to rebuilds alone: everything else has one engine per shard.
     pub members: Members,
     sent: Vec<(ShardId, Action)>,
+    sent_ddl: BTreeMap<ShardId, Action>,
     now: Millis,
     index: u64,
     pub random: u64,
@@ -137,6 +138,7 @@ impl World {
             clients: 0,
             members: Members::default(),
             sent: Vec::new(),
+            sent_ddl: BTreeMap::new(),
             now: 1_000_000,
             index: 0,
             random: 42,
@@ -269,6 +271,11 @@ impl Inner {
     fn restart(&mut self) {
         self.shards.clear();
         self.reconcile();
+    }
+
+    /// The newest schema change that was sent to a shard.
+    pub fn sent_ddl(&self, shard: ShardId) -> Action {
+        self.sent_ddl[&shard].clone()
     }
 
     pub fn apply(&mut self, shard: ShardId, action: Action) -> Result<Outcome, HostError> {
@@ -486,7 +493,6 @@ impl Inner {
         }
     }
 
-    /// A write to a reference table, spread as `host` does it.
     fn reach(&self, shard: ShardId) -> Result<(), HostError> {
         match self.gone == Some(shard) {
             true => Err(HostError::Unavailable(format!("{shard} is gone"))),
@@ -494,6 +500,7 @@ impl Inner {
         }
     }
 
+    /// A write to a reference table, spread as `host` does it.
     pub fn put_city(&mut self) {
         let (key, value) = (self.random(40) as i64, format!("{:x}", self.random(u64::from(u32::MAX))));
         let sql = "INSERT OR REPLACE INTO cities(id, name) VALUES (?1, ?2)";
@@ -606,6 +613,9 @@ impl Cluster for World {
     async fn write(&self, shard: ShardId, action: Action, _: Duration) -> Result<Outcome, HostError> {
         self.call(true, |inner| {
             inner.reach(shard)?;
+            if matches!(action, Action::Ddl { undoes: None, .. }) {
+                inner.sent_ddl.insert(shard, action.clone());
+            }
             if matches!(action, Action::Move(_) | Action::ReferenceApply(_) | Action::Own { .. }) {
                 inner.sent.push((shard, action.clone()));
             }
@@ -616,6 +626,10 @@ impl Cluster for World {
 
     async fn move_read(&self, shard: ShardId, request: MoveRead, _: Duration) -> Result<MoveChunk, HostError> {
         self.call(false, |inner| inner.reach(shard).and_then(|()| inner.move_read(shard, &request))).await
+    }
+
+    async fn reach(&self, shard: ShardId, _: Duration) -> Result<(), HostError> {
+        self.call(false, |inner| inner.reach(shard)).await
     }
 
     async fn probe(&self, shard: ShardId, _: Duration) -> Result<(), String> {

@@ -1,6 +1,6 @@
 //! Schema changes, and what Pleat keeps beside the user's tables.
 
-use pleat_cluster::{Generation, PartitionId};
+use pleat_cluster::{Generation, PartitionId, Table};
 use rusqlite::OptionalExtension;
 
 use super::authorize::Mode;
@@ -54,11 +54,20 @@ impl Writer {
         statements: &[String],
         change: &SchemaChange,
         single: Option<(PartitionId, Generation)>,
+        undoes: Option<u64>,
     ) -> Applied<Outcome> {
         if self.ddl_was_applied(operation)? {
             return Ok(Outcome::Done { results: Vec::new() });
         }
         self.check_undecided()?;
+        if let Some(undone) = undoes
+            && !self.ddl_was_applied(undone)?
+        {
+            // It never came; and should it still be on its way, it comes too late.
+            self.remember_ddl(undone)?;
+            self.remember_ddl(operation)?;
+            return Ok(Outcome::Done { results: Vec::new() });
+        }
         if self.placement.is_moving() {
             return Err(Refusal::Moving.into());
         }
@@ -72,6 +81,7 @@ impl Writer {
                 self.put(TableSpec { slot, table: table.clone(), unit: self.unit_of(&table.name, single) })?;
             }
             SchemaChange::Drop { table } => self.forget_table(table)?,
+            SchemaChange::Alter { from, table, ownership } => self.alter(from, table, *ownership)?,
         }
         if let Some((unit, ownership)) = single {
             self.change_placement(|placement| {
@@ -140,6 +150,16 @@ impl Writer {
         conn.prepare_cached("INSERT OR REPLACE INTO __pleat_tables(name, spec) VALUES (?1, ?2)")?
             .execute((name, postcard::to_stdvec(&spec)?))?;
         Ok(())
+    }
+
+    /// What the engine knows of the table under its old name goes over to the new one: its number, and its unit.
+    fn alter(&mut self, from: &str, table: &Table, ownership: Generation) -> Applied<()> {
+        let (slot, unit) = (self.next_slot(from)?, self.unit_of(from, None));
+        let mut forget = self.db.conn.prepare_cached("DELETE FROM __pleat_tables WHERE name = ?1")?;
+        forget.execute([from.to_ascii_lowercase()])?;
+        drop(forget);
+        self.put(TableSpec { slot, table: table.clone(), unit })?;
+        self.change_placement(|placement| placement.ownership = placement.ownership.max(ownership))
     }
 
     fn forget_table(&mut self, name: &str) -> Applied<()> {

@@ -401,7 +401,9 @@ impl Writer {
                 self.bulk(idempotency.as_ref(), units, table, columns, rows, now_ms)
             }
             Action::Own { units, ownership } => self.own(units, *ownership),
-            Action::Ddl { operation, statements, change, single } => self.ddl(*operation, statements, change, *single),
+            Action::Ddl { operation, statements, change, single, undoes } => {
+                self.ddl(*operation, statements, change, *single, *undoes)
+            }
             Action::ReferenceWrite { idempotency, statements } => {
                 self.reference_write(idempotency.as_ref(), statements, now_ms, proposal.seed)
             }

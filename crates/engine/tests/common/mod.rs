@@ -120,7 +120,7 @@ pub fn write(sql: &str, params: Vec<Value>) -> Action {
 
 pub fn ddl(operation: u64, statements: &[&str], table: Table) -> Action {
     let statements = statements.iter().map(|sql| sql.to_string()).collect();
-    Action::Ddl { operation, statements, change: SchemaChange::Put(table), single: None }
+    Action::Ddl { operation, statements, change: SchemaChange::Put(table), single: None, undoes: None }
 }
 
 pub fn entry(action: Action, now_ms: u64, seed: u64) -> Vec<u8> {

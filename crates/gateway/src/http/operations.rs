@@ -37,9 +37,16 @@ pub struct OperationBody {
     pub steps: Vec<StepBody>,
     /// Past the point of no return.
     pub committed: bool,
+    /// It does not happen; what it did is taken back.
+    pub given_up: bool,
+    /// Shards that can't be reached and on which something is left to do.
+    pub waits_for: Vec<String>,
     pub cancel_requested: bool,
-    /// How it ended; empty until then.
+    /// How it ended, or why it was given up; empty until then.
     pub message: String,
+    /// The SQLSTATE of that failure, where it has one.
+    #[schema(example = "23505")]
+    pub code: Option<String>,
     pub created: String,
     pub updated: String,
 }
@@ -101,8 +108,11 @@ impl From<&Operation> for OperationBody {
             reason: operation.reason.clone(),
             steps: operation.steps.iter().map(StepBody::from).collect(),
             committed: operation.committed,
+            given_up: operation.given_up,
+            waits_for: operation.waits_for.iter().map(ToString::to_string).collect(),
             cancel_requested: operation.cancel_requested,
             message: operation.message.clone(),
+            code: operation.code.clone(),
             created: rfc3339(operation.created),
             updated: rfc3339(operation.updated),
         }
@@ -162,6 +172,7 @@ fn describe(kind: &OperationKind) -> String {
             DdlEffect::CreateIndex { table, index } => format!("create index {} on {table}", index.name),
             DdlEffect::DropIndex { table, index } => format!("drop index {index} of {table}"),
             DdlEffect::AddColumn { table, column, .. } => format!("add column {} to {table}", column.name),
+            DdlEffect::AlterTable { before, statement, .. } => format!("alter table {}: {statement}", before.name),
         },
     }
 }
@@ -240,6 +251,9 @@ fn refuse_if_past(operation: &Operation) -> Result<(), Problem> {
     }
     if operation.committed {
         return Err(too_late(format!("{} is past its point of no return", operation.id)));
+    }
+    if operation.given_up {
+        return Err(too_late(format!("{} was given up and is being taken back", operation.id)));
     }
     Ok(())
 }

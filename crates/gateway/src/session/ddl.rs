@@ -41,8 +41,13 @@ impl Executor {
             _ => place::anchor(catalog)?,
         };
         let effect = plan.effect(described, single_on)?;
+        // Shards run this text; elsewhere it is for people, and theirs.
+        let sql = match (&plan.action, plan.statements.first()) {
+            (DdlAction::AddColumn { .. }, Some(statement)) => statement.clone(),
+            _ => run.request.text.clone(),
+        };
         let command = Command::StartOperation {
-            kind: OperationKind::Ddl { effect, sql: run.request.text.clone() },
+            kind: OperationKind::Ddl { effect, sql },
             cause: Cause::Request(run.request.origin.to_owned()),
             reason: reason(&run.request.text),
             at: self.backend.now_ms(),
@@ -55,20 +60,20 @@ impl Executor {
             Err(error) => return Err(setback(error)),
         };
         let id = reply.operation.ok_or_else(|| Failure::internal("the catalog started no operation"))?;
-        self.wait_for(id, &run.deadline).await?;
+        let waits = self.wait_for(id, &run.deadline).await?;
         let catalog = self.backend.catalog();
         let touched = match plan.action {
             DdlAction::CreateTable(Placement::Single) => Touched::One(single_on),
             _ => Touched::Many(catalog.active_shards().map(|shard| shard.id).collect()),
         };
-        Ok(done(&catalog, touched, plan.notice.clone(), Some(id)))
+        Ok(done(&catalog, touched, waits.or_else(|| plan.notice.clone()), Some(id)))
     }
 
     /// The table after the change, as SQLite describes it; `None` when it is dropped.
     async fn describe(&self, catalog: &Catalog, plan: &DdlPlan) -> Result<Option<pleat_cluster::Table>, Failure> {
         let tables = catalog.tables.clone();
         let statements = plan.statements.clone();
-        let name = plan.table.clone();
+        let name = plan.describes().to_owned();
         let drops = matches!(plan.action, DdlAction::DropTable);
         // The kind of a new table is the plan's to say; here any will do.
         let kind = catalog.table(&name).map_or(TableKind::Reference, |table| table.kind.clone());
@@ -91,12 +96,13 @@ impl Executor {
         emptiest.map_or_else(|| place::anchor(catalog), |(_, _, shard)| Ok(shard))
     }
 
-    /// Wait for the operation's end.
-    async fn wait_for(&self, id: OperationId, deadline: &Deadline) -> Result<(), Failure> {
+    /// Wait for the operation's end, or until all that is left of it waits for a shard that is gone: it is decided then.
+    /// Gives a notice for people when something is left.
+    async fn wait_for(&self, id: OperationId, deadline: &Deadline) -> Result<Option<String>, Failure> {
         let mut changes = self.backend.watch_catalog();
         let ended = async {
             let has_ended = |catalog: &std::sync::Arc<Catalog>| match catalog.operations.get(&id) {
-                Some(operation) => operation.phase.is_final(),
+                Some(operation) => operation.phase.is_final() || operation.is_waiting(),
                 // This node may not have seen it yet. If it has seen newer ones, it is forgotten.
                 None => catalog.operations.last_key_value().is_some_and(|(newest, _)| *newest > id),
             };
@@ -110,7 +116,7 @@ impl Executor {
     }
 
     /// The time is over: see that an operation that has not begun never does.
-    async fn give_up(&self, id: OperationId, deadline: &Deadline) -> Result<(), Failure> {
+    async fn give_up(&self, id: OperationId, deadline: &Deadline) -> Result<Option<String>, Failure> {
         let phase = || self.backend.catalog().operations.get(&id).map(|operation| operation.phase);
         if phase() == Some(Phase::Pending) {
             let cancel = Command::CancelOperation { operation: id, at: self.backend.now_ms() };
@@ -125,7 +131,7 @@ impl Executor {
         }
         let catalog = self.backend.catalog();
         match catalog.operations.get(&id) {
-            Some(operation) if operation.phase.is_final() => result(id, Some(operation)),
+            Some(operation) if operation.phase.is_final() || operation.is_waiting() => result(id, Some(operation)),
             _ => Err(Failure::new(
                 "57014",
                 format!("the change did not end within {} ms; it goes on as {id}", deadline.limit().as_millis()),
@@ -135,22 +141,35 @@ impl Executor {
     }
 }
 
-/// How an ended operation is told.
-fn result(id: OperationId, operation: Option<&Operation>) -> Result<(), Failure> {
+/// How a decided operation is told.
+fn result(id: OperationId, operation: Option<&Operation>) -> Result<Option<String>, Failure> {
     let Some(operation) = operation else {
         return Err(Failure::internal(format!("{id} is not in the journal any more")));
     };
-    match operation.phase {
-        Phase::Successful => Ok(()),
-        Phase::Skipped if operation.cancel_requested => {
-            Err(Failure::new("57014", format!("{id} was cancelled"), "nothing was done"))
-        }
-        _ => {
-            let message = format!("{id} did not succeed: {}", operation.message);
-            let code = if operation.message.contains("UNIQUE constraint") { "23505" } else { "55000" };
-            Err(Failure::new(code, message, format!("nothing was changed; GET /operations/{id} tells more")))
-        }
+    let awaited: Vec<String> = operation.waits_for.iter().map(ToString::to_string).collect();
+    let awaited = awaited.join(" and ");
+    if operation.phase == Phase::Successful {
+        return Ok(None);
     }
+    if operation.committed {
+        return Ok(Some(format!("{awaited} can't be reached and follows when it is back; see GET /operations/{id}")));
+    }
+    if operation.cancel_requested {
+        return Err(Failure::new("57014", format!("{id} was cancelled"), "nothing was done"));
+    }
+    let message = format!("{id} did not succeed: {}", operation.message);
+    let hint = match awaited.is_empty() {
+        true => format!("nothing was changed; GET /operations/{id} tells more"),
+        false => format!(
+            "the other shards are as before, and {awaited} takes the change back as soon as it can be reached; \
+             GET /operations/{id} tells more"
+        ),
+    };
+    let code = operation.code.clone().unwrap_or_else(|| "55000".to_owned());
+    Err(match code.as_str() {
+        "57P03" => Failure::passing("57P03", message, hint),
+        _ => Failure::new(code, message, hint),
+    })
 }
 
 fn reason(text: &str) -> String {

@@ -25,8 +25,8 @@ pub const OVERLOADED: &str = "overloaded";
 
 impl Failure {
     /// A failure that repeating does not mend.
-    pub fn new(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { code: Cow::Borrowed(code), message: message.into(), hint: hint.into(), retryable: false, position: None }
+    pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), hint: hint.into(), retryable: false, position: None }
     }
 
     /// A failure that passes: nothing was done, and the same request may be sent again.

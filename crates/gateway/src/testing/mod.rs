@@ -200,14 +200,19 @@ impl Cluster {
         // What the catalog will hold is what the shards get.
         let mut after = Catalog::clone(&catalog);
         after.apply(&Command::CommitOperation { epoch: 1, operation: id, at: 3 }).unwrap();
-        let table = after.table(effect.table()).cloned();
+        let table = after.table(effect.table_after()).cloned();
+        let ownership = after.generation;
         let change = match (&table, effect) {
+            (Some(table), DdlEffect::AlterTable { before, .. }) => {
+                SchemaChange::Alter { from: before.name.clone(), table: table.clone(), ownership }
+            }
             (Some(table), _) => SchemaChange::Put(table.clone()),
             (None, effect) => SchemaChange::Drop { table: effect.table().to_owned() },
         };
         let statement = match effect {
             DdlEffect::CreateTable(table) => table.create_sql.clone(),
             DdlEffect::CreateIndex { index, .. } => index.sql.clone(),
+            DdlEffect::AlterTable { statement, .. } => statement.clone(),
             _ => sql.clone(),
         };
         for shard in catalog.active_shards() {
@@ -218,7 +223,7 @@ impl Cluster {
                 _ => None,
             });
             let statements = vec![statement.clone()];
-            let ddl = Action::Ddl { operation: id.0, statements, change: change.clone(), single };
+            let ddl = Action::Ddl { operation: id.0, statements, change: change.clone(), single, undoes: None };
             let outcome = self.propose(shard.id, ddl).outcome;
             if let Outcome::Failed(failure) = outcome {
                 self.finish(id, Phase::Failed, &failure.message);
@@ -395,7 +400,7 @@ impl Cluster {
         for (number, table) in (1_000_000..).zip(catalog.tables.values()) {
             let statements = vec![table.create_sql.clone()];
             let change = SchemaChange::Put(table.clone());
-            self.propose(to, Action::Ddl { operation: number, statements, change, single: None });
+            self.propose(to, Action::Ddl { operation: number, statements, change, single: None, undoes: None });
         }
         (operation, to)
     }

@@ -113,7 +113,11 @@ pub fn tell(operation: &Value) -> Vec<String> {
         format!("{}: {}", output::text(operation, "id"), output::text(operation, "description")),
         format!("  {} ({}), asked for by {}", output::text(operation, "phase"), took(operation), cause(operation)),
     ];
-    for (label, key) in [("why", "reason"), ("result", "message")] {
+    let awaited: Vec<&str> = output::items(operation, "waits_for").iter().filter_map(Value::as_str).collect();
+    if !awaited.is_empty() {
+        lines.push(format!("  waits for: {}, which can't be reached", awaited.join(", ")));
+    }
+    for (label, key) in [("why", "reason"), ("result", "message"), ("code", "code")] {
         if let Some(text) = operation.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()) {
             lines.push(format!("  {label}: {text}"));
         }
@@ -188,14 +192,16 @@ mod tests {
         let operation = json!({"id": "op-3", "description": "split 64 partitions of shard-1 to shard-2", "phase": "Successful",
             "cause": {"kind": "decision", "id": "decision-7", "by": null}, "reason": "shard-1 has 130 rows", "message": "moved 61 rows",
             "created": "2026-11-21T05:30:00.000Z", "updated": "2026-11-21T05:30:02.500Z",
+            "waits_for": ["shard-2"], "code": null,
             "steps": [{"name": "copy", "begun": "2026-11-21T05:30:00.000Z", "ended": "2026-11-21T05:30:01.000Z", "detail": "61 rows"},
                       {"name": "clean up", "begun": "2026-11-21T05:30:01.000Z", "ended": null, "detail": ""}]});
         let lines = tell(&operation);
         assert_eq!(lines[0], "op-3: split 64 partitions of shard-1 to shard-2");
         assert_eq!(lines[1], "  Successful (2.50 s), asked for by decision-7");
-        assert_eq!(lines[2], "  why: shard-1 has 130 rows");
-        assert_eq!(lines[4], "  copy         1.00 s  61 rows");
-        assert_eq!(lines[5], "  clean up  under way");
+        assert_eq!(lines[2], "  waits for: shard-2, which can't be reached");
+        assert_eq!(lines[3], "  why: shard-1 has 130 rows");
+        assert_eq!(lines[5], "  copy         1.00 s  61 rows");
+        assert_eq!(lines[6], "  clean up  under way");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{
-    Column, DdlEffect, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, partition_of,
+    Column, DdlEffect, Index, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, partition_of,
 };
 use pleat_sql::{
     Bound, DdlAction, Fetch, Ids, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, compare_rows,
@@ -77,7 +77,7 @@ impl World {
         if plan.action == DdlAction::Nothing {
             return Ok(());
         }
-        let described = describe(&self.whole, &plan.table);
+        let described = describe(&self.whole, plan.describes());
         match plan.effect(described, ShardId(0)).map_err(Failure::Refused)? {
             DdlEffect::CreateTable(mut table) => {
                 table.id = TableId(u32::try_from(self.tables.len()).unwrap() + 1);
@@ -96,6 +96,15 @@ impl World {
                 let table = self.tables.get_mut(&table.to_ascii_lowercase()).unwrap();
                 table.columns.push(column);
                 table.create_sql = create_sql;
+            }
+            DdlEffect::AlterTable { before, mut after, .. } => {
+                let sql =
+                    "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL";
+                let mut indexes = self.whole.prepare(sql).unwrap();
+                let index = |row: &rusqlite::Row<'_>| Ok(Index { name: row.get(0)?, sql: row.get(1)? });
+                after.indexes = indexes.query_map([&after.name], index).unwrap().map(Result::unwrap).collect();
+                self.tables.remove(&before.name.to_ascii_lowercase());
+                self.tables.insert(after.name.to_ascii_lowercase(), *after);
             }
         }
         Ok(())
