@@ -7,6 +7,7 @@
 //! An outcome can still stay unknown, when the time is over before any leader answers. With a key of its own
 //! a client may then repeat the request; without one it must look first, and the failure says so.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pleat_cluster::{PartitionId, ShardId};
@@ -98,20 +99,48 @@ impl Executor {
                 None => return Err(pleat_sql::several_shards(&table).into()),
             },
         };
-        let mut owners = place::owners(&units, catalog)?.into_iter();
-        let (shard, units) = match (owners.next(), owners.next()) {
-            (Some(owner), None) => owner,
+        let mut owners = place::owners(&units, catalog)?;
+        match owners.len() {
             // No unit at all: a key that no row can have. The anchor finds nothing to change.
-            (None, _) => (place::anchor(catalog)?, Vec::new()),
-            (Some(_), Some(_)) => {
+            0 => self.write_on(run, attempt, place::anchor(catalog)?, Vec::new(), route.statements).await,
+            1 => {
+                let (shard, units) = owners.pop_first().unwrap_or((place::anchor(catalog)?, Vec::new()));
+                self.write_on(run, attempt, shard, units, route.statements).await
+            }
+            _ => match self.done_before(run, attempt, owners, route.statements).await? {
+                Some(response) => Ok(response),
                 // A lost attempt may have been done before its partitions came apart.
-                return Err(match &attempt.unsure {
+                None => Err(match &attempt.unsure {
                     Some(failure) => Failure::clone(failure).into(),
                     None => pleat_sql::several_shards(&table()).into(),
-                });
+                }),
+            },
+        }
+    }
+
+    /// What a write gave whose partitions were one shard's then, and are several's by now.
+    ///
+    /// Its key went to each of them. So one is sent the whole write: it looks for the key before it looks at what it
+    /// owns, and then refuses what is not its own.
+    async fn done_before(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        mut owners: BTreeMap<ShardId, Vec<PartitionId>>,
+        statements: Vec<Bound>,
+    ) -> Result<Option<Response>, Setback> {
+        let units = owners.values().flatten().copied().collect();
+        let Some((shard, _)) = owners.pop_first().filter(|_| run.key.from_client) else { return Ok(None) };
+        match self.write_on(run, attempt, shard, units, statements).await {
+            Ok(response) => Ok(Some(response)),
+            // It knows no more than this node does: the units are another's indeed.
+            Err(Setback::Refused { refusal: Refusal::NotOwned { ownership, .. }, unsure: None })
+                if ownership <= attempt.catalog.generation =>
+            {
+                Ok(None)
             }
-        };
-        self.write_on(run, attempt, shard, units, route.statements).await
+            Err(setback) => Err(setback),
+        }
     }
 
     async fn write_on(

@@ -180,6 +180,24 @@ async fn a_key_is_remembered_after_its_partition_moved() {
 }
 
 #[tokio::test]
+async fn a_repetition_is_answered_after_its_rows_came_apart() {
+    let (cluster, client) = users(1).await;
+    let values: Vec<_> = (100..120).map(|id| format!("({id}, 'x')")).collect();
+    let keyed = json!({"query": format!("INSERT INTO users VALUES {}", values.join(", ")), "idempotency_key": "k"});
+    assert_eq!(client.query(keyed.clone()).await.json["rows_affected"], 20);
+    cluster.split(ShardId(1), &half());
+    let again = client.query(keyed).await;
+    assert_eq!((&again.json["replayed"], &again.json["rows_affected"]), (&json!(true), &json!(20)), "{}", again.text);
+    assert_eq!(client.rows("SELECT count(*) FROM users").await, json!([[40]]));
+    let other = json!({"query": "DELETE FROM users WHERE user_id BETWEEN 1 AND 20", "idempotency_key": "k"});
+    let ids: Vec<_> = (100..120).map(|id| id.to_string()).collect();
+    let delete = format!("DELETE FROM users WHERE user_id IN ({})", ids.join(", "));
+    assert_ne!(client.query(other).await.status, 200);
+    let conflict = client.query(json!({"query": delete, "idempotency_key": "k"})).await;
+    assert_eq!(conflict.json["code"], "idempotency_conflict", "{}", conflict.text);
+}
+
+#[tokio::test]
 async fn a_router_that_is_behind_routes_again() {
     let (cluster, client) = users(1).await;
     cluster.hold_back(true);
