@@ -7,7 +7,7 @@ use crate::error::SqlError;
 use crate::params::Params;
 use crate::read::{Fetch, Route, Source, Units};
 use crate::statement::Statement;
-use crate::write::WriteTarget;
+use crate::write::{Ids, WriteTarget};
 
 /// What Pleat would do with a statement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,9 +72,10 @@ impl Statement {
                 Ok(explanation)
             }
             Statement::Write(plan) => {
-                let route = plan.route(params, partition_count)?;
+                let route = plan.route(params, partition_count, &Ids::none())?;
                 let explanation = match &route.target {
                     WriteTarget::Units(units) => Explanation::new("write", units_text(units)),
+                    WriteTarget::Spread { .. } => Explanation::new("spread write", "every shard".to_owned()),
                     WriteTarget::Reference => Explanation::new("reference write", "every shard".to_owned()),
                     WriteTarget::Everywhere { .. } => {
                         Explanation::new("write everywhere", "the only shard, otherwise refused".to_owned())

@@ -86,11 +86,12 @@ impl Key {
 impl Executor {
     pub(super) async fn write(&self, run: &Run, attempt: &Attempt, plan: &WritePlan) -> Result<Response, Setback> {
         let catalog = &attempt.catalog;
-        let route = plan.route(&run.request.params.borrow(), catalog.partition_count)?;
+        let route = plan.route(&run.request.params.borrow(), catalog.partition_count, &pleat_sql::Ids::none())?;
         let table = || plan.tables().first().cloned().unwrap_or_default();
         let units = match route.target {
             WriteTarget::Reference => return self.write_reference(run, attempt, route.statements).await,
             WriteTarget::Units(units) => units,
+            WriteTarget::Spread { table } => return Err(pleat_sql::several_shards(&table).into()),
             WriteTarget::Everywhere { table, units } => match place::sole_shard(catalog) {
                 Some(_) => {
                     let all = (0..catalog.partition_count).map(PartitionId);

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use pleat_cluster::{
     Column, DdlEffect, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, partition_of,
 };
-use pleat_sql::{Bound, DdlAction, Fetch, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, prepare};
+use pleat_sql::{
+    Bound, DdlAction, Fetch, Ids, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, prepare,
+};
 use rusqlite::functions::FunctionFlags;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params_from_iter};
@@ -98,7 +100,7 @@ impl World {
     /// Carries out a write where its plan says, and on the whole database; both must answer alike.
     pub fn write(&self, sql: &str, values: &[Value]) -> Result<(), Failure> {
         let Statement::Write(plan) = self.prepare(sql).map_err(Failure::Refused)? else { panic!("not a write: {sql}") };
-        let route = plan.route(&Params::Positional(values), PARTITIONS).map_err(Failure::Refused)?;
+        let route = plan.route(&Params::Positional(values), PARTITIONS, &Ids::none()).map_err(Failure::Refused)?;
         let shards: BTreeSet<usize> = match &route.target {
             WriteTarget::Reference => (0..self.shards.len()).collect(),
             WriteTarget::Units(units) if units.is_empty() => BTreeSet::from([0]),
@@ -118,7 +120,9 @@ impl World {
                     .filter(|_| self.foreign_rows && units.singles.is_empty());
                 owners.iter().copied().chain(foreign).collect()
             }
-            WriteTarget::Everywhere { table, .. } => return Err(Failure::Refused(pleat_sql::several_shards(table))),
+            WriteTarget::Everywhere { table, .. } | WriteTarget::Spread { table } => {
+                return Err(Failure::Refused(pleat_sql::several_shards(table)));
+            }
         };
         for statement in &route.statements {
             let mut expected = run(&self.whole, statement).map_err(Failure::Sqlite)?;

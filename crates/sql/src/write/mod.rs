@@ -5,6 +5,9 @@
 //! all tables that its subqueries read. What can't be shown to stay with known keys is [`WriteTarget::Everywhere`]: right
 //! on a cluster of one shard, refused by the caller on others. A write to reference tables goes to every shard.
 
+mod ids;
+mod spread;
+
 use std::collections::BTreeSet;
 
 use pleat_cluster::{KeyError, KeyType, PartitionId, ShardId, Table, TableKind, Value, partition_of};
@@ -21,6 +24,9 @@ use crate::params::{Params, Slots};
 use crate::read::{Bound, Template, Units, partitions};
 use crate::scope::{Analysis, Resolved, column_name, internal_table, is_rowid};
 use crate::tree::{Constant, Part, bare, last_name};
+
+pub use ids::{Ids, IdsGiven, IdsWanted};
+pub use spread::{ComputedWrite, KeyedWrite, RowsWrite, SpreadWrite};
 
 /// A planned request of one or more writes, which happen together or not at all.
 #[derive(Clone, Debug)]
@@ -48,6 +54,8 @@ pub enum WriteTarget {
     /// Rows that may be anywhere. Right only where one shard owns everything; otherwise [`several_shards`].
     /// `units` are those that are known.
     Everywhere { table: String, units: Units },
+    /// Only [`WritePlan::spread`] can carry it out, on one shard too: what is written must be read first.
+    Spread { table: String },
 }
 
 /// One write.
@@ -99,8 +107,34 @@ impl WritePlan {
         &self.tables
     }
 
-    /// Where the write goes with these values.
-    pub fn route(&self, params: &Params, partition_count: u32) -> Result<WriteRoute, SqlError> {
+    /// The ids that rows leave out; one entry for each table. Ask before `route` and `spread`.
+    pub fn ids_wanted(&self, params: &Params) -> Result<Vec<IdsWanted>, SqlError> {
+        self.slots.bind(params)?;
+        Ok(Vec::new())
+    }
+
+    /// The largest ids that rows give themselves; one entry for each table. Raise the counters before writing.
+    pub fn ids_given(&self, params: &Params) -> Result<Vec<IdsGiven>, SqlError> {
+        self.slots.bind(params)?;
+        Ok(Vec::new())
+    }
+
+    /// How each statement is carried out over several shards. Not for [`WriteTarget::Reference`].
+    pub fn spread(&self, params: &Params, partition_count: u32, ids: &Ids) -> Result<Vec<SpreadWrite>, SqlError> {
+        let _ = (partition_count, ids);
+        self.slots.bind(params)?;
+        Err(several_shards(self.tables.first().map_or("", String::as_str)))
+    }
+
+    /// Whether a later statement must read first what an earlier one of the request writes. Then the statements of
+    /// [`WritePlan::spread`] are only right one after the other inside a transaction, not planned ahead and prepared at once.
+    pub fn is_stepwise(&self) -> bool {
+        false
+    }
+
+    /// Where the write goes with these values, and with the ids that it wanted.
+    pub fn route(&self, params: &Params, partition_count: u32, ids: &Ids) -> Result<WriteRoute, SqlError> {
+        let _ = ids;
         let values = self.slots.bind(params)?;
         let statements = self.statements.iter().map(|statement| statement.sql.bind(&values)).collect();
         let target = self.target(&values, partition_count)?;
