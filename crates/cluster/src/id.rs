@@ -58,6 +58,27 @@ id!(
     DecisionId, u64, "decision-"
 );
 
+/// A transaction over several statements or shards. The number is random, so that nobody has to hand it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TxnId(pub u128);
+
+impl fmt::Display for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "txn-{:032x}", self.0)
+    }
+}
+
+impl FromStr for TxnId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix("txn-").filter(|digits| digits.len() == 32);
+        let number = digits.and_then(|digits| u128::from_str_radix(digits, 16).ok());
+        number.map(TxnId).ok_or_else(|| format!("'{text}' is not an id of the form txn-<32 hex digits>"))
+    }
+}
+
 /// A unit of ownership: a fixed bucket of key hashes, or (from [`PartitionId::SINGLE_BASE`] on) one whole
 /// *single* table, which is owned and moved like a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -84,6 +84,7 @@ impl Cluster for HostCluster {
             now_ms: self.0.now_ms(),
             seed: 0,
             limits: ReadLimits { time: within, ..ReadLimits::default() },
+            names_txns: false,
         };
         let read = self.0.read(shard, request, Freshness::Strong, within).await;
         read.map(drop).map_err(|error| error.to_string())

@@ -49,9 +49,11 @@ pub use moves::{
 };
 pub use proposal::{
     Action, Idempotency, Outcome, Proposal, ProposalError, ReferenceEntry, Refusal, RejectedRow, SchemaChange,
-    SqlFailure, Statement, StatementResult,
+    SqlFailure, Stamp, Statement, StatementResult,
 };
-pub use request::{Chunk, ColumnInfo, OwnershipCheck, Query, ReadLimits, ReadRequest, ShardStats};
+pub use request::{
+    Chunk, ColumnInfo, OwnershipCheck, PreparedTxn, Query, ReadLimits, ReadRequest, ShardStats, TxnsSeen,
+};
 pub use sqlite::finisher::{Finisher, FinisherLimits};
 pub use sqlite::readers::Readers;
 pub use sqlite::scratch::{Scratch, validate_ddl};

@@ -3,14 +3,14 @@
 //! A [`Proposal`] carries everything that its effect depends on; a replica adds nothing of its own. Its
 //! [`Outcome`] is computed by every replica alike, and the leader's is the client's answer.
 
-use pleat_cluster::{Generation, Millis, PartitionId, Table, Value};
+use pleat_cluster::{Generation, Millis, PartitionId, ShardId, Table, TxnId, Value};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{ContentDigest, MoveState, MoveStep};
 
 /// The first byte of an encoded proposal or outcome. A replica that meets another one stops instead of guessing.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// One entry of a shard's log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub enum Action {
         /// Every unit that the statements may write, as they were routed.
         units: Vec<PartitionId>,
         statements: Vec<Statement>,
+        /// The content version that the statements were decided on: refused at any other.
+        base: Option<u64>,
     },
     /// Many rows for one table. A row that can't be inserted is named in the outcome; the others are kept.
     Bulk {
@@ -73,6 +75,26 @@ pub enum Action {
     Move(MoveStep),
     /// Gives the content's digest at this position of the log.
     Digest,
+    /// One shard's part of a transaction over several: the statements are tried, and kept until the decision. Until
+    /// then nothing else changes the shard's content. Repeating it gives the same answer.
+    Prepare {
+        txn: TxnId,
+        /// When the transaction began, by its coordinator: the ledger decides by it whether a commit comes too late.
+        began: Millis,
+        /// Every shard that takes part, this one included.
+        participants: Vec<ShardId>,
+        idempotency: Option<Idempotency>,
+        units: Vec<PartitionId>,
+        /// None, for a shard that was only read: then this makes sure that it is still at `base`.
+        statements: Vec<Statement>,
+        base: Option<u64>,
+    },
+    /// What became of a prepared transaction, as the ledger has it. Does nothing when the transaction isn't
+    /// prepared here.
+    Decide {
+        txn: TxnId,
+        commit: bool,
+    },
 }
 
 /// One SQL statement with the values of its parameters.
@@ -81,13 +103,27 @@ pub struct Statement {
     pub sql: String,
     /// By position: `?1` is the first. A named parameter has the number of its first appearance.
     pub params: Vec<Value>,
+    /// Run instead of `sql` when the shard holds rows that it doesn't own: it filters by `pleat_owned(key)`.
+    pub filtered: Option<String>,
+    /// What it ran with when it ran for the first time, in an interactive transaction.
+    pub stamp: Option<Stamp>,
 }
 
 impl Statement {
     /// A statement and its parameters.
     pub fn new(sql: impl Into<String>, params: impl Into<Vec<Value>>) -> Self {
-        Self { sql: sql.into(), params: params.into() }
+        Self { sql: sql.into(), params: params.into(), ..Self::default() }
     }
+}
+
+/// What a statement of an interactive transaction ran with, so that at apply it does the same again although
+/// statements between that failed or were rolled back are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    pub now_ms: Millis,
+    pub seed: u64,
+    /// What `last_insert_rowid()` and `total_changes()` said before it, when something was undone in between.
+    pub undone: Option<(i64, i64)>,
 }
 
 /// A client's name for a write, by which a repetition is recognised.
@@ -171,6 +207,10 @@ pub enum Outcome {
     Refused(Refusal),
     /// Nothing changed: the statements themselves failed.
     Failed(SqlFailure),
+    /// Nothing changed yet: this is what the statements will give when the transaction is committed.
+    Prepared {
+        results: Vec<StatementResult>,
+    },
 }
 
 /// Why a shard did not do what it was asked. Nothing changed.
@@ -204,13 +244,23 @@ pub enum Refusal {
     /// The step doesn't fit how the move stands here.
     #[error("{reason}")]
     MoveState { reason: String },
+    /// A transaction over several shards is prepared here, and nothing else may change the shard until it is decided.
+    #[error("{txn} is being decided on this shard")]
+    Prepared { txn: TxnId },
+    /// What the transaction has read has changed since.
+    #[error("the shard has changed since the transaction read it (it is at version {version}, not {base})")]
+    Conflict { base: u64, version: u64 },
 }
 
 impl Refusal {
     /// The SQLSTATE that a client gets.
     pub fn code(&self) -> &'static str {
         match self {
-            Refusal::NotOwned { .. } | Refusal::Generation { .. } | Refusal::Fenced { .. } => "40001",
+            Refusal::NotOwned { .. }
+            | Refusal::Generation { .. }
+            | Refusal::Fenced { .. }
+            | Refusal::Prepared { .. }
+            | Refusal::Conflict { .. } => "40001",
             Refusal::NotRouted { .. } => "0A000",
             Refusal::KeyConflict { .. } | Refusal::KeyInvalid { .. } => "22023",
             Refusal::Moving => "55006",
@@ -220,14 +270,22 @@ impl Refusal {
 
     /// Whether the same request can succeed later, perhaps on another shard.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Refusal::NotOwned { .. } | Refusal::Generation { .. } | Refusal::Fenced { .. } | Refusal::Moving)
+        matches!(
+            self,
+            Refusal::NotOwned { .. }
+                | Refusal::Generation { .. }
+                | Refusal::Fenced { .. }
+                | Refusal::Moving
+                | Refusal::Prepared { .. }
+        )
     }
 
     /// What the caller should do.
     pub fn hint(&self) -> &'static str {
         match self {
             Refusal::NotOwned { .. } | Refusal::Generation { .. } => "refresh the catalog and route again",
-            Refusal::Fenced { .. } | Refusal::Moving => "try again in a moment",
+            Refusal::Fenced { .. } | Refusal::Moving | Refusal::Prepared { .. } => "try again in a moment",
+            Refusal::Conflict { .. } => "begin the transaction again",
             Refusal::NotRouted { .. } => {
                 "write rows of other keys in statements of their own, with the key in the statement"
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pleat_cluster::{Generation, Millis, PartitionId, Value};
+use pleat_cluster::{Generation, Millis, PartitionId, ShardId, TxnId, Value};
 use serde::{Deserialize, Serialize};
 
 /// One read of one shard: its queries, all in one snapshot. A statement that is gathered from several tables
@@ -18,6 +18,31 @@ pub struct ReadRequest {
     pub seed: u64,
     /// Of each query.
     pub limits: ReadLimits,
+    /// Whether the answer's head names the transactions that the snapshot knows of ([`TxnsSeen`]).
+    pub names_txns: bool,
+}
+
+/// The transactions over several shards that a snapshot knows of. By it a reader of several shards finds out that
+/// one of its snapshots has a transaction and another doesn't yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TxnsSeen {
+    /// The content version of the snapshot.
+    pub version: u64,
+    /// Prepared and not decided: the snapshot doesn't show their effects.
+    pub prepared: Vec<TxnId>,
+    /// Committed lately, with all their participants: the snapshot shows their effects here.
+    pub committed: Vec<(TxnId, Vec<ShardId>)>,
+}
+
+/// A transaction that is prepared on a shard and not decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreparedTxn {
+    pub txn: TxnId,
+    /// When it began, by its coordinator.
+    pub began: Millis,
+    pub participants: Vec<ShardId>,
+    /// The time of the entry that prepared it.
+    pub prepared_ms: Millis,
 }
 
 /// One query of a read.
@@ -71,6 +96,8 @@ pub struct ColumnInfo {
 /// A part of a result. The first one of each query's result carries the columns, and comes also when there are no rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Chunk {
+    /// In the first chunk of a read that asked for it.
+    pub txns: Option<TxnsSeen>,
     pub columns: Option<Vec<ColumnInfo>>,
     pub rows: Vec<Vec<Value>>,
 }

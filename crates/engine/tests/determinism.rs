@@ -265,6 +265,7 @@ fn action() -> impl Strategy<Value = Action> {
                 idempotency: keyed.then(|| Idempotency { key: format!("key {a}"), fingerprint: kind as u64, ttl_ms: 1 + 1_000 * b as u64 }),
                 units,
                 statements: vec![Statement::new(statements[kind], ab)],
+                base: None,
             },
         }
     })

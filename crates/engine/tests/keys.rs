@@ -12,6 +12,7 @@ fn keyed_for(key: &str, ttl_ms: u64, sql: &str) -> Action {
         idempotency: Some(Idempotency { key: key.into(), fingerprint: 1, ttl_ms }),
         units: all_units(),
         statements: vec![Statement::new(sql, vec![])],
+        base: None,
     }
 }
 

@@ -67,7 +67,7 @@ struct Write {
 impl Write {
     fn action(&self) -> Action {
         let idempotency = self.key.clone().map(|key| Idempotency { key, fingerprint: 1, ttl_ms: 1 << 40 });
-        Action::Write { idempotency, units: vec![self.unit], statements: self.statements.clone() }
+        Action::Write { idempotency, units: vec![self.unit], statements: self.statements.clone(), base: None }
     }
 }
 
@@ -432,7 +432,10 @@ fn a_collision_with_a_row_that_stays_is_an_error_and_changes_nothing() {
     world.target.apply(Action::Own { units: vec![theirs], ownership: 2 });
     let units = vec![theirs];
     let statements = vec![Statement::new("INSERT INTO items(k, n, u) VALUES (3, 1, 77)", vec![])];
-    assert!(matches!(world.target.apply(Action::Write { idempotency: None, units, statements }), Outcome::Done { .. }));
+    assert!(matches!(
+        world.target.apply(Action::Write { idempotency: None, units, statements, base: None }),
+        Outcome::Done { .. }
+    ));
     world.target.moved(OPERATION, MoveAction::ImportStart { partitions: world.moving.clone() });
     let columns: Vec<String> = ["k", "n", "name", "data", "u"].map(String::from).to_vec();
     let row = |n: i64, u: i64| vec![Value::Integer(1), n.into(), Value::Null, Value::Null, u.into()];
@@ -565,6 +568,7 @@ fn with_key(key: &str, fingerprint: u64, k: i64, n: i64) -> Action {
         idempotency: Some(Idempotency { key: key.into(), fingerprint, ttl_ms: 1 << 40 }),
         units: vec![unit_of(k)],
         statements: vec![Statement::new("INSERT INTO items(k, n) VALUES (?, ?)", vec![k.into(), n.into()])],
+        base: None,
     }
 }
 
@@ -613,7 +617,8 @@ fn a_delta_and_a_verification_keep_to_their_bytes() {
             vec![n.into()],
         )];
         let idempotency = Some(Idempotency { key: format!("c/{n}"), fingerprint: 1, ttl_ms: 1 << 40 });
-        let outcome = world.source.apply(Action::Write { idempotency, units: vec![unit_of(1)], statements });
+        let outcome =
+            world.source.apply(Action::Write { idempotency, units: vec![unit_of(1)], statements, base: None });
         assert!(matches!(outcome, Outcome::Done { .. }));
     }
     let verify = |after: Position| world.source.readers.move_read(&MoveRead::Verify { operation: OPERATION, after });

@@ -14,6 +14,7 @@ fn keyed(key: &str, fingerprint: u64, sql: &str) -> Action {
         idempotency: Some(Idempotency { key: key.into(), fingerprint, ttl_ms: 3_600_000 }),
         units: all_units(),
         statements: vec![Statement::new(sql, vec![])],
+        base: None,
     }
 }
 
@@ -36,7 +37,7 @@ fn a_failing_statement_undoes_its_request_and_nothing_else() {
         Statement::new("INSERT INTO items(k, n) VALUES (2, 2)", vec![]),
         Statement::new("INSERT INTO items(k, n) VALUES (1, 1)", vec![]),
     ];
-    let outcome = shard.apply(Action::Write { idempotency: None, units: all_units(), statements });
+    let outcome = shard.apply(Action::Write { idempotency: None, units: all_units(), statements, base: None });
     let Outcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
     assert_eq!((failure.statement, failure.code.as_str()), (1, "23505"));
     assert_eq!(failure.message, "UNIQUE constraint failed: items.k, items.n");
@@ -107,6 +108,7 @@ fn what_is_not_owned_or_not_routed_is_refused() {
             idempotency: None,
             units: units.to_vec(),
             statements: vec![Statement::new(sql, vec![])],
+            base: None,
         })
     };
     assert_eq!(
@@ -147,6 +149,7 @@ fn an_expired_key_is_free_again_and_pruned() {
         idempotency: Some(Idempotency { key: key.into(), fingerprint: 1, ttl_ms }),
         units: all_units(),
         statements: vec![Statement::new("UPDATE items SET name = 'x'", vec![])],
+        base: None,
     };
     shard.apply(with(1_500, "short"));
     assert!(matches!(shard.apply(with(1_500, "short")), Outcome::Replayed { .. }));

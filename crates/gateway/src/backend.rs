@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pleat_cluster::{Catalog, Command, Generation, Millis, NodeId, Reply, ShardId};
+use pleat_cluster::{Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, Reply, ShardId};
 use pleat_consensus::Status;
 use pleat_engine::{Action, ReadRequest};
-use pleat_host::{Freshness, Host, HostError, NodeObservation, RowStream, Written};
+use pleat_host::{
+    Freshness, Host, HostError, InDoubt, NodeObservation, RowStream, TxnPart, TxnReply, TxnStep, Written,
+};
 use tokio::sync::watch;
 
 /// A cluster, seen from one of its nodes. See [`Host`] for what each call promises.
@@ -47,6 +49,11 @@ pub trait Backend: Send + Sync + 'static {
         freshness: Freshness,
         within: Duration,
     ) -> Result<RowStream, HostError>;
+    /// The time that a transaction which begins now carries.
+    fn txn_clock(&self) -> Millis;
+    async fn ledger_command(&self, command: LedgerCommand, within: Duration) -> Result<LedgerReply, HostError>;
+    async fn txn_step(&self, part: &mut TxnPart, step: TxnStep, within: Duration) -> Result<TxnReply, HostError>;
+    async fn in_doubt(&self, within: Duration) -> Result<Vec<InDoubt>, HostError>;
     async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError>;
     async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError>;
 }
@@ -120,6 +127,22 @@ impl Backend for Host {
         within: Duration,
     ) -> Result<RowStream, HostError> {
         Host::read(self, shard, request, freshness, within).await
+    }
+
+    fn txn_clock(&self) -> Millis {
+        Host::txn_clock(self)
+    }
+
+    async fn ledger_command(&self, command: LedgerCommand, within: Duration) -> Result<LedgerReply, HostError> {
+        Host::ledger_command(self, command, within).await
+    }
+
+    async fn txn_step(&self, part: &mut TxnPart, step: TxnStep, within: Duration) -> Result<TxnReply, HostError> {
+        Host::txn_step(self, part, step, within).await
+    }
+
+    async fn in_doubt(&self, within: Duration) -> Result<Vec<InDoubt>, HostError> {
+        Host::in_doubt(self, within).await
     }
 
     async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError> {

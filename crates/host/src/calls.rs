@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use pleat_cluster::{Catalog, Command, Generation, NodeId, PartitionId, Reply, ShardId};
+use pleat_cluster::{
+    Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, PartitionId, Reply, ShardId,
+};
 use pleat_consensus::GroupId;
-use pleat_engine::{Action, MoveChunk, MoveRead, ReadRequest};
+use pleat_engine::{Action, MoveChunk, MoveRead, ReadRequest, TxnsSeen};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog_machine::{Envelope, decode_outcome};
@@ -17,7 +19,7 @@ use crate::observe::{NodeObservation, PartitionWeight};
 use crate::replica::Pieces;
 use crate::route::{Attempt, Effect};
 use crate::rpc::{self, Declined, Piece, Request, Response, Written};
-use crate::{Host, HostError};
+use crate::{Host, HostError, InDoubt, TxnPart, TxnReply, TxnStep};
 
 /// How much longer a read on another node is waited for than it may take there.
 const ENDS_BY_ITSELF: Duration = Duration::from_millis(500);
@@ -35,10 +37,18 @@ pub enum Freshness {
 
 /// Rows on their way.
 pub struct RowStream {
+    /// The transactions that the snapshot knows of, when the read asked for them.
+    pub txns: Option<TxnsSeen>,
     /// The columns of the first query.
     pub columns: Vec<String>,
     /// Its rows; then, for each further query of the request, its columns and its rows.
     pub pieces: BoxStream<'static, Result<Piece, HostError>>,
+}
+
+impl std::fmt::Debug for RowStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RowStream").field("txns", &self.txns).field("columns", &self.columns).finish_non_exhaustive()
+    }
 }
 
 impl Host {
@@ -124,10 +134,14 @@ impl Host {
                 self.on_leader(group_of(shard), Effect::None, within, attempt).await?.0
             }
         };
-        let columns = match pieces.next().await {
-            Some(Ok(Piece::Columns(columns))) => columns,
-            Some(Err(declined)) => return Err(declined_here(declined)),
-            Some(Ok(Piece::Rows(_))) | None => return Err(mismatch()),
+        let mut txns = None;
+        let columns = loop {
+            match pieces.next().await {
+                Some(Ok(Piece::Txns(seen))) if txns.is_none() => txns = Some(seen),
+                Some(Ok(Piece::Columns(columns))) => break columns,
+                Some(Err(declined)) => return Err(declined_here(declined)),
+                Some(Ok(Piece::Txns(_) | Piece::Rows(_))) | None => return Err(mismatch()),
+            }
         };
         let pieces = futures::stream::try_unfold(pieces, move |mut pieces| async move {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -140,7 +154,7 @@ impl Host {
                 Some(Err(declined)) => Err(declined_here(declined)),
             }
         });
-        Ok(RowStream { columns, pieces: pieces.boxed() })
+        Ok(RowStream { txns, columns, pieces: pieces.boxed() })
     }
 
     async fn read_on(
@@ -173,6 +187,27 @@ impl Host {
             Err(error) => Err(HostError::Unavailable(format!("{node} was lost while it sent rows: {error}")).into()),
         });
         Ok(futures::stream::iter([Ok(first)]).chain(rest).boxed())
+    }
+
+    /// The time that a transaction which begins now carries: this node's clock, but not before the ledger's time.
+    pub fn txn_clock(&self) -> Millis {
+        self.now_ms()
+    }
+
+    /// Have the ledger carry out a command.
+    pub async fn ledger_command(&self, _: LedgerCommand, _: Duration) -> Result<LedgerReply, HostError> {
+        Err(HostError::Unavailable("the ledger is not there yet".into()))
+    }
+
+    /// Take a step of an interactive transaction, where its part on the shard is.
+    pub async fn txn_step(&self, part: &mut TxnPart, _: TxnStep, _: Duration) -> Result<TxnReply, HostError> {
+        part.steps += 1;
+        Err(HostError::Unavailable("interactive transactions are not there yet".into()))
+    }
+
+    /// The transactions that are prepared somewhere and not decided.
+    pub async fn in_doubt(&self, _: Duration) -> Result<Vec<InDoubt>, HostError> {
+        Ok(Vec::new())
     }
 
     /// A read for a move, on the shard's leader.

@@ -1,8 +1,10 @@
 //! What can go wrong between asking a shard and getting an answer, sorted by what the caller should do.
 
-use pleat_cluster::CommandError;
+use pleat_cluster::{CommandError, LedgerError};
 use pleat_engine::{EngineError, Refusal};
 use serde::{Deserialize, Serialize};
+
+use crate::TxnEnd;
 
 /// Why a call on a [`Host`](crate::Host) failed.
 #[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
@@ -29,6 +31,12 @@ pub enum HostError {
     /// A write to reference tables is committed and reaches every shard, but had not within the limit.
     #[error("{0}")]
     Spreading(String),
+    /// The interactive transaction is over: roll it back on all shards.
+    #[error("{0}")]
+    TxnEnded(TxnEnd),
+    /// The ledger refused a command.
+    #[error("{0}")]
+    Ledger(LedgerError),
     #[error("{0}")]
     TooLarge(String),
     #[error("{0}")]
@@ -50,6 +58,10 @@ impl HostError {
             HostError::Unavailable(_) => "57P03",
             HostError::Overloaded(_) => "53300",
             HostError::OutcomeUnknown(_) | HostError::Spreading(_) => "08007",
+            HostError::TxnEnded(end) => end.code(),
+            HostError::Ledger(LedgerError::Full) => "53400",
+            HostError::Ledger(LedgerError::NoMoreIds { .. }) => "2200H",
+            HostError::Ledger(LedgerError::BlockTooLarge { .. }) => "54000",
             HostError::TooLarge(_) => "54000",
             HostError::Timeout(_) => "57014",
             HostError::Internal(_) => "XX000",
@@ -69,6 +81,10 @@ impl HostError {
                 "read before you repeat it, or send an idempotency_key so that repeating is safe".into()
             }
             HostError::Spreading(_) => "it is committed and reaches every shard by itself: do not repeat it".into(),
+            HostError::TxnEnded(_) => "begin the transaction again".into(),
+            HostError::Ledger(LedgerError::Full) => "look at GET /txns: participants don't answer".into(),
+            HostError::Ledger(LedgerError::NoMoreIds { .. }) => "give the rows ids of your own".into(),
+            HostError::Ledger(LedgerError::BlockTooLarge { .. }) => "insert fewer rows at once".into(),
             HostError::TooLarge(_) => "split it up; for many rows use POST /tables/{table}/rows".into(),
             HostError::Timeout(_) => "narrow the statement, or raise timeout_ms".into(),
             HostError::Internal(_) => "see the node's log".into(),

@@ -25,9 +25,11 @@ mod route;
 mod rpc;
 mod serve;
 mod shard_machine;
+mod txn;
 
 pub use calls::{Freshness, RowStream};
 pub use error::HostError;
 pub use host::{Founding, Host, Settings, StoreLimits};
 pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};
 pub use rpc::{Piece, Written};
+pub use txn::{InDoubt, TxnEnd, TxnHandle, TxnPart, TxnReply, TxnStep};

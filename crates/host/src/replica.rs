@@ -121,7 +121,8 @@ impl Replica {
         let outcome = self.readers.read(request, &mut |chunk| {
             let named = chunk.columns.map(|columns| columns.into_iter().map(|column| column.name).collect());
             let rows = (!chunk.rows.is_empty()).then_some(Piece::Rows(chunk.rows));
-            match named.map(Piece::Columns).into_iter().chain(rows).all(|piece| send(Ok(piece))) {
+            let head = chunk.txns.map(Piece::Txns).into_iter().chain(named.map(Piece::Columns));
+            match head.chain(rows).all(|piece| send(Ok(piece))) {
                 true => std::ops::ControlFlow::Continue(()),
                 false => std::ops::ControlFlow::Break(()),
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use pleat_cluster::{Generation, NodeId, PartitionId, ShardId, Value};
 use pleat_consensus::GroupId;
-use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReadRequest};
+use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReadRequest, TxnsSeen};
 use serde::{Deserialize, Serialize};
 
 use crate::observe::{NodeObservation, PartitionWeight};
@@ -74,6 +74,8 @@ pub struct Read {
 /// One piece of a stream of rows: a query's columns, or some of its rows.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Piece {
+    /// Before everything else, when the read asked for it.
+    Txns(TxnsSeen),
     Columns(Vec<String>),
     Rows(Vec<Vec<Value>>),
 }

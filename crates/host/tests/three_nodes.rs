@@ -101,7 +101,7 @@ fn done(written: Result<pleat_host::Written, HostError>) -> Outcome {
 fn insert(id: i64, key: Option<String>) -> Action {
     let idempotency = key.map(|key| Idempotency { key, fingerprint: 7, ttl_ms: 60_000 });
     let statements = vec![Statement::new("INSERT INTO t VALUES (?, ?)", vec![Value::Integer(id), Value::Integer(0)])];
-    Action::Write { idempotency, units: ALL.to_vec(), statements }
+    Action::Write { idempotency, units: ALL.to_vec(), statements, base: None }
 }
 
 async fn count(host: &Host, freshness: Freshness, catalog: &Catalog) -> Result<i64, HostError> {
@@ -111,6 +111,7 @@ async fn count(host: &Host, freshness: Freshness, catalog: &Catalog) -> Result<i
         now_ms: 1,
         seed: 1,
         limits: ReadLimits::default(),
+        names_txns: false,
     };
     let rows = host.read(SHARD, request, freshness, LIMIT).await?;
     assert_eq!(rows.columns, ["count(*)"]);

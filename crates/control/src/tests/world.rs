@@ -293,6 +293,7 @@ impl Inner {
             now_ms: self.now,
             seed: 1,
             limits: ReadLimits::default(),
+            names_txns: false,
         };
         let mut rows = Vec::new();
         self.shards[&shard].1.read(&request, &mut |chunk| {
@@ -399,7 +400,8 @@ impl Inner {
 
     fn write_user(&mut self, key: i64, statement: Statement) -> bool {
         let (partition, shard) = owner(&self.router(), key);
-        let write = Action::Write { idempotency: None, units: vec![partition], statements: vec![statement] };
+        let write =
+            Action::Write { idempotency: None, units: vec![partition], statements: vec![statement], base: None };
         match self.apply(shard, write) {
             Ok(Outcome::Done { .. }) => {
                 self.acknowledged += 1;

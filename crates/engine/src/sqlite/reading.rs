@@ -54,7 +54,7 @@ fn rows(db: &Db, run: &Run<'_>, sink: &mut dyn FnMut(Chunk) -> ControlFlow<()>) 
     }
     check_parameters(0, statement.parameter_count(), run.params.len())?;
     bind(&mut statement, 1, run.params).map_err(failed)?;
-    let mut out = Output { chunk: Chunk { columns: Some(columns(&statement)), rows: Vec::new() }, bytes: 0, sink };
+    let mut out = Output { chunk: Chunk { columns: Some(columns(&statement)), ..Chunk::default() }, bytes: 0, sink };
     let (mut rows_left, mut bytes_left) = (run.limits.rows, run.limits.bytes);
     let count = statement.column_count();
     let mut rows = statement.raw_query();

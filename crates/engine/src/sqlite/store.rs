@@ -355,7 +355,7 @@ impl Writer {
     fn act(&mut self, proposal: &Proposal) -> Applied<Outcome> {
         let now_ms = self.now_ms;
         match &proposal.action {
-            Action::Write { idempotency, units, statements } => {
+            Action::Write { idempotency, units, statements, base: _ } => {
                 self.write(idempotency.as_ref(), units, statements, now_ms)
             }
             Action::Bulk { idempotency, units, table, columns, rows } => {
@@ -369,6 +369,10 @@ impl Writer {
             Action::ReferenceApply(entry) => self.reference_apply(entry),
             Action::ReferencePrune { upto } => self.reference_prune(*upto),
             Action::Move(step) => self.move_step(step),
+            Action::Prepare { .. } | Action::Decide { .. } => {
+                Err(crate::sqlstate::refuse(0, "0A000", "transactions over several shards are not there yet", "")
+                    .into())
+            }
             Action::Digest => content::digest(&self.db.conn).map(Outcome::Digest).map_err(Stop::Fatal),
         }
     }

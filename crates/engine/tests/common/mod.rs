@@ -115,7 +115,7 @@ pub fn all_units() -> Vec<PartitionId> {
 }
 
 pub fn write(sql: &str, params: Vec<Value>) -> Action {
-    Action::Write { idempotency: None, units: all_units(), statements: vec![Statement::new(sql, params)] }
+    Action::Write { idempotency: None, units: all_units(), statements: vec![Statement::new(sql, params)], base: None }
 }
 
 pub fn ddl(operation: u64, statements: &[&str], table: Table) -> Action {
@@ -138,6 +138,7 @@ pub fn request(sql: &str) -> ReadRequest {
         now_ms: 1_700_000_000_000,
         seed: 7,
         limits: ReadLimits { time: Duration::from_secs(60), ..ReadLimits::default() },
+        names_txns: false,
     }
 }
 

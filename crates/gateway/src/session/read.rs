@@ -191,6 +191,7 @@ fn read_request(run: &Run, queries: Vec<Query>, check: OwnershipCheck) -> ReadRe
         seed: run.seed,
         // How much a client takes is limited where it is kept: by the gather, or by the protocol.
         limits: ReadLimits { time: run.deadline.left(), rows: u64::MAX, bytes: u64::MAX },
+        names_txns: false,
     }
 }
 
@@ -199,7 +200,7 @@ fn rows_of(answer: RowStream) -> Rows {
     let rows = |piece| async move {
         Ok(match piece {
             Piece::Rows(rows) => Some(rows),
-            Piece::Columns(_) => None,
+            Piece::Columns(_) | Piece::Txns(_) => None,
         })
     };
     answer.pieces.map_err(failure_of).try_filter_map(rows).boxed()

@@ -154,7 +154,8 @@ impl Executor {
     ) -> Result<Response, Setback> {
         let catalog = &attempt.catalog;
         let statements = statements.into_iter().map(statement).collect();
-        let action = Action::Write { idempotency: Some(run.key.idempotency()), units, statements };
+        let idempotency = Some(run.key.idempotency());
+        let action = Action::Write { idempotency, units, statements, base: None };
         let written = self.backend.write(shard, catalog.generation, action, run.deadline.left()).await;
         let written = written.map_err(|error| run.key.setback(error))?;
         let (effects, replayed) = effects(written.outcome, &run.key, written.uncertain)?;
@@ -192,7 +193,7 @@ impl Executor {
 
 /// A statement as the engine takes it.
 pub(super) fn statement(bound: Bound) -> Statement {
-    Statement { sql: bound.sql.to_string(), params: bound.params }
+    Statement::new(bound.sql.as_ref(), bound.params)
 }
 
 /// What a write's outcome means to the client, and whether it had been done before.
@@ -203,7 +204,7 @@ pub(super) fn effects(outcome: Outcome, key: &Key, uncertain: bool) -> Result<(V
         Outcome::Reference { results, replayed, .. } => Ok((results.into_iter().map(Effect::from).collect(), replayed)),
         Outcome::Refused(refusal) => Err(key.refused(refusal, uncertain)),
         Outcome::Failed(failure) => Err(Setback::Failed(failure.into())),
-        Outcome::Bulk { .. } | Outcome::Moved(_) | Outcome::Digest(_) => {
+        Outcome::Bulk { .. } | Outcome::Moved(_) | Outcome::Digest(_) | Outcome::Prepared { .. } => {
             Err(Failure::internal("the shard answered a write with another action's outcome").into())
         }
     }

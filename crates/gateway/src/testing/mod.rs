@@ -14,13 +14,14 @@ use async_trait::async_trait;
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use pleat_cluster::{
-    Catalog, Command, DdlEffect, Generation, Millis, NodeId, OperationId, OperationKind, PartitionId, Phase, Policy,
-    Reply, ShardId, ShardState, TableKind,
+    Catalog, Command, DdlEffect, Generation, Ledger, LedgerCommand, LedgerReply, Millis, NodeId, OperationId,
+    OperationKind, PartitionId, Phase, Policy, Reply, ShardId, ShardState, TableKind,
 };
 use pleat_consensus::Status;
 use pleat_engine::{Action, Outcome, Proposal, ReadRequest, Readers, SchemaChange, Store, StoreConfig};
 use pleat_host::{
-    Freshness, HostError, NodeObservation, Piece, Quantiles, Resources, RowStream, ShardObservation, Written,
+    Freshness, HostError, InDoubt, NodeObservation, Piece, Quantiles, Resources, RowStream, ShardObservation, TxnPart,
+    TxnReply, TxnStep, Written,
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -59,6 +60,7 @@ pub struct Cluster {
     held_back: Mutex<bool>,
     shards: Mutex<BTreeMap<ShardId, Arc<Replica>>>,
     faults: Mutex<VecDeque<Fault>>,
+    pub ledger: Mutex<Ledger>,
     /// Schema changes wait until told otherwise.
     stalled: Mutex<bool>,
     /// Whether shards answer when they are asked for figures.
@@ -102,6 +104,7 @@ impl Cluster {
             held_back: Mutex::new(false),
             shards: Mutex::default(),
             faults: Mutex::default(),
+            ledger: Mutex::default(),
             stalled: Mutex::new(false),
             deaf: Mutex::new(false),
             between: Mutex::new(None),
@@ -319,9 +322,10 @@ impl Backend for Cluster {
             *reads = reads.saturating_sub(1);
             *reads == 0
         });
-        let mut pieces = Vec::new();
+        let (mut txns, mut pieces) = (None, Vec::new());
         let read = self.replica(shard).readers.read(&request, &mut |chunk| {
             let named = chunk.columns.map(|columns| columns.into_iter().map(|column| column.name).collect());
+            txns = txns.take().or(chunk.txns);
             pieces.extend(named.map(Piece::Columns).into_iter().chain([Piece::Rows(chunk.rows)]));
             ControlFlow::Continue(())
         });
@@ -333,7 +337,23 @@ impl Backend for Cluster {
             error => HostError::Engine(error),
         })?;
         let Piece::Columns(columns) = pieces.remove(0) else { panic!("columns come first") };
-        Ok(RowStream { columns, pieces: stream::iter(pieces.into_iter().map(Ok)).boxed() })
+        Ok(RowStream { txns, columns, pieces: stream::iter(pieces.into_iter().map(Ok)).boxed() })
+    }
+
+    fn txn_clock(&self) -> Millis {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn ledger_command(&self, command: LedgerCommand, _: Duration) -> Result<LedgerReply, HostError> {
+        self.ledger.lock().apply(&command).map_err(HostError::Ledger)
+    }
+
+    async fn txn_step(&self, _: &mut TxnPart, _: TxnStep, _: Duration) -> Result<TxnReply, HostError> {
+        Err(HostError::Unavailable("interactive transactions are not there yet".to_owned()))
+    }
+
+    async fn in_doubt(&self, _: Duration) -> Result<Vec<InDoubt>, HostError> {
+        Ok(Vec::new())
     }
 
     async fn observe(&self, node: NodeId, _: Duration) -> Result<NodeObservation, HostError> {
