@@ -17,14 +17,16 @@
 //! - [`read`]: one shard; or several side by side, all held to one snapshot of the catalog, so that a
 //!   partition that moves between two of them is seen exactly once. Rows are handed on only when every
 //!   shard has accepted its part. What can't be simply appended is finished in memory ([`gather`]).
-//! - [`write`]: one shard, or reference tables; several shards are refused for now.
+//! - [`write`]: one shard, or reference tables. Over several shards: [`spread`] cuts the write into [`parts`],
+//!   [`two_phase`] carries them out, on all shards or none, and [`whole`] keeps reads from seeing half of it. [`ids`]
+//!   gives rows their ids.
 //! - [`bulk`]: many rows of one table, split by partition.
 //! - [`ddl`]: a schema change is an operation of the journal; the executor waits for it.
 //!
 //! # Caveats
 //!
-//! A read over several shards has no single instant: each shard answers from a snapshot of its own. An
-//! idempotency key is known where its data is: the same key with another statement is noticed when both
+//! A read over several shards has no single instant: each shard answers from a snapshot of its own, though never with
+//! half a transaction. An idempotency key is known where its data is: the same key with another statement is noticed when both
 //! belong to one shard.
 //!
 //! Interactive transactions and the wire protocols are to stand on [`Executor`] as HTTP does: it knows
@@ -36,18 +38,25 @@ mod deadline;
 mod explain;
 mod failure;
 mod gather;
+mod ids;
+mod parts;
 mod place;
 mod plans;
 mod read;
 mod request;
 mod reroute;
+mod spread;
 mod token;
+mod two_phase;
+mod whole;
 mod write;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pleat_cluster::{Catalog, Millis};
-use pleat_sql::Statement;
+use parking_lot::Mutex;
+use pleat_cluster::{Catalog, Millis, ShardId};
+use pleat_sql::{Ids, Statement};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -73,6 +82,12 @@ pub struct Executor {
     plans: Plans<Statement>,
     /// Queries that may gather rows in memory at the same time.
     gathers: Arc<Semaphore>,
+    /// Ids that rows may be given.
+    blocks: ids::Blocks,
+    /// Transactions that reads need not look for any more.
+    settled: whole::Settled,
+    /// Transactions that the ledger need not remember any more.
+    forgetting: Arc<two_phase::Forgetting>,
 }
 
 /// One request on its way: what stays the same over all attempts.
@@ -85,6 +100,8 @@ struct Run {
     seed: u64,
     /// The key under which a write is known to the shards.
     key: write::Key,
+    /// The ids that the request's rows are given, once they are known.
+    ids: Mutex<Option<Ids>>,
 }
 
 impl Executor {
@@ -95,7 +112,17 @@ impl Executor {
         metrics: Arc<Metrics>,
     ) -> Self {
         let gathers = Arc::new(Semaphore::new(settings.limits.gathers));
-        Self { backend, observer, settings, metrics, plans: Plans::new(), gathers }
+        Self {
+            backend,
+            observer,
+            settings,
+            metrics,
+            plans: Plans::new(),
+            gathers,
+            blocks: ids::Blocks::default(),
+            settled: whole::Settled::default(),
+            forgetting: Arc::default(),
+        }
     }
 
     /// Carry out a request.
@@ -113,6 +140,7 @@ impl Executor {
             now_ms: self.backend.now_ms(),
             seed: Uuid::new_v4().as_u64_pair().1,
             key: write::Key::of(&request, limit),
+            ids: Mutex::default(),
             request,
         };
         self.see_token(&run).await?;
@@ -156,13 +184,19 @@ impl Executor {
     }
 }
 
+/// Content versions of shards.
+type Versions = Arc<Mutex<BTreeMap<ShardId, u64>>>;
+
 /// What one attempt goes by.
+#[derive(Clone)]
 struct Attempt {
     catalog: Arc<Catalog>,
     /// How often shards have refused before.
     refused: u32,
-    /// How a write must end if it is not accepted: an earlier attempt at it may have been done.
-    unsure: Option<Box<Failure>>,
+    /// How often ids that its rows were given turned out to be in use.
+    collisions: u32,
+    /// Where a read notes the version of each shard that it asks.
+    versions: Option<Versions>,
 }
 
 impl From<pleat_sql::SqlError> for Failure {
