@@ -137,9 +137,11 @@ impl Ledger {
         self.decisions.iter().filter(|(_, decided)| decided.commit).map(|(txn, decided)| (*txn, decided))
     }
 
-    /// Forgets the ids of tables that are gone. Their numbers are never used again.
-    pub fn keep_tables(&mut self, exists: impl Fn(TableId) -> bool) {
-        self.sequences.retain(|table, _| exists(*table));
+    /// Forgets the ids of tables that are gone, when there are more than `tables`. Their numbers are never used again.
+    pub fn keep_tables(&mut self, tables: usize, exists: impl Fn(TableId) -> bool) {
+        if self.sequences.len() > tables {
+            self.sequences.retain(|table, _| exists(*table));
+        }
     }
 
     fn decide(

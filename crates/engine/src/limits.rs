@@ -48,6 +48,13 @@ pub const IDEMPOTENCY_PRUNED_PER_WRITE: i64 = 8;
 /// A stored outcome above this many bytes keeps its counts and leaves out its rows.
 pub const IDEMPOTENCY_OUTCOME_BYTES_MAX: usize = 64 << 10;
 
+/// How long a shard remembers that it committed a transaction over several shards, in milliseconds of the log's time.
+pub const COMMITTED_KEPT_MS: u64 = 10 * 60 * 1_000;
+/// Committed transactions over several shards that a shard remembers.
+pub const COMMITTED_KEPT_MAX: i64 = 100_000;
+/// The newest of them, which a read's head names.
+pub const COMMITTED_NAMED_MAX: i64 = 1_000;
+
 /// Schema changes whose ids are remembered, so that repeating one does nothing.
 pub const SCHEMA_CHANGES_REMEMBERED: i64 = 1_000;
 

@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use pleat_cluster::{
-    Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, PartitionId, Reply, ShardId,
+    Catalog, Command, Generation, LedgerCommand, LedgerReply, NodeId, PartitionId, Reply, ShardId,
 };
 use pleat_consensus::GroupId;
 use pleat_engine::{Action, MoveChunk, MoveRead, ReadRequest, TxnsSeen};
 use serde::{Deserialize, Serialize};
 
-use crate::catalog_machine::{Envelope, decode_outcome};
+use crate::catalog_machine::{Envelope, decode_ledger_outcome, decode_outcome, encode_ledger};
 use crate::host::CONTROL;
 use crate::observe::{NodeObservation, PartitionWeight};
 use crate::replica::Pieces;
 use crate::route::{Attempt, Effect};
 use crate::rpc::{self, Declined, Piece, Request, Response, Written};
-use crate::{Host, HostError, InDoubt, TxnPart, TxnReply, TxnStep};
+use crate::{Host, HostError, TxnPart, TxnReply, TxnStep};
 
 /// How much longer a read on another node is waited for than it may take there.
 const ENDS_BY_ITSELF: Duration = Duration::from_millis(500);
@@ -189,25 +189,20 @@ impl Host {
         Ok(futures::stream::iter([Ok(first)]).chain(rest).boxed())
     }
 
-    /// The time that a transaction which begins now carries: this node's clock, but not before the ledger's time.
-    pub fn txn_clock(&self) -> Millis {
-        self.now_ms()
-    }
-
     /// Have the ledger carry out a command.
-    pub async fn ledger_command(&self, _: LedgerCommand, _: Duration) -> Result<LedgerReply, HostError> {
-        Err(HostError::Unavailable("the ledger is not there yet".into()))
+    pub async fn ledger_command(&self, command: LedgerCommand, within: Duration) -> Result<LedgerReply, HostError> {
+        let bytes = encode_ledger(&command).map_err(internal)?.to_vec();
+        let request = || Request::Command(bytes.clone());
+        let (answer, _) = self.ask_leader(CONTROL, Effect::Idempotent, within, request).await?;
+        let Response::Command(answer) = answer else { return Err(mismatch()) };
+        let (_, outcome) = crate::position::split_index(&answer).map_err(internal)?;
+        decode_ledger_outcome(outcome).map_err(internal)?.map_err(HostError::Ledger)
     }
 
     /// Take a step of an interactive transaction, where its part on the shard is.
     pub async fn txn_step(&self, part: &mut TxnPart, _: TxnStep, _: Duration) -> Result<TxnReply, HostError> {
         part.steps += 1;
         Err(HostError::Unavailable("interactive transactions are not there yet".into()))
-    }
-
-    /// The transactions that are prepared somewhere and not decided.
-    pub async fn in_doubt(&self, _: Duration) -> Result<Vec<InDoubt>, HostError> {
-        Ok(Vec::new())
     }
 
     /// A read for a move, on the shard's leader.
@@ -281,7 +276,7 @@ fn declined_here(declined: Declined) -> HostError {
     }
 }
 
-fn mismatch() -> HostError {
+pub(crate) fn mismatch() -> HostError {
     HostError::Internal("the answer does not fit the request".into())
 }
 

@@ -1,11 +1,13 @@
-//! The control group's state machine: a [`Catalog`] in memory, published to whoever watches.
+//! The control group's state machine: a [`Catalog`] in memory, published to whoever watches, and beside it the
+//! [`Ledger`] of transactions, which whoever needs it looks at.
 //!
 //! The catalog is small, so a checkpoint writes all of it, with the position in the log that it stands for,
 //! to a file of its own: written, synced, renamed. After a restart the log is replayed from there. In memory
 //! and in the file, the position and the effects of what was applied are always of one piece.
 //!
 //! A command travels in an envelope with an id. The outcomes of the last [`RECENT_COMMANDS`] are part of the
-//! state, so a command that is sent again because its leader was lost is answered, not repeated.
+//! state, so a command that is sent again because its leader was lost is answered, not repeated. The ledger's commands
+//! need neither: done twice they do no harm.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -15,7 +17,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
-use pleat_cluster::{Catalog, Command, CommandError, Reply};
+use parking_lot::RwLock;
+use pleat_cluster::{Catalog, Command, CommandError, Ledger, LedgerCommand, LedgerError, LedgerReply, Reply};
 use pleat_consensus::{Applied, Entry, StateMachine};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -24,8 +27,12 @@ use crate::position::with_index;
 
 /// How many outcomes are remembered for commands that are sent again.
 const RECENT_COMMANDS: usize = 256;
-/// The format of the file and of the log's proposals.
-const FORMAT: u8 = 1;
+/// The format of the file, and of outcomes.
+const FORMAT: u8 = 2;
+/// The format of a proposal that is a catalog's command.
+const COMMAND: u8 = 1;
+/// The format of a proposal that is a ledger's command.
+const LEDGER: u8 = 2;
 
 /// A command as it stands in the log.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,15 +44,28 @@ pub struct Envelope {
 /// What a command gave.
 pub type CommandOutcome = Result<Reply, CommandError>;
 
+/// What a ledger's command gave.
+pub type LedgerOutcome = Result<LedgerReply, LedgerError>;
+
 impl Envelope {
     pub fn encode(&self) -> anyhow::Result<Bytes> {
-        encode(self)
+        encode_as(COMMAND, self)
     }
+}
+
+/// A ledger's command as it stands in the log.
+pub fn encode_ledger(command: &LedgerCommand) -> anyhow::Result<Bytes> {
+    encode_as(LEDGER, command)
 }
 
 /// The outcome of a proposal, as its proposer gets it back.
 pub fn decode_outcome(bytes: &[u8]) -> anyhow::Result<CommandOutcome> {
-    decode(bytes)
+    decode_as(FORMAT, bytes)
+}
+
+/// The same of a ledger's command.
+pub fn decode_ledger_outcome(bytes: &[u8]) -> anyhow::Result<LedgerOutcome> {
+    decode_as(FORMAT, bytes)
 }
 
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -53,6 +73,7 @@ struct State {
     applied: Applied,
     catalog: Arc<Catalog>,
     recent: VecDeque<(u128, CommandOutcome)>,
+    ledger: Ledger,
 }
 
 /// The state machine.
@@ -60,24 +81,55 @@ pub struct CatalogMachine {
     file: PathBuf,
     state: State,
     publish: watch::Sender<Arc<Catalog>>,
+    /// The ledger, while this runs. It is in `state` only on its way to and from a file.
+    ledger: Arc<RwLock<Ledger>>,
+}
+
+/// What the rest of the node sees of the state machine.
+pub struct Seen {
+    pub catalog: watch::Receiver<Arc<Catalog>>,
+    pub ledger: Arc<RwLock<Ledger>>,
 }
 
 impl CatalogMachine {
     /// Read the last checkpoint in `dir`, or start empty. The receiver shows every applied change.
-    pub fn open(dir: &Path) -> anyhow::Result<(Self, watch::Receiver<Arc<Catalog>>)> {
+    pub fn open(dir: &Path) -> anyhow::Result<(Self, Seen)> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let file = dir.join("catalog");
-        let state = match fs::read(&file) {
-            Ok(bytes) => decode(&bytes).with_context(|| format!("read {}", file.display()))?,
+        let mut state: State = match fs::read(&file) {
+            Ok(bytes) => decode_as(FORMAT, &bytes).with_context(|| format!("read {}", file.display()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => State::default(),
             Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
         };
-        let (publish, watch) = watch::channel(state.catalog.clone());
-        Ok((Self { file, state, publish }, watch))
+        let (publish, catalog) = watch::channel(state.catalog.clone());
+        let ledger = Arc::new(RwLock::new(std::mem::take(&mut state.ledger)));
+        let seen = Seen { catalog, ledger: ledger.clone() };
+        Ok((Self { file, state, publish, ledger }, seen))
+    }
+
+    fn whole(&self) -> State {
+        State { ledger: self.ledger.read().clone(), ..self.state.clone() }
+    }
+
+    fn apply_proposal(&mut self, proposal: &[u8]) -> anyhow::Result<Bytes> {
+        match proposal.first() {
+            Some(&LEDGER) => encode_as(FORMAT, &self.apply_ledger(proposal)?),
+            _ => encode_as(FORMAT, &self.apply_one(proposal)?),
+        }
+    }
+
+    fn apply_ledger(&mut self, proposal: &[u8]) -> anyhow::Result<LedgerOutcome> {
+        let command: LedgerCommand = decode_as(LEDGER, proposal).context("decode a command of the ledger")?;
+        let mut ledger = self.ledger.write();
+        if let LedgerCommand::AllocateIds { .. } = command {
+            let catalog = &self.state.catalog;
+            ledger.keep_tables(catalog.tables.len(), |table| catalog.table_by_id(table).is_some());
+        }
+        Ok(ledger.apply(&command))
     }
 
     fn apply_one(&mut self, proposal: &[u8]) -> anyhow::Result<CommandOutcome> {
-        let envelope: Envelope = decode(proposal).context("decode a command")?;
+        let envelope: Envelope = decode_as(COMMAND, proposal).context("decode a command")?;
         if let Some((_, outcome)) = self.state.recent.iter().find(|(id, _)| *id == envelope.id) {
             return Ok(outcome.clone());
         }
@@ -100,35 +152,36 @@ impl StateMachine for CatalogMachine {
         let mut outcomes = Vec::with_capacity(entries.len());
         for entry in &entries {
             let of_entry = entry.proposals.iter().map(|proposal| {
-                let outcome = encode(&self.apply_one(proposal)?)?;
-                Ok(with_index(entry.index, &outcome))
+                Ok(with_index(entry.index, &self.apply_proposal(proposal)?))
             });
             outcomes.push(of_entry.collect::<anyhow::Result<Vec<_>>>()?);
         }
         self.state.applied = applied;
-        if outcomes.iter().any(|of_entry| !of_entry.is_empty()) {
+        let commands = |entry: &Entry| entry.proposals.iter().any(|proposal| proposal.first() != Some(&LEDGER));
+        if entries.iter().any(commands) {
             self.publish.send_replace(self.state.catalog.clone());
         }
         Ok(outcomes)
     }
 
     fn checkpoint(&mut self) -> anyhow::Result<Applied> {
-        replace_file(&self.file, &encode(&self.state)?)?;
+        replace_file(&self.file, &encode_as(FORMAT, &self.whole())?)?;
         Ok(self.state.applied.clone())
     }
 
     fn snapshot(&mut self) -> anyhow::Result<Box<dyn FnOnce(&Path) -> anyhow::Result<Applied> + Send>> {
-        let state = self.state.clone();
+        let state = self.whole();
         Ok(Box::new(move |into| {
-            replace_file(into, &encode(&state)?)?;
+            replace_file(into, &encode_as(FORMAT, &state)?)?;
             Ok(state.applied)
         }))
     }
 
     fn install(&mut self, from: &Path, applied: Applied) -> anyhow::Result<()> {
-        let mut state: State = decode(&fs::read(from).with_context(|| format!("read {}", from.display()))?)?;
+        let mut state: State = decode_as(FORMAT, &fs::read(from).with_context(|| format!("read {}", from.display()))?)?;
         state.applied = applied;
-        replace_file(&self.file, &encode(&state)?)?;
+        replace_file(&self.file, &encode_as(FORMAT, &state)?)?;
+        *self.ledger.write() = std::mem::take(&mut state.ledger);
         self.state = state;
         self.publish.send_replace(self.state.catalog.clone());
         Ok(())
@@ -151,14 +204,14 @@ pub fn replace_file(file: &Path, content: &[u8]) -> anyhow::Result<()> {
     write().with_context(|| format!("write {}", file.display()))
 }
 
-fn encode<T: Serialize>(value: &T) -> anyhow::Result<Bytes> {
-    Ok(postcard::to_extend(value, vec![FORMAT])?.into())
+fn encode_as<T: Serialize>(format: u8, value: &T) -> anyhow::Result<Bytes> {
+    Ok(postcard::to_extend(value, vec![format])?.into())
 }
 
-fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> anyhow::Result<T> {
+fn decode_as<'a, T: Deserialize<'a>>(format: u8, bytes: &'a [u8]) -> anyhow::Result<T> {
     match bytes.split_first() {
-        Some((&FORMAT, rest)) => Ok(postcard::from_bytes(rest)?),
-        Some((other, _)) => anyhow::bail!("format {other} is not known to this version of Pleat (it knows {FORMAT})"),
+        Some((found, rest)) if *found == format => Ok(postcard::from_bytes(rest)?),
+        Some((other, _)) => anyhow::bail!("format {other} is not known to this version of Pleat (it knows {format})"),
         None => anyhow::bail!("it is empty"),
     }
 }
@@ -189,14 +242,14 @@ mod tests {
     #[test]
     fn a_checkpoint_is_what_a_restart_finds() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut machine, watch) = CatalogMachine::open(dir.path()).unwrap();
+        let (mut machine, Seen { catalog: watch, .. }) = CatalogMachine::open(dir.path()).unwrap();
         let (entries, applied) = entry(3, vec![init(1)]);
         machine.apply(entries, applied.clone()).unwrap();
         assert!(watch.borrow().is_initialised());
         let (before, _) = CatalogMachine::open(dir.path()).unwrap();
         assert_eq!(before.state.applied, Applied::default(), "nothing is on disk before a checkpoint");
         machine.checkpoint().unwrap();
-        let (mut after, watch) = CatalogMachine::open(dir.path()).unwrap();
+        let (mut after, Seen { catalog: watch, .. }) = CatalogMachine::open(dir.path()).unwrap();
         assert_eq!(after.applied().unwrap(), applied);
         assert_eq!(watch.borrow().cluster_id, "c");
     }
@@ -204,7 +257,7 @@ mod tests {
     #[test]
     fn a_command_that_is_sent_again_is_answered_not_repeated() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut machine, watch) = CatalogMachine::open(dir.path()).unwrap();
+        let (mut machine, Seen { catalog: watch, .. }) = CatalogMachine::open(dir.path()).unwrap();
         let (entries, applied) = entry(1, vec![init(1)]);
         machine.apply(entries, applied).unwrap();
         let register =
@@ -224,10 +277,38 @@ mod tests {
         leader.apply(entries, applied).unwrap();
         let file = one.path().join("copy");
         let position = leader.snapshot().unwrap()(&file).unwrap();
-        let (mut follower, watch) = CatalogMachine::open(two.path()).unwrap();
+        let (mut follower, Seen { catalog: watch, .. }) = CatalogMachine::open(two.path()).unwrap();
         follower.install(&file, position.clone()).unwrap();
         assert_eq!(follower.applied().unwrap(), position);
         assert!(watch.borrow().is_initialised());
+    }
+
+    #[test]
+    fn the_ledger_is_kept_and_copied_with_the_catalog_and_wakes_nobody() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut machine, mut seen) = CatalogMachine::open(one.path()).unwrap();
+        let txn = pleat_cluster::TxnId(7);
+        let decide = |commit| {
+            encode_ledger(&LedgerCommand::Decide { txn, commit, participants: Vec::new(), began: 5, at: 5 }).unwrap()
+        };
+        let (entries, applied) = entry(1, vec![init(1)]);
+        machine.apply(entries, applied).unwrap();
+        seen.catalog.mark_unchanged();
+        let (entries, applied) = entry(2, vec![decide(false), decide(true)]);
+        let outcomes = machine.apply(entries, applied).unwrap();
+        for outcome in &outcomes[0] {
+            let (_, outcome) = crate::position::split_index(outcome).unwrap();
+            assert_eq!(decode_ledger_outcome(outcome).unwrap(), Ok(LedgerReply::Decided { commit: false }));
+        }
+        assert!(!seen.catalog.has_changed().unwrap());
+        machine.checkpoint().unwrap();
+        let (_, after) = CatalogMachine::open(one.path()).unwrap();
+        assert!(!after.ledger.read().decided(txn).unwrap().commit);
+        let file = one.path().join("copy");
+        let position = machine.snapshot().unwrap()(&file).unwrap();
+        let (mut follower, copied) = CatalogMachine::open(two.path()).unwrap();
+        follower.install(&file, position).unwrap();
+        assert_eq!(*copied.ledger.read(), *seen.ledger.read());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | between the catalog naming a shard and its replica starting | the next start reads the catalog and starts it |
 //! | between a shard's removal and its files' | the next start finds a shard that the catalog calls removed |
 //! | anywhere in a write | Raft and the write's idempotency key decide; see `route` |
+//! | anywhere in a transaction over shards | the ledger decides; see `decide` |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,12 +19,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use parking_lot::RwLock;
-use pleat_cluster::{Catalog, Command, Generation, Millis, NodeId, Policy, ShardId, ShardState};
+use pleat_cluster::{Catalog, Command, Generation, Ledger, Millis, NodeId, Policy, ShardId, ShardState};
 use pleat_consensus::{Consensus, Group, GroupId, Status, Transport};
 use pleat_engine::{Store, StoreConfig};
 use tokio::sync::watch;
 
-use crate::catalog_machine::CatalogMachine;
+use crate::catalog_machine::{CatalogMachine, Seen};
 use crate::observe::ResourceSampler;
 use crate::replica::Replica;
 use crate::shard_machine::ShardMachine;
@@ -74,6 +75,7 @@ pub struct Host {
     transport: Arc<dyn Transport>,
     control: Group,
     catalog: watch::Receiver<Arc<Catalog>>,
+    ledger: Arc<RwLock<Ledger>>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     sampler: ResourceSampler,
     stop: watch::Sender<bool>,
@@ -86,7 +88,7 @@ impl Host {
         consensus: Arc<Consensus>,
         transport: Arc<dyn Transport>,
     ) -> anyhow::Result<Arc<Self>> {
-        let (machine, catalog) = CatalogMachine::open(&settings.data_dir.join("control"))?;
+        let (machine, Seen { catalog, ledger }) = CatalogMachine::open(&settings.data_dir.join("control"))?;
         let control = consensus.start_group(CONTROL, Box::new(machine)).await.context("start the control group")?;
         let sampler = ResourceSampler::new(&settings.data_dir)?;
         let host = Arc::new(Self {
@@ -96,6 +98,7 @@ impl Host {
             transport,
             control,
             catalog,
+            ledger,
             replicas: RwLock::default(),
             sampler,
             stop: watch::channel(false).0,
@@ -104,6 +107,8 @@ impl Host {
         tokio::spawn(host.clone().reconcile());
         tokio::spawn(host.clone().sample());
         tokio::spawn(host.clone().keep_spreading());
+        tokio::spawn(host.clone().keep_deciding());
+        tokio::spawn(host.clone().keep_forgetting());
         Ok(host)
     }
 
@@ -167,6 +172,16 @@ impl Host {
     /// The state of this node's replica of a shard, if it holds one.
     pub fn shard_status(&self, shard: ShardId) -> Option<Status> {
         self.replica(shard).map(|replica| replica.group.status())
+    }
+
+    /// The time that a transaction which begins now carries: this node's clock, but not before the ledger's time.
+    pub fn txn_clock(&self) -> Millis {
+        now_ms().max(self.ledger.read().now())
+    }
+
+    /// The ledger as applied on this node.
+    pub(crate) fn ledger(&self) -> &RwLock<Ledger> {
+        &self.ledger
     }
 
     pub(crate) fn control(&self) -> &Group {

@@ -14,6 +14,7 @@
 
 mod calls;
 mod catalog_machine;
+mod decide;
 mod error;
 mod host;
 mod meter;

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use pleat_cluster::{Generation, Millis, PartitionId, ShardId};
 use pleat_consensus::Group;
-use pleat_engine::{Action, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers};
+use pleat_engine::{Action, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
@@ -26,6 +26,9 @@ const STALL_MAX: Duration = Duration::from_secs(15);
 /// Reads that run on one replica at one time. Below the engine's number of connections, so that a move's reads
 /// and the counting of rows never wait behind long scatters; further reads wait without holding a thread.
 const READS_AT_ONCE_MAX: usize = 12;
+
+/// What is left of a write's time after it has waited for another's decision, so that it can still be answered.
+const DECISION_MARGIN: Duration = Duration::from_millis(100);
 
 /// A stream of rows: the columns first, then rows.
 pub type Pieces = BoxStream<'static, Result<Piece, Declined>>;
@@ -57,17 +60,39 @@ impl Replica {
         now: Millis,
         within: Duration,
     ) -> Result<Written, Declined> {
+        let deadline = Instant::now() + within;
         let counted = kind_of(&action);
+        let waits = waits_for_decision(&action);
         let _serving = counted.map(|kind| self.meter.begin(kind, units_of(&action)));
-        let now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);
-        let proposal = Proposal { id: Uuid::new_v4(), generation, now_ms, seed: rand::random(), action };
-        let answer = self.group.propose(proposal.encode().into(), within).await?;
-        let (index, outcome) = split_index(&answer).map_err(|error| HostError::Internal(error.to_string()))?;
-        let outcome = Outcome::decode(outcome).map_err(|error| HostError::Internal(error.to_string()))?;
+        let mut proposal = Proposal { id: Uuid::new_v4(), generation, now_ms: now, seed: rand::random(), action };
+        let (index, outcome) = loop {
+            proposal.now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let (index, outcome) = self.propose(&proposal, left).await?;
+            let prepared = matches!(outcome, Outcome::Refused(Refusal::Prepared { .. }));
+            if !(prepared && waits && self.decided_before(deadline).await) {
+                break (index, outcome);
+            }
+        };
         if counted.is_some() && matches!(outcome, Outcome::Failed(_)) {
             self.meter.failed();
         }
         Ok(Written { outcome, index, uncertain: false })
+    }
+
+    async fn propose(&self, proposal: &Proposal, within: Duration) -> Result<(u64, Outcome), Declined> {
+        let answer = self.group.propose(proposal.encode().into(), within).await?;
+        let (index, outcome) = split_index(&answer).map_err(|error| HostError::Internal(error.to_string()))?;
+        let outcome = Outcome::decode(outcome).map_err(|error| HostError::Internal(error.to_string()))?;
+        Ok((index, outcome))
+    }
+
+    /// Waits until no transaction is prepared here. False when that isn't so soon enough to propose something.
+    async fn decided_before(&self, deadline: Instant) -> bool {
+        let mut deciding = self.readers.watch_deciding();
+        let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(DECISION_MARGIN);
+        let decided = tokio::time::timeout(left, deciding.wait_for(Option::is_none)).await;
+        matches!(decided, Ok(Ok(_)))
     }
 
     /// Read here, as fresh as asked. An `Err` comes before any row.
@@ -155,10 +180,16 @@ impl Replica {
     }
 }
 
+/// Whether the action waits here for the decision of a transaction that is prepared, instead of being refused. One
+/// that prepares another must not: each could wait for the other. Its coordinator begins again.
+fn waits_for_decision(action: &Action) -> bool {
+    !matches!(action, Action::Prepare { .. } | Action::Decide { .. })
+}
+
 /// As what a client's write counts; none for what the cluster does of its own.
 fn kind_of(action: &Action) -> Option<Kind> {
     match action {
-        Action::Write { .. } | Action::ReferenceWrite { .. } => Some(Kind::Write),
+        Action::Write { .. } | Action::ReferenceWrite { .. } | Action::Prepare { .. } => Some(Kind::Write),
         Action::Bulk { .. } => Some(Kind::Piece),
         _ => None,
     }
@@ -166,7 +197,7 @@ fn kind_of(action: &Action) -> Option<Kind> {
 
 fn units_of(action: &Action) -> &[PartitionId] {
     match action {
-        Action::Write { units, .. } | Action::Bulk { units, .. } => units,
+        Action::Write { units, .. } | Action::Bulk { units, .. } | Action::Prepare { units, .. } => units,
         _ => &[],
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use pleat_cluster::{Generation, NodeId, PartitionId, ShardId, Value};
 use pleat_consensus::GroupId;
-use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReadRequest, TxnsSeen};
+use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, PreparedTxn, ReadRequest, TxnsSeen};
 use serde::{Deserialize, Serialize};
 
 use crate::observe::{NodeObservation, PartitionWeight};
@@ -48,6 +48,8 @@ pub enum Request {
     },
     Observe,
     Weights(ShardId),
+    /// What is prepared on a shard and not decided.
+    InDoubt(ShardId),
 }
 
 /// The answer to a [`Request`].
@@ -60,6 +62,7 @@ pub enum Response {
     Moved(MoveChunk),
     Observation(Box<NodeObservation>),
     Weights(BTreeMap<PartitionId, PartitionWeight>),
+    InDoubt(Vec<PreparedTxn>),
 }
 
 /// A read on another node.

@@ -50,6 +50,11 @@ impl Host {
                 Ok(Response::Moved(chunk.map_err(engine_error)?))
             }
             Request::Observe => Ok(Response::Observation(Box::new(self.look().await?))),
+            Request::InDoubt(shard) => {
+                let replica = self.led(shard)?;
+                replica.group.read_barrier(within).await?;
+                Ok(Response::InDoubt(blocking(move || replica.readers.in_doubt()).await?.map_err(engine_error)?))
+            }
             Request::Weights(shard) => {
                 let replica = self.led(shard)?;
                 let weights = blocking(move || replica.readers.partition_weights()).await?.map_err(engine_error)?;

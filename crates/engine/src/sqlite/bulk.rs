@@ -20,7 +20,7 @@ impl Writer {
         rows: &[Vec<Value>],
         now_ms: Millis,
     ) -> Applied<Outcome> {
-        if let Some(outcome) = self.known_or_checked(given, units, now_ms)? {
+        if let Some(outcome) = self.known_or_checked(given, units, None, now_ms)? {
             return Ok(outcome);
         }
         self.check_bulk_table(table, units)?;
@@ -28,6 +28,7 @@ impl Writer {
         let inserted = self.insert_all(table, columns, rows);
         self.clear_scope();
         let rejected = inserted?;
+        self.version += 1;
         let inserted = (rows.len() - rejected.len()) as u64;
         let outcome = Outcome::Bulk { inserted, rejected, replayed: false };
         if let Some(given) = given {

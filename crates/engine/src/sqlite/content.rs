@@ -9,7 +9,7 @@ use crate::ContentDigest;
 use crate::digest::{RowHash, TableDigest};
 
 /// The layout of Pleat's own tables.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// Whether Pleat's own tables are there.
 pub(crate) fn is_set_up(conn: &Connection) -> rusqlite::Result<bool> {
@@ -35,9 +35,18 @@ pub(crate) fn log_time(conn: &Connection) -> rusqlite::Result<u64> {
     Ok(statement.query_row([], |row| row.get::<_, i64>(0))? as u64)
 }
 
-/// Stores the log's time.
-pub(crate) fn set_log_time(conn: &Connection, now_ms: u64) -> rusqlite::Result<()> {
-    conn.prepare_cached("UPDATE __pleat_applied SET value = ?1 WHERE id = 1")?.execute([now_ms as i64])?;
+/// The content version after the last batch: how often the content was changed. It stands beside the position too.
+pub(crate) fn version(conn: &Connection) -> rusqlite::Result<u64> {
+    let mut statement = conn.prepare_cached("SELECT value FROM __pleat_applied WHERE id = 2")?;
+    Ok(statement.query_row([], |row| row.get::<_, i64>(0))? as u64)
+}
+
+/// Stores how far the log is applied, the log's time and the content version, in one statement.
+pub(crate) fn set_applied(conn: &Connection, applied: &[u8], now_ms: u64, version: u64) -> rusqlite::Result<()> {
+    conn.prepare_cached(
+        "UPDATE __pleat_applied SET value = CASE id WHEN 0 THEN ?1 WHEN 1 THEN ?2 ELSE ?3 END WHERE id BETWEEN 0 AND 2",
+    )?
+    .execute((applied, now_ms as i64, version as i64))?;
     Ok(())
 }
 

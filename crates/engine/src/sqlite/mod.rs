@@ -22,5 +22,6 @@ mod session;
 mod stats;
 pub(crate) mod store;
 mod table;
+mod txn;
 mod value;
 mod write;

@@ -19,6 +19,10 @@ impl Writer {
         if step.epoch < seen {
             return Err(Refusal::StaleEpoch { given: step.epoch, seen }.into());
         }
+        if !matches!(step.action, MoveAction::Claim) {
+            self.check_undecided()?;
+            self.version += 1;
+        }
         if step.epoch > seen || !self.placement.moves.contains_key(&step.operation) {
             self.change_placement(|placement| {
                 let state = placement.moves.entry(step.operation).or_insert_with(|| new_state(step.operation));

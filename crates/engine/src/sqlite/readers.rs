@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
-use pleat_cluster::PartitionId;
+use pleat_cluster::{PartitionId, TxnId};
+use tokio::sync::watch;
 
 use super::authorize::Mode;
 use super::connection::{self, Db, Role};
@@ -22,7 +23,8 @@ use super::reading::{self, Run};
 use super::session::Budget;
 use super::stats::Measured;
 use super::store::StoreConfig;
-use crate::{Chunk, Engine, EngineError, EngineKind, MoveChunk, MoveRead, ReadRequest, ShardStats, UnitSet};
+use super::txn;
+use crate::{Chunk, Engine, EngineError, EngineKind, MoveChunk, MoveRead, PreparedTxn, ReadRequest, ShardStats, UnitSet};
 
 // A connection keeps compiled statements by their text, and those that Pleat compiled may do what a user's may not.
 // The comment keeps the texts apart: users' texts that name anything of Pleat's are refused.
@@ -41,6 +43,8 @@ pub(crate) struct Shared {
     gate: RwLock<()>,
     pub(crate) snapshots: Snapshots,
     pub(crate) measured: Mutex<Measured>,
+    /// The transaction that is prepared, after the last batch.
+    pub(crate) deciding: watch::Sender<Option<TxnId>>,
 }
 
 #[derive(Default)]
@@ -70,7 +74,13 @@ impl Shared {
             gate: RwLock::new(()),
             snapshots: Snapshots::default(),
             measured: Mutex::default(),
+            deciding: watch::Sender::new(None),
         }
+    }
+
+    /// What is prepared after a batch. Wakes those who wait only when it has changed.
+    pub(crate) fn tell_deciding(&self, prepared: Option<TxnId>) {
+        self.deciding.send_if_modified(|known| std::mem::replace(known, prepared) != prepared);
     }
 
     /// Opens a connection to read from, outside the pool.
@@ -219,6 +229,11 @@ impl Readers {
         reader.begin()?;
         reader.placement.check_read(&request.check)?;
         reader.set_units(UnitSet::default());
+        let mut seen = match request.names_txns {
+            true => Some(txn::seen(&reader.db.conn).map_err(|error| EngineError::Storage(error.to_string()))?),
+            false => None,
+        };
+        let sink = &mut |chunk: Chunk| sink(Chunk { txns: seen.take(), ..chunk });
         for query in &request.queries {
             let filtered = query.sql_filtered.as_ref().filter(|_| reader.placement.has_foreign_rows());
             let run = Run {
@@ -247,6 +262,25 @@ impl Readers {
     /// Rows and bytes (of values) of each partition that the shard owns.
     pub fn partition_weights(&self) -> Result<BTreeMap<PartitionId, (u64, u64)>, EngineError> {
         super::stats::partition_weights(&self.shared)
+    }
+
+    /// The transaction over several shards that waits for its decision here, after the last batch that was applied.
+    pub fn deciding(&self) -> Option<TxnId> {
+        *self.shared.deciding.borrow()
+    }
+
+    /// The same, to be waited for.
+    pub fn watch_deciding(&self) -> watch::Receiver<Option<TxnId>> {
+        self.shared.deciding.subscribe()
+    }
+
+    /// The same with all that is known of it.
+    pub fn in_doubt(&self) -> Result<Vec<PreparedTxn>, EngineError> {
+        if self.deciding().is_none() {
+            return Ok(Vec::new());
+        }
+        let look = |reader: &mut Reader| txn::in_doubt(&reader.db.conn);
+        Self::with_snapshot(&self.shared, |reader| look(reader).map_err(|error| EngineError::Storage(error.to_string())))
     }
 
     /// Runs `work` in a snapshot of its own.

@@ -22,10 +22,11 @@ impl Writer {
         now_ms: Millis,
         seed: u64,
     ) -> Applied<Outcome> {
-        if let Some(outcome) = self.known_or_checked(given, &[], now_ms)? {
+        if let Some(outcome) = self.known_or_checked(given, &[], None, now_ms)? {
             return Ok(outcome);
         }
         let results = self.run_all(statements, Scope::Reference)?;
+        self.version += 1;
         let seq = last_seq(&self.db.conn)? + 1;
         append(&self.db.conn, &ReferenceEntry { seq, now_ms, seed, statements: statements.to_vec() })?;
         let outcome = Outcome::Reference { seq, results, replayed: false };
@@ -47,6 +48,8 @@ impl Writer {
         if entry.seq != last + 1 {
             return Err(Refusal::Gap { expected: last + 1, given: entry.seq }.into());
         }
+        self.check_undecided()?;
+        self.version += 1;
         self.db.conn.prepare_cached("SAVEPOINT reference /* __pleat_ */")?.execute([])?;
         let results = match self.run_all(&entry.statements, Scope::Reference) {
             Err(Stop::Outcome(outcome)) if is_foreign_key(&outcome) => {

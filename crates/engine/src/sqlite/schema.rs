@@ -13,7 +13,9 @@ use super::write::{check_not_empty, check_text};
 use crate::limits::{SCHEMA_CHANGES_REMEMBERED, SCHEMA_STEP_BLOCKS_MAX};
 use crate::{Outcome, Refusal, SchemaChange};
 
-/// The tables of a new shard. Part of the cluster's version, like all that determines content.
+/// The tables of a new shard. Part of the cluster's version, like all that determines content. The rows that hold the
+/// position, the log's time and the content version are there from the beginning, because ANALYZE counts them in the
+/// middle of a batch.
 pub(crate) const OWN_TABLES: &str = "
     CREATE TABLE __pleat_meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
     CREATE TABLE __pleat_applied(id INTEGER PRIMARY KEY, value BLOB NOT NULL);
@@ -24,25 +26,19 @@ pub(crate) const OWN_TABLES: &str = "
         seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, units BLOB NOT NULL,
         fingerprint INTEGER NOT NULL, expires_ms INTEGER NOT NULL, outcome BLOB NOT NULL);
     CREATE TABLE __pleat_reference_log(seq INTEGER PRIMARY KEY, entry BLOB NOT NULL);
-    INSERT INTO __pleat_applied VALUES (0, x'');
-";
-
-/// What is made when a file is opened that has it not: the order in which keys expire, by class (see `idempotency`;
-/// earlier builds had one order for all keys), and the log's time. That row is there from the beginning, because
-/// ANALYZE counts it in the middle of a batch.
-pub(crate) const OWN_ADDITIONS: &str = "
-    DROP INDEX IF EXISTS __pleat_idempotency_expiry;
-    CREATE INDEX IF NOT EXISTS __pleat_idempotency_client ON __pleat_idempotency(expires_ms)
-        WHERE substr(key, 1, 2) <> 'i/';
-    CREATE INDEX IF NOT EXISTS __pleat_idempotency_internal ON __pleat_idempotency(expires_ms)
-        WHERE substr(key, 1, 2) = 'i/';
-    INSERT OR IGNORE INTO __pleat_applied VALUES (1, 0);
+    CREATE INDEX __pleat_idempotency_client ON __pleat_idempotency(expires_ms) WHERE substr(key, 1, 2) <> 'i/';
+    CREATE INDEX __pleat_idempotency_internal ON __pleat_idempotency(expires_ms) WHERE substr(key, 1, 2) = 'i/';
+    CREATE TABLE __pleat_prepared(txn BLOB PRIMARY KEY, kept BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE __pleat_committed(
+        seq INTEGER PRIMARY KEY, txn BLOB NOT NULL UNIQUE, at_ms INTEGER NOT NULL, participants BLOB NOT NULL);
+    INSERT INTO __pleat_applied VALUES (0, x''), (1, 0), (2, 0);
 ";
 
 impl Writer {
     /// First ownership.
     pub(crate) fn own(&mut self, units: &[PartitionId], ownership: Generation) -> Applied<Outcome> {
         if ownership > self.placement.ownership {
+            self.version += 1;
             self.change_placement(|placement| {
                 placement.ownership = ownership;
                 units.iter().for_each(|unit| placement.owned.insert(*unit));
@@ -62,10 +58,12 @@ impl Writer {
         if self.ddl_was_applied(operation)? {
             return Ok(Outcome::Done { results: Vec::new() });
         }
+        self.check_undecided()?;
         if self.placement.is_moving() {
             return Err(Refusal::Moving.into());
         }
         self.schema_changed = true;
+        self.version += 1;
         self.run_ddl(statements)?;
         content::sort_statistics(&self.db.conn)?;
         match change {

@@ -122,6 +122,13 @@ impl Session {
         self.budget = Budget::Unlimited;
     }
 
+    /// The same for one statement of several.
+    pub(crate) fn restart(&mut self, now_ms: Millis, seed: u64) {
+        clock::set_now(now_ms);
+        self.seed = seed;
+        self.rng = None;
+    }
+
     /// The generator of `random()`, made when it is first asked for.
     pub(crate) fn rng(&mut self) -> &mut ChaCha8Rng {
         let seed = self.seed;

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
-use pleat_cluster::Millis;
+use pleat_cluster::{Millis, TxnId};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ffi};
+use rusqlite::Connection;
 
 use super::clock;
 use super::connection::{self, Db, Role};
@@ -26,9 +26,10 @@ use super::copy;
 use super::failure::{Applied, Stop};
 use super::placement::Placement;
 use super::readers::{Readers, Shared};
-use super::schema::{OWN_ADDITIONS, OWN_TABLES};
+use super::schema::OWN_TABLES;
 use super::session::Budget;
 use super::table::{self, Specs};
+use super::txn::{self, Kept};
 use crate::limits::{READ_CONNECTIONS_MAX, WAL_BYTES_KEPT_MAX};
 use crate::{Action, ContentDigest, Outcome, Proposal, ProposalError, sqlstate};
 
@@ -69,9 +70,13 @@ pub(crate) struct Writer {
     pub(crate) schema_changed: bool,
     placement_changed: bool,
     /// The log's time: the latest `now_ms` of the entries so far. It never goes back, and expiry goes by it.
-    now_ms: Millis,
-    /// The log's time after the last batch, as it is stored.
-    stored_now_ms: Millis,
+    pub(crate) now_ms: Millis,
+    /// How often the content was changed: what a transaction has read is as it was while this stays.
+    pub(crate) version: u64,
+    /// The transaction over several shards that waits for its decision.
+    pub(crate) prepared: Option<TxnId>,
+    /// The log's time and the content version after the last batch, as they are stored.
+    stored: (Millis, u64),
 }
 
 /// The table that each statement text writes, by text.
@@ -110,6 +115,7 @@ impl Store {
         let writer = Writer::open(&path, config.partition_count)?;
         copy::sync_dir(dir)?;
         let shared = Arc::new(Shared::new(path, config));
+        shared.tell_deciding(writer.prepared);
         let readers = Readers::new(shared.clone());
         Ok((Store { shared, writer: Some(writer) }, readers))
     }
@@ -130,6 +136,8 @@ impl Store {
         if outcomes.is_err() {
             writer.reload()?;
         }
+        let prepared = writer.prepared;
+        self.shared.tell_deciding(prepared);
         Ok(outcomes?.into_iter().map(|outcome| outcome.encode()).collect())
     }
 
@@ -178,7 +186,8 @@ impl Store {
         shared.replace(|| {
             self.writer = None;
             copy::finish_installation(&dir)?;
-            self.writer = Some(Writer::open(&path, partition_count)?);
+            let writer = self.writer.insert(Writer::open(&path, partition_count)?);
+            self.shared.tell_deciding(writer.prepared);
             Ok(())
         })
     }
@@ -220,9 +229,11 @@ impl Writer {
             schema_changed: false,
             placement_changed: false,
             now_ms: 0,
-            stored_now_ms: 0,
+            version: 0,
+            prepared: None,
+            stored: (0, 0),
         };
-        writer.stored_now_ms = content::log_time(&writer.db.conn)?;
+        writer.stored = (content::log_time(&writer.db.conn)?, content::version(&writer.db.conn)?);
         writer.reload()?;
         Ok(writer)
     }
@@ -230,11 +241,19 @@ impl Writer {
     /// Reads anew what is kept in memory.
     fn reload(&mut self) -> anyhow::Result<()> {
         self.placement = Placement::load(&self.db.conn)?.1;
-        self.db.session.lock().moving = Arc::new(self.placement.captured());
+        self.tell_session();
+        self.prepared = txn::prepared(&self.db.conn)?;
         self.specs = table::load(&self.db.conn)?;
         self.forget_compiled();
         (self.schema_changed, self.placement_changed) = (false, false);
         Ok(())
+    }
+
+    /// What `pleat_owned()` and `pleat_moving()` say.
+    fn tell_session(&self) {
+        let mut session = self.db.session.lock();
+        session.moving = Arc::new(self.placement.captured());
+        session.owned = Arc::new(self.placement.owned.clone());
     }
 
     /// Statements compiled under another schema or other settings would be compiled again in the middle of running.
@@ -255,7 +274,7 @@ impl Writer {
         change(placement);
         placement.forget_old();
         placement.save(&self.db.conn)?;
-        self.db.session.lock().moving = Arc::new(self.placement.captured());
+        self.tell_session();
         Ok(())
     }
 
@@ -288,7 +307,7 @@ impl Writer {
         set_aside: &mut BTreeMap<usize, Outcome>,
     ) -> anyhow::Result<Option<Vec<Outcome>>> {
         self.control("BEGIN IMMEDIATE /* __pleat_ */")?;
-        self.now_ms = self.stored_now_ms;
+        (self.now_ms, self.version) = self.stored;
         let mut outcomes = Vec::with_capacity(proposals.len());
         for (index, bytes) in proposals.iter().enumerate() {
             if let Some(outcome) = set_aside.get(&index) {
@@ -303,12 +322,9 @@ impl Writer {
             }
             outcomes.push(outcome);
         }
-        self.db.conn.prepare_cached("UPDATE __pleat_applied SET value = ?1 WHERE id = 0")?.execute([applied])?;
-        if self.now_ms != self.stored_now_ms {
-            content::set_log_time(&self.db.conn, self.now_ms)?;
-        }
+        content::set_applied(&self.db.conn, applied, self.now_ms, self.version)?;
         self.control("COMMIT /* __pleat_ */").context("commit a batch")?;
-        self.stored_now_ms = self.now_ms;
+        self.stored = (self.now_ms, self.version);
         Ok(Some(outcomes))
     }
 
@@ -325,6 +341,7 @@ impl Writer {
         self.advance(proposal.now_ms);
         self.control("SAVEPOINT proposal /* __pleat_ */")?;
         self.begin(&proposal)?;
+        let version = self.version;
         let result = self.act(&proposal);
         self.db.session.lock().budget = Budget::Unlimited;
         let outcome = match result {
@@ -335,6 +352,7 @@ impl Writer {
                     return Ok(*outcome);
                 }
                 self.control("ROLLBACK TO proposal /* __pleat_ */")?;
+                self.version = version;
                 self.roll_back_memory()?;
                 *outcome
             }
@@ -355,8 +373,8 @@ impl Writer {
     fn act(&mut self, proposal: &Proposal) -> Applied<Outcome> {
         let now_ms = self.now_ms;
         match &proposal.action {
-            Action::Write { idempotency, units, statements, base: _ } => {
-                self.write(idempotency.as_ref(), units, statements, now_ms)
+            Action::Write { idempotency, units, statements, base } => {
+                self.write(idempotency.as_ref(), units, statements, *base, now_ms)
             }
             Action::Bulk { idempotency, units, table, columns, rows } => {
                 self.bulk(idempotency.as_ref(), units, table, columns, rows, now_ms)
@@ -369,10 +387,19 @@ impl Writer {
             Action::ReferenceApply(entry) => self.reference_apply(entry),
             Action::ReferencePrune { upto } => self.reference_prune(*upto),
             Action::Move(step) => self.move_step(step),
-            Action::Prepare { .. } | Action::Decide { .. } => {
-                Err(crate::sqlstate::refuse(0, "0A000", "transactions over several shards are not there yet", "")
-                    .into())
+            Action::Prepare { txn, began, participants, idempotency, units, statements, base } => {
+                let asked = Kept {
+                    began: *began,
+                    participants: participants.clone(),
+                    idempotency: idempotency.clone(),
+                    units: units.clone(),
+                    statements: statements.clone(),
+                    now_ms,
+                    seed: proposal.seed,
+                };
+                self.prepare(*txn, *base, asked)
             }
+            Action::Decide { txn, commit } => self.decide(*txn, *commit),
             Action::Digest => content::digest(&self.db.conn).map(Outcome::Digest).map_err(Stop::Fatal),
         }
     }
@@ -383,17 +410,13 @@ impl Writer {
             Action::ReferenceApply(entry) => (entry.now_ms, entry.seed),
             _ => (self.now_ms, proposal.seed),
         };
-        // A statement that changes nothing sets changes() to 0.
-        self.db.conn.prepare_cached("DELETE FROM __pleat_applied WHERE id = -1")?.execute([])?;
-        // SAFETY: the handle is open and used on this thread only.
-        let changes_before = unsafe {
-            let handle = self.db.conn.handle();
-            ffi::sqlite3_set_last_insert_rowid(handle, 0);
-            ffi::sqlite3_total_changes64(handle)
-        };
-        let mut session = self.db.session.lock();
-        session.begin(now_ms, seed);
-        session.changes_before = changes_before;
+        Ok(self.begin_at(now_ms, seed)?)
+    }
+
+    /// The same at a time and with a seed of the past.
+    pub(crate) fn begin_at(&mut self, now_ms: Millis, seed: u64) -> rusqlite::Result<()> {
+        self.set_counters(0, 0)?;
+        self.db.session.lock().begin(now_ms, seed);
         Ok(())
     }
 
@@ -436,6 +459,5 @@ fn set_up(conn: &Connection, partition_count: u32) -> anyhow::Result<()> {
         partitions == partition_count,
         "the shard's file was made for {partitions} partitions, the cluster has {partition_count}"
     );
-    conn.execute_batch(OWN_ADDITIONS)?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::limits::{
     INTERNAL_VALUE_BYTES_MAX, STATEMENT_BYTES_MAX, VALUE_BYTES_MAX, WRITE_RESULT_BYTES_MAX, WRITE_RESULT_ROWS_MAX,
     WRITE_STEP_BLOCKS_MAX,
 };
-use crate::{Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult, sqlstate};
+use crate::{Idempotency, Outcome, Refusal, SqlFailure, Stamp, Statement, StatementResult, sqlstate};
 
 /// What the statements of a proposal may write.
 #[derive(Clone, Copy, Debug)]
@@ -58,12 +58,14 @@ impl Writer {
         idempotency: Option<&Idempotency>,
         units: &[PartitionId],
         statements: &[Statement],
+        base: Option<u64>,
         now_ms: Millis,
     ) -> Applied<Outcome> {
-        if let Some(outcome) = self.known_or_checked(idempotency, units, now_ms)? {
+        if let Some(outcome) = self.known_or_checked(idempotency, units, base, now_ms)? {
             return Ok(outcome);
         }
         let results = self.run_all(statements, Scope::Units(units))?;
+        self.version += 1;
         let outcome = Outcome::Done { results };
         if let Some(given) = idempotency {
             idempotency::remember(&self.db.conn, given, units, &outcome, now_ms)?;
@@ -79,6 +81,7 @@ impl Writer {
         &self,
         idempotency: Option<&Idempotency>,
         units: &[PartitionId],
+        base: Option<u64>,
         now_ms: Millis,
     ) -> Applied<Option<Outcome>> {
         if let Some(given) = idempotency
@@ -86,7 +89,9 @@ impl Writer {
         {
             return Ok(Some(outcome));
         }
+        self.check_undecided()?;
         self.placement.check_units(units)?;
+        self.check_base(base)?;
         if let Some(given) = idempotency {
             idempotency::admit(&self.db.conn, given, now_ms)?;
         }
@@ -141,8 +146,13 @@ impl Writer {
         scope: Scope<'_>,
         left: &mut ResultBudget,
     ) -> Applied<StatementResult> {
-        let mut compiled = self.compile(index, &statement.sql)?;
-        self.check_target(index, &statement.sql, scope)?;
+        let filtered = statement.filtered.as_deref().filter(|_| self.placement.has_foreign_rows());
+        let sql = filtered.unwrap_or(&statement.sql);
+        if let Some(stamp) = &statement.stamp {
+            self.stamp(stamp)?;
+        }
+        let mut compiled = self.compile(index, sql)?;
+        self.check_target(index, sql, scope)?;
         check_parameters(index, compiled.parameter_count(), statement.params.len())?;
         bind(&mut compiled, 1, &statement.params).map_err(|error| self.user_error(index, error))?;
         // The budget of steps is looked at every so many steps of the statement's counter: it has to start at 0.
@@ -158,6 +168,31 @@ impl Writer {
             last_insert_rowid: (wrote && rowid != 0).then_some(rowid),
             ..result
         })
+    }
+
+    /// Time, randomness and counters as a statement of an interactive transaction had them.
+    fn stamp(&self, stamp: &Stamp) -> Applied<()> {
+        self.db.session.lock().restart(stamp.now_ms, stamp.seed);
+        if let Some((rowid, total_changes)) = stamp.undone {
+            let mode = std::mem::replace(&mut self.db.session.lock().mode, Mode::Internal);
+            self.set_counters(rowid, total_changes)?;
+            self.db.session.lock().mode = mode;
+        }
+        Ok(())
+    }
+
+    /// What `last_insert_rowid()` and `total_changes()` say from here on; `changes()` says 0.
+    pub(crate) fn set_counters(&self, rowid: i64, total_changes: i64) -> rusqlite::Result<()> {
+        // A statement that changes nothing sets changes() to 0.
+        self.db.conn.prepare_cached("DELETE FROM __pleat_applied WHERE id = -1")?.execute([])?;
+        // SAFETY: the handle is open and used on this thread only.
+        let total = unsafe {
+            let handle = self.db.conn.handle();
+            ffi::sqlite3_set_last_insert_rowid(handle, rowid);
+            ffi::sqlite3_total_changes64(handle)
+        };
+        self.db.session.lock().changes_before = total - total_changes;
+        Ok(())
     }
 
     /// Compiles a statement. Only one that comes a second time goes into the cache, so that a stream of distinct
