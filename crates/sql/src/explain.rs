@@ -7,12 +7,14 @@ use crate::error::SqlError;
 use crate::params::Params;
 use crate::read::{Fetch, Route, Source, Units};
 use crate::statement::Statement;
-use crate::write::{Ids, WriteTarget};
+
+/// The route of a write over several shards; a step's `table` then says what is done: `rows`, `same`, `read` or `write`.
+pub(crate) const SPREAD_WRITE: &str = "spread write";
 
 /// What Pleat would do with a statement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// `anywhere`, `shard`, `concat`, `gather`, `write`, `reference write`, `write everywhere` or `schema change`.
+    /// `anywhere`, `shard`, `concat`, `gather`, `write`, `reference write`, `spread write` or `schema change`.
     pub route: String,
     /// Which units or shards are asked.
     pub shards: String,
@@ -34,11 +36,11 @@ pub struct ExplainedFetch {
 }
 
 impl Explanation {
-    fn new(route: &str, shards: String) -> Self {
+    pub(crate) fn new(route: &str, shards: String) -> Self {
         Explanation { route: route.to_owned(), shards, fetches: Vec::new(), finish: None, reason: None }
     }
 
-    fn statement(mut self, sql: &str) -> Self {
+    pub(crate) fn statement(mut self, sql: &str) -> Self {
         self.fetches.push(ExplainedFetch { table: String::new(), shards: self.shards.clone(), sql: sql.to_owned() });
         self
     }
@@ -49,6 +51,8 @@ impl Explanation {
         for fetch in &self.fetches {
             let step = if fetch.table.is_empty() {
                 "run".to_owned()
+            } else if self.route == SPREAD_WRITE {
+                format!("{} on {}", fetch.table, fetch.shards)
             } else {
                 format!("fetch {} from {}", fetch.table, fetch.shards)
             };
@@ -71,21 +75,7 @@ impl Statement {
                 explanation.reason = spread.then(|| plan.reason.clone());
                 Ok(explanation)
             }
-            Statement::Write(plan) => {
-                let route = plan.route(params, partition_count, &Ids::none())?;
-                let explanation = match &route.target {
-                    WriteTarget::Units(units) => Explanation::new("write", units_text(units)),
-                    WriteTarget::Spread { .. } => Explanation::new("spread write", "every shard".to_owned()),
-                    WriteTarget::Reference => Explanation::new("reference write", "every shard".to_owned()),
-                    WriteTarget::Everywhere { .. } => {
-                        Explanation::new("write everywhere", "the only shard, otherwise refused".to_owned())
-                    }
-                };
-                Ok(route
-                    .statements
-                    .iter()
-                    .fold(explanation, |explanation, statement| explanation.statement(&statement.sql)))
-            }
+            Statement::Write(plan) => plan.explain(params, partition_count),
             Statement::Ddl(plan) => {
                 let shards = match &plan.action {
                     DdlAction::CreateTable(Placement::Single) => "one shard",
@@ -100,7 +90,7 @@ impl Statement {
     }
 }
 
-fn explain_route(route: &Route) -> Explanation {
+pub(crate) fn explain_route(route: &Route) -> Explanation {
     match route {
         Route::Anywhere(statement) => {
             Explanation::new("anywhere", "any one shard".to_owned()).statement(&statement.sql)
@@ -147,7 +137,7 @@ fn source_text(source: &Source) -> String {
     }
 }
 
-fn units_text(units: &Units) -> String {
+pub(crate) fn units_text(units: &Units) -> String {
     let partitions = units.partitions.iter().map(|partition| format!("partition {partition}"));
     let singles = units.singles.iter().map(|(table, shard)| format!("table {table} on shard {shard}"));
     let all: Vec<_> = partitions.chain(singles).collect();

@@ -35,10 +35,40 @@ const PARSER_RECURSION_MAX: usize = 400;
 
 /// Parses the one statement that the tokens `from..to` spell.
 pub(crate) fn statement(tokens: &Tokens, slots: &Slots, from: usize, to: usize) -> Result<ast::Statement, SqlError> {
-    check_nesting(tokens, from, to)?;
-    let theirs = convert(tokens, slots, from, to);
+    statement_of(tokens, slots, &[(from, to)])
+}
+
+/// Parses the one statement that these runs of tokens spell together.
+pub(crate) fn statement_of(
+    tokens: &Tokens,
+    slots: &Slots,
+    spans: &[(usize, usize)],
+) -> Result<ast::Statement, SqlError> {
+    let mut theirs = Vec::new();
+    for (from, to) in spans {
+        check_nesting(tokens, *from, *to)?;
+        theirs.extend(convert(tokens, slots, *from, *to));
+    }
+    let to = spans.last().map_or(0, |span| span.1);
     let mut parser = parser(theirs);
     let parsed = parser.parse_statement().map_err(|error| refused(tokens, to, &mut parser, &error))?;
+    if parser.peek_token_ref().token != Theirs::EOF {
+        return Err(refused(tokens, to, &mut parser, &ParserError::ParserError(String::new())));
+    }
+    Ok(parsed)
+}
+
+/// Parses the `WITH …` that the tokens `from..to` spell, before an INSERT, UPDATE or DELETE.
+pub(crate) fn with_clause(tokens: &Tokens, slots: &Slots, from: usize, to: usize) -> Result<ast::With, SqlError> {
+    check_nesting(tokens, from, to)?;
+    let mut parser = parser(convert(tokens, slots, from, to));
+    let with_token = ast::helpers::attached_token::AttachedToken::empty();
+    let parsed = parser.expect_keyword(Keyword::WITH).and_then(|_| {
+        let recursive = parser.parse_keyword(Keyword::RECURSIVE);
+        let cte_tables = parser.parse_comma_separated(Parser::parse_cte)?;
+        Ok(ast::With { with_token, recursive, cte_tables })
+    });
+    let parsed = parsed.map_err(|error| refused(tokens, to, &mut parser, &error))?;
     if parser.peek_token_ref().token != Theirs::EOF {
         return Err(refused(tokens, to, &mut parser, &ParserError::ParserError(String::new())));
     }

@@ -211,8 +211,9 @@ impl<'a> Analysis<'a> {
         Ok(())
     }
 
-    /// SQLite lets every CTE of a WITH see all the others, and itself.
-    fn with(&mut self, with: &With, parent: Option<usize>) -> Result<(), SqlError> {
+    /// SQLite lets every CTE of a WITH see all the others, and itself. They stay visible until the end of the query
+    /// (which takes them away), or of the write that they stand before.
+    pub fn with(&mut self, with: &With, parent: Option<usize>) -> Result<(), SqlError> {
         self.opaque = true;
         self.ctes.push(with.cte_tables.iter().map(|cte| lower(&cte.alias.name)).collect());
         for cte in &with.cte_tables {

@@ -13,7 +13,7 @@ use crate::params::Slots;
 use crate::parse::{self, STATEMENT_BYTES_MAX};
 use crate::read::{ReadPlan, plan_read};
 use crate::scope::Analysis;
-use crate::write::{WritePlan, plan_write};
+use crate::write::{self, WritePlan, WritePlans};
 
 /// What a statement is planned against.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +96,9 @@ fn is_trigger(tokens: &Tokens, start: usize) -> bool {
 }
 
 fn plan(tokens: &Tokens, slots: &Slots, span: Span, schema: &Schema<'_>) -> Result<Statement, SqlError> {
+    if write::verb(tokens, span).is_some() {
+        return script(tokens, slots, &[span], schema);
+    }
     match tokens.str(span.0).to_ascii_uppercase().as_str() {
         "SELECT" | "VALUES" | "WITH" => {
             let Ast::Query(query) = parse::statement(tokens, slots, span.0, span.1)? else {
@@ -103,7 +106,7 @@ fn plan(tokens: &Tokens, slots: &Slots, span: Span, schema: &Schema<'_>) -> Resu
             };
             plan_read(Analysis::new(schema.tables, tokens, slots), &query, span).map(Statement::Read)
         }
-        "INSERT" | "REPLACE" | "UPDATE" | "DELETE" => script(tokens, slots, &[span], schema),
+        "REPLACE" => Err(SqlError::syntax("REPLACE is followed by INTO").at(tokens.text, tokens.offset(span.0))),
         "CREATE" | "DROP" | "ALTER" => plan_ddl(tokens, span, schema.tables, schema.default_keys).map(Statement::Ddl),
         "EXPLAIN" => {
             let skip = if tokens.are(span.0 + 1, &["QUERY", "PLAN"]) { 3 } else { 1 };
@@ -121,21 +124,19 @@ fn plan(tokens: &Tokens, slots: &Slots, span: Span, schema: &Schema<'_>) -> Resu
 
 /// Plans writes that happen together.
 fn script(tokens: &Tokens, slots: &Slots, spans: &[Span], schema: &Schema<'_>) -> Result<Statement, SqlError> {
-    let mut plans = Vec::with_capacity(spans.len());
+    let mut plans = WritePlans::new(slots);
     for span in spans {
         let word = tokens.str(span.0);
-        if !["INSERT", "REPLACE", "UPDATE", "DELETE"].iter().any(|verb| word.eq_ignore_ascii_case(verb)) {
+        if write::verb(tokens, *span).is_none() {
             return Err(SqlError::unsupported(format!(
                 "a request of several statements can only write; {word} is no write"
             ))
             .hint("send the statements one by one")
             .at(tokens.text, tokens.offset(span.0)));
         }
-        let ast = parse::statement(tokens, slots, span.0, span.1)?;
-        let analysis = Analysis::new(schema.tables, tokens, slots);
-        plans.push(plan_write(analysis, &ast, *span, spans.len() == 1)?);
+        plans.add(Analysis::new(schema.tables, tokens, slots), *span, spans.len() == 1)?;
     }
-    WritePlan::new(slots, plans).map(Statement::Write)
+    plans.finish().map(Statement::Write)
 }
 
 fn other_statement(word: &str) -> SqlError {

@@ -140,6 +140,14 @@ pub(crate) enum Constant {
 }
 
 impl Constant {
+    /// Its value, given those of all slots.
+    pub fn value<'v>(&'v self, values: &'v [Value]) -> &'v Value {
+        match self {
+            Constant::Value(value) => value,
+            Constant::Slot(slot) => values.get(*slot).unwrap_or(&Value::Null),
+        }
+    }
+
     /// The constant that `expr` spells: a literal, a signed number or a parameter. These have no affinity
     /// of their own, so SQLite applies the key column's to them. A CAST has one: it is no constant here.
     pub fn of(expr: &Expr) -> Option<Constant> {

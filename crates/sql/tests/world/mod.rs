@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // each test uses a part of it
 
+pub mod writes;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,7 +78,8 @@ impl World {
         }
         let described = describe(&self.whole, &plan.table);
         match plan.effect(described, ShardId(0)).map_err(Failure::Refused)? {
-            DdlEffect::CreateTable(table) => {
+            DdlEffect::CreateTable(mut table) => {
+                table.id = TableId(u32::try_from(self.tables.len()).unwrap() + 1);
                 self.tables.insert(table.name.to_ascii_lowercase(), table);
             }
             DdlEffect::DropTable { table } => {
@@ -386,13 +389,15 @@ pub fn describe(connection: &Connection, name: &str) -> Option<Table> {
     keys.sort();
     let without_rowid = create_sql.to_uppercase().contains("WITHOUT ROWID");
     let primary_key: Vec<String> = keys.into_iter().map(|(_, column)| column).collect();
+    let integer = |column: &Column| column.decl_type.eq_ignore_ascii_case("INTEGER");
+    let alias = |name: &String| columns.iter().any(|column| column.name == *name && integer(column));
     Some(Table {
         id: TableId(0),
         name: name.to_owned(),
         kind: TableKind::Reference,
+        rowid_alias: !without_rowid && primary_key.len() == 1 && alias(&primary_key[0]),
         columns,
         primary_key,
-        rowid_alias: false,
         without_rowid,
         create_sql,
         indexes: Vec::new(),
