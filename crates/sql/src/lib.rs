@@ -45,4 +45,7 @@ pub use params::{PARAMETERS_MAX, Params};
 pub use parse::{NESTING_MAX, OPERATORS_MAX, STATEMENT_BYTES_MAX};
 pub use read::{Bound, Fetch, ReadPlan, Route, Source, Units};
 pub use statement::{Schema, Statement, prepare, split_script};
-pub use write::{BulkIds, COMPUTED_ROWS_MAX, ComputedWrite, Ids, IdsGiven, IdsWanted, KeyedWrite, RowsWrite, SpreadWrite, WritePlan, WriteRoute, WriteTarget, several_shards};
+pub use write::{
+    BulkIds, COMPUTED_ROWS_MAX, ComputedWrite, Ids, IdsGiven, IdsWanted, KeyedWrite, RowsWrite, SpreadWrite, WritePlan,
+    WriteRoute, WriteTarget, several_shards,
+};

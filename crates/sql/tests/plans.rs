@@ -97,55 +97,6 @@ fn reads() {
     );
 }
 
-#[test]
-fn writes() {
-    check(
-        &flights(3, false),
-        r#"
-        > INSERT INTO planes (tailnum, seats) VALUES ('N14228', 149)
-          route: write
-          shards: partition 35
-          run: INSERT INTO planes (tailnum, seats) VALUES ('N14228', 149)
-
-        > UPDATE planes SET seats = seats + 1 WHERE tailnum = 'N14228' AND seats > 3
-          route: write
-          shards: partition 35
-          run: UPDATE planes SET seats = seats + 1 WHERE tailnum = 'N14228' AND seats > 3
-
-        > DELETE FROM flights WHERE tailnum = 'N14228' AND EXISTS (SELECT 1 FROM planes p WHERE p.tailnum = flights.tailnum)
-          route: write
-          shards: partition 35
-          run: DELETE FROM flights WHERE tailnum = 'N14228' AND EXISTS (SELECT 1 FROM planes p WHERE p.tailnum = flights.tailnum)
-
-        > UPDATE planes SET seats = 1
-          route: write everywhere
-          shards: the only shard, otherwise refused
-          run: UPDATE planes SET seats = 1
-
-        > UPDATE airlines SET name = 'x' WHERE carrier = 'UA'
-          route: reference write
-          shards: every shard
-          run: UPDATE airlines SET name = 'x' WHERE carrier = 'UA'
-
-        > INSERT INTO planes (tailnum) VALUES ('N14228'); DELETE FROM flights WHERE tailnum = 'N14228';
-          route: write
-          shards: partition 35
-          run: INSERT INTO planes (tailnum) VALUES ('N14228')
-          run: DELETE FROM flights WHERE tailnum = 'N14228'
-
-        > INSERT INTO flights (tailnum, id) SELECT tailnum, 7 FROM planes WHERE tailnum = 'N14228'
-          route: write
-          shards: partition 35
-          run: INSERT INTO flights (tailnum, id) SELECT tailnum, 7 FROM planes WHERE tailnum = 'N14228'
-
-        > INSERT INTO flights (tailnum, id) SELECT tailnum, 7 FROM planes
-          route: write everywhere
-          shards: the only shard, otherwise refused
-          run: INSERT INTO flights (tailnum, id) SELECT tailnum, 7 FROM planes
-        "#,
-    );
-}
-
 fn refusal(world: &World, sql: &str) -> SqlError {
     let plan = match world.prepare(sql) {
         Err(error) => return error,
@@ -189,7 +140,6 @@ fn refusals_say_what_to_do() {
         ("VACUUM", "0A000", "maintenance"),
         ("EXPLAIN", "42601", "followed by a statement"),
         ("SELECT 1; SELECT 2", "0A000", "can only write"),
-        ("WITH x AS (SELECT 1) DELETE FROM t", "0A000", "inside WITH"),
         ("SELECT * FROM t FOR UPDATE", "42601", ""),
         ("SELECT TOP 3 * FROM t", "42601", ""),
         ("INSERT INTO t (id, a) VALUES (1, 2)", "23502", "shard key t.k can't be NULL"),
@@ -201,14 +151,10 @@ fn refusals_say_what_to_do() {
             "row 1: the shard key t.k holds integer values, not this text",
         ),
         ("INSERT INTO t (k, id) VALUES (1.5, 2)", "22P02", "not this real"),
-        ("INSERT INTO t (k, id) VALUES (1 + 1, 2)", "0A000", "given by an expression"),
         ("INSERT INTO t (k, id) VALUES (1)", "42601", "row 1 has 1 values for 2 columns"),
         ("INSERT INTO t (k, nope) VALUES (1, 2)", "42703", "no column nope"),
         ("INSERT INTO nope VALUES (1)", "42P01", "no such table"),
         ("INSERT OR ROLLBACK INTO t (k, id) VALUES (1, 2)", "0A000", "OR ROLLBACK"),
-        ("INSERT INTO t (k, id) VALUES (1, 2) ON CONFLICT DO UPDATE SET k = 3", "0A000", "changing the shard key t.k"),
-        ("UPDATE t SET k = 3 WHERE k = 2", "0A000", "changing the shard key t.k"),
-        ("UPDATE t SET (a, K) = (1, 2) WHERE k = 2", "0A000", "changing the shard key t.k"),
         ("UPDATE t SET a = nope WHERE k = 2", "42703", "no such column: nope"),
         ("UPDATE r SET a = (SELECT max(a) FROM t)", "0A000", "can't read t"),
         ("INSERT INTO r SELECT a, a, c FROM one", "0A000", "can't read one"),

@@ -32,8 +32,10 @@ fn integer(dice: &mut Dice) -> String {
 }
 
 fn text(dice: &mut Dice) -> String {
-    dice.pick(&["NULL", "NULL", "''", "'a'", "'A'", "'b'", "'é'", "'É'", "'日本'", "'a '", "'z''z'", "'10'", "'Ω;'", "'/*'"])
-        .to_owned()
+    dice.pick(&[
+        "NULL", "NULL", "''", "'a'", "'A'", "'b'", "'é'", "'É'", "'日本'", "'a '", "'z''z'", "'10'", "'Ω;'", "'/*'",
+    ])
+    .to_owned()
 }
 
 fn any(dice: &mut Dice) -> String {
@@ -51,7 +53,8 @@ fn key(dice: &mut Dice) -> String {
 }
 
 fn word(dice: &mut Dice) -> String {
-    dice.pick(&["''", "'a'", "'A'", "'b'", "'é'", "'日本'", "'5'", "'05'", "'x y'", "'N1'", "'ключ'", "'🦀'"]).to_owned()
+    dice.pick(&["''", "'a'", "'A'", "'b'", "'é'", "'日本'", "'5'", "'05'", "'x y'", "'N1'", "'ключ'", "'🦀'"])
+        .to_owned()
 }
 
 /// Statements in the making, and ids that are not there yet.
@@ -100,7 +103,8 @@ impl Maker {
             "t" => {
                 let rest: Vec<String> = vec![any(d), text(d), any(d), any(d), any(d), text(d)];
                 let (id, a) = (self.id(), integer(&mut self.dice));
-                let a = if self.roll(8) == 0 { "(SELECT max(a) FROM r WHERE a < 1000)".to_owned() } else { self.number(a) };
+                let a =
+                    if self.roll(8) == 0 { "(SELECT max(a) FROM r WHERE a < 1000)".to_owned() } else { self.number(a) };
                 format!("({k}, {id}, {a}, {})", rest.join(", "))
             }
             "u" => {
@@ -136,9 +140,13 @@ impl Maker {
         let count = 1 + self.roll(4);
         let rows: Vec<String> = (0..count).map(|_| self.row(table)).collect();
         let upsert = match (or, table, self.roll(4)) {
-            ("INSERT", "t", 0) => " ON CONFLICT (k, id) DO UPDATE SET a = excluded.a, c = t.c || 'u' WHERE t.a IS NOT 3",
+            ("INSERT", "t", 0) => {
+                " ON CONFLICT (k, id) DO UPDATE SET a = excluded.a, c = t.c || 'u' WHERE t.a IS NOT 3"
+            }
             ("INSERT", "u", 0) => " ON CONFLICT DO NOTHING",
-            ("INSERT", "u", 1) => " ON CONFLICT (k, id) DO UPDATE SET x = coalesce(x, 0) % 100 + 1 ON CONFLICT DO NOTHING",
+            ("INSERT", "u", 1) => {
+                " ON CONFLICT (k, id) DO UPDATE SET x = coalesce(x, 0) % 100 + 1 ON CONFLICT DO NOTHING"
+            }
             ("INSERT", "s", 0) => " ON CONFLICT (w) DO UPDATE SET (v, k) = (excluded.v, s.k)",
             ("INSERT", "h", 0) => " ON CONFLICT (id) DO UPDATE SET v = 1",
             _ => "",
@@ -270,9 +278,13 @@ impl Maker {
             0 => format!("UPDATE t SET a = u.x % 7, c = y FROM u WHERE u.k = t.k AND u.id = t.id{tail}"),
             1 => format!("UPDATE t AS z SET f = r.c FROM r WHERE r.id = z.a AND z.k <> {k}{tail}"),
             2 => format!("UPDATE t SET f = q.m FROM (SELECT k, max(x) AS m FROM u GROUP BY k) q WHERE q.k = t.k{tail}"),
-            3 => format!("UPDATE t SET f = q.m FROM (SELECT a AS v, count(*) AS m FROM t GROUP BY a) q WHERE q.v = t.a{tail}"),
+            3 => format!(
+                "UPDATE t SET f = q.m FROM (SELECT a AS v, count(*) AS m FROM t GROUP BY a) q WHERE q.v = t.a{tail}"
+            ),
             4 => format!("WITH q AS (SELECT max(v) AS m FROM s) UPDATE u SET x = q.m FROM q WHERE u.x < {n}{tail}"),
-            5 => format!("UPDATE t SET f = u.y || s.v FROM u JOIN s ON s.w = 'a' WHERE u.k = t.k AND u.id = t.id{tail}"),
+            5 => {
+                format!("UPDATE t SET f = u.y || s.v FROM u JOIN s ON s.w = 'a' WHERE u.k = t.k AND u.id = t.id{tail}")
+            }
             _ => format!("UPDATE t SET a = one.a % 9 FROM one WHERE one.id = t.a % 4{tail}"),
         }
     }
@@ -286,10 +298,12 @@ impl Maker {
             1 => format!("UPDATE t SET k = k + 1, a = 5, id = id + {fresh} WHERE k IN ({k}, {n}){tail}"),
             2 => format!("UPDATE t SET (k, id) = (-k, id + {fresh}){}{tail}", self.filter("t")),
             3 => format!("UPDATE u SET k = x % 10, id = id + {fresh}, y = NULL WHERE x IS NOT NULL{tail}"),
-            4 => format!("UPDATE s SET w = w || 'x', v = v WHERE k > {n}{tail}"),
+            4 => format!("UPDATE s SET w = w || 'x' || {fresh}, v = v WHERE k > {n}{tail}"),
             5 => format!("UPDATE h SET id = id + {fresh} WHERE v = {n}{tail}"),
             6 => format!("UPDATE t SET k = NULL WHERE a = {n}{tail}"),
-            _ => format!("UPDATE t SET k = u.x % 7, id = t.id + {fresh} FROM u WHERE u.k = t.k AND u.id = t.id AND u.x < {n}{tail}"),
+            _ => format!(
+                "UPDATE t SET k = u.x % 7, id = t.id + {fresh} FROM u WHERE u.k = t.k AND u.id = t.id AND u.x < {n}{tail}"
+            ),
         }
     }
 

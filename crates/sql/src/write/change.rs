@@ -6,10 +6,10 @@ use sqlparser::ast::{
     Update, UpdateTableFromKind,
 };
 
-use super::recipe::{Change, read_change};
-use super::set::{check_may_move, refuse_self_reference, set_values};
 use super::ids::{given_refused, id_column, may_be_given};
+use super::recipe::{Change, read_change};
 use super::same::{SamePlan, stays_with};
+use super::set::{check_may_move, refuse_self_reference, set_values};
 use super::statement::{Draft, Found, SpreadPlan, late_reads, single_unit};
 use crate::clauses::Span;
 use crate::error::SqlError;
@@ -110,7 +110,6 @@ fn computed(draft: &Draft, table: &Table, late: usize, change: Change) -> Result
     if table.kind == TableKind::Reference {
         return Err(super::several_shards(&table.name));
     }
-    draft.refuse_past()?;
     if !draft.only_references(late..draft.analysis.occurrences.len()) {
         return Err(late_reads(table, "RETURNING"));
     }

@@ -53,11 +53,26 @@ pub(super) enum Owner {
 /// What is written for a row that was read. Numbers are places in that row.
 #[derive(Debug)]
 pub(super) enum Step {
-    Insert { statement: Template, width: usize, key: usize, id: Option<Id> },
+    Insert {
+        statement: Template,
+        width: usize,
+        key: usize,
+        id: Option<Id>,
+    },
     /// UPDATE or DELETE where the row is.
-    Change { statement: Template, key: usize },
+    Change {
+        statement: Template,
+        key: usize,
+    },
     /// UPDATE if the key stays as it is, otherwise DELETE and INSERT.
-    Move { update: Template, delete: Template, insert: Template, old: usize, new: usize, key_is_id: bool },
+    Move {
+        update: Template,
+        delete: Template,
+        insert: Template,
+        old: usize,
+        new: usize,
+        key_is_id: bool,
+    },
 }
 
 /// An id that Pleat may have to give.
@@ -95,6 +110,21 @@ pub struct KeyedWrite {
     pub counted: bool,
 }
 
+/// Rows leave their old keys before any row arrives at one, so that rows can exchange their keys. (SQLite goes row by row:
+/// whether it meets a duplicate on its way depends on the order in which it visits the rows.)
+#[derive(Default)]
+struct Phases {
+    leave: Vec<KeyedWrite>,
+    stay: Vec<KeyedWrite>,
+    arrive: Vec<KeyedWrite>,
+}
+
+impl Phases {
+    fn in_order(self) -> Vec<KeyedWrite> {
+        [self.leave, self.stay, self.arrive].concat()
+    }
+}
+
 impl ComputedPlan {
     pub fn bind(&self, values: &[Value], partition_count: u32) -> ComputedWrite {
         let recipe = self.0.clone();
@@ -117,33 +147,31 @@ impl ComputedWrite {
     }
 
     /// How many ids these rows want, as [`WritePlan::ids_wanted`](super::WritePlan::ids_wanted).
-    pub fn ids_wanted(&self, rows: &[Vec<Value>]) -> Option<IdsWanted> {
-        let Step::Insert { id: Some(id), .. } = &self.recipe.step else { return None };
+    pub fn ids_wanted(&self, rows: &[Vec<Value>]) -> Result<Option<IdsWanted>, SqlError> {
+        check_count(rows)?;
+        let Step::Insert { id: Some(id), .. } = &self.recipe.step else { return Ok(None) };
         let count = rows.iter().filter(|row| *id.said(row) == Value::Null).count() as u64;
-        (count > 0).then(|| IdsWanted { table: self.recipe.table, name: self.recipe.name.clone(), count })
+        Ok((count > 0).then(|| IdsWanted { table: self.recipe.table, name: self.recipe.name.clone(), count }))
     }
 
     /// The largest id that these rows bring, as [`WritePlan::ids_given`](super::WritePlan::ids_given).
-    pub fn ids_given(&self, rows: &[Vec<Value>]) -> Option<IdsGiven> {
+    pub fn ids_given(&self, rows: &[Vec<Value>]) -> Result<Option<IdsGiven>, SqlError> {
+        check_count(rows)?;
         let given = |row: &Vec<Value>| match &self.recipe.step {
             Step::Insert { id: Some(id), .. } => id_of(id.said(row)),
             Step::Move { new, key_is_id: true, .. } => id_of(row.get(*new)?),
             _ => None,
         };
-        let max = rows.iter().filter_map(given).max()?;
-        Some(IdsGiven { table: self.recipe.table, name: self.recipe.name.clone(), max })
+        let max = rows.iter().filter_map(given).max();
+        Ok(max.map(|max| IdsGiven { table: self.recipe.table, name: self.recipe.name.clone(), max }))
     }
 
     /// The statements that write the rows that were read, in order.
     pub fn statements(&self, rows: &[Vec<Value>], ids: &Ids) -> Result<Vec<KeyedWrite>, SqlError> {
-        if rows.len() > COMPUTED_ROWS_MAX {
-            let message = format!("a write that reads first can write {COMPUTED_ROWS_MAX} rows; this one has more");
-            return Err(SqlError::new(Code::TooLong, message)
-                .hint("write fewer rows at a time: narrow the WHERE, or name shard keys"));
-        }
+        check_count(rows)?;
         let mut giver = Giver::new(ids);
         let mut seen = BTreeSet::new();
-        let mut found = Vec::with_capacity(rows.len());
+        let mut found = Phases::default();
         for (at, row) in rows.iter().enumerate() {
             let identity = row.get(..self.recipe.identity).unwrap_or_default();
             if identity.contains(&Value::Null) {
@@ -159,31 +187,26 @@ impl ComputedWrite {
             }
             self.write(at, row, &mut giver, &mut found)?;
         }
+        let mut found = found.in_order();
         if found.is_empty() {
             found.extend(self.recipe.nothing.as_ref().map(|nothing| self.keyed(BTreeSet::new(), nothing, &[], true)));
         }
         Ok(found)
     }
 
-    fn write(
-        &self,
-        at: usize,
-        row: &[Value],
-        giver: &mut Giver,
-        found: &mut Vec<KeyedWrite>,
-    ) -> Result<(), SqlError> {
+    fn write(&self, at: usize, row: &[Value], giver: &mut Giver, found: &mut Phases) -> Result<(), SqlError> {
         match &self.recipe.step {
             Step::Change { statement, key } => {
                 let unit = self.unit(at, row, *key)?;
-                found.push(self.keyed(unit, statement, row, true));
+                found.stay.push(self.keyed(unit, statement, row, true));
             }
             Step::Move { update, delete, insert, old, new, .. } => {
                 let to = self.unit(at, row, *new)?;
                 if row.get(*old) == row.get(*new) {
-                    found.push(self.keyed(to, update, row, true));
+                    found.stay.push(self.keyed(to, update, row, true));
                 } else {
-                    found.push(self.keyed(self.unit(at, row, *old)?, delete, row, false));
-                    found.push(self.keyed(to, insert, row, true));
+                    found.leave.push(self.keyed(self.unit(at, row, *old)?, delete, row, false));
+                    found.arrive.push(self.keyed(to, insert, row, true));
                 }
             }
             Step::Insert { statement, width, key, id } => {
@@ -195,7 +218,7 @@ impl ComputedWrite {
                 if let Some(id) = id {
                     id.fill(&mut row, &self.recipe, giver)?;
                 }
-                found.push(self.keyed(self.unit(at, &row, *key)?, statement, &row, true));
+                found.arrive.push(self.keyed(self.unit(at, &row, *key)?, statement, &row, true));
             }
         }
         Ok(())
@@ -222,6 +245,14 @@ impl ComputedWrite {
         };
         templates.into_iter().map(|template| &*template.sql).collect()
     }
+}
+
+fn check_count(rows: &[Vec<Value>]) -> Result<(), SqlError> {
+    if rows.len() <= COMPUTED_ROWS_MAX {
+        return Ok(());
+    }
+    let message = format!("a write that reads first can write {COMPUTED_ROWS_MAX} rows; this one has more");
+    Err(SqlError::new(Code::TooLong, message).hint("write fewer rows at a time: narrow the WHERE, or name shard keys"))
 }
 
 impl Id {

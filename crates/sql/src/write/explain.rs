@@ -26,7 +26,12 @@ impl WritePlan {
                 return self.explain_spread(params, partition_count, &ids);
             }
         };
-        explanation.reason = ids_text(&wanted);
+        let several =
+            matches!(&route.target, WriteTarget::Units(units) if units.partitions.len() + units.singles.len() > 1);
+        explanation.reason = match several {
+            true => self.explain_spread(params, partition_count, &ids).ok().map(|spread| if_several(&spread)),
+            false => ids_text(&wanted),
+        };
         Ok(route.statements.iter().fold(explanation, |explanation, statement| explanation.statement(&statement.sql)))
     }
 
@@ -81,6 +86,12 @@ fn step(explanation: &mut Explanation, what: &str, shards: String, sql: &str) {
 fn owners(partitions: &BTreeSet<PartitionId>) -> String {
     let units = Units { partitions: partitions.clone(), ..Units::default() };
     if partitions.is_empty() { units_text(&units) } else { format!("owners of {}", units_text(&units)) }
+}
+
+/// What happens if the units turn out to be on several shards.
+fn if_several(spread: &Explanation) -> String {
+    let steps: Vec<&str> = spread.fetches.iter().map(|step| step.table.as_str()).collect();
+    format!("one shard owns all of these, or else it is a spread write: {}", steps.join(", "))
 }
 
 fn ids_text(wanted: &[IdsWanted]) -> Option<String> {

@@ -200,12 +200,7 @@ impl BulkIds {
     }
 
     /// Gives the rows without an id `first`, `first + 1` and so on. Adds the column if it is not there.
-    pub fn fill<'r>(
-        &self,
-        columns: &mut Vec<String>,
-        rows: impl IntoIterator<Item = &'r mut Vec<Value>>,
-        first: i64,
-    ) {
+    pub fn fill<'r>(&self, columns: &mut Vec<String>, rows: impl IntoIterator<Item = &'r mut Vec<Value>>, first: i64) {
         let place = self.place.unwrap_or(columns.len());
         if self.place.is_none() {
             columns.push(self.column.clone());

@@ -6,9 +6,9 @@ use sqlparser::ast::{
 };
 
 use super::change::{check_reference, refuse_key_change, refuse_rollback, returning, rowid_refused};
-use super::recipe::read_rows;
 use super::compose::Snippet;
 use super::ids::{RowIds, id_column, may_be_given};
+use super::recipe::read_rows;
 use super::rows::{KeyColumn, RowsPlan, Text};
 use super::same::{SamePlan, selected};
 use super::statement::{Draft, Found, SpreadPlan, late_reads, single_unit};
@@ -88,12 +88,7 @@ fn written_columns(table: &Table) -> Vec<String> {
     table.columns.iter().filter(|column| !column.generated).map(|column| column.name.to_ascii_lowercase()).collect()
 }
 
-fn source<'q>(
-    draft: &mut Draft,
-    insert: &'q Insert,
-    columns: &[String],
-    scope: usize,
-) -> Result<Source<'q>, SqlError> {
+fn source<'q>(draft: &mut Draft, insert: &'q Insert, columns: &[String], scope: usize) -> Result<Source<'q>, SqlError> {
     let defaults = draft.analysis.tokens.is(draft.shape.source.0, "DEFAULT");
     let Some(query) = insert.source.as_deref().filter(|_| !defaults) else { return Ok(Source::Rows(vec![&[]])) };
     match &*query.body {
@@ -164,7 +159,7 @@ impl<'a> Target<'a> {
     /// Whether ON CONFLICT and RETURNING read nothing but reference tables.
     fn check_late(&self, draft: &Draft) -> Result<(), SqlError> {
         match draft.only_references(self.late..draft.analysis.occurrences.len()) {
-            true => draft.refuse_past(),
+            true => Ok(()),
             false => Err(late_reads(self.table, "ON CONFLICT or RETURNING")),
         }
     }
@@ -199,8 +194,7 @@ impl<'a> Target<'a> {
                     return Ok(self.found(None, spread, true));
                 };
                 let own = draft.only_references(0..self.late);
-                let spread =
-                    if own { self.check_late(draft).map(|()| SpreadPlan::Rows) } else { self.computed(draft) };
+                let spread = if own { self.check_late(draft).map(|()| SpreadPlan::Rows) } else { self.computed(draft) };
                 Ok(self.found(Some(plan), spread, false))
             }
         }
@@ -222,7 +216,9 @@ impl<'a> Target<'a> {
         let id_place = ids.as_ref().and_then(|ids| self.place(&ids.column)).filter(|_| !defaults);
         let spans = if defaults { Vec::new() } else { draft.shape.rows(tokens) };
         let items: Vec<Vec<_>> = spans.into_iter().map(|row| crate::clauses::list(tokens, row)).collect();
-        if !defaults && (items.len() != rows.len() || items.iter().zip(rows).any(|(items, row)| items.len() != row.len())) {
+        if !defaults
+            && (items.len() != rows.len() || items.iter().zip(rows).any(|(items, row)| items.len() != row.len()))
+        {
             return None;
         }
         let text = |at: usize| {
@@ -251,7 +247,8 @@ impl<'a> Target<'a> {
         let end = shape.columns.map_or(shape.source.0, |columns| columns.0 - 1);
         let mut before = Snippet::of(tokens, slots, (shape.span.0, end));
         let columns = if defaults { &[] } else { self.columns.as_slice() };
-        let columns: Vec<String> = std::iter::once(added).chain(columns.iter().map(String::as_str)).map(quote).collect();
+        let columns: Vec<String> =
+            std::iter::once(added).chain(columns.iter().map(String::as_str)).map(quote).collect();
         before.push(&format!("({})", columns.join(", ")));
         before
     }
@@ -293,7 +290,9 @@ impl<'a> Target<'a> {
         let must_spread = id_column(self.table).is_some();
         let inserted = place.map_or(Inserted::Unknown, |place| selected_key(draft, &query.body, place, key_type));
         let same = match (&inserted, &*query.body) {
-            (Inserted::From(driver), SetExpr::Select(select)) if !must_spread => self.same(draft, query, select, *driver),
+            (Inserted::From(driver), SetExpr::Select(select)) if !must_spread => {
+                self.same(draft, query, select, *driver)
+            }
             _ => None,
         };
         let keys = match inserted {

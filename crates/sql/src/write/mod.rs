@@ -35,7 +35,8 @@
 //! # Where it differs from one SQLite database
 //!
 //! All or nothing: `OR FAIL` undoes the rows before the failure too. Which of several matching rows an `UPDATE … FROM` takes, and in which
-//! order rows are visited (which decides whether `SET id = id + 1` meets a duplicate on its way), is open in SQLite as well.
+//! order rows are visited (which decides whether `SET id = id + 1` meets a duplicate on its way), is open in SQLite as well. Where
+//! shard keys change, uniqueness holds at the end of the statement, as standard SQL has it: rows may exchange their keys.
 
 mod change;
 mod compose;
@@ -213,7 +214,10 @@ impl WritePlan {
     fn values(&self, params: &Params, ids: &Ids) -> Result<Vec<Value>, SqlError> {
         let mut values = self.slots.bind(params)?;
         let mut giver = Giver::new(ids);
-        self.statements.iter().filter_map(WriteStatement::ids).try_for_each(|rows| rows.fill(&mut values, &mut giver))?;
+        self.statements
+            .iter()
+            .filter_map(WriteStatement::ids)
+            .try_for_each(|rows| rows.fill(&mut values, &mut giver))?;
         Ok(values)
     }
 
@@ -236,4 +240,3 @@ impl WritePlan {
         })
     }
 }
-

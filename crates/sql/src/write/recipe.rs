@@ -66,7 +66,11 @@ impl Layout {
     fn filter(&self, composer: &mut Composer) {
         composer.text("WHERE");
         for (at, column) in self.identity.iter().enumerate() {
-            composer.text(if at > 0 { "AND" } else { "" }).text(&quote(column)).text("=").slot(self.slot(column, false));
+            composer
+                .text(if at > 0 { "AND" } else { "" })
+                .text(&quote(column))
+                .text("=")
+                .slot(self.slot(column, false));
         }
     }
 
@@ -286,7 +290,8 @@ fn delete(draft: &Draft, table: &Table, layout: &Layout, returning: bool) -> Tem
 /// The whole new row, as the UPDATE would leave it.
 fn insert(draft: &Draft, table: &Table, layout: &Layout) -> Template {
     let mut statement = Composer::default();
-    let abort = if draft.analysis.tokens.is(draft.shape.verb + 1, "OR") { "INSERT OR ABORT INTO" } else { "INSERT INTO" };
+    let abort =
+        if draft.analysis.tokens.is(draft.shape.verb + 1, "OR") { "INSERT OR ABORT INTO" } else { "INSERT INTO" };
     statement.text(abort).text(&quote(&table.name)).text("(").list(&layout.values, |composer, column| {
         composer.text(&quote(column));
     });

@@ -27,8 +27,9 @@ pub(super) struct SetValue {
 pub(super) fn set_values(draft: &Draft, table: &Table, update: &Update) -> Result<Vec<SetValue>, SqlError> {
     let spans = draft.shape.assignments(draft.analysis.tokens);
     if spans.len() != update.assignments.len() {
-        return Err(SqlError::unsupported("this SET could not be cut into its assignments")
-            .hint("set one column at a time"));
+        return Err(
+            SqlError::unsupported("this SET could not be cut into its assignments").hint("set one column at a time")
+        );
     }
     let mut found: Vec<SetValue> = Vec::new();
     for (assignment, (_, span)) in update.assignments.iter().zip(spans) {
@@ -105,10 +106,11 @@ pub(super) fn refuse_self_reference(draft: &Draft, table: &Table, value: &Expr) 
     parts(value)?.into_iter().try_for_each(|part| match part {
         Part::Expr(inner) => refuse_self_reference(draft, table, inner),
         Part::Query(query) if !sees_changes(draft, table, query) => Ok(()),
-        Part::Query(_) => {
-            Err(SqlError::unsupported(format!("SET reads {} row by row while it changes, over several shards", table.name))
-                .hint("compute the values in UPDATE … FROM (SELECT …), which reads everything first"))
-        }
+        Part::Query(_) => Err(SqlError::unsupported(format!(
+            "SET reads {} row by row while it changes, over several shards",
+            table.name
+        ))
+        .hint("compute the values in UPDATE … FROM (SELECT …), which reads everything first")),
     })
 }
 

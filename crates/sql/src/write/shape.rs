@@ -63,7 +63,8 @@ fn outermost<'t>(tokens: &'t Tokens, span: Span) -> impl Iterator<Item = usize> 
 impl Shape {
     /// The shape of the write in `span`, which has been parsed.
     pub fn of(tokens: &Tokens, span: Span) -> Result<Shape, SqlError> {
-        let lost = || SqlError::syntax("an INSERT, UPDATE or DELETE was expected").at(tokens.text, tokens.offset(span.0));
+        let lost =
+            || SqlError::syntax("an INSERT, UPDATE or DELETE was expected").at(tokens.text, tokens.offset(span.0));
         let verb = verb(tokens, span).ok_or_else(lost)?;
         let mut shape = Shape { span, verb, upsert: (span.1, span.1), returning: (span.1, span.1), ..Shape::default() };
         let found = if tokens.is(verb, "UPDATE") {
@@ -116,7 +117,8 @@ impl Shape {
         let start = outermost(tokens, (after_name, self.span.1)).find(|index| starts(*index))?;
         let open = outermost(tokens, (after_name, start)).find(|index| tokens.is_symbol(*index, "("));
         self.columns = open.map(|open| (open + 1, tokens.closing(open)));
-        self.returning = clause(tokens, (start, self.span.1), "RETURNING").map_or(self.returning, |at| (at, self.span.1));
+        self.returning =
+            clause(tokens, (start, self.span.1), "RETURNING").map_or(self.returning, |at| (at, self.span.1));
         let upsert = outermost(tokens, (start, self.returning.0)).find(|index| is_upsert(tokens, *index));
         self.upsert = (upsert.unwrap_or(self.returning.0), self.returning.0);
         self.source = (start, self.upsert.0);
@@ -132,7 +134,10 @@ impl Shape {
 
     /// The rows of `VALUES`, each inside its parentheses.
     pub fn rows(&self, tokens: &Tokens) -> Vec<Span> {
-        list(tokens, (self.source.0 + 1, self.source.1)).into_iter().map(|row| (row.0 + 1, row.1.saturating_sub(1))).collect()
+        list(tokens, (self.source.0 + 1, self.source.1))
+            .into_iter()
+            .map(|row| (row.0 + 1, row.1.saturating_sub(1)))
+            .collect()
     }
 
     /// The assignments of SET: the columns' span, and the value's.

@@ -84,7 +84,8 @@ pub(super) fn plan(analysis: Analysis, span: Span, alone: bool, id_base: usize) 
     let found = match &ast {
         Ast::Insert(insert) => {
             let others = more.iter().filter_map(|ast| if let Ast::Insert(insert) = ast { Some(insert) } else { None });
-            let upserts: Vec<_> = std::iter::once(insert).chain(others).filter_map(|insert| insert.on.as_ref()).collect();
+            let upserts: Vec<_> =
+                std::iter::once(insert).chain(others).filter_map(|insert| insert.on.as_ref()).collect();
             insert::read(&mut draft, insert, &upserts)?
         }
         Ast::Update(update) => change::read_update(&mut draft, update)?,
@@ -119,7 +120,7 @@ impl<'a> Draft<'a> {
             reads,
             mentions,
             rows: found.rows,
-            spread: found.spread,
+            spread: self.refuse_past().and(found.spread),
             must_spread: found.must_spread,
         }
     }
@@ -146,7 +147,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Functions of the connection's own past, which is another one on each shard.
-    pub fn refuse_past(&self) -> Result<(), SqlError> {
+    fn refuse_past(&self) -> Result<(), SqlError> {
         let tokens = self.analysis.tokens;
         let asks = |index: &usize| {
             let past = ["changes", "total_changes", "last_insert_rowid"].iter().any(|name| tokens.is(*index, name));
@@ -154,9 +155,11 @@ impl<'a> Draft<'a> {
         };
         match (self.shape.span.0..self.shape.span.1).find(asks) {
             None => Ok(()),
-            Some(index) => Err(SqlError::unsupported(format!("{}() in a write over several shards", tokens.str(index)))
-                .hint("read the value first (RETURNING gives ids), and send it as a parameter")
-                .at(tokens.text, tokens.offset(index))),
+            Some(index) => {
+                Err(SqlError::unsupported(format!("{}() in a write over several shards", tokens.str(index)))
+                    .hint("read the value first (RETURNING gives ids), and send it as a parameter")
+                    .at(tokens.text, tokens.offset(index)))
+            }
         }
     }
 }

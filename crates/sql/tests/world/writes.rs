@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pleat_cluster::{PartitionId, TableKind, Value};
+use pleat_cluster::{PartitionId, Table, TableId, TableKind, Value};
 use pleat_sql::{
     Bound, ComputedWrite, Ids, IdsGiven, IdsWanted, Params, Route, SpreadWrite, SqlError, Statement, WritePlan,
     WriteTarget,
 };
 use rusqlite::Connection;
 
-use super::{Answer, Failure, PARTITIONS, World, normalize, run, same};
+use super::{Answer, Failure, PARTITIONS, World, describe, normalize, run, same};
 
 /// What one statement did: how many rows, and what RETURNING gave.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -71,7 +71,12 @@ impl World {
         // The plan's text of each statement has the parameters of each.
         let mut effects = Vec::new();
         let mut at = 0;
-        for statement in pleat_sql::split_script(sql).map_err(|error| error.to_string())? {
+        let statements = pleat_sql::split_script(sql).map_err(|error| error.to_string())?;
+        if let [statement] = statements.as_slice() {
+            let bound = Bound { sql: (*statement).into(), params: values.to_vec() };
+            return Ok(vec![effect(&self.whole, &bound)?]);
+        }
+        for statement in statements {
             let wanted = statement.matches('?').count();
             let params = values.get(at..at + wanted).unwrap_or_default().to_vec();
             at += wanted;
@@ -88,7 +93,8 @@ impl World {
         let route = plan.route(&params, PARTITIONS, &ids).map_err(Failure::Refused)?;
         if let Some(shards) = self.one_place(&route.target) {
             self.count("one place");
-            let on = |shard: &usize, statement: &Bound| effect(&self.shards[*shard], statement).map_err(Failure::Sqlite);
+            let on =
+                |shard: &usize, statement: &Bound| effect(&self.shards[*shard], statement).map_err(Failure::Sqlite);
             return route
                 .statements
                 .iter()
@@ -173,9 +179,9 @@ impl World {
 
     fn write_rows(&self, write: &ComputedWrite, read: &Answer, total: &mut Effect) -> Result<(), Failure> {
         let (wanted, given) = (write.ids_wanted(&read.rows), write.ids_given(&read.rows));
-        let as_slice = |wanted: &Option<IdsWanted>| wanted.iter().cloned().collect::<Vec<_>>();
-        let given: Vec<IdsGiven> = given.into_iter().collect();
-        let ids = Counters(self).give(&as_slice(&wanted), &given);
+        let wanted: Vec<IdsWanted> = wanted.map_err(Failure::Refused)?.into_iter().collect();
+        let given: Vec<IdsGiven> = given.map_err(Failure::Refused)?.into_iter().collect();
+        let ids = Counters(self).give(&wanted, &given);
         for keyed in write.statements(&read.rows, &ids).map_err(Failure::Refused)? {
             let shard = keyed.units.first().map_or(2, |unit| self.owner_of_unit(*unit));
             let effect = self.effect_on(shard, &keyed.statement)?;
@@ -213,7 +219,8 @@ impl World {
                 TableKind::Single { .. } => vec![rows(&self.shards[0], "")],
                 TableKind::Sharded { key, .. } => {
                     let filter = format!("WHERE pleat_owned({key})");
-                    let foreign = |shard: &&Connection| !rows(shard, &format!("WHERE NOT pleat_owned({key})")).is_empty();
+                    let foreign =
+                        |shard: &&Connection| !rows(shard, &format!("WHERE NOT pleat_owned({key})")).is_empty();
                     if !self.foreign_rows && self.shards.iter().any(|shard| foreign(&shard)) {
                         return Err(format!("{name} has rows on shards that don't own them"));
                     }
@@ -232,6 +239,14 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Makes a table of this kind, which `CREATE TABLE` itself might refuse.
+    pub fn declare(&mut self, sql: &str, name: &str, kind: TableKind) {
+        self.each_database(|database| database.execute_batch(sql).unwrap());
+        let id = TableId(u32::try_from(self.tables.len()).unwrap() + 1);
+        let table = Table { id, kind, ..describe(&self.whole, name).unwrap() };
+        self.tables.insert(name.to_owned(), table);
     }
 
     /// Copies every row of `table` to the shard after its own, as if a move had left it there.
