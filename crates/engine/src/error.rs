@@ -33,6 +33,9 @@ pub enum EngineError {
     /// More changes are left than a verification may carry.
     #[error("more changes are left to apply than one answer carries ({limit} rows, {VERIFY_DELTA_BYTES_MAX} bytes)")]
     DeltaTooLarge { limit: usize },
+    /// The interactive transaction was rolled back: what it has read has changed, or an entry had to be applied.
+    #[error("the transaction was rolled back: another write came between what it has read and what it wrote")]
+    TxnConflict,
     /// The receiver of the rows does not want any more.
     #[error("the reader went away")]
     Cancelled,
@@ -52,6 +55,7 @@ impl EngineError {
             EngineError::Memory { .. } => "53200",
             EngineError::Busy { .. } => "53300",
             EngineError::SnapshotGone { .. } | EngineError::DeltaTooLarge { .. } => "55000",
+            EngineError::TxnConflict => "40001",
             EngineError::Storage(_) => "58000",
         }
     }
@@ -69,6 +73,7 @@ impl EngineError {
             EngineError::Busy { .. } => "try again in a moment".to_owned(),
             EngineError::SnapshotGone { .. } => "open the snapshot again".to_owned(),
             EngineError::DeltaTooLarge { .. } => "catch up first, then verify".to_owned(),
+            EngineError::TxnConflict => "begin the transaction again".to_owned(),
             EngineError::Cancelled => return None,
             EngineError::Storage(_) => "look at the node's log and its disk".to_owned(),
         })
@@ -84,6 +89,7 @@ impl EngineError {
             | EngineError::Rows { .. }
             | EngineError::Bytes { .. }
             | EngineError::Memory { .. }
+            | EngineError::TxnConflict
             | EngineError::Cancelled
             | EngineError::Storage(_) => false,
         }

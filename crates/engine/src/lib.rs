@@ -22,7 +22,10 @@
 //! [`Readers`] serves everything that doesn't write, on read-only connections to the same file, so reading
 //! never holds the writer up: queries, the sources of a move, and measurements.
 //!
-//! Both hold the shard to what it owns. Each write and read names the units that it was routed by; the shard's
+//! [`LocalTxn`] is an interactive transaction while it is open: a SQLite transaction that is rolled back in the end,
+//! when what it did is proposed as one entry.
+//!
+//! All hold the shard to what it owns. Each write and read names the units that it was routed by; the shard's
 //! own table of what it owns *at that position in the log* decides, whatever the router believed.
 //!
 //! # What is not here
@@ -55,6 +58,7 @@ pub use request::{
     Chunk, ColumnInfo, OwnershipCheck, PreparedTxn, Query, ReadLimits, ReadRequest, ShardStats, TxnsSeen,
 };
 pub use sqlite::finisher::{Finisher, FinisherLimits};
+pub use sqlite::local::{LocalTxn, Script};
 pub use sqlite::readers::Readers;
 pub use sqlite::scratch::{Scratch, validate_ddl};
 pub use sqlite::store::{Copier, Store, StoreConfig};

@@ -55,6 +55,11 @@ pub const COMMITTED_KEPT_MAX: i64 = 100_000;
 /// The newest of them, which a read's head names.
 pub const COMMITTED_NAMED_MAX: i64 = 1_000;
 
+/// Bytes of the statements of one interactive transaction: they have to fit into one entry of the log.
+pub const TXN_SCRIPT_BYTES_MAX: usize = 6 << 20;
+/// Savepoints that one interactive transaction has at a time.
+pub const TXN_SAVEPOINTS_MAX: usize = 1_000;
+
 /// Schema changes whose ids are remembered, so that repeating one does nothing.
 pub const SCHEMA_CHANGES_REMEMBERED: i64 = 1_000;
 

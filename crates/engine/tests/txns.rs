@@ -255,15 +255,21 @@ fn the_filtered_text_runs_while_foreign_rows_are_here() {
 
 /// A log with transactions that stay prepared across everything that can happen to a replica.
 fn log() -> Vec<Vec<u8>> {
-    let table =
-        validate_ddl(&Default::default(), &[DICE.to_owned()], "dice", &sharded("k", KeyType::Integer)).unwrap().unwrap();
+    let table = validate_ddl(&Default::default(), &[DICE.to_owned()], "dice", &sharded("k", KeyType::Integer))
+        .unwrap()
+        .unwrap();
     let mut actions = vec![Action::Own { units: all_units(), ownership: 1 }, ddl(1, &[DICE], table)];
-    for round in 0..6u32 {
+    for round in 0..3u32 {
         let txn = TxnId(u128::from(round) + 10);
         let sql = format!("UPDATE dice SET r = random() WHERE k = {round}");
         actions.extend([
             write(ROLL, vec![]),
-            prepare_keyed(txn, &[ROLL, &sql, "DELETE FROM dice WHERE k % 5 = 0 RETURNING *"], None, Some(&format!("k{round}"))),
+            prepare_keyed(
+                txn,
+                &[ROLL, &sql, "DELETE FROM dice WHERE k % 5 = 0 RETURNING *"],
+                None,
+                Some(&format!("k{round}")),
+            ),
             write(ROLL, vec![]),
             prepare(txn, &[ROLL]),
             Action::Digest,

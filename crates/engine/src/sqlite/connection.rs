@@ -27,6 +27,8 @@ pub(crate) struct Db {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Writer,
+    /// For an interactive transaction: it writes, and never commits.
+    Local,
     Reader,
     Memory,
 }
@@ -36,6 +38,7 @@ pub(crate) fn open(path: &Path, role: Role, partition_count: u32) -> rusqlite::R
     clock::register().map_err(rusqlite::Error::InvalidParameterName)?;
     let flags = match role {
         Role::Writer => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
+        Role::Local => OpenFlags::SQLITE_OPEN_READ_WRITE,
         Role::Reader => OpenFlags::SQLITE_OPEN_READ_ONLY,
         Role::Memory => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_MEMORY,
     };
@@ -65,8 +68,8 @@ fn configure(conn: &Connection, role: Role) -> rusqlite::Result<()> {
     // Plans depend on the schema and its statistics alone, never on the values of parameters, so that a cached
     // statement and a fresh one do the same.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, role == Role::Writer)?;
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, role == Role::Reader)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, matches!(role, Role::Writer | Role::Local))?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, matches!(role, Role::Reader | Role::Local))?;
     conn.set_limit(Limit::SQLITE_LIMIT_LENGTH, limits::INTERNAL_VALUE_BYTES_MAX as i32)?;
     conn.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, limits::STATEMENT_BYTES_MAX as i32)?;
     conn.set_limit(Limit::SQLITE_LIMIT_EXPR_DEPTH, limits::EXPRESSION_DEPTH_MAX as i32)?;
@@ -83,6 +86,9 @@ fn configure(conn: &Connection, role: Role) -> rusqlite::Result<()> {
             limits::WAL_PAGES_CHECKPOINT,
             limits::WAL_BYTES_KEPT_MAX
         ))?;
+    }
+    if role == Role::Local {
+        conn.execute_batch("PRAGMA wal_autocheckpoint = 0")?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod failure;
 pub(crate) mod finisher;
 mod idempotency;
 mod import;
+pub(crate) mod local;
 mod move_read;
 mod move_step;
 mod placement;

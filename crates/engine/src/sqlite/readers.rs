@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::authorize::Mode;
 use super::connection::{self, Db, Role};
 use super::failure::storage;
+use super::local::Gate;
 use super::move_read::Snapshots;
 use super::placement::Placement;
 use super::reading::{self, Run};
@@ -24,7 +25,9 @@ use super::session::Budget;
 use super::stats::Measured;
 use super::store::StoreConfig;
 use super::txn;
-use crate::{Chunk, Engine, EngineError, EngineKind, MoveChunk, MoveRead, PreparedTxn, ReadRequest, ShardStats, UnitSet};
+use crate::{
+    Chunk, Engine, EngineError, EngineKind, MoveChunk, MoveRead, PreparedTxn, ReadRequest, ShardStats, UnitSet,
+};
 
 // A connection keeps compiled statements by their text, and those that Pleat compiled may do what a user's may not.
 // The comment keeps the texts apart: users' texts that name anything of Pleat's are refused.
@@ -40,11 +43,12 @@ pub(crate) struct Shared {
     /// Rises when the file is replaced; connections to the old one are not used again.
     file: AtomicU64,
     /// Held while the file is being replaced.
-    gate: RwLock<()>,
+    gate_of_files: RwLock<()>,
     pub(crate) snapshots: Snapshots,
     pub(crate) measured: Mutex<Measured>,
     /// The transaction that is prepared, after the last batch.
     pub(crate) deciding: watch::Sender<Option<TxnId>>,
+    pub(crate) gate: Gate,
 }
 
 #[derive(Default)]
@@ -71,10 +75,11 @@ impl Shared {
             pool: Mutex::default(),
             returned: Condvar::new(),
             file: AtomicU64::new(0),
-            gate: RwLock::new(()),
+            gate_of_files: RwLock::new(()),
             snapshots: Snapshots::default(),
             measured: Mutex::default(),
             deciding: watch::Sender::new(None),
+            gate: Gate::default(),
         }
     }
 
@@ -85,13 +90,13 @@ impl Shared {
 
     /// Opens a connection to read from, outside the pool.
     pub(crate) fn open_reader(&self) -> anyhow::Result<Db> {
-        let _open = self.gate.read();
+        let _open = self.gate_of_files.read();
         Ok(connection::open(&self.path, Role::Reader, self.config.partition_count)?)
     }
 
     /// Replaces the file while no connection is being opened.
     pub(crate) fn replace(&self, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let _closed = self.gate.write();
+        let _closed = self.gate_of_files.write();
         self.file.fetch_add(1, Ordering::SeqCst);
         let idle = std::mem::take(&mut self.pool.lock().idle);
         self.pool.lock().open -= idle.len();
@@ -104,15 +109,28 @@ impl Shared {
 
     /// A connection for the pool's callers.
     pub(crate) fn new_reader(&self) -> Result<Reader, EngineError> {
-        let _open = self.gate.read();
+        let _open = self.gate_of_files.read();
         let file = self.file.load(Ordering::SeqCst);
         let db = connection::open(&self.path, Role::Reader, self.config.partition_count).map_err(storage)?;
         Ok(Reader { db, placement: Arc::default(), owned: Arc::default(), placement_version: 0, file })
     }
 
+    /// Opens a connection for an interactive transaction. The second value tells its file.
+    pub(crate) fn open_local(&self) -> Result<(Db, u64), EngineError> {
+        let _open = self.gate_of_files.read();
+        let file = self.file.load(Ordering::SeqCst);
+        let db = connection::open(&self.path, Role::Local, self.config.partition_count).map_err(storage)?;
+        Ok((db, file))
+    }
+
+    /// Whether the file is still the present one.
+    pub(crate) fn is_current_file(&self, file: u64) -> bool {
+        file == self.file.load(Ordering::SeqCst)
+    }
+
     /// Whether a connection is to the present file.
     pub(crate) fn is_current(&self, reader: &Reader) -> bool {
-        reader.file == self.file.load(Ordering::SeqCst)
+        self.is_current_file(reader.file)
     }
 
     /// Waits for a connection until `deadline`.
@@ -280,7 +298,9 @@ impl Readers {
             return Ok(Vec::new());
         }
         let look = |reader: &mut Reader| txn::in_doubt(&reader.db.conn);
-        Self::with_snapshot(&self.shared, |reader| look(reader).map_err(|error| EngineError::Storage(error.to_string())))
+        Self::with_snapshot(&self.shared, |reader| {
+            look(reader).map_err(|error| EngineError::Storage(error.to_string()))
+        })
     }
 
     /// Runs `work` in a snapshot of its own.

@@ -5,6 +5,7 @@
 //! with the code that runs the statement. It is locked for each callback only, never across a step.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -89,6 +90,8 @@ pub(crate) struct Session {
     pub(crate) moving: Arc<UnitSet>,
     /// What `total_changes()` counts from.
     pub(crate) changes_before: i64,
+    /// Set from another thread to end an interactive transaction.
+    pub(crate) stop: Option<Arc<AtomicBool>>,
     seed: u64,
     rng: Option<ChaCha8Rng>,
 }
@@ -107,6 +110,7 @@ impl Session {
             owned: Arc::default(),
             moving: Arc::default(),
             changes_before: 0,
+            stop: None,
             seed: 0,
             rng: None,
         }
@@ -143,6 +147,9 @@ impl Session {
 
     /// Called every so many steps of the virtual machine. `true` stops the statement.
     pub(crate) fn exhausted(&mut self) -> bool {
+        if self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::SeqCst)) {
+            return true;
+        }
         match &mut self.budget {
             Budget::Unlimited => false,
             Budget::Steps(_) if self.compiling => false,

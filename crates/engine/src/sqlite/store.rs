@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
 use pleat_cluster::{Millis, TxnId};
-use rusqlite::config::DbConfig;
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 use super::clock;
 use super::connection::{self, Db, Role};
@@ -128,6 +128,8 @@ impl Store {
     /// Applies encoded [`Proposal`]s in order, in one transaction, and stores `applied` in it. Gives one encoded
     /// [`Outcome`] each. An error means that nothing was applied and that this replica can't go on.
     pub fn apply(&mut self, proposals: &[&[u8]], applied: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
+        let shared = self.shared.clone();
+        let _closed = shared.gate.close();
         let writer = self.writer()?;
         let outcomes = writer.apply(proposals, applied);
         if outcomes.is_err() && !writer.db.conn.is_autocommit() {
@@ -183,6 +185,7 @@ impl Store {
         copy::stage_installation(from, &dir)?;
         let path = self.shared.path.clone();
         let shared = self.shared.clone();
+        let _closed = shared.gate.close();
         shared.replace(|| {
             self.writer = None;
             copy::finish_installation(&dir)?;
@@ -221,7 +224,15 @@ impl Writer {
         let db = connection::open(path, Role::Writer, partition_count)
             .with_context(|| format!("open the database {}", path.display()))?;
         set_up(&db.conn, partition_count)?;
-        let mut writer = Writer {
+        let mut writer = Writer::over(db);
+        writer.stored = (content::log_time(&writer.db.conn)?, content::version(&writer.db.conn)?);
+        writer.reload()?;
+        Ok(writer)
+    }
+
+    /// Over a connection, with nothing known of the database yet.
+    pub(crate) fn over(db: Db) -> Writer {
+        Writer {
             db,
             placement: Arc::default(),
             specs: Specs::new(),
@@ -232,14 +243,11 @@ impl Writer {
             version: 0,
             prepared: None,
             stored: (0, 0),
-        };
-        writer.stored = (content::log_time(&writer.db.conn)?, content::version(&writer.db.conn)?);
-        writer.reload()?;
-        Ok(writer)
+        }
     }
 
     /// Reads anew what is kept in memory.
-    fn reload(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn reload(&mut self) -> anyhow::Result<()> {
         self.placement = Placement::load(&self.db.conn)?.1;
         self.tell_session();
         self.prepared = txn::prepared(&self.db.conn)?;
@@ -432,7 +440,7 @@ impl Writer {
     }
 
     /// The comment in these texts keeps users' statements from being taken for them in the statement cache.
-    fn control(&self, sql: &str) -> rusqlite::Result<()> {
+    pub(crate) fn control(&self, sql: &str) -> rusqlite::Result<()> {
         self.db.conn.prepare_cached(sql)?.execute([])?;
         Ok(())
     }

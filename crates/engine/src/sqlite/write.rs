@@ -101,7 +101,7 @@ impl Writer {
     /// Runs all statements, or stops at the first failure.
     pub(crate) fn run_all(&mut self, statements: &[Statement], scope: Scope<'_>) -> Applied<Vec<StatementResult>> {
         self.set_scope(scope);
-        let mut left = ResultBudget { rows: WRITE_RESULT_ROWS_MAX, bytes: WRITE_RESULT_BYTES_MAX };
+        let mut left = ResultBudget::of_a_write();
         let results: Applied<Vec<_>> =
             statements.iter().enumerate().map(|(index, one)| self.run(index, one, scope, &mut left)).collect();
         let results = results.and_then(|results| match self.has_dangling_references() {
@@ -139,7 +139,7 @@ impl Writer {
         self.db.conn.set_limit(Limit::SQLITE_LIMIT_LENGTH, bytes as i32).ok();
     }
 
-    fn run(
+    pub(crate) fn run(
         &mut self,
         index: usize,
         statement: &Statement,
@@ -193,6 +193,13 @@ impl Writer {
         };
         self.db.session.lock().changes_before = total - total_changes;
         Ok(())
+    }
+
+    /// What `last_insert_rowid()` and `total_changes()` say.
+    pub(crate) fn counters(&self) -> (i64, i64) {
+        // SAFETY: the handle is open and used on this thread only.
+        let total = unsafe { ffi::sqlite3_total_changes64(self.db.conn.handle()) };
+        (self.db.conn.last_insert_rowid(), total - self.db.session.lock().changes_before)
     }
 
     /// Compiles a statement. Only one that comes a second time goes into the cache, so that a stream of distinct
@@ -261,9 +268,16 @@ impl Writer {
     }
 }
 
-struct ResultBudget {
+/// What the statements of one write may still return.
+pub(crate) struct ResultBudget {
     rows: usize,
     bytes: usize,
+}
+
+impl ResultBudget {
+    pub(crate) fn of_a_write() -> Self {
+        Self { rows: WRITE_RESULT_ROWS_MAX, bytes: WRITE_RESULT_BYTES_MAX }
+    }
 }
 
 enum Collect {
@@ -342,7 +356,7 @@ fn too_large(index: usize) -> SqlFailure {
     )
 }
 
-fn dangling(statements: usize) -> SqlFailure {
+pub(crate) fn dangling(statements: usize) -> SqlFailure {
     sqlstate::failure(
         statements.saturating_sub(1),
         ffi::SQLITE_CONSTRAINT_FOREIGNKEY,
