@@ -50,6 +50,11 @@ fn refused_with_what_to_do() {
             "0A000",
             "row by row",
         ),
+        (
+            "WITH u AS (SELECT * FROM t) UPDATE t SET a = (SELECT count(*) FROM u WHERE u.a < t.a)",
+            "0A000",
+            "row by row",
+        ),
         ("UPDATE t SET (a, f) = (SELECT x, y FROM u WHERE u.id = t.id)", "0A000", "a row of values"),
         ("UPDATE t SET (a, f) = (SELECT max(x), y FROM u)", "0A000", "a row of values"),
         ("UPDATE t SET a = changes()", "0A000", "changes()"),
@@ -211,6 +216,7 @@ fn what_the_caller_must_know() {
     let target = |sql| write_plan(&world, sql).unwrap().route(&NONE, PARTITIONS, &Ids::none()).unwrap().target;
     assert!(matches!(target("UPDATE t SET k = 1 WHERE k = 1"), WriteTarget::Spread { .. }), "on one shard too");
     assert!(matches!(target("DELETE FROM t WHERE k = 1"), WriteTarget::Units(_)));
+    assert!(matches!(spread("INSERT INTO u SELECT * FROM u WHERE k > 7"), SpreadWrite::Same { .. }));
     let SpreadWrite::Same { prune, sql_filtered, .. } = spread("DELETE FROM t WHERE k IN (1, 2) AND a OR k = 1") else {
         panic!("each shard deletes its own")
     };

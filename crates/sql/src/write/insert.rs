@@ -322,18 +322,25 @@ enum Inserted {
 fn selected_key(draft: &Draft, body: &SetExpr, place: usize, key_type: KeyType) -> Inserted {
     let analysis = &draft.analysis;
     let SetExpr::Select(select) = body else { return Inserted::Unknown };
-    let plain = |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
-    let item = select.projection.get(place).filter(|_| select.projection[..place].iter().all(plain));
-    let Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else {
-        return Inserted::Unknown;
-    };
-    if let Some(constant) = Constant::of(expr) {
-        return Inserted::Constant(constant);
-    }
     let scope =
         crate::parse::token_of(select.select_token.0.span).and_then(|token| analysis.scope_of_select.get(&token));
+    let plain = |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
+    let item = select.projection.get(place).filter(|_| select.projection[..place].iter().all(plain));
+    let column = match (select.projection.as_slice(), item) {
+        (_, Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. })) => {
+            if let Some(constant) = Constant::of(expr) {
+                return Inserted::Constant(constant);
+            }
+            column_name(bare(expr))
+        }
+        ([SelectItem::Wildcard(_)], _) => scope.and_then(|scope| match analysis.scopes[*scope].sources.as_slice() {
+            [source] => Some((None, source.columns.as_ref()?.get(place)?.clone())),
+            _ => None,
+        }),
+        _ => None,
+    };
     let found = scope
-        .zip(column_name(bare(expr)))
+        .zip(column)
         .map(|(scope, (qualifier, name))| (analysis.resolve(*scope, qualifier.as_deref(), &name), name));
     let is_key = |occurrence: usize, name: &str| {
         let key = analysis.table(occurrence).shard_key();

@@ -121,17 +121,21 @@ fn sees_changes(draft: &Draft, table: &Table, query: &Query) -> bool {
         names.push(last_name(name));
         ControlFlow::Continue(())
     });
-    let tables = &draft.analysis.tables;
-    let mentions = |name: &String| *name == table.name.to_ascii_lowercase() || !tables.contains_key(name);
-    names.iter().any(mentions) && !is_computed_once(table, query, names.len())
+    // Any name may be that of a CTE which reads the table.
+    let tokens = draft.analysis.tokens;
+    let named = |at: usize| tokens.name(at).is_some_and(|name| name.eq_ignore_ascii_case(&table.name));
+    let hidden = draft.shape.with().is_some_and(|with| (with.0..with.1).any(named));
+    let own = table.name.to_ascii_lowercase();
+    let mentioned = names.contains(&own) || (hidden && !names.is_empty());
+    mentioned && !(names == [own] && is_computed_once(table, query))
 }
 
 /// Whether the subquery reads the table alone and uses nothing of the row around it.
-fn is_computed_once(table: &Table, query: &Query, relations: usize) -> bool {
+fn is_computed_once(table: &Table, query: &Query) -> bool {
     let SetExpr::Select(select) = &*query.body else { return false };
     let [from] = select.from.as_slice() else { return false };
     let TableFactor::Table { name, alias, .. } = &from.relation else { return false };
-    if relations != 1 || !from.joins.is_empty() || query.with.is_some() {
+    if !from.joins.is_empty() || query.with.is_some() {
         return false;
     }
     let alias = alias.as_ref().map_or_else(|| last_name(name), |alias| lower(&alias.name));

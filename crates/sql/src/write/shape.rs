@@ -17,6 +17,8 @@ pub(crate) struct Shape {
     pub verb: usize,
     /// From the verb to before the table: `INSERT OR IGNORE INTO`.
     pub head: Span,
+    /// INSERT: `AS x` after the table, with that word. The parser doesn't know it.
+    pub alias: Span,
     /// INSERT: inside the parentheses after the table.
     pub columns: Option<Span>,
     /// INSERT: `VALUES …`, `SELECT …` or `DEFAULT VALUES`, with these words.
@@ -114,8 +116,9 @@ impl Shape {
         let starts = |index: usize| ["VALUES", "SELECT", "WITH", "DEFAULT"].iter().any(|word| tokens.is(index, word));
         // Behind the table's name, which may be any word.
         let after_name = into + 2 + if tokens.is_symbol(into + 2, ".") { 2 } else { 0 };
-        let start = outermost(tokens, (after_name, self.span.1)).find(|index| starts(*index))?;
-        let open = outermost(tokens, (after_name, start)).find(|index| tokens.is_symbol(*index, "("));
+        self.alias = (after_name, after_name + if tokens.is(after_name, "AS") { 2 } else { 0 });
+        let start = outermost(tokens, (self.alias.1, self.span.1)).find(|index| starts(*index))?;
+        let open = outermost(tokens, (self.alias.1, start)).find(|index| tokens.is_symbol(*index, "("));
         self.columns = open.map(|open| (open + 1, tokens.closing(open)));
         self.returning =
             clause(tokens, (start, self.span.1), "RETURNING").map_or(self.returning, |at| (at, self.span.1));
@@ -130,6 +133,14 @@ impl Shape {
         let mut starts: Vec<usize> = outermost(tokens, self.upsert).filter(|index| is_upsert(tokens, *index)).collect();
         starts.push(self.upsert.1);
         starts.windows(2).map(|pair| (pair[0], pair[1])).collect()
+    }
+
+    /// The tokens from the verb to `end` without those that the parser doesn't know.
+    pub fn parsed(&self, end: usize) -> [Span; 2] {
+        match self.alias.1 > self.alias.0 {
+            true => [(self.verb, self.alias.0), (self.alias.1, end)],
+            false => [(self.verb, self.verb), (self.verb, end)],
+        }
     }
 
     /// The rows of `VALUES`, each inside its parentheses.

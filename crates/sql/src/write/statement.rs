@@ -73,12 +73,15 @@ pub(super) fn plan(analysis: Analysis, span: Span, alone: bool, id_base: usize) 
     let shape = Shape::of(analysis.tokens, span)?;
     let upserts = shape.upserts(analysis.tokens);
     let (tokens, slots) = (analysis.tokens, analysis.slots);
-    let ast = match upserts.as_slice() {
-        [] | [_] => parse::statement(tokens, slots, shape.verb, span.1)?,
-        [first, ..] => parse::statement_of(tokens, slots, &[(shape.verb, first.1), shape.returning])?,
+    let parse = |end: usize, rest: Span| {
+        let [head, tail] = shape.parsed(end);
+        parse::statement_of(tokens, slots, &[head, tail, rest])
     };
-    let before = (shape.verb, shape.upsert.0);
-    let more = upserts.iter().skip(1).map(|upsert| parse::statement_of(tokens, slots, &[before, *upsert]));
+    let ast = match upserts.as_slice() {
+        [] | [_] => parse(span.1, (span.1, span.1))?,
+        [first, ..] => parse(first.1, shape.returning)?,
+    };
+    let more = upserts.iter().skip(1).map(|upsert| parse(shape.upsert.0, *upsert));
     let more: Vec<Ast> = more.collect::<Result<_, _>>()?;
     let mut draft = Draft { analysis, shape, id_base };
     let found = match &ast {

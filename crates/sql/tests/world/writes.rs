@@ -36,7 +36,8 @@ impl Counters<'_> {
     /// The ids that SQLite would give next in the whole database.
     fn give(&self, wanted: &[IdsWanted], given: &[IdsGiven]) -> Ids {
         wanted.iter().fold(Ids::none(), |ids, wanted| {
-            let sql = format!("SELECT coalesce(max(id), 0) FROM \"{}\"", wanted.name);
+            let id = &self.0.tables[&wanted.name.to_ascii_lowercase()].primary_key[0];
+            let sql = format!("SELECT coalesce(max(\"{id}\"), 0) FROM \"{}\"", wanted.name);
             let known: i64 = self.0.whole.query_row(&sql, [], |row| row.get(0)).unwrap();
             let given = given.iter().filter(|given| given.table == wanted.table).map(|given| given.max);
             ids.with(wanted.table, given.fold(known, i64::max) + 1)
