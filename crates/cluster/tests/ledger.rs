@@ -60,9 +60,8 @@ fn only_commits_are_forgotten_on_request() {
 #[test]
 fn ids_are_given_once_and_above_those_that_are_taken() {
     let mut ledger = Ledger::default();
-    let mut give = |table, count, at_least| {
-        ledger.apply(&LedgerCommand::AllocateIds { table: TableId(table), count, at_least })
-    };
+    let mut give =
+        |table, count, at_least| ledger.apply(&LedgerCommand::AllocateIds { table: TableId(table), count, at_least });
     let first = |first| Ok(LedgerReply::Ids { first });
     assert_eq!(give(1, 10, None), first(1));
     assert_eq!(give(1, 1, None), first(11));

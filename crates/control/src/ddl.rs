@@ -42,7 +42,7 @@ use pleat_engine::{Action, Outcome, Refusal, SchemaChange};
 use pleat_host::HostError;
 use tokio::time::{Instant, sleep};
 
-use crate::stop::{Stop, took_effect};
+use crate::stop::{Stop, is_deciding, took_effect};
 use crate::work::{EFFECT_LIMIT, Work};
 
 /// The ids under which shards know schema changes, so that each is made once: four for each operation …
@@ -139,14 +139,15 @@ async fn change_shards(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(),
     work.end("change shards", &format!("{} on {}", describe(effect), counted(shards.len(), "shard"))).await
 }
 
-/// One shard's part. A shard that is still cleaning up after a move says so, and is asked again.
+/// One shard's part. A shard that is still cleaning up after a move, or decides a transaction, says so, and is asked
+/// again.
 async fn change_shard(work: &Work, shard: ShardId, action: Action) -> Result<(), Stop> {
     let deadline = Instant::now() + EFFECT_LIMIT;
     loop {
         let outcome = work.cluster().write(shard, action.clone(), EFFECT_LIMIT).await;
         let moving =
             matches!(&outcome, Ok(Outcome::Refused(Refusal::Moving)) | Err(HostError::Refused(Refusal::Moving)));
-        if !moving || Instant::now() >= deadline {
+        if !(moving || is_deciding(&outcome)) || Instant::now() >= deadline {
             return took_effect(outcome?).map(drop);
         }
         sleep(std::time::Duration::from_millis(100)).await;

@@ -69,6 +69,15 @@ pub(crate) fn took_effect(outcome: Outcome) -> Result<Outcome, Stop> {
     }
 }
 
+/// Whether the shard waits for the decision of a transaction over several shards, which comes within seconds: then the
+/// same is to be sent again, whatever it is.
+pub(crate) fn is_deciding(outcome: &Result<Outcome, HostError>) -> bool {
+    matches!(
+        outcome,
+        Ok(Outcome::Refused(Refusal::Prepared { .. })) | Err(HostError::Refused(Refusal::Prepared { .. }))
+    )
+}
+
 /// An answer of another kind than the question asked for: a fault of this version of Pleat.
 pub(crate) fn unexpected(what: &str) -> Stop {
     Stop::Impossible(format!("{what} gave an answer of another kind; run one version of Pleat on all nodes"))

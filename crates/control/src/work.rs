@@ -9,15 +9,17 @@ use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phas
 use pleat_engine::{Action, MoveAction, MoveChunk, MoveRead, MoveState, MoveStep, Outcome};
 use pleat_host::HostError;
 use pleat_provision::Provisioner;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use crate::stop::{Stop, took_effect, unexpected};
+use crate::stop::{Stop, is_deciding, took_effect, unexpected};
 use crate::{Cluster, Settings};
 
 /// How long one command to the catalog may take.
 pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 /// How long one effect on a shard may take, a change of its leader included.
 pub(crate) const EFFECT_LIMIT: Duration = Duration::from_secs(15);
+/// The pause before a shard that decides a transaction is asked again.
+const DECISION_PAUSE: Duration = Duration::from_millis(100);
 /// How long one scan of a shard's rows may take, such as a digest.
 pub(crate) const SCAN_LIMIT: Duration = Duration::from_secs(300);
 /// A running step tells how far it is no more often than this: each time is an entry of the control log.
@@ -210,7 +212,14 @@ impl Work {
 
     /// An effect on a shard.
     pub async fn write(&self, shard: ShardId, action: Action) -> Result<Outcome, Stop> {
-        took_effect(self.cluster().write(shard, action, EFFECT_LIMIT).await?)
+        let deadline = Instant::now() + EFFECT_LIMIT;
+        loop {
+            let outcome = self.cluster().write(shard, action.clone(), EFFECT_LIMIT).await;
+            if !is_deciding(&outcome) || Instant::now() >= deadline {
+                return took_effect(outcome?);
+            }
+            sleep(DECISION_PAUSE).await;
+        }
     }
 
     /// A step of a move on a shard: how the move stands there now.

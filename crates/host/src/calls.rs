@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use pleat_cluster::{
-    Catalog, Command, Generation, LedgerCommand, LedgerReply, NodeId, PartitionId, Reply, ShardId,
-};
+use pleat_cluster::{Catalog, Command, Generation, LedgerCommand, LedgerReply, NodeId, PartitionId, Reply, ShardId};
 use pleat_consensus::GroupId;
 use pleat_engine::{Action, MoveChunk, MoveRead, ReadRequest, TxnsSeen};
 use serde::{Deserialize, Serialize};
@@ -18,8 +16,8 @@ use crate::host::CONTROL;
 use crate::observe::{NodeObservation, PartitionWeight};
 use crate::replica::Pieces;
 use crate::route::{Attempt, Effect};
-use crate::rpc::{self, Declined, Piece, Request, Response, Written};
-use crate::{Host, HostError, TxnPart, TxnReply, TxnStep};
+use crate::rpc::{self, Declined, Piece, Request, Response, TxnAt, Written};
+use crate::{Host, HostError, TxnEnd, TxnPart, TxnReply, TxnStep};
 
 /// How much longer a read on another node is waited for than it may take there.
 const ENDS_BY_ITSELF: Duration = Duration::from_millis(500);
@@ -125,7 +123,7 @@ impl Host {
         within: Duration,
     ) -> Result<RowStream, HostError> {
         let deadline = Instant::now() + within;
-        let mut pieces = match (freshness, self.replica(shard)) {
+        let pieces = match (freshness, self.replica(shard)) {
             (Freshness::Eventual, Some(replica)) => {
                 replica.read(request, freshness, within).await.map_err(declined_here)?
             }
@@ -134,27 +132,7 @@ impl Host {
                 self.on_leader(group_of(shard), Effect::None, within, attempt).await?.0
             }
         };
-        let mut txns = None;
-        let columns = loop {
-            match pieces.next().await {
-                Some(Ok(Piece::Txns(seen))) if txns.is_none() => txns = Some(seen),
-                Some(Ok(Piece::Columns(columns))) => break columns,
-                Some(Err(declined)) => return Err(declined_here(declined)),
-                Some(Ok(Piece::Txns(_) | Piece::Rows(_))) | None => return Err(mismatch()),
-            }
-        };
-        let pieces = futures::stream::try_unfold(pieces, move |mut pieces| async move {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(next) = tokio::time::timeout(left, pieces.next()).await else {
-                return Err(HostError::Timeout("the rows did not arrive within the statement's time".into()));
-            };
-            match next {
-                None => Ok(None),
-                Some(Ok(piece)) => Ok(Some((piece, pieces))),
-                Some(Err(declined)) => Err(declined_here(declined)),
-            }
-        });
-        Ok(RowStream { txns, columns, pieces: pieces.boxed() })
+        rows_of(pieces, deadline).await
     }
 
     async fn read_on(
@@ -168,9 +146,21 @@ impl Host {
         if node == self.node() {
             return Ok(self.serve_read(shard, request, freshness, within).await?);
         }
+        self.read_from(node, shard, request, freshness, None, within).await
+    }
+
+    async fn read_from(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        request: ReadRequest,
+        freshness: Freshness,
+        txn: Option<TxnAt>,
+        within: Duration,
+    ) -> Result<Pieces, Attempt> {
         // A statement that takes too long is ended by the shard itself, with an error that says so.
         let within = within + ENDS_BY_ITSELF;
-        let read = rpc::Read { within_ms: within.as_millis() as u64, shard, request, freshness };
+        let read = rpc::Read { within_ms: within.as_millis() as u64, shard, request, freshness, txn };
         let body = rpc::encode(&read).map_err(Attempt::Failed)?;
         let mut stream = self.transport().stream(node, rpc::READ, body, within).await?;
         let decode = |bytes: &[u8]| match rpc::decode::<Result<Piece, Declined>>(bytes) {
@@ -199,10 +189,91 @@ impl Host {
         decode_ledger_outcome(outcome).map_err(internal)?.map_err(HostError::Ledger)
     }
 
-    /// Take a step of an interactive transaction, where its part on the shard is.
-    pub async fn txn_step(&self, part: &mut TxnPart, _: TxnStep, _: Duration) -> Result<TxnReply, HostError> {
-        part.steps += 1;
-        Err(HostError::Unavailable("interactive transactions are not there yet".into()))
+    /// Take a step of an interactive transaction, where its part on the shard is: on the shard's leader at the first
+    /// step, and on the same node from then on. When this fails with [`HostError::TxnEnded`], or is dropped before it is
+    /// done, the transaction has to be rolled back on all shards.
+    pub async fn txn_step(&self, part: &mut TxnPart, step: TxnStep, within: Duration) -> Result<TxnReply, HostError> {
+        if matches!(step, TxnStep::Rollback) && !part.has_begun() {
+            return Ok(TxnReply::Done);
+        }
+        if std::mem::replace(&mut part.lost, true) && !matches!(step, TxnStep::Rollback) {
+            return Err(HostError::TxnEnded(TxnEnd::Lost));
+        }
+        let at = TxnAt { txn: part.txn, number: part.next_step() };
+        let reply = match step {
+            TxnStep::Read(request) => self.txn_read(part, at, request, within).await,
+            step => self.txn_call(part, at, step, within).await,
+        };
+        part.lost = false;
+        reply
+    }
+
+    async fn txn_call(
+        &self,
+        part: &mut TxnPart,
+        at: TxnAt,
+        step: TxnStep,
+        within: Duration,
+    ) -> Result<TxnReply, HostError> {
+        let (shard, generation) = (part.shard, self.catalog().generation);
+        let (decides, ends) = (step.decides(), step.ends());
+        let attempt = async |node, limit| {
+            let request = Request::Txn { at, shard, generation, step: step.clone() };
+            self.ask(node, request, limit).await.map(|response| (node, response))
+        };
+        let answer = match part.home {
+            None => self.on_leader(group_of(shard), Effect::Once, within, attempt).await.map(|(answer, _)| answer),
+            Some(home) => tokio::time::timeout(within + ENDS_BY_ITSELF, attempt(home, within))
+                .await
+                .unwrap_or_else(|_| Err(Attempt::Lost("no answer in time".into())))
+                .map_err(|failed| at_home(failed, decides)),
+        };
+        let (node, response) = match answer {
+            Err(_) if matches!(step, TxnStep::Rollback) => return Ok(TxnReply::Done),
+            answer => answer?,
+        };
+        part.home = if ends { None } else { Some(node) };
+        match response {
+            Response::TxnWritten(results) => Ok(TxnReply::Written { results }),
+            Response::TxnDone => Ok(TxnReply::Done),
+            Response::Written(written) => Ok(TxnReply::Decided(written)),
+            _ => Err(mismatch()),
+        }
+    }
+
+    async fn txn_read(
+        &self,
+        part: &mut TxnPart,
+        at: TxnAt,
+        request: ReadRequest,
+        within: Duration,
+    ) -> Result<TxnReply, HostError> {
+        let shard = part.shard;
+        let deadline = Instant::now() + within;
+        let attempt = async |node, limit| {
+            let read = self.txn_read_on(node, shard, at, request.clone(), limit).await;
+            read.map(|pieces| (node, pieces))
+        };
+        let (node, pieces) = match part.home {
+            None => self.on_leader(group_of(shard), Effect::Once, within, attempt).await?.0,
+            Some(home) => attempt(home, within).await.map_err(|failed| at_home(failed, false))?,
+        };
+        part.home = Some(node);
+        rows_of(pieces, deadline).await.map(TxnReply::Rows)
+    }
+
+    async fn txn_read_on(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        at: TxnAt,
+        request: ReadRequest,
+        within: Duration,
+    ) -> Result<Pieces, Attempt> {
+        if node == self.node() {
+            return Ok(self.serve_txn_read(shard, at, request, within).await?);
+        }
+        self.read_from(node, shard, request, Freshness::Strong, Some(at), within).await
     }
 
     /// A read for a move, on the shard's leader.
@@ -251,6 +322,40 @@ impl Host {
             }
             Err(_) => Err(HostError::Unavailable(format!("{node} did not answer within {within:?}"))),
         }
+    }
+}
+
+/// The head of a stream of rows, and the rest of it as it comes.
+async fn rows_of(mut pieces: Pieces, deadline: Instant) -> Result<RowStream, HostError> {
+    let mut txns = None;
+    let columns = loop {
+        match pieces.next().await {
+            Some(Ok(Piece::Txns(seen))) if txns.is_none() => txns = Some(seen),
+            Some(Ok(Piece::Columns(columns))) => break columns,
+            Some(Err(declined)) => return Err(declined_here(declined)),
+            Some(Ok(Piece::Txns(_) | Piece::Rows(_))) | None => return Err(mismatch()),
+        }
+    };
+    let pieces = futures::stream::try_unfold(pieces, move |mut pieces| async move {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(next) = tokio::time::timeout(left, pieces.next()).await else {
+            return Err(HostError::Timeout("the rows did not arrive within the statement's time".into()));
+        };
+        match next {
+            None => Ok(None),
+            Some(Ok(piece)) => Ok(Some((piece, pieces))),
+            Some(Err(declined)) => Err(declined_here(declined)),
+        }
+    });
+    Ok(RowStream { txns, columns, pieces: pieces.boxed() })
+}
+
+/// A failure of the node that has a transaction's part. The part is nowhere else.
+fn at_home(failed: Attempt, decides: bool) -> HostError {
+    match failed {
+        Attempt::Failed(error) => error,
+        Attempt::Lost(why) if decides => HostError::OutcomeUnknown(format!("the shard's leader was lost: {why}")),
+        Attempt::Elsewhere { .. } | Attempt::Lost(_) => HostError::TxnEnded(TxnEnd::Lost),
     }
 }
 

@@ -121,9 +121,9 @@ impl CatalogMachine {
     fn apply_ledger(&mut self, proposal: &[u8]) -> anyhow::Result<LedgerOutcome> {
         let command: LedgerCommand = decode_as(LEDGER, proposal).context("decode a command of the ledger")?;
         let mut ledger = self.ledger.write();
-        if let LedgerCommand::AllocateIds { .. } = command {
+        if let LedgerCommand::AllocateIds { table: asked, .. } = command {
             let catalog = &self.state.catalog;
-            ledger.keep_tables(catalog.tables.len(), |table| catalog.table_by_id(table).is_some());
+            ledger.keep_tables(catalog.tables.len(), |table| table == asked || catalog.table_by_id(table).is_some());
         }
         Ok(ledger.apply(&command))
     }
@@ -151,9 +151,8 @@ impl StateMachine for CatalogMachine {
     fn apply(&mut self, entries: Vec<Entry>, applied: Applied) -> anyhow::Result<Vec<Vec<Bytes>>> {
         let mut outcomes = Vec::with_capacity(entries.len());
         for entry in &entries {
-            let of_entry = entry.proposals.iter().map(|proposal| {
-                Ok(with_index(entry.index, &self.apply_proposal(proposal)?))
-            });
+            let of_entry =
+                entry.proposals.iter().map(|proposal| Ok(with_index(entry.index, &self.apply_proposal(proposal)?)));
             outcomes.push(of_entry.collect::<anyhow::Result<Vec<_>>>()?);
         }
         self.state.applied = applied;

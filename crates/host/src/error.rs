@@ -71,6 +71,9 @@ impl HostError {
     /// What the caller can do about it.
     pub fn hint(&self) -> String {
         match self {
+            HostError::Refused(refusal @ (Refusal::Prepared { .. } | Refusal::Conflict { .. })) => {
+                refusal.hint().into()
+            }
             HostError::Refused(_) => "the data is just moving to another shard: try again".into(),
             HostError::Engine(error) => error.hint().unwrap_or_default(),
             HostError::Command(CommandError::Busy { .. }) => "try again when it has ended".into(),
@@ -102,6 +105,7 @@ impl HostError {
     /// Whether sending the same request again is safe and may succeed.
     pub fn is_retryable(&self) -> bool {
         match self {
+            HostError::Refused(Refusal::Conflict { .. }) => false,
             HostError::Refused(_) | HostError::Unavailable(_) | HostError::Overloaded(_) => true,
             HostError::Engine(error) => error.is_retryable(),
             HostError::Command(error) => matches!(error, CommandError::Busy { .. }),

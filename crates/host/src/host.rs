@@ -109,6 +109,7 @@ impl Host {
         tokio::spawn(host.clone().keep_spreading());
         tokio::spawn(host.clone().keep_deciding());
         tokio::spawn(host.clone().keep_forgetting());
+        tokio::spawn(host.clone().keep_expiring());
         Ok(host)
     }
 

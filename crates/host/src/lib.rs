@@ -17,6 +17,8 @@ mod catalog_machine;
 mod decide;
 mod error;
 mod host;
+mod lane;
+mod locals;
 mod meter;
 mod observe;
 mod position;

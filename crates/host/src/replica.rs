@@ -1,18 +1,21 @@
 //! This node's replica of one shard: its Raft group, its readers and its counters.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use pleat_cluster::{Generation, Millis, PartitionId, ShardId};
+use pleat_cluster::{Generation, Millis, PartitionId, ShardId, TxnId};
 use pleat_consensus::Group;
-use pleat_engine::{Action, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal};
+use pleat_engine::{Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use uuid::Uuid;
 
+use crate::lane::Passing;
+use crate::locals::{Locals, Turn};
 use crate::meter::{Kind, Meter};
 use crate::position::split_index;
 use crate::reference::Spread;
@@ -30,6 +33,12 @@ const READS_AT_ONCE_MAX: usize = 12;
 /// What is left of a write's time after it has waited for another's decision, so that it can still be answered.
 const DECISION_MARGIN: Duration = Duration::from_millis(100);
 
+/// What takes a read's rows.
+type Sink<'a> = dyn FnMut(Chunk) -> ControlFlow<()> + 'a;
+
+/// How long a transaction over several shards waits for the lane of one, while it may be prepared on others.
+const PREPARE_WAIT_MAX: Duration = Duration::from_millis(250);
+
 /// A stream of rows: the columns first, then rows.
 pub type Pieces = BoxStream<'static, Result<Piece, Declined>>;
 
@@ -40,6 +49,8 @@ pub struct Replica {
     pub readers: Readers,
     pub meter: Meter,
     pub spread: Spread,
+    /// Interactive transactions that are open here, and the write lane.
+    pub locals: Locals,
     reads: Arc<Semaphore>,
     /// The newest time stamped into an entry: a clock that is set back must not go back in the log.
     clock: AtomicU64,
@@ -49,11 +60,54 @@ impl Replica {
     pub fn new(shard: ShardId, group: Group, readers: Readers, partition_count: u32) -> Self {
         let meter = Meter::new(partition_count);
         let reads = Arc::new(Semaphore::new(READS_AT_ONCE_MAX));
-        Self { shard, group, readers, meter, spread: Spread::default(), reads, clock: AtomicU64::new(0) }
+        Self {
+            shard,
+            group,
+            readers,
+            meter,
+            spread: Spread::default(),
+            locals: Locals::default(),
+            reads,
+            clock: AtomicU64::new(0),
+        }
     }
 
     /// Propose an action here, where the group should be led.
     pub async fn write(
+        &self,
+        generation: Generation,
+        action: Action,
+        now: Millis,
+        within: Duration,
+    ) -> Result<Written, Declined> {
+        let deadline = Instant::now() + within;
+        let _passing = self.pass(&action, deadline).await?;
+        self.write_in_lane(generation, action, now, within).await
+    }
+
+    /// A place in the write lane, unless the action needs none.
+    async fn pass(&self, action: &Action, deadline: Instant) -> Result<Option<Passing>, HostError> {
+        let lane = &self.locals.lane;
+        let deadline = match action {
+            Action::Decide { .. } => return Ok(None),
+            // Whoever waits for this one may wait for others; see `lane`.
+            Action::Prepare { txn, began, .. } => {
+                let wait = if lane.wound((*began, *txn)) { PREPARE_WAIT_MAX } else { Duration::ZERO };
+                deadline.min(Instant::now() + wait)
+            }
+            _ => deadline.checked_sub(DECISION_MARGIN).unwrap_or(deadline),
+        };
+        match lane.pass(deadline).await {
+            Some(passing) => Ok(Some(passing)),
+            None => {
+                let txn = lane.holder().map_or(TxnId(0), |(_, txn)| txn);
+                Err(HostError::Refused(Refusal::Prepared { txn }))
+            }
+        }
+    }
+
+    /// The same for whoever has a place in the write lane.
+    pub async fn write_in_lane(
         &self,
         generation: Generation,
         action: Action,
@@ -108,17 +162,49 @@ impl Replica {
             Freshness::AtLeast(index) => self.group.wait_applied(index, within).await?,
             Freshness::Eventual => {}
         }
+        let units = read_units(&request.check).to_vec();
         let left = deadline.saturating_duration_since(Instant::now());
         let place = tokio::time::timeout(left, self.reads.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
             return Err(HostError::Engine(EngineError::Busy { connections: READS_AT_ONCE_MAX }).into());
         };
+        let replica = self.clone();
+        let stopped = watch::Sender::new(false).subscribe();
+        let read = move |sink: &mut Sink<'_>| {
+            let done = replica.readers.read(&request, sink);
+            drop(place);
+            done.map_err(engine_error)
+        };
+        self.stream(units, read, stopped, deadline).await
+    }
+
+    /// Read in an interactive transaction.
+    pub async fn read_in(
+        self: &Arc<Self>,
+        turn: Turn,
+        request: ReadRequest,
+        deadline: Instant,
+    ) -> Result<Pieces, Declined> {
+        let local = self.locals.open(self, &turn.part, false, deadline).await?;
+        let (units, stopped) = (read_units(&request.check).to_vec(), turn.part.stopped());
+        let read = move |sink: &mut Sink<'_>| local.read(&request, sink).map_err(|error| turn.part.failed(error));
+        self.stream(units, read, stopped, deadline).await
+    }
+
+    /// Run a read on a thread of its own, and hand its rows over as they are taken.
+    async fn stream(
+        self: &Arc<Self>,
+        units: Vec<PartitionId>,
+        read: impl FnOnce(&mut Sink<'_>) -> Result<(), HostError> + Send + 'static,
+        stopped: watch::Receiver<bool>,
+        deadline: Instant,
+    ) -> Result<Pieces, Declined> {
         let (sender, mut receiver) = mpsc::channel(PIECES_WAITING_MAX);
         let replica = self.clone();
         let runtime = Handle::current();
         tokio::task::spawn_blocking(move || {
-            replica.read_blocking(&request, &sender, deadline, &runtime);
-            drop(place);
+            let _serving = replica.meter.begin(Kind::Read, &units);
+            replica.read_blocking(read, &sender, stopped, deadline, &runtime);
         });
         // The first piece decides whether there is an answer at all.
         let first = match receiver.recv().await {
@@ -132,18 +218,25 @@ impl Replica {
 
     fn read_blocking(
         &self,
-        request: &ReadRequest,
+        read: impl FnOnce(&mut Sink<'_>) -> Result<(), HostError>,
         sender: &mpsc::Sender<Result<Piece, Declined>>,
+        stopped: watch::Receiver<bool>,
         deadline: Instant,
         runtime: &Handle,
     ) {
-        let _serving = self.meter.begin(Kind::Read, read_units(&request.check));
-        // A receiver that stands still must not hold a database connection.
+        // A receiver that stands still must not hold a database connection, nor a transaction that has to end.
         let send = |piece| {
             let left = deadline.saturating_duration_since(Instant::now()).min(STALL_MAX);
-            runtime.block_on(async { matches!(tokio::time::timeout(left, sender.send(piece)).await, Ok(Ok(()))) })
+            let mut stopped = stopped.clone();
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    sent = tokio::time::timeout(left, sender.send(piece)) => matches!(sent, Ok(Ok(()))),
+                    Ok(_) = stopped.wait_for(|stopped| *stopped) => false,
+                }
+            })
         };
-        let outcome = self.readers.read(request, &mut |chunk| {
+        let outcome = read(&mut |chunk| {
             let named = chunk.columns.map(|columns| columns.into_iter().map(|column| column.name).collect());
             let rows = (!chunk.rows.is_empty()).then_some(Piece::Rows(chunk.rows));
             let head = chunk.txns.map(Piece::Txns).into_iter().chain(named.map(Piece::Columns));
@@ -154,7 +247,7 @@ impl Replica {
         });
         if let Err(error) = outcome {
             self.meter.failed();
-            send(Err(engine_error(error).into()));
+            send(Err(error.into()));
         }
     }
 

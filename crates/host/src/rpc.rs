@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use pleat_cluster::{Generation, NodeId, PartitionId, ShardId, Value};
 use pleat_consensus::GroupId;
-use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, PreparedTxn, ReadRequest, TxnsSeen};
+use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, PreparedTxn, ReadRequest, StatementResult, TxnsSeen};
 use serde::{Deserialize, Serialize};
 
 use crate::observe::{NodeObservation, PartitionWeight};
-use crate::{Freshness, HostError};
+use crate::{Freshness, HostError, TxnHandle, TxnStep};
 
 /// The transport's method for calls.
 pub const CALL: &str = "host.call";
@@ -50,6 +50,21 @@ pub enum Request {
     Weights(ShardId),
     /// What is prepared on a shard and not decided.
     InDoubt(ShardId),
+    /// A step of an interactive transaction that gives no rows.
+    Txn {
+        at: TxnAt,
+        shard: ShardId,
+        generation: Generation,
+        step: TxnStep,
+    },
+}
+
+/// Which step of which interactive transaction.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct TxnAt {
+    pub txn: TxnHandle,
+    /// From 0: that one begins it.
+    pub number: u64,
 }
 
 /// The answer to a [`Request`].
@@ -63,6 +78,8 @@ pub enum Response {
     Observation(Box<NodeObservation>),
     Weights(BTreeMap<PartitionId, PartitionWeight>),
     InDoubt(Vec<PreparedTxn>),
+    TxnWritten(Vec<StatementResult>),
+    TxnDone,
 }
 
 /// A read on another node.
@@ -72,6 +89,8 @@ pub struct Read {
     pub shard: ShardId,
     pub request: ReadRequest,
     pub freshness: Freshness,
+    /// In an interactive transaction, which has its freshness from its beginning.
+    pub txn: Option<TxnAt>,
 }
 
 /// One piece of a stream of rows: a query's columns, or some of its rows.

@@ -1,7 +1,7 @@
 //! The other side of `calls`: what this node does when it is asked, by itself or by another node.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,13 +13,17 @@ use pleat_engine::ReadRequest;
 
 use crate::calls::Freshness;
 use crate::host::CONTROL;
+use crate::locals::Taken;
 use crate::observe::{NodeObservation, PartitionWeight};
 use crate::replica::{Pieces, Replica, engine_error};
-use crate::rpc::{self, Call, Declined, Piece, Request, Response};
+use crate::rpc::{self, Call, Declined, Piece, Request, Response, TxnAt};
 use crate::{Host, HostError};
 
 /// No request is worked on for longer than this, whatever its sender says.
 const WITHIN_MAX: Duration = Duration::from_secs(3600);
+
+/// How often it is looked for interactive transactions that have to end.
+const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 
 impl Host {
     /// Answer a request on this node.
@@ -55,6 +59,17 @@ impl Host {
                 replica.group.read_barrier(within).await?;
                 Ok(Response::InDoubt(blocking(move || replica.readers.in_doubt()).await?.map_err(engine_error)?))
             }
+            Request::Txn { at, shard, generation, step } => {
+                let replica = self.led(shard)?;
+                let deadline = Instant::now() + within;
+                let turn = replica.locals.turn(at.txn, at.number, deadline).await?;
+                let now = self.now_ms();
+                Ok(match replica.locals.take(&replica, &turn, step, generation, now, deadline).await? {
+                    Taken::Written(results) => Response::TxnWritten(results),
+                    Taken::Done => Response::TxnDone,
+                    Taken::Decided(written) => Response::Written(written),
+                })
+            }
             Request::Weights(shard) => {
                 let replica = self.led(shard)?;
                 let weights = blocking(move || replica.readers.partition_weights()).await?.map_err(engine_error)?;
@@ -79,6 +94,31 @@ impl Host {
             }
         };
         replica.read(request, freshness, within).await
+    }
+
+    /// Answer a read in an interactive transaction on this node.
+    pub(crate) async fn serve_txn_read(
+        &self,
+        shard: ShardId,
+        at: TxnAt,
+        request: ReadRequest,
+        within: Duration,
+    ) -> Result<Pieces, Declined> {
+        let replica = self.led(shard)?;
+        let deadline = Instant::now() + within;
+        let turn = replica.locals.turn(at.txn, at.number, deadline).await?;
+        replica.read_in(turn, request, deadline).await
+    }
+
+    /// End interactive transactions that keep others waiting.
+    pub(crate) async fn keep_expiring(self: Arc<Self>) {
+        let mut stop = self.stopping();
+        while !*stop.borrow() {
+            for replica in self.replicas() {
+                replica.locals.expire(replica.group.status().is_leader).await;
+            }
+            let _ = tokio::time::timeout(EXPIRE_EVERY, stop.changed()).await;
+        }
     }
 
     /// This node's replica, if it leads the shard as far as it knows.
@@ -135,6 +175,9 @@ impl Service for Host {
             return Err(unknown(method));
         }
         let pieces = match rpc::decode::<rpc::Read>(&body) {
+            Ok(rpc::Read { within_ms, shard, request, txn: Some(at), .. }) => {
+                self.serve_txn_read(shard, at, request, limit(within_ms)).await
+            }
             Ok(read) => self.serve_read(read.shard, read.request, read.freshness, limit(read.within_ms)).await,
             Err(error) => Err(error.into()),
         };

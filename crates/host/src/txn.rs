@@ -43,6 +43,16 @@ impl TxnPart {
         self.shard
     }
 
+    pub fn txn(&self) -> TxnHandle {
+        self.txn
+    }
+
+    /// The number of the step that is taken now.
+    pub fn next_step(&mut self) -> u64 {
+        self.steps += 1;
+        self.steps - 1
+    }
+
     /// Whether a step was ever sent: if not, there is nothing to roll back.
     pub fn has_begun(&self) -> bool {
         self.steps > 0
@@ -79,6 +89,11 @@ pub enum TxnStep {
 }
 
 impl TxnStep {
+    /// Whether it may have had an effect when its answer is lost.
+    pub(crate) fn decides(&self) -> bool {
+        matches!(self, TxnStep::Commit { .. } | TxnStep::Prepare { .. })
+    }
+
     /// Whether nothing is left of the part on its node afterwards, whatever the outcome.
     pub fn ends(&self) -> bool {
         matches!(self, TxnStep::Commit { .. } | TxnStep::Prepare { .. } | TxnStep::Rollback)

@@ -3,24 +3,23 @@
 
 mod api;
 mod moves;
+mod txns;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use pleat_cluster::{
     Catalog, Command, DdlEffect, Generation, Ledger, LedgerCommand, LedgerReply, Millis, NodeId, OperationId,
-    OperationKind, PartitionId, Phase, Policy, Reply, ShardId, ShardState, TableKind,
+    OperationKind, PartitionId, Phase, Policy, Reply, ShardId, ShardState, TableKind, TxnId,
 };
 use pleat_consensus::Status;
-use pleat_engine::{Action, Outcome, Proposal, ReadRequest, Readers, SchemaChange, Store, StoreConfig};
+use pleat_engine::{Action, LocalTxn, Outcome, Proposal, ReadRequest, Readers, SchemaChange, Store, StoreConfig};
 use pleat_host::{
-    Freshness, HostError, InDoubt, NodeObservation, Piece, Quantiles, Resources, RowStream, ShardObservation, TxnPart,
+    Freshness, HostError, InDoubt, NodeObservation, Quantiles, Resources, RowStream, ShardObservation, TxnPart,
     TxnReply, TxnStep, Written,
 };
 use tokio::sync::watch;
@@ -61,6 +60,8 @@ pub struct Cluster {
     shards: Mutex<BTreeMap<ShardId, Arc<Replica>>>,
     faults: Mutex<VecDeque<Fault>>,
     pub ledger: Mutex<Ledger>,
+    /// Interactive transactions that are open, by shard. There is no lane: of two that write, the second one ends.
+    locals: Mutex<BTreeMap<(ShardId, TxnId), LocalTxn>>,
     /// Schema changes wait until told otherwise.
     stalled: Mutex<bool>,
     /// Whether shards answer when they are asked for figures.
@@ -105,6 +106,7 @@ impl Cluster {
             shards: Mutex::default(),
             faults: Mutex::default(),
             ledger: Mutex::default(),
+            locals: Mutex::default(),
             stalled: Mutex::new(false),
             deaf: Mutex::new(false),
             between: Mutex::new(None),
@@ -322,22 +324,12 @@ impl Backend for Cluster {
             *reads = reads.saturating_sub(1);
             *reads == 0
         });
-        let (mut txns, mut pieces) = (None, Vec::new());
-        let read = self.replica(shard).readers.read(&request, &mut |chunk| {
-            let named = chunk.columns.map(|columns| columns.into_iter().map(|column| column.name).collect());
-            txns = txns.take().or(chunk.txns);
-            pieces.extend(named.map(Piece::Columns).into_iter().chain([Piece::Rows(chunk.rows)]));
-            ControlFlow::Continue(())
-        });
+        let readers = self.replica(shard).readers.clone();
+        let rows = txns::collect(|sink| readers.read(&request, sink));
         if let Some((_, act)) = due {
             act(self);
         }
-        read.map_err(|error| match error {
-            pleat_engine::EngineError::Refused(refusal) => HostError::Refused(refusal),
-            error => HostError::Engine(error),
-        })?;
-        let Piece::Columns(columns) = pieces.remove(0) else { panic!("columns come first") };
-        Ok(RowStream { txns, columns, pieces: stream::iter(pieces.into_iter().map(Ok)).boxed() })
+        rows
     }
 
     fn txn_clock(&self) -> Millis {
@@ -348,12 +340,12 @@ impl Backend for Cluster {
         self.ledger.lock().apply(&command).map_err(HostError::Ledger)
     }
 
-    async fn txn_step(&self, _: &mut TxnPart, _: TxnStep, _: Duration) -> Result<TxnReply, HostError> {
-        Err(HostError::Unavailable("interactive transactions are not there yet".to_owned()))
+    async fn txn_step(&self, part: &mut TxnPart, step: TxnStep, _: Duration) -> Result<TxnReply, HostError> {
+        self.take_step(part, step)
     }
 
     async fn in_doubt(&self, _: Duration) -> Result<Vec<InDoubt>, HostError> {
-        Ok(Vec::new())
+        Ok(self.undecided())
     }
 
     async fn observe(&self, node: NodeId, _: Duration) -> Result<NodeObservation, HostError> {

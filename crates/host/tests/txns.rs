@@ -1,0 +1,261 @@
+//! Transactions over several shards and over several statements, on three hosts in one process.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::*;
+use futures::TryStreamExt;
+use pleat_cluster::{LedgerCommand, LedgerReply, ShardId, TableId, TxnId, Value};
+use pleat_engine::{Action, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest, Refusal, Statement};
+use pleat_host::{Freshness, Host, HostError, Piece, TxnEnd, TxnHandle, TxnPart, TxnReply, TxnStep};
+
+fn insert_of(id: i64) -> Vec<Statement> {
+    vec![Statement::new("INSERT INTO t VALUES (?, 0)", vec![Value::Integer(id)])]
+}
+
+fn prepare(host: &Host, txn: TxnId, id: i64) -> Action {
+    Action::Prepare {
+        txn,
+        began: host.txn_clock(),
+        participants: vec![SHARD, OTHER],
+        idempotency: None,
+        units: ALL.to_vec(),
+        statements: insert_of(id),
+        base: None,
+    }
+}
+
+async fn decide(host: &Host, txn: TxnId, commit: bool) -> bool {
+    let (began, at) = (host.txn_clock(), host.now_ms());
+    let command = LedgerCommand::Decide { txn, commit, participants: vec![SHARD, OTHER], began, at };
+    match host.ledger_command(command, LIMIT).await.unwrap() {
+        LedgerReply::Decided { commit } => commit,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn select(sql: &str) -> ReadRequest {
+    ReadRequest {
+        queries: vec![Query::new(sql)],
+        check: OwnershipCheck::None,
+        now_ms: 1,
+        seed: 1,
+        limits: ReadLimits::default(),
+        names_txns: true,
+    }
+}
+
+async fn number(rows: pleat_host::RowStream) -> i64 {
+    let pieces: Vec<Piece> = rows.pieces.try_collect().await.unwrap();
+    let [Piece::Rows(rows)] = &pieces[..] else { panic!("{pieces:?}") };
+    let Value::Integer(number) = rows[0][0] else { panic!("{rows:?}") };
+    number
+}
+
+async fn counted(host: &Host, shard: ShardId) -> i64 {
+    number(host.read(shard, select("SELECT count(*) FROM t"), Freshness::Strong, LIMIT).await.unwrap()).await
+}
+
+fn handle(host: &Host, began_before_ms: u64) -> TxnHandle {
+    let id = TxnId(uuid::Uuid::new_v4().as_u128());
+    TxnHandle { id, began: host.txn_clock() - began_before_ms, immediate: false }
+}
+
+async fn wrote(host: &Host, part: &mut TxnPart, id: i64) -> Result<(), HostError> {
+    let step = TxnStep::Write { units: ALL.to_vec(), statements: insert_of(id) };
+    match host.txn_step(part, step, LIMIT).await? {
+        TxnReply::Written { results } => assert_eq!(results[0].rows_affected, 1),
+        other => panic!("{other:?}"),
+    }
+    Ok(())
+}
+
+async fn decided(host: &Host, part: &mut TxnPart, step: TxnStep) -> Outcome {
+    match host.txn_step(part, step, LIMIT).await.unwrap() {
+        TxnReply::Decided(written) => written.outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ended(result: Result<(), HostError>) -> (TxnEnd, String) {
+    match result {
+        Err(error @ HostError::TxnEnded(end)) => (end, error.code().to_owned()),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn until_decided(nodes: &[Node]) -> Duration {
+    let begun = Instant::now();
+    while !nodes[0].host.in_doubt(LIMIT).await.unwrap().is_empty() {
+        assert!(begun.elapsed() < LIMIT, "{:?}", nodes[0].host.in_doubt(LIMIT).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_coordinator_leaves_behind_is_decided_by_others_and_never_by_halves() {
+    let (mut nodes, _) = cluster().await;
+    with_table(&nodes).await;
+    for (round, commit) in [(1, false), (2, true)] {
+        let host = nodes[0].host.clone();
+        let txn = TxnId(round);
+        for shard in [SHARD, OTHER] {
+            let outcome = host.write(shard, 1, prepare(&host, txn, round as i64), LIMIT).await.unwrap().outcome;
+            assert!(matches!(outcome, Outcome::Prepared { .. }), "{outcome:?}");
+        }
+        let doubt = host.in_doubt(LIMIT).await.unwrap();
+        assert_eq!(doubt.iter().map(|one| (one.txn, one.shard)).collect::<Vec<_>>(), [(txn, SHARD), (txn, OTHER)]);
+        assert!(matches!(
+            host.write(OTHER, 1, prepare(&host, TxnId(99), 7), LIMIT).await.unwrap().outcome,
+            Outcome::Refused(Refusal::Prepared { txn: other }) if other == txn
+        ));
+        if commit {
+            assert!(decide(&host, txn, true).await);
+            // The leader of a participant goes, and with it what it knew.
+            let leader = nodes.iter().position(|n| n.host.shard_status(SHARD).unwrap().is_leader).unwrap();
+            drop(stop(nodes.remove(leader)).await);
+        }
+        // An ordinary write waits for the decision, which nobody but the shards' leaders can find out now.
+        let host = nodes[0].host.clone();
+        done(host.write(OTHER, 1, insert(100 + round as i64, Some(format!("w{round}"))), LIMIT).await);
+        until_decided(&nodes).await;
+        assert!(!decide(&host, txn, !commit).await || commit, "what was decided stays");
+        let committed = i64::from(commit);
+        assert_eq!(counted(&host, SHARD).await, committed);
+        assert_eq!(counted(&host, OTHER).await, committed + round as i64);
+    }
+    let rows = nodes[0].host.read(SHARD, select("SELECT 1"), Freshness::Strong, LIMIT).await.unwrap();
+    assert_eq!(rows.txns.unwrap().committed, [(TxnId(2), vec![SHARD, OTHER])]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_are_given_once_whoever_asks() {
+    let (nodes, _) = cluster().await;
+    with_table(&nodes).await;
+    let mut next = 1;
+    for node in &nodes {
+        let command = LedgerCommand::AllocateIds { table: TableId(1), count: 10, at_least: None };
+        let given = node.host.ledger_command(command, LIMIT).await.unwrap();
+        assert_eq!(given, LedgerReply::Ids { first: next });
+        next += 10;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interactive_transaction_runs_from_any_node() {
+    let (nodes, _) = cluster().await;
+    with_table(&nodes).await;
+    for (number, node) in (0..).zip(&nodes) {
+        let host = &node.host;
+        // One shard.
+        let mut part = TxnPart::new(SHARD, handle(host, 0));
+        wrote(host, &mut part, number * 10).await.unwrap();
+        host.txn_step(&mut part, TxnStep::Savepoint("s".into()), LIMIT).await.unwrap();
+        wrote(host, &mut part, number * 10 + 1).await.unwrap();
+        host.txn_step(&mut part, TxnStep::RollbackTo("s".into()), LIMIT).await.unwrap();
+        let read = host.txn_step(&mut part, TxnStep::Read(select("SELECT count(*) FROM t")), LIMIT).await.unwrap();
+        let TxnReply::Rows(rows) = read else { panic!("{read:?}") };
+        assert_eq!(common_count(rows).await, 2 * number + 1);
+        assert_eq!(counted(host, SHARD).await, 2 * number, "nobody else sees it");
+        let outcome = decided(host, &mut part, TxnStep::Commit { idempotency: None }).await;
+        assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+        // Two shards.
+        let txn = handle(host, 0);
+        let mut parts = [TxnPart::new(SHARD, txn), TxnPart::new(OTHER, txn)];
+        for part in &mut parts {
+            wrote(host, part, number * 10 + 2).await.unwrap();
+        }
+        for part in &mut parts {
+            let step = TxnStep::Prepare { participants: vec![SHARD, OTHER], idempotency: None };
+            let outcome = decided(host, part, step).await;
+            assert!(matches!(outcome, Outcome::Prepared { .. }), "{outcome:?}");
+        }
+        assert!(decide(host, txn.id, true).await);
+        for shard in [SHARD, OTHER] {
+            done(host.write(shard, 1, Action::Decide { txn: txn.id, commit: true }, LIMIT).await);
+        }
+        // One that is rolled back.
+        let mut part = TxnPart::new(OTHER, handle(host, 0));
+        wrote(host, &mut part, 1_000).await.unwrap();
+        host.txn_step(&mut part, TxnStep::Rollback, LIMIT).await.unwrap();
+        assert_eq!((counted(host, SHARD).await, counted(host, OTHER).await), (2 * number + 2, number + 1));
+    }
+}
+
+async fn common_count(rows: pleat_host::RowStream) -> i64 {
+    number(rows).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_keeps_others_waiting_is_rolled_back() {
+    let (nodes, _) = cluster().await;
+    with_table(&nodes).await;
+    let host = &nodes[0].host;
+    let mut idle = TxnPart::new(SHARD, handle(host, 0));
+    wrote(host, &mut idle, 1).await.unwrap();
+    // An ordinary write waits, and gets its turn.
+    done(host.write(SHARD, 1, insert(1, None), LIMIT).await);
+    let (end, code) = ended(wrote(host, &mut idle, 2).await);
+    assert!(matches!(end, TxnEnd::Idle { .. }) && code == "25P03", "{end:?}");
+    assert_eq!(ended(wrote(host, &mut idle, 2).await).0, TxnEnd::Lost, "it is told once");
+    host.txn_step(&mut idle, TxnStep::Rollback, LIMIT).await.unwrap();
+    assert_eq!(counted(host, SHARD).await, 1);
+    // A snapshot that is old when it is written on.
+    let mut old = TxnPart::new(SHARD, handle(host, 0));
+    let read = host.txn_step(&mut old, TxnStep::Read(select("SELECT 1")), LIMIT).await.unwrap();
+    let TxnReply::Rows(rows) = read else { panic!("{read:?}") };
+    assert_eq!(number(rows).await, 1);
+    done(host.write(SHARD, 1, insert(2, None), LIMIT).await);
+    assert_eq!(ended(wrote(host, &mut old, 3).await), (TxnEnd::Conflict, "40001".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_that_want_each_others_shards_the_older_one_wins() {
+    let (nodes, _) = cluster().await;
+    with_table(&nodes).await;
+    let (one, two) = (nodes[0].host.clone(), nodes[1].host.clone());
+    let (old, young) = (handle(&one, 10_000), handle(&two, 0));
+    let mut old = [TxnPart::new(SHARD, old), TxnPart::new(OTHER, old)];
+    let mut young = [TxnPart::new(OTHER, young), TxnPart::new(SHARD, young)];
+    wrote(&one, &mut old[0], 1).await.unwrap();
+    wrote(&two, &mut young[0], 2).await.unwrap();
+    // Each wants the other's.
+    let waits = tokio::spawn(async move { (wrote(&two, &mut young[1], 2).await, young, two) });
+    wrote(&one, &mut old[1], 1).await.unwrap();
+    for part in &mut old {
+        let step = TxnStep::Prepare { participants: vec![SHARD, OTHER], idempotency: None };
+        assert!(matches!(decided(&one, part, step).await, Outcome::Prepared { .. }));
+    }
+    let txn = old_id(&old);
+    assert!(decide(&one, txn, true).await);
+    for shard in [SHARD, OTHER] {
+        done(one.write(shard, 1, Action::Decide { txn, commit: true }, LIMIT).await);
+    }
+    let (waited, mut young, two) = waits.await.unwrap();
+    // On the shard that it waited for it may have got in afterwards; the one that it had is gone.
+    drop(waited);
+    assert_eq!(ended(wrote(&two, &mut young[0], 3).await), (TxnEnd::Wounded, "40P01".to_owned()));
+    assert_eq!((counted(&one, SHARD).await, counted(&one, OTHER).await), (1, 1));
+}
+
+fn old_id(parts: &[TxnPart]) -> TxnId {
+    parts[0].txn().id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_is_lost_with_its_leader_and_never_begun_again_in_the_middle() {
+    let (mut nodes, _) = cluster().await;
+    with_table(&nodes).await;
+    let leader = nodes.iter().position(|n| n.host.shard_status(SHARD).unwrap().is_leader).unwrap();
+    let leader = nodes.remove(leader);
+    let host: Arc<Host> = nodes[0].host.clone();
+    let mut part = TxnPart::new(SHARD, handle(&host, 0));
+    wrote(&host, &mut part, 1).await.unwrap();
+    drop(stop(leader).await);
+    assert_eq!(ended(wrote(&host, &mut part, 2).await), (TxnEnd::Lost, "40001".to_owned()));
+    done(host.write(SHARD, 1, insert(3, Some("k".into())), LIMIT).await);
+    assert_eq!(counted(&host, SHARD).await, 1);
+}
