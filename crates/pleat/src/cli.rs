@@ -13,6 +13,7 @@ mod serve;
 mod shards;
 mod sql;
 mod status;
+mod txns;
 mod why;
 
 use std::io;
@@ -46,6 +47,8 @@ enum Command {
     Status(Target),
     /// The shards: what they hold and what they do
     Shards(Target),
+    /// Transactions: those that are open, and those that are in doubt
+    Txns(Target),
     /// Operations: every change of the cluster, with its steps
     Ops(ops::OpsArgs),
     /// Tell why the cluster did (or did not do) something
@@ -77,7 +80,7 @@ pub fn main() -> ExitCode {
         Command::Node(_) => false,
         Command::Sql(args) => args.target.json,
         Command::Import(args) => args.target.json,
-        Command::Status(target) | Command::Shards(target) => target.json,
+        Command::Status(target) | Command::Shards(target) | Command::Txns(target) => target.json,
         Command::Ops(args) => args.target.json,
         Command::Why(args) => args.target.json,
     };
@@ -101,6 +104,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Import(args) => import::run(args).await,
             Command::Status(target) => status::run(&target).await,
             Command::Shards(target) => shards::run(&target).await,
+            Command::Txns(target) => txns::run(&target).await,
             Command::Ops(args) => ops::run(args).await,
             Command::Why(args) => why::run(args).await,
         }

@@ -23,10 +23,12 @@ mod problem;
 mod query;
 mod rows;
 mod scrape;
+mod sessions;
 mod shards;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod txns;
 mod value;
 
 use std::sync::Arc;
@@ -34,7 +36,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -46,8 +48,10 @@ pub use operations::{CauseBody, OperationBody, OperationsBody, StepBody};
 pub use problem::{ErrorBody, Position};
 pub use query::{QueryRequest, QueryResponse, StatementBody, Trailer};
 pub use rows::{RejectedBody, RowsError, RowsRequest, RowsResponse};
+pub use sessions::{SessionBody, SessionRequest, SessionsBody};
 pub use shards::{LatencyBody, ShardBody};
 pub use tables::{ColumnBody, IndexBody, TableBody, TablesBody};
+pub use txns::{InDoubtBody, OpenTxnBody, SessionTxnBody, TxnsBody};
 
 use crate::backend::Backend;
 use crate::feed::Feed;
@@ -137,6 +141,11 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
     let both = |path, handler| Endpoint { coordinator: true, ..endpoint(Method::GET, path, handler) };
     vec![
         change("/query", post(query::query)),
+        change("/sessions", post(sessions::open)),
+        read("/sessions", get(sessions::list)),
+        endpoint(Method::DELETE, "/sessions/{id}", delete(sessions::close)),
+        change("/sessions/{id}/query", post(sessions::query)),
+        read("/txns", get(txns::list)),
         read("/tables", get(tables::list)),
         read("/tables/{table}", get(tables::show)),
         change("/tables/{table}/rows", post(rows::insert)),

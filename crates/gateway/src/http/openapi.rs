@@ -14,6 +14,7 @@ use utoipa::OpenApi;
     ),
     tags(
         (name = "queries", description = "SQL"),
+        (name = "sessions", description = "Transactions over several requests, and what is in doubt"),
         (name = "tables", description = "Tables, and rows in bulk"),
         (name = "cluster", description = "Nodes, shards, health, events"),
         (name = "operations", description = "The journal of every change of the cluster"),
@@ -21,6 +22,11 @@ use utoipa::OpenApi;
     ),
     paths(
         super::query::query,
+        super::sessions::open,
+        super::sessions::list,
+        super::sessions::close,
+        super::sessions::query,
+        super::txns::list,
         super::tables::list,
         super::tables::show,
         super::rows::insert,

@@ -2,4 +2,6 @@
 
 mod bulk;
 mod resources;
+mod sessions;
+mod spread;
 mod statements;

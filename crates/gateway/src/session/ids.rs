@@ -162,7 +162,8 @@ impl Executor {
         };
         let request = Request { consistency: Consistency::Strong, origin: run.request.origin, ..Request::default() };
         let run = Run { request, key: run.key.clone(), ids: Mutex::default(), ..*run };
-        let attempt = Attempt { versions: None, ..attempt.clone() };
+        // What a transaction has inserted itself has ids that it was given.
+        let attempt = Attempt { versions: None, inside: None, ..attempt.clone() };
         let response = Box::pin(self.read(&run, &attempt, plan)).await?;
         let Output::Rows { mut rows, .. } = response.output else { return Ok(None) };
         let mut largest = None;

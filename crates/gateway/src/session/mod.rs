@@ -20,6 +20,7 @@
 //! - [`write`]: one shard, or reference tables. Over several shards: [`spread`] cuts the write into [`parts`],
 //!   [`two_phase`] carries them out, on all shards or none, and [`whole`] keeps reads from seeing half of it. [`ids`]
 //!   gives rows their ids.
+//! - [`interactive`]: sessions, and transactions over several requests.
 //! - [`bulk`]: many rows of one table, split by partition.
 //! - [`ddl`]: a schema change is an operation of the journal; the executor waits for it.
 //!
@@ -29,8 +30,7 @@
 //! half a transaction. An idempotency key is known where its data is: the same key with another statement is noticed when both
 //! belong to one shard.
 //!
-//! Interactive transactions and the wire protocols are to stand on [`Executor`] as HTTP does: it knows
-//! nothing of JSON or of connections.
+//! The wire protocols to come stand on [`Executor`] as HTTP does: it knows nothing of JSON or of connections.
 
 mod bulk;
 mod ddl;
@@ -39,6 +39,7 @@ mod explain;
 mod failure;
 mod gather;
 mod ids;
+mod interactive;
 mod parts;
 mod place;
 mod plans;
@@ -62,6 +63,7 @@ use uuid::Uuid;
 
 pub use bulk::{BulkRequest, BulkResponse, Rejected};
 pub use failure::{Failure, IDEMPOTENCY_CONFLICT, OVERLOADED};
+pub use interactive::{Mode, OpenTxn, SessionInfo, SessionOptions};
 pub use request::{Consistency, Effect, Output, Params, Request, Response, Rows, Touched};
 pub use token::Token;
 
@@ -88,6 +90,7 @@ pub struct Executor {
     settled: whole::Settled,
     /// Transactions that the ledger need not remember any more.
     forgetting: Arc<two_phase::Forgetting>,
+    sessions: Arc<interactive::Sessions>,
 }
 
 /// One request on its way: what stays the same over all attempts.
@@ -112,6 +115,7 @@ impl Executor {
         metrics: Arc<Metrics>,
     ) -> Self {
         let gathers = Arc::new(Semaphore::new(settings.limits.gathers));
+        let sessions = Arc::new(interactive::Sessions::new(backend.node()));
         Self {
             backend,
             observer,
@@ -122,11 +126,19 @@ impl Executor {
             blocks: ids::Blocks::default(),
             settled: whole::Settled::default(),
             forgetting: Arc::default(),
+            sessions,
         }
     }
 
-    /// Carry out a request.
+    /// Carry out a request that belongs to no session.
     pub async fn execute(&self, request: Request) -> Result<Response, Failure> {
+        match interactive::begins_so(&request.text) {
+            true => self.execute_script(request).await,
+            false => self.execute_alone(request).await,
+        }
+    }
+
+    async fn execute_alone(&self, request: Request) -> Result<Response, Failure> {
         if request.text.len() > STATEMENT_BYTES_MAX {
             return Err(Failure::new(
                 "54000",
@@ -197,6 +209,8 @@ struct Attempt {
     collisions: u32,
     /// Where a read notes the version of each shard that it asks.
     versions: Option<Versions>,
+    /// The transaction that it belongs to.
+    inside: Option<Arc<interactive::Txn>>,
 }
 
 impl From<pleat_sql::SqlError> for Failure {

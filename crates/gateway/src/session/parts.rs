@@ -284,7 +284,8 @@ mod tests {
 
     #[test]
     fn several_shards_results_make_one() {
-        let parts = [(&[FIRST, GONE][..], vec![result(2, Some(9)), result(1, None)]), (&[LAST], vec![result(3, Some(7))])];
+        let parts =
+            [(&[FIRST, GONE][..], vec![result(2, Some(9)), result(1, None)]), (&[LAST], vec![result(3, Some(7))])];
         let effects = combine(2, parts.into_iter());
         assert_eq!((effects[0].rows_affected, effects[0].last_insert_id), (5, Some(7)));
         assert_eq!(effects[1], Effect::default(), "a row that gave way is not counted");

@@ -128,7 +128,8 @@ impl Executor {
         };
         let asked: Vec<_> = by_shard.into_iter().map(|(shard, numbers)| open(shard, numbers, false)).collect();
         let mut asked: Vec<Asked> = stream::iter(asked).buffered(SHARDS_ASKED_AT_ONCE_MAX).try_collect().await?;
-        if several {
+        // Inside a transaction COMMIT finds out.
+        if several && attempt.inside.is_none() {
             self.make_whole(run, &mut asked, begun, open).await?;
         }
         Ok(asked)
@@ -192,6 +193,9 @@ impl Executor {
         mut request: ReadRequest,
         newest: bool,
     ) -> Result<RowStream, Setback> {
+        if let Some(txn) = &attempt.inside {
+            return txn.read(shard, &attempt.catalog, request, run.deadline.left()).await;
+        }
         let freshness = if newest { Freshness::Strong } else { freshness(run, attempt, shard) };
         request.names_txns |= attempt.versions.is_some();
         let answer = self.backend.read(shard, request, freshness, run.deadline.left()).await.map_err(setback)?;

@@ -89,7 +89,7 @@ impl Executor {
         loop {
             let catalog = changes.borrow_and_update().clone();
             let generation = catalog.generation;
-            match attempt(Attempt { catalog, refused, collisions: 0, versions: None }).await {
+            match attempt(Attempt { catalog, refused, collisions: 0, versions: None, inside: None }).await {
                 Ok(value) => return Ok(value),
                 Err(Setback::Failed(failure)) => {
                     if schema_refreshed || !is_about_schema(&failure) {

@@ -74,33 +74,48 @@ impl Executor {
     }
 
     /// Cut a request's statements by shard.
-    pub(super) async fn parts(
-        &self,
-        run: &Run,
-        attempt: &Attempt,
-        spread: &[SpreadWrite],
-    ) -> Result<Parts, Setback> {
+    async fn parts(&self, run: &Run, attempt: &Attempt, spread: &[SpreadWrite]) -> Result<Parts, Setback> {
         let catalog = &attempt.catalog;
         let mut parts = Parts::default();
-        let mut computed = false;
         for (at, write) in spread.iter().enumerate() {
-            match write {
-                SpreadWrite::Computed(write) => {
-                    computed = true;
-                    let (rows, versions) = self.read_for(run, attempt, write).await?;
-                    let ids = self.ids_for_rows(run, attempt, write, &rows).await?;
-                    parts.add_keyed(at, write.statements(&rows, &ids)?, catalog)?;
-                    versions.into_iter().for_each(|(shard, version)| parts.validate(shard, version));
-                }
-                write => parts.add(at, write, catalog)?,
-            }
+            self.add_part(run, attempt, &mut parts, at, write).await?;
         }
+        let computed = spread.iter().any(|write| matches!(write, SpreadWrite::Computed(_)));
         if computed && run.key.is_from_client() {
             let home = home(&run.key.idempotency().key, catalog);
             let owner = catalog.owner(home).ok_or_else(|| Failure::internal(format!("{home} has no owner")))?;
             parts.shards.entry(owner).or_default().units.insert(home);
         }
         Ok(parts)
+    }
+
+    /// Cut one statement of a request by shard.
+    pub(super) async fn parts_of(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        at: usize,
+        write: &SpreadWrite,
+    ) -> Result<Parts, Setback> {
+        let mut parts = Parts::default();
+        self.add_part(run, attempt, &mut parts, at, write).await?;
+        Ok(parts)
+    }
+
+    async fn add_part(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        parts: &mut Parts,
+        at: usize,
+        write: &SpreadWrite,
+    ) -> Result<(), Setback> {
+        let SpreadWrite::Computed(write) = write else { return Ok(parts.add(at, write, &attempt.catalog)?) };
+        let (rows, versions) = self.read_for(run, attempt, write).await?;
+        let ids = self.ids_for_rows(run, attempt, write, &rows).await?;
+        parts.add_keyed(at, write.statements(&rows, &ids)?, &attempt.catalog)?;
+        versions.into_iter().for_each(|(shard, version)| parts.validate(shard, version));
+        Ok(())
     }
 
     /// The rows that a write is computed from, and the version of each shard that they were read at.
@@ -121,7 +136,9 @@ impl Executor {
         };
         let run = Run { request, key: run.key.clone(), ids: Mutex::default(), ..*run };
         let versions = Arc::new(Mutex::new(BTreeMap::new()));
-        let attempt = Attempt { versions: Some(versions.clone()), ..attempt.clone() };
+        // What a transaction has read is held to its version by its parts.
+        let noted = attempt.inside.is_none().then(|| versions.clone());
+        let attempt = Attempt { versions: noted, ..attempt.clone() };
         let response = Box::pin(self.read(&run, &attempt, write.read())).await?;
         let Output::Rows { rows: mut chunks, .. } = response.output else {
             return Err(Failure::internal("a read gave no rows").into());

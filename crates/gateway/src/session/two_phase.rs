@@ -39,8 +39,9 @@
 //! # Waiting for each other
 //!
 //! Parts are prepared side by side. A shard on which another transaction is prepared refuses; then everything is
-//! aborted, and the next attempt prepares in the order of the shards, one after the other. Of those that go in order
-//! the first to prepare on a shard is ahead on all later ones too, so they can't wait for each other in a circle.
+//! aborted, and the next attempt prepares in the order of the shards, one after the other, and waits on each a little for
+//! the other's decision. Of those that go in order the first to prepare on a shard is ahead on all later ones too, so
+//! they can't wait for each other in a circle.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,6 +61,12 @@ use crate::backend::Backend;
 const ENDING_TIME_MIN: Duration = Duration::from_secs(2);
 /// How long shards are waited for that are told to abort. They find out by themselves too.
 const ABORT_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a transaction that prepares in order waits for another's decision on one shard, while others wait for it.
+/// Less than what makes recovery give it up.
+const IN_ORDER_WAIT_MAX: Duration = Duration::from_secs(1);
+/// The pause between two looks, at first and at most.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// For how long ended transactions are gathered before the ledger is told that it may forget them.
 const FORGET_AFTER: Duration = Duration::from_millis(500);
 /// Ended transactions that wait to be forgotten. What is beyond the ledger finds by itself.
@@ -130,7 +137,9 @@ impl Vote {
             Outcome::Replayed { results, .. } => Vote::Before(results),
             Outcome::Refused(refusal) => Vote::Refused(refusal),
             Outcome::Failed(failure) => Vote::No(failure),
-            _ => Vote::Trouble(HostError::Internal("the shard answered a prepare with another action's outcome".into())),
+            _ => {
+                Vote::Trouble(HostError::Internal("the shard answered a prepare with another action's outcome".into()))
+            }
         }
     }
 }
@@ -187,13 +196,14 @@ impl TwoPhase {
             began,
         };
         let ballot = &ballot;
-        let asking = self.parts.iter_mut().map(|(shard, part)| async move { (*shard, ballot.ask(*shard, part).await) });
         if !in_order {
+            let asking =
+                self.parts.iter_mut().map(|(shard, part)| async move { (*shard, ballot.ask(*shard, part).await) });
             return join_all(asking).await.into_iter().collect();
         }
         let mut votes = BTreeMap::new();
-        for asked in asking {
-            let (shard, vote) = asked.await;
+        for (shard, part) in &mut self.parts {
+            let (shard, vote) = (*shard, ballot.ask_in_order(*shard, part).await);
             let go_on = matches!(vote, Vote::Yes(_));
             votes.insert(shard, vote);
             if !go_on {
@@ -279,11 +289,25 @@ struct Ballot {
 }
 
 impl Ballot {
+    /// A shard's vote, after another transaction is decided there.
+    async fn ask_in_order(&self, shard: ShardId, part: &mut Part) -> Vote {
+        let waits = Deadline::after(self.deadline.left().min(IN_ORDER_WAIT_MAX));
+        let mut pause = PAUSE_MIN;
+        loop {
+            let vote = self.ask(shard, part).await;
+            if !matches!(vote, Vote::Refused(Refusal::Prepared { .. })) || waits.is_over() {
+                return vote;
+            }
+            tokio::time::sleep(pause.min(waits.left())).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
     async fn ask(&self, shard: ShardId, part: &mut Part) -> Vote {
         let within = self.deadline.left();
         let (participants, idempotency) = (self.participants.clone(), self.idempotency.clone());
         let (units, statements, base) = match part {
-            Part::New { units, statements, base } => (std::mem::take(units), std::mem::take(statements), *base),
+            Part::New { units, statements, base } => (units.clone(), statements.clone(), *base),
             Part::Open(part) => {
                 let step = TxnStep::Prepare { participants, idempotency };
                 return match self.backend.txn_step(part, step, within).await {

@@ -120,7 +120,8 @@ mod tests {
     }
 
     fn look(seen: &[(ShardId, u32, &TxnsSeen)], settled: &Settled, begun: Instant) -> Vec<ShardId> {
-        let seen: Vec<_> = seen.iter().map(|(shard, round, txns)| Seen { shard: *shard, round: *round, txns }).collect();
+        let seen: Vec<_> =
+            seen.iter().map(|(shard, round, txns)| Seen { shard: *shard, round: *round, txns }).collect();
         behind(&seen, settled, Some(begun)).into_iter().collect()
     }
 

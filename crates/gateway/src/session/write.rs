@@ -94,7 +94,9 @@ impl Executor {
         loop {
             let ids = self.ids_for(run, &attempt, plan).await?;
             match self.write_with(run, &attempt, plan, &ids).await {
-                Err(Setback::Failed(failure)) if failure.code == "23505" && attempt.collisions < ids::COLLISIONS_MAX => {
+                Err(Setback::Failed(failure))
+                    if failure.code == "23505" && attempt.collisions < ids::COLLISIONS_MAX =>
+                {
                     let wanted = plan.ids_wanted(&run.request.params.borrow())?;
                     if wanted.is_empty() {
                         return Err(failure.into());
@@ -109,13 +111,7 @@ impl Executor {
         }
     }
 
-    async fn write_with(
-        &self,
-        run: &Run,
-        attempt: &Attempt,
-        plan: &WritePlan,
-        ids: &Ids,
-    ) -> Result<Response, Setback> {
+    async fn write_with(&self, run: &Run, attempt: &Attempt, plan: &WritePlan, ids: &Ids) -> Result<Response, Setback> {
         let catalog = &attempt.catalog;
         let route = plan.route(&run.request.params.borrow(), catalog.partition_count, ids)?;
         let units = match route.target {

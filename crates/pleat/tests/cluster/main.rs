@@ -9,3 +9,4 @@ mod reference;
 mod scale_out;
 mod snapshots;
 mod statements;
+mod transactions;
