@@ -1,6 +1,7 @@
 //! `/sessions`: transactions over several requests.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,8 +71,8 @@ async fn play(name: &str, script: &str, a: i64, b: i64, c: i64) {
     for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let (head, rest) = line.split_once(' ').unwrap();
         let number: u32 = head.trim_end_matches(['?', '=']).parse().unwrap();
-        if !sessions.contains_key(&number) {
-            sessions.insert(number, Arc::new(Session::open(&client).await));
+        if let Entry::Vacant(vacant) = sessions.entry(number) {
+            vacant.insert(Arc::new(Session::open(&client).await));
         }
         let session = sessions[&number].clone();
         let (sql, expected) = match (head.ends_with('='), rest.split_once("->")) {
