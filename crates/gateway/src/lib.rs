@@ -67,6 +67,7 @@ impl Gateway {
     /// End the event streams, which would otherwise keep a graceful shutdown waiting.
     pub fn close(&self) {
         self.app.feed.close();
+        self.app.executor.close_sessions();
         self.watcher.abort();
     }
 }

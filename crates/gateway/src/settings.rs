@@ -64,6 +64,12 @@ pub const STATEMENT_SHOWN_BYTES_MAX: usize = 2 << 10;
 /// Operations or decisions in one list.
 pub const LIST_MAX: usize = 1_000;
 
+/// Sessions open at one node.
+pub const SESSIONS_MAX: usize = 1_000;
+/// How long a session may stay unused when its client names no time of its own, and at most.
+pub const SESSION_IDLE_DEFAULT: Duration = Duration::from_secs(5 * 60);
+pub const SESSION_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
+
 /// Limits that an operator may want to change.
 #[derive(Clone, Debug)]
 pub struct Limits {

@@ -15,6 +15,7 @@ mod shards;
 mod sql;
 mod statements;
 mod status;
+mod txns;
 mod why;
 
 use std::io;
@@ -52,6 +53,8 @@ enum Command {
     Shards(Target),
     /// The statements that take most of a node's time
     Statements(statements::StatementsArgs),
+    /// Transactions: those that are open, and those that are in doubt
+    Txns(Target),
     /// Operations: every change of the cluster, with its steps
     Ops(ops::OpsArgs),
     /// Tell why the cluster did (or did not do) something
@@ -85,7 +88,7 @@ pub fn main() -> ExitCode {
         Command::Import(args) => args.target.json,
         Command::Export(args) => args.target.json,
         Command::Statements(args) => args.target.json,
-        Command::Status(target) | Command::Shards(target) => target.json,
+        Command::Status(target) | Command::Shards(target) | Command::Txns(target) => target.json,
         Command::Ops(args) => args.target.json,
         Command::Why(args) => args.target.json,
     };
@@ -111,6 +114,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Statements(args) => statements::run(args).await,
             Command::Status(target) => status::run(&target).await,
             Command::Shards(target) => shards::run(&target).await,
+            Command::Txns(target) => txns::run(&target).await,
             Command::Ops(args) => ops::run(args).await,
             Command::Why(args) => why::run(args).await,
         }

@@ -23,11 +23,13 @@ mod problem;
 mod query;
 mod rows;
 mod scrape;
+mod sessions;
 mod shards;
 mod statements;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod txns;
 mod value;
 
 use std::sync::Arc;
@@ -47,9 +49,11 @@ pub use operations::{CauseBody, OperationBody, OperationsBody, StepBody};
 pub use problem::{ErrorBody, Position};
 pub use query::{QueryRequest, QueryResponse, StatementBody, Trailer};
 pub use rows::{RejectedBody, RowsError, RowsRequest, RowsResponse};
+pub use sessions::{SessionBody, SessionRequest, SessionsBody};
 pub use shards::{LatencyBody, ShardBody};
 pub use statements::{ForgottenBody, StatementFigures, StatementsBody};
 pub use tables::{ColumnBody, IndexBody, TableBody, TablesBody};
+pub use txns::{InDoubtBody, OpenTxnBody, SessionTxnBody, TxnsBody};
 
 use crate::backend::Backend;
 use crate::feed::Feed;
@@ -141,6 +145,11 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         change("/query", post(query::query)),
         read("/statements", get(statements::list)),
         endpoint(Method::DELETE, "/statements", delete(statements::reset)),
+        change("/sessions", post(sessions::open)),
+        read("/sessions", get(sessions::list)),
+        endpoint(Method::DELETE, "/sessions/{id}", delete(sessions::close)),
+        change("/sessions/{id}/query", post(sessions::query)),
+        read("/txns", get(txns::list)),
         read("/tables", get(tables::list)),
         read("/tables/{table}", get(tables::show)),
         change("/tables/{table}/rows", post(rows::insert)),

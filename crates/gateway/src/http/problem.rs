@@ -67,9 +67,13 @@ pub fn status_of(failure: &Failure) -> StatusCode {
         UNSUPPORTED_MEDIA_TYPE => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         OVERLOADED => StatusCode::SERVICE_UNAVAILABLE,
         CONFLICT | IDEMPOTENCY_CONFLICT | "42P07" | "42701" | "42710" => StatusCode::CONFLICT,
+        "08003" => StatusCode::NOT_FOUND,
         "57014" | "08007" => StatusCode::GATEWAY_TIMEOUT,
         code => match code.get(..2) {
             Some("23") if code != "23502" => StatusCode::CONFLICT,
+            // A transaction that has ended, or is in the wrong state: the same request can't help.
+            Some("25") => StatusCode::CONFLICT,
+            Some("40") if !failure.retryable => StatusCode::CONFLICT,
             Some("54") => StatusCode::UNPROCESSABLE_ENTITY,
             Some("40" | "53" | "55" | "57" | "08") => StatusCode::SERVICE_UNAVAILABLE,
             Some("XX" | "58") => StatusCode::INTERNAL_SERVER_ERROR,
@@ -153,12 +157,15 @@ mod tests {
             (OVERLOADED, 503),
             ("53300", 503),
             ("57P03", 503),
-            ("40001", 503),
+            ("40001", 409),
+            ("25P02", 409),
+            ("08003", 404),
             ("57014", 504),
             ("08007", 504),
         ] {
             assert_eq!(status_of(&Failure::new(code, "", "")).as_u16(), status, "{code}");
         }
+        assert_eq!(status_of(&Failure::passing("40001", "", "")).as_u16(), 503, "the same request may succeed");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{App, document, ndjson};
 use crate::session::{Consistency, Output, Params, Request, Response as Answer, Token, Touched};
 use crate::settings::{QUERY_BODY_BYTES_MAX, STATEMENT_TIMEOUT_MAX};
 
-const FIELDS: [&str; 6] = ["query", "params", "consistency", "token", "idempotency_key", "timeout_ms"];
+const FIELDS: [&str; 7] = ["query", "params", "consistency", "token", "idempotency_key", "timeout_ms", "session"];
 
 /// A request. Values in `params` are JSON's own, and `{"base64": "…"}` for bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -43,6 +43,9 @@ pub struct QueryRequest {
     /// 30,000 unless told; at most 600,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// The session that it belongs to: as `POST /sessions/{id}/query`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
 }
 
 /// An answer: with `shard` when one shard gave it, with `shards` otherwise.
@@ -128,12 +131,24 @@ impl Trailer {
         (status = 413, body = ErrorBody), (status = 415, body = ErrorBody), (status = 422, body = ErrorBody),
         (status = 500, body = ErrorBody), (status = 503, body = ErrorBody), (status = 504, body = ErrorBody)))]
 pub async fn query(State(app): State<App>, request: extract::Request) -> Result<Response, Problem> {
+    answer_in(&app, None, request).await
+}
+
+/// Answer a query; in a session, when the path or the request names one.
+pub(super) async fn answer_in(
+    app: &App,
+    session: Option<String>,
+    request: extract::Request,
+) -> Result<Response, Problem> {
     let permit = app.admit()?;
     let as_lines = accepts_ndjson(request.headers());
     let begun = tokio::time::Instant::now();
-    let request = parse(request).await?;
+    let (request, named) = parse(request).await?;
     let limit = request.timeout.unwrap_or(app.settings.limits.statement_timeout);
-    let answer = app.executor.execute(request).await;
+    let answer = match session.or(named) {
+        Some(session) => app.executor.execute_in(&session, request).await,
+        None => app.executor.execute(request).await,
+    };
     let response = match answer {
         Ok(answer) if as_lines => ndjson::response(answer, begun + limit, permit).await,
         Ok(answer) => document::response(answer, app.settings.limits.json_result_bytes).await,
@@ -153,12 +168,15 @@ fn accepts_ndjson(headers: &HeaderMap) -> bool {
     })
 }
 
-async fn parse(request: extract::Request) -> Result<Request, Problem> {
+/// The request, and the session that it names.
+async fn parse(request: extract::Request) -> Result<(Request, Option<String>), Problem> {
     if media(request.headers())? != Media::Json {
         return Err(unsupported("POST /query takes one JSON object".to_owned()));
     }
     let body = body(request, QUERY_BODY_BYTES_MAX).await?;
-    request_of(object(&body, &FIELDS)?)
+    let mut map = object(&body, &FIELDS)?;
+    let session = text(&mut map, "session")?;
+    Ok((request_of(map)?, session))
 }
 
 fn request_of(mut map: Map<String, Json>) -> Result<Request, Problem> {

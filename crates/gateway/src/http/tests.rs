@@ -3,4 +3,6 @@
 mod bulk;
 mod looking;
 mod resources;
+mod sessions;
+mod spread;
 mod statements;

@@ -17,19 +17,21 @@
 //! - [`read`]: one shard; or several side by side, all held to one snapshot of the catalog, so that a
 //!   partition that moves between two of them is seen exactly once. Rows are handed on only when every
 //!   shard has accepted its part. What can't be simply appended is finished in memory ([`gather`]).
-//! - [`write`]: one shard, or reference tables; several shards are refused for now.
+//! - [`write`]: one shard, or reference tables. Over several shards: [`spread`] cuts the write into [`parts`],
+//!   [`two_phase`] carries them out, on all shards or none, and [`whole`] keeps reads from seeing half of it. [`ids`]
+//!   gives rows their ids.
+//! - [`interactive`]: sessions, and transactions over several requests.
 //! - [`bulk`]: many rows of one table, split by partition.
 //! - [`analyze`]: a read that is carried out for its figures.
 //! - [`ddl`]: a schema change is an operation of the journal; the executor waits for it.
 //!
 //! # Caveats
 //!
-//! A read over several shards has no single instant: each shard answers from a snapshot of its own. An
-//! idempotency key is known where its data is: the same key with another statement is noticed when both
+//! A read over several shards has no single instant: each shard answers from a snapshot of its own, though never with
+//! half a transaction. An idempotency key is known where its data is: the same key with another statement is noticed when both
 //! belong to one shard.
 //!
-//! Interactive transactions and the wire protocols are to stand on [`Executor`] as HTTP does: it knows
-//! nothing of JSON or of connections.
+//! The wire protocols to come stand on [`Executor`] as HTTP does: it knows nothing of JSON or of connections.
 
 mod analyze;
 mod bulk;
@@ -38,24 +40,33 @@ mod deadline;
 mod explain;
 mod failure;
 mod gather;
+mod ids;
+mod interactive;
 mod merge;
+mod parts;
 mod place;
 mod plans;
 mod read;
 mod request;
 mod reroute;
+mod spread;
 mod token;
+mod two_phase;
+mod whole;
 mod write;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pleat_cluster::{Catalog, Millis};
-use pleat_sql::{Hint, Statement};
+use parking_lot::Mutex;
+use pleat_cluster::{Catalog, Millis, ShardId};
+use pleat_sql::{Hint, Ids, Statement};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 pub use bulk::{BulkRequest, BulkResponse, Rejected};
 pub use failure::{Failure, IDEMPOTENCY_CONFLICT, OVERLOADED};
+pub use interactive::{Mode, OpenTxn, SessionInfo, SessionOptions};
 pub use request::{Consistency, Effect, Output, Params, Request, Response, Rows, Touched};
 pub use token::Token;
 
@@ -78,6 +89,13 @@ pub struct Executor {
     /// Queries that may gather rows in memory at the same time.
     gathers: Arc<Semaphore>,
     statements: Arc<Statements>,
+    /// Ids that rows may be given.
+    blocks: ids::Blocks,
+    /// Transactions that reads need not look for any more.
+    settled: whole::Settled,
+    /// Transactions that the ledger need not remember any more.
+    forgetting: Arc<two_phase::Forgetting>,
+    sessions: Arc<interactive::Sessions>,
 }
 
 /// One request on its way: what stays the same over all attempts.
@@ -92,6 +110,8 @@ struct Run {
     seed: u64,
     /// The key under which a write is known to the shards.
     key: write::Key,
+    /// The ids that the request's rows are given, once they are known.
+    ids: Mutex<Option<Ids>>,
 }
 
 impl Executor {
@@ -103,7 +123,20 @@ impl Executor {
     ) -> Self {
         let gathers = Arc::new(Semaphore::new(settings.limits.gathers));
         let statements = Statements::new(settings.limits.slow_query, backend.now_ms());
-        Self { backend, observer, settings, metrics, plans: Plans::new(), gathers, statements }
+        let sessions = Arc::new(interactive::Sessions::new(backend.node()));
+        Self {
+            backend,
+            observer,
+            settings,
+            metrics,
+            plans: Plans::new(),
+            gathers,
+            statements,
+            blocks: ids::Blocks::default(),
+            settled: whole::Settled::default(),
+            forgetting: Arc::default(),
+            sessions,
+        }
     }
 
     /// What this node's statements took.
@@ -111,13 +144,17 @@ impl Executor {
         &self.statements
     }
 
-    /// Carry out a request.
+    /// Carry out a request that belongs to no session.
     pub async fn execute(&self, request: Request) -> Result<Response, Failure> {
         let watch = self.statements.watch(&request.text, self.backend.now_ms());
-        watch.answered(self.carry_out(request).await)
+        let answer = match interactive::begins_so(&request.text) {
+            true => self.execute_script(request).await,
+            false => self.execute_alone(request).await,
+        };
+        watch.answered(answer)
     }
 
-    async fn carry_out(&self, request: Request) -> Result<Response, Failure> {
+    async fn execute_alone(&self, request: Request) -> Result<Response, Failure> {
         if request.text.len() > STATEMENT_BYTES_MAX {
             return Err(Failure::new(
                 "54000",
@@ -132,6 +169,7 @@ impl Executor {
             now_ms: self.backend.now_ms(),
             seed: Uuid::new_v4().as_u64_pair().1,
             key: write::Key::of(&request, limit),
+            ids: Mutex::default(),
             request,
         };
         self.see_token(&run).await?;
@@ -177,15 +215,23 @@ impl Executor {
     }
 }
 
+/// Content versions of shards.
+type Versions = Arc<Mutex<BTreeMap<ShardId, u64>>>;
+
 /// What one attempt goes by.
+#[derive(Clone)]
 struct Attempt {
     catalog: Arc<Catalog>,
     /// How often shards have refused before.
     refused: u32,
-    /// How a write must end if it is not accepted: an earlier attempt at it may have been done.
-    unsure: Option<Box<Failure>>,
     /// Where to note what a read takes, for EXPLAIN ANALYZE.
     analysis: Option<Arc<analyze::Analysis>>,
+    /// How often ids that its rows were given turned out to be in use.
+    collisions: u32,
+    /// Where a read notes the version of each shard that it asks.
+    versions: Option<Versions>,
+    /// The transaction that it belongs to.
+    inside: Option<Arc<interactive::Txn>>,
 }
 
 impl From<pleat_sql::SqlError> for Failure {

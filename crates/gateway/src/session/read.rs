@@ -13,16 +13,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use futures::future::FutureExt;
+use futures::future::{BoxFuture, FutureExt, TryFutureExt};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use pleat_cluster::{Catalog, PartitionId, ShardId};
-use pleat_engine::{OwnershipCheck, Query, ReadLimits, ReadRequest};
+use pleat_engine::{OwnershipCheck, Query, ReadLimits, ReadRequest, TxnsSeen};
 use pleat_host::{Freshness, Piece, RowStream};
 use pleat_sql::{Bound, Fetch, Order, ReadPlan, Route, Source};
 
 use super::merge::merge;
 use super::reroute::{Setback, setback};
-use super::{Attempt, Consistency, Executor, Failure, Output, Response, Rows, Run, Touched, place};
+use super::{Attempt, Consistency, Executor, Failure, Output, Response, Rows, Run, Touched, place, whole};
 use crate::settings::SHARDS_ASKED_AT_ONCE_MAX;
 
 impl Executor {
@@ -93,7 +93,7 @@ impl Executor {
     ) -> Result<Response, Setback> {
         let query = Query { sql: statement.sql.to_string(), sql_filtered: None, params: statement.params };
         let request = read_request(run, vec![query], check);
-        let answer = self.open(run, attempt, shard, request).await?;
+        let answer = self.open(run, attempt, shard, request, false).await?;
         let columns = answer.columns.clone();
         Ok(response(attempt, Touched::One(shard), columns, rows_of(answer)))
     }
@@ -128,17 +128,67 @@ impl Executor {
         if run.hint.no_scatter && by_shard.len() > 1 {
             return Err(place::would_scatter(by_shard.keys()).into());
         }
-        let asked = by_shard.into_iter().map(|(shard, numbers)| {
+        let several = by_shard.len() > 1;
+        let begun = Instant::now();
+        let open = |shard: ShardId, numbers: Vec<usize>, again: bool| {
             let owned = numbers.iter().any(|number| !matches!(fetches[*number].source, Source::Reference));
             let ownership = catalog.shards.get(&shard).map_or(0, |shard| shard.ownership);
             let check = if owned { OwnershipCheck::Scatter { ownership } } else { OwnershipCheck::None };
             let queries = numbers.iter().map(|number| query_of(&fetches[*number])).collect();
-            let opened = self.open(run, attempt, shard, read_request(run, queries, check));
-            async move { Ok(Asked { shard, numbers, answer: opened.await? }) }
-        });
-        // Boxed, because the compiler can't see through the borrows of an unnamed stream's futures.
-        let asked: Vec<_> = asked.map(FutureExt::boxed).collect();
-        stream::iter(asked).buffered(SHARDS_ASKED_AT_ONCE_MAX).try_collect().await
+            let request = ReadRequest { names_txns: several, ..read_request(run, queries, check) };
+            let opened = self.open(run, attempt, shard, request, again);
+            // Boxed, because the compiler can't see through the borrows of an unnamed stream's futures.
+            async move { Ok(Asked { shard, numbers, answer: opened.await? }) }.boxed()
+        };
+        let asked: Vec<_> = by_shard.into_iter().map(|(shard, numbers)| open(shard, numbers, false)).collect();
+        let mut asked: Vec<Asked> = stream::iter(asked).buffered(SHARDS_ASKED_AT_ONCE_MAX).try_collect().await?;
+        // Inside a transaction COMMIT finds out.
+        if several && attempt.inside.is_none() {
+            self.make_whole(run, &mut asked, begun, open).await?;
+        }
+        Ok(asked)
+    }
+
+    /// Open anew what lacks a transaction that another shard's snapshot has: see [`whole`].
+    async fn make_whole<'a>(
+        &self,
+        run: &Run,
+        asked: &mut [Asked],
+        begun: Instant,
+        open: impl Fn(ShardId, Vec<usize>, bool) -> BoxFuture<'a, Result<Asked, Setback>>,
+    ) -> Result<(), Setback> {
+        let begun = (run.request.consistency == Consistency::Strong).then_some(begun);
+        let mut rounds = vec![0; asked.len()];
+        let mut pause = whole::PAUSE_MIN;
+        for round in 1.. {
+            let none = TxnsSeen::default();
+            let seen: Vec<_> = (asked.iter().zip(&rounds))
+                .map(|(one, round)| whole::Seen {
+                    shard: one.shard,
+                    round: *round,
+                    txns: one.answer.txns.as_ref().unwrap_or(&none),
+                })
+                .collect();
+            let behind = whole::behind(&seen, &self.settled, begun);
+            if behind.is_empty() {
+                return Ok(());
+            }
+            if run.deadline.is_over() {
+                return Err(Setback::Failed(whole::still_behind(run.deadline.limit())));
+            }
+            if round > 1 {
+                tokio::time::sleep(pause.min(run.deadline.left())).await;
+                pause = (pause * 2).min(whole::PAUSE_MAX);
+            }
+            let again = (asked.iter().enumerate()).filter(|(_, one)| behind.contains(&one.shard));
+            let again = again.map(|(at, one)| open(one.shard, one.numbers.clone(), true).map_ok(move |one| (at, one)));
+            let again: Vec<_> = again.collect();
+            for (at, opened) in futures::future::try_join_all(again).await? {
+                asked[at] = opened;
+                rounds[at] = round;
+            }
+        }
+        Ok(())
     }
 
     fn sources(&self, run: &Run, catalog: &Catalog, fetch: &Fetch) -> Result<Vec<ShardId>, Failure> {
@@ -157,11 +207,19 @@ impl Executor {
         run: &Run,
         attempt: &Attempt,
         shard: ShardId,
-        request: ReadRequest,
+        mut request: ReadRequest,
+        newest: bool,
     ) -> Result<RowStream, Setback> {
-        let freshness = freshness(run, attempt, shard);
+        if let Some(txn) = &attempt.inside {
+            return txn.read(shard, &attempt.catalog, request, run.deadline.left()).await;
+        }
+        let freshness = if newest { Freshness::Strong } else { freshness(run, attempt, shard) };
+        request.names_txns |= attempt.versions.is_some();
         let (asked, statements) = (Instant::now(), request.queries.len());
         let answer = self.backend.read(shard, request, freshness, run.deadline.left()).await.map_err(setback)?;
+        if let (Some(versions), Some(txns)) = (&attempt.versions, &answer.txns) {
+            versions.lock().insert(shard, txns.version);
+        }
         Ok(match &attempt.analysis {
             Some(analysis) => analysis.watch(shard, statements, asked, answer),
             None => answer,

@@ -89,7 +89,8 @@ impl Executor {
         loop {
             let catalog = changes.borrow_and_update().clone();
             let generation = catalog.generation;
-            match attempt(Attempt { catalog, refused, unsure: unsure.clone(), analysis: None }).await {
+            let fresh = Attempt { catalog, refused, analysis: None, collisions: 0, versions: None, inside: None };
+            match attempt(fresh).await {
                 Ok(value) => return Ok(value),
                 Err(Setback::Failed(failure)) => {
                     if schema_refreshed || !is_about_schema(&failure) {
@@ -157,9 +158,13 @@ fn is_about_schema(failure: &Failure) -> bool {
 }
 
 fn gave_up(refusal: &Refusal, deadline: &Deadline) -> Failure {
+    let what = match refusal {
+        Refusal::Prepared { .. } => "another transaction was still in the way",
+        _ => "the data was still moving",
+    };
     Failure::passing(
         "40001",
-        format!("the data was still moving after {} ms: {refusal}", deadline.limit().as_millis()),
+        format!("{what} after {} ms: {refusal}", deadline.limit().as_millis()),
         "nothing was done: send the request again",
     )
 }

@@ -48,6 +48,14 @@ impl Token {
         token
     }
 
+    /// The token after a write to shards that nobody told: all leaders must be asked.
+    pub fn of_leaders(earlier: Option<&Token>, catalog: &Catalog) -> Token {
+        let mut token =
+            earlier.cloned().unwrap_or_else(|| Token { generation: catalog.generation, ..Token::default() });
+        token.indexes.extend(catalog.active_shards().map(|shard| (shard.id, LEADER)));
+        token
+    }
+
     /// The token after another write, which was routed by `catalog` and became entry `index` of `shard`.
     pub fn after_write(earlier: Option<&Token>, catalog: &Catalog, shard: ShardId, index: u64) -> Token {
         let mut token =

@@ -1,4 +1,4 @@
-//! Writes: one shard, exactly once; or reference tables, on every shard.
+//! Writes: one shard, exactly once; or reference tables, on every shard. Several shards are [`super::spread`]'s.
 //!
 //! Every write goes out under an idempotency key: the client's, or one made up for this request. So the
 //! host may send it again when a leader is lost, and the executor may send it to another shard when its
@@ -12,11 +12,12 @@ use std::time::Duration;
 use pleat_cluster::{PartitionId, ShardId};
 use pleat_engine::{Action, Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult};
 use pleat_host::HostError;
-use pleat_sql::{Bound, WritePlan, WriteTarget};
+use pleat_sql::{Bound, Ids, WritePlan, WriteTarget};
 use uuid::Uuid;
 
+use super::parts::Remembered;
 use super::reroute::{Setback, refused, setback};
-use super::{Attempt, Effect, Executor, Failure, Output, Params, Request, Response, Run, Token, Touched, place};
+use super::{Attempt, Effect, Executor, Failure, Output, Params, Request, Response, Run, Token, Touched, ids, place};
 use crate::settings::CLIENT_KEY_TTL;
 
 /// How much longer than the request the shards remember a key that was made up for it.
@@ -53,6 +54,11 @@ impl Key {
         Self { idempotency, from_client: self.from_client }
     }
 
+    /// Whether a client may repeat the request under it.
+    pub(super) fn is_from_client(&self) -> bool {
+        self.from_client
+    }
+
     pub(super) fn idempotency(&self) -> Idempotency {
         self.idempotency.clone()
     }
@@ -84,33 +90,47 @@ impl Key {
 
 impl Executor {
     pub(super) async fn write(&self, run: &Run, attempt: &Attempt, plan: &WritePlan) -> Result<Response, Setback> {
+        let mut attempt = attempt.clone();
+        loop {
+            let ids = self.ids_for(run, &attempt, plan).await?;
+            match self.write_with(run, &attempt, plan, &ids).await {
+                Err(Setback::Failed(failure))
+                    if failure.code == "23505" && attempt.collisions < ids::COLLISIONS_MAX =>
+                {
+                    let wanted = plan.ids_wanted(&run.request.params.borrow())?;
+                    if wanted.is_empty() {
+                        return Err(failure.into());
+                    }
+                    // Perhaps one of the ids is in use that the rows were given: see `ids`.
+                    attempt.collisions += 1;
+                    *run.ids.lock() = None;
+                    wanted.iter().for_each(|wanted| self.blocks.give_up(wanted.table));
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn write_with(&self, run: &Run, attempt: &Attempt, plan: &WritePlan, ids: &Ids) -> Result<Response, Setback> {
         let catalog = &attempt.catalog;
-        let route = plan.route(&run.request.params.borrow(), catalog.partition_count, &pleat_sql::Ids::none())?;
-        let table = || plan.tables().first().cloned().unwrap_or_default();
+        let route = plan.route(&run.request.params.borrow(), catalog.partition_count, ids)?;
         let units = match route.target {
             WriteTarget::Reference => return self.write_reference(run, attempt, route.statements).await,
             WriteTarget::Units(units) => units,
-            WriteTarget::Spread { table } => return Err(pleat_sql::several_shards(&table).into()),
-            WriteTarget::Everywhere { table, units } => match place::sole_shard(catalog) {
-                Some(_) => {
-                    let all = (0..catalog.partition_count).map(PartitionId);
-                    pleat_sql::Units { partitions: all.collect(), ..units }
-                }
-                None => return Err(pleat_sql::several_shards(&table).into()),
-            },
+            WriteTarget::Everywhere { units, .. } if place::sole_shard(catalog).is_some() => {
+                let all = (0..catalog.partition_count).map(PartitionId);
+                pleat_sql::Units { partitions: all.collect(), ..units }
+            }
+            WriteTarget::Everywhere { .. } | WriteTarget::Spread { .. } => {
+                return self.write_spread(run, attempt, plan, ids).await;
+            }
         };
         let mut owners = place::owners(&units, catalog)?.into_iter();
         let (shard, units) = match (owners.next(), owners.next()) {
             (Some(owner), None) => owner,
             // No unit at all: a key that no row can have. The anchor finds nothing to change.
             (None, _) => (place::anchor(catalog)?, Vec::new()),
-            (Some(_), Some(_)) => {
-                // A lost attempt may have been done before its partitions came apart.
-                return Err(match &attempt.unsure {
-                    Some(failure) => Failure::clone(failure).into(),
-                    None => pleat_sql::several_shards(&table()).into(),
-                });
-            }
+            (Some(_), Some(_)) => return self.write_spread(run, attempt, plan, ids).await,
         };
         self.write_on(run, attempt, shard, units, route.statements).await
     }
@@ -124,11 +144,16 @@ impl Executor {
         statements: Vec<Bound>,
     ) -> Result<Response, Setback> {
         let catalog = &attempt.catalog;
+        let count = statements.len();
         let statements = statements.into_iter().map(statement).collect();
         let idempotency = Some(run.key.idempotency());
         let action = Action::Write { idempotency, units, statements, base: None };
         let written = self.backend.write(shard, catalog.generation, action, run.deadline.left()).await;
         let written = written.map_err(|error| run.key.setback(error))?;
+        if let Outcome::Replayed { results, .. } = written.outcome {
+            let remembered = Remembered::of(results);
+            return self.remembered(run, attempt, count, remembered, Some((shard, written.index))).await;
+        }
         let (effects, replayed) = effects(written.outcome, &run.key, written.uncertain)?;
         Ok(Response {
             output: Output::Effects(effects),

@@ -2,6 +2,7 @@
 //! sockets, so that refusals, lost answers and moves can be brought about exactly where a test wants them.
 
 mod api;
+mod locals;
 mod moves;
 mod txns;
 
@@ -17,7 +18,7 @@ use pleat_cluster::{
     OperationKind, PartitionId, Phase, Policy, Reply, ShardId, ShardState, TableKind, TxnId,
 };
 use pleat_consensus::Status;
-use pleat_engine::{Action, LocalTxn, Outcome, Proposal, ReadRequest, Readers, SchemaChange, Store, StoreConfig};
+use pleat_engine::{Action, Outcome, Proposal, ReadRequest, Readers, SchemaChange, Store, StoreConfig};
 use pleat_host::{
     Freshness, HostError, InDoubt, NodeObservation, Quantiles, Resources, RowStream, ShardObservation, TxnPart,
     TxnReply, TxnStep, Written,
@@ -28,6 +29,7 @@ use uuid::Uuid;
 use crate::backend::Backend;
 
 pub use api::Client;
+pub use txns::{Step, Trap};
 
 pub const PARTITIONS: u32 = 16;
 const NODE: NodeId = NodeId(1);
@@ -39,6 +41,10 @@ pub enum Fault {
     AnswerLost,
     /// No leader is there.
     NoLeader,
+    /// It is not done, and whoever asked for it never hears of it: as if that one had died before it asked.
+    Never,
+    /// It is done, and whoever asked for it never hears of it: as if that one had died then.
+    DoneNever,
 }
 
 /// Something that happens to a cluster.
@@ -60,8 +66,11 @@ pub struct Cluster {
     shards: Mutex<BTreeMap<ShardId, Arc<Replica>>>,
     faults: Mutex<VecDeque<Fault>>,
     pub ledger: Mutex<Ledger>,
-    /// Interactive transactions that are open, by shard. There is no lane: of two that write, the second one ends.
-    locals: Mutex<BTreeMap<(ShardId, TxnId), LocalTxn>>,
+    /// What goes wrong with steps of transactions over several shards.
+    trap: Mutex<Option<Trap>>,
+    /// Parts of interactive transactions, and who has each shard's lane.
+    locals: Mutex<BTreeMap<(ShardId, TxnId), locals::Local>>,
+    lanes: Mutex<BTreeMap<ShardId, locals::Lane>>,
     /// Schema changes wait until told otherwise.
     stalled: Mutex<bool>,
     /// Whether shards answer when they are asked for figures.
@@ -72,8 +81,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster of `shards` active shards.
-    pub fn new(shards: u32) -> Arc<Self> {
+    /// The catalog of a new cluster.
+    pub fn new_catalog(shards: u32) -> Catalog {
         let mut catalog = Catalog::default();
         let init = Command::Init {
             cluster_id: "test".to_owned(),
@@ -86,7 +95,17 @@ impl Cluster {
             at: 1,
         };
         catalog.apply(&init).unwrap();
-        let cluster = Self::over(catalog);
+        catalog
+    }
+
+    /// The partitions that a shard owns.
+    pub fn partitions_of(&self, shard: ShardId) -> Vec<PartitionId> {
+        self.newest().partitions_of(shard)
+    }
+
+    /// A cluster of `shards` active shards.
+    pub fn new(shards: u32) -> Arc<Self> {
+        let cluster = Self::over(Self::new_catalog(shards));
         for number in 1..=shards {
             cluster.start_shard(ShardId(number));
         }
@@ -107,7 +126,9 @@ impl Cluster {
             shards: Mutex::default(),
             faults: Mutex::default(),
             ledger: Mutex::default(),
+            trap: Mutex::new(None),
             locals: Mutex::default(),
+            lanes: Mutex::default(),
             stalled: Mutex::new(false),
             deaf: Mutex::new(false),
             between: Mutex::new(None),
@@ -292,9 +313,23 @@ impl Backend for Cluster {
         Ok(reply)
     }
 
-    async fn write(&self, shard: ShardId, _: Generation, action: Action, _: Duration) -> Result<Written, HostError> {
-        let fault = self.faults.lock().pop_front();
+    async fn write(
+        &self,
+        shard: ShardId,
+        _: Generation,
+        action: Action,
+        within: Duration,
+    ) -> Result<Written, HostError> {
+        if !matches!(action, Action::Prepare { .. } | Action::Decide { .. }) {
+            self.lane_free(shard, within).await;
+        }
+        let fault = self.trapped(Step::of(shard, &action)).or_else(|| self.faults.lock().pop_front());
         match fault {
+            Some(Fault::Never) => std::future::pending().await,
+            Some(Fault::DoneNever) => {
+                self.propose(shard, action);
+                std::future::pending().await
+            }
             Some(Fault::NoLeader) => Err(HostError::Unavailable("no leader".to_owned())),
             Some(Fault::AnswerLost) => {
                 self.propose(shard, action);
@@ -330,12 +365,14 @@ impl Backend for Cluster {
             *reads = reads.saturating_sub(1);
             *reads == 0
         });
-        let readers = self.replica(shard).readers.clone();
-        let rows = txns::collect(|sink| readers.read(&request, sink));
+        let read = locals::rows(|sink| self.replica(shard).readers.read(&request, sink));
         if let Some((_, act)) = due {
             act(self);
         }
-        rows
+        read.map_err(|error| match error {
+            pleat_engine::EngineError::Refused(refusal) => HostError::Refused(refusal),
+            error => HostError::Engine(error),
+        })
     }
 
     fn txn_clock(&self) -> Millis {
@@ -343,15 +380,36 @@ impl Backend for Cluster {
     }
 
     async fn ledger_command(&self, command: LedgerCommand, _: Duration) -> Result<LedgerReply, HostError> {
-        self.ledger.lock().apply(&command).map_err(HostError::Ledger)
+        let apply = || self.ledger.lock().apply(&command).map_err(HostError::Ledger);
+        match self.trapped(Step::of_ledger(&command)) {
+            None => apply(),
+            Some(Fault::NoLeader) => Err(HostError::Unavailable("no leader".to_owned())),
+            Some(Fault::AnswerLost) => {
+                apply()?;
+                Err(HostError::OutcomeUnknown("the answer was lost".to_owned()))
+            }
+            Some(Fault::Never) => std::future::pending().await,
+            Some(Fault::DoneNever) => {
+                apply()?;
+                std::future::pending().await
+            }
+        }
     }
 
-    async fn txn_step(&self, part: &mut TxnPart, step: TxnStep, _: Duration) -> Result<TxnReply, HostError> {
-        self.take_step(part, step)
+    async fn txn_step(&self, part: &mut TxnPart, step: TxnStep, within: Duration) -> Result<TxnReply, HostError> {
+        self.take_step(part, step, within).await
     }
 
     async fn in_doubt(&self, _: Duration) -> Result<Vec<InDoubt>, HostError> {
-        Ok(self.undecided())
+        let doubt = |(shard, prepared): (ShardId, pleat_engine::PreparedTxn)| InDoubt {
+            txn: prepared.txn,
+            shard,
+            participants: prepared.participants,
+            began: prepared.began,
+            prepared_ms: prepared.prepared_ms,
+            decided: self.ledger.lock().decided(prepared.txn).map(|decided| decided.commit),
+        };
+        Ok(self.prepared().into_iter().map(doubt).collect())
     }
 
     async fn observe(&self, node: NodeId, _: Duration) -> Result<NodeObservation, HostError> {

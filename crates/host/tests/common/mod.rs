@@ -94,7 +94,10 @@ pub async fn with_table(nodes: &[Node]) -> Arc<Catalog> {
         done(host.write(shard, 1, Action::Own { units: ALL.to_vec(), ownership }, LIMIT).await);
         host.command(Command::ActivateShard { shard, at: 1 }, LIMIT).await.unwrap();
         let (statements, change) = (statements.clone(), SchemaChange::Put(table.clone()));
-        done(host.write(shard, 1, Action::Ddl { operation: 1, statements, change, single: None, undoes: None }, LIMIT).await);
+        done(
+            host.write(shard, 1, Action::Ddl { operation: 1, statements, change, single: None, undoes: None }, LIMIT)
+                .await,
+        );
     }
     host.catalog()
 }

@@ -14,11 +14,8 @@ async fn bad_requests_change_nothing() {
     let before = state(&cluster).await;
 
     let statements = [
-        ("INSERT INTO users VALUES (NULL, 'nobody')", 400, "23502", "id"),
-        ("INSERT INTO users (name) VALUES ('nobody')", 400, "23502", "id"),
         ("INSERT INTO users VALUES ('one', 'nobody')", 400, "22P02", "id"),
         ("INSERT INTO users VALUES (1.5, 'nobody')", 400, "22P02", "id"),
-        ("UPDATE users SET id = 2 WHERE id = 1", 400, "0A000", "key"),
         ("SELECT * FROM nowhere", 400, "42P01", "nowhere"),
         ("INSERT INTO nowhere VALUES (1)", 400, "42P01", "nowhere"),
         ("SELECT nothing FROM users WHERE id = 1", 400, "42703", "nothing"),
@@ -34,7 +31,7 @@ async fn bad_requests_change_nothing() {
         ("CREATE TABLE __pleat_mine (x INTEGER PRIMARY KEY)", 400, "", "__pleat_"),
         ("ATTACH 'x' AS y", 400, "0A000", ""),
         ("PRAGMA journal_mode = OFF", 400, "0A000", ""),
-        ("BEGIN", 400, "0A000", ""),
+        ("BEGIN", 409, "25P01", "transaction"),
         ("SELECT load_extension('x')", 400, "", ""),
         ("SELECT * FROM __pleat_meta", 400, "", ""),
         ("CREATE VIRTUAL TABLE v USING fts5(x)", 400, "0A000", ""),

@@ -11,3 +11,4 @@ mod reference;
 mod scale_out;
 mod snapshots;
 mod statements;
+mod transactions;

@@ -74,17 +74,19 @@ async fn exactly_once(cluster: &Cluster) {
 }
 
 async fn several_shards(cluster: &Cluster) {
-    for write in [
-        "UPDATE users SET name = 'all'",
-        "DELETE FROM users",
-        "INSERT INTO users (id) VALUES (100), (101), (102), (103), (104), (105)",
-    ] {
-        let before = cluster.query("SELECT count(*) AS n FROM users").await;
-        let refused = cluster.try_query(write).await.unwrap_err();
-        assert_eq!((refused.status, refused.code()), (400, "0A000"), "{write}: {refused:?}");
-        assert!(!refused.body["hint"].as_str().unwrap().is_empty());
-        assert_eq!(cluster.query("SELECT count(*) AS n FROM users").await["data"], before["data"]);
-    }
+    cluster.query("CREATE TABLE parts (id INTEGER PRIMARY KEY, n INTEGER) SHARD BY (id)").await;
+    let inserted = cluster.query("INSERT INTO parts (n) VALUES (1), (2), (3), (4), (5), (6), (7), (8)").await;
+    assert_eq!(inserted["rows_affected"], 8, "{inserted}");
+    let all = cluster.query("UPDATE parts SET n = n + 10").await;
+    assert_eq!((&all["rows_affected"], all["shards"].as_array().unwrap().len()), (&json!(8), 3), "{all}");
+    assert!(all["notice"].is_string(), "{all}");
+    let moved = cluster.query("UPDATE parts SET id = id + 1000 WHERE n > 14").await;
+    assert_eq!(moved["rows_affected"], 4, "{moved}");
+    let refused =
+        cluster.try_query("INSERT INTO parts VALUES (2001, 1), (2002, 2), (2003, 3), (1, 4)").await.unwrap_err();
+    assert_eq!((refused.status, refused.code()), (409, "23505"), "{refused:?}");
+    let found = cluster.query("SELECT count(*) AS c, sum(n) AS s, count(DISTINCT id) AS d FROM parts").await;
+    assert_eq!(found["data"], json!([{ "c": 8, "s": 116, "d": 8 }]), "all or none");
 }
 
 async fn single_tables(cluster: &Cluster) {

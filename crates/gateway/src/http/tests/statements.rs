@@ -61,12 +61,10 @@ async fn what_is_wrong_is_told_and_nothing_changes() {
         ("SELEKT 1", 400, "42601"),
         ("SELECT * FROM nowhere", 400, "42P01"),
         ("SELECT nothing FROM users", 400, "42703"),
-        ("INSERT INTO users VALUES (NULL, 'x')", 400, "23502"),
         ("INSERT INTO users VALUES (1, 'x')", 409, "23505"),
         ("CREATE TABLE users (a)", 409, "42P07"),
         ("CREATE TABLE t (a) SHARD BY (a)", 400, "0A000"),
-        ("UPDATE users SET name = 'x'", 400, "0A000"),
-        ("INSERT INTO users VALUES (101, 'a'), (102, 'b'), (103, 'c'), (104, 'd'), (105, 'e')", 400, "0A000"),
+        ("INSERT INTO users VALUES (101, 'a'), (102, 'b'), (103, 'c'), (104, 'd'), (5, 'e')", 409, "23505"),
         ("DROP TABLE nowhere", 400, "42P01"),
     ] {
         let (seen_status, seen_code) = client.refused(sql).await;
@@ -177,6 +175,24 @@ async fn a_key_is_remembered_after_its_partition_moved() {
         assert_eq!((again.status, &again.json["replayed"]), (200, &json!(true)), "{}", again.text);
     }
     assert_eq!(client.rows("SELECT count(*) FROM users").await, json!([[50]]));
+}
+
+#[tokio::test]
+async fn a_repetition_is_answered_after_its_rows_came_apart() {
+    let (cluster, client) = users(1).await;
+    let values: Vec<_> = (100..120).map(|id| format!("({id}, 'x')")).collect();
+    let keyed = json!({"query": format!("INSERT INTO users VALUES {}", values.join(", ")), "idempotency_key": "k"});
+    assert_eq!(client.query(keyed.clone()).await.json["rows_affected"], 20);
+    cluster.split(ShardId(1), &half());
+    let again = client.query(keyed).await;
+    assert_eq!((&again.json["replayed"], &again.json["rows_affected"]), (&json!(true), &json!(20)), "{}", again.text);
+    assert_eq!(client.rows("SELECT count(*) FROM users").await, json!([[40]]));
+    let other = json!({"query": "DELETE FROM users WHERE user_id BETWEEN 1 AND 20", "idempotency_key": "k"});
+    let ids: Vec<_> = (100..120).map(|id| id.to_string()).collect();
+    let delete = format!("DELETE FROM users WHERE user_id IN ({})", ids.join(", "));
+    assert_ne!(client.query(other).await.status, 200);
+    let conflict = client.query(json!({"query": delete, "idempotency_key": "k"})).await;
+    assert_eq!(conflict.json["code"], "idempotency_conflict", "{}", conflict.text);
 }
 
 #[tokio::test]

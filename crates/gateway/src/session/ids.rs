@@ -1,0 +1,239 @@
+//! Ids that Pleat gives to rows: never twice, on whichever node and whatever is killed.
+//!
+//! The ledger of the control group counts for each table. A node takes a *block* from it and gives out its ids from
+//! memory, so that an INSERT rarely waits for the control group; the next block is larger when the last one was used up
+//! soon. What is left of a block when its node ends is lost: a gap, as a rolled back INSERT leaves one.
+//!
+//! Rows may also come with ids of their own, from users, from a bulk load, or from a time when their table was not
+//! sharded. So a new block begins above the largest id that the table has, which each shard finds at the end of a
+//! B-tree. An id that is given by hand *into* a block that some node holds is met when its turn comes: then the
+//! shard refuses the row as a duplicate, the node throws its block away, and the write goes again with ids from a new one
+//! ([`Executor::write`]).
+//!
+//! # Repetitions
+//!
+//! When the id is the shard key it decides where the row goes, and a repeated request would go elsewhere with another
+//! one, to a shard that doesn't know its key. So the ids of a request with a key of its client's are first remembered,
+//! under a key of their own, at the home partition of the key; a repetition finds them there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::TryStreamExt;
+use parking_lot::Mutex;
+use pleat_cluster::{LedgerCommand, LedgerReply, TableId, Value};
+use pleat_engine::{Action, Outcome, Statement};
+use pleat_host::HostError;
+use pleat_sql::{ComputedWrite, Ids, IdsWanted, WritePlan};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::reroute::{Setback, setback};
+use super::spread::home;
+use super::write::fingerprint_of;
+use super::{Attempt, Consistency, Executor, Failure, Output, Request, Run};
+
+/// Ids in a table's first block, and in the largest.
+const BLOCK_MIN: u32 = 1_000;
+const BLOCK_MAX: u32 = 100_000;
+/// A block that lasts for less than this is followed by one of twice its size.
+const BLOCK_LASTS_MIN: Duration = Duration::from_secs(10);
+/// Tables whose blocks a node holds. Beyond that they are all given up, which costs gaps.
+const TABLES_MAX: usize = 10_000;
+
+/// How often a write goes again because an id that it was given is in use.
+pub(super) const COLLISIONS_MAX: u32 = 5;
+
+/// The blocks that this node holds.
+#[derive(Default)]
+pub(super) struct Blocks(Mutex<HashMap<TableId, Arc<AsyncMutex<Block>>>>);
+
+/// Ids that no one else has: `next .. end`.
+#[derive(Debug)]
+struct Block {
+    next: i64,
+    end: i64,
+    size: u32,
+    taken_at: Option<Instant>,
+}
+
+impl Block {
+    fn take(&mut self, count: u32) -> Option<i64> {
+        let first = self.next;
+        let after = first.checked_add(i64::from(count)).filter(|after| *after <= self.end)?;
+        self.next = after;
+        Some(first)
+    }
+
+    /// How many ids to ask for, when `count` are wanted now.
+    fn ask(&mut self, count: u32, now: Instant) -> u32 {
+        if self.taken_at.is_some_and(|at| now.duration_since(at) < BLOCK_LASTS_MIN) {
+            self.size = (self.size * 2).min(BLOCK_MAX);
+        }
+        self.taken_at = Some(now);
+        self.size.max(count)
+    }
+}
+
+impl Blocks {
+    fn of(&self, table: TableId) -> Arc<AsyncMutex<Block>> {
+        let mut blocks = self.0.lock();
+        if blocks.len() >= TABLES_MAX && !blocks.contains_key(&table) {
+            blocks.clear();
+        }
+        let new = || Arc::new(AsyncMutex::new(Block { next: 0, end: 0, size: BLOCK_MIN, taken_at: None }));
+        blocks.entry(table).or_insert_with(new).clone()
+    }
+
+    /// Throw the table's block away: some of its ids are in use.
+    pub(super) fn give_up(&self, table: TableId) {
+        self.0.lock().remove(&table);
+    }
+}
+
+impl Executor {
+    /// The ids that a request's rows get: the same in all attempts, and in all repetitions.
+    pub(super) async fn ids_for(&self, run: &Run, attempt: &Attempt, plan: &WritePlan) -> Result<Ids, Setback> {
+        let wanted = plan.ids_wanted(&run.request.params.borrow())?;
+        if wanted.is_empty() {
+            return Ok(Ids::none());
+        }
+        if let Some(ids) = run.ids.lock().clone() {
+            return Ok(ids);
+        }
+        let mut firsts = Vec::with_capacity(wanted.len());
+        for wanted in &wanted {
+            firsts.push(self.take_ids(run, attempt, wanted).await?);
+        }
+        if run.key.is_from_client() {
+            firsts = self.ids_of_repetition(run, attempt, firsts).await?;
+        }
+        let with = |ids: Ids, (wanted, first): (&IdsWanted, i64)| ids.with(wanted.table, first);
+        let ids = wanted.iter().zip(firsts).fold(Ids::none(), with);
+        *run.ids.lock() = Some(ids.clone());
+        Ok(ids)
+    }
+
+    /// The ids that rows get which a write has read.
+    pub(super) async fn ids_for_rows(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        write: &ComputedWrite,
+        rows: &[Vec<Value>],
+    ) -> Result<Ids, Setback> {
+        match write.ids_wanted(rows)? {
+            None => Ok(Ids::none()),
+            Some(wanted) => Ok(Ids::none().with(wanted.table, self.take_ids(run, attempt, &wanted).await?)),
+        }
+    }
+
+    /// The first of so many ids that were never given.
+    async fn take_ids(&self, run: &Run, attempt: &Attempt, wanted: &IdsWanted) -> Result<i64, Setback> {
+        let too_many = || Failure::new("54000", "too many rows want an id at once", "insert them in smaller requests");
+        let count = u32::try_from(wanted.count).map_err(|_| too_many())?;
+        let block = self.blocks.of(wanted.table);
+        let mut block = block.lock().await;
+        if let Some(first) = block.take(count) {
+            return Ok(first);
+        }
+        let largest = self.largest_id(run, attempt, wanted).await?;
+        let asked = block.ask(count, Instant::now());
+        let command = LedgerCommand::AllocateIds { table: wanted.table, count: asked, at_least: largest };
+        let reply = self.backend.ledger_command(command, run.deadline.left()).await;
+        // A block whose answer was lost is a gap. The next attempt gets another one.
+        let reply = reply.map_err(nothing_done)?;
+        let LedgerReply::Ids { first } = reply else {
+            return Err(Failure::internal(format!("the ledger gave {reply:?} for ids")).into());
+        };
+        (block.next, block.end) = (first, first.saturating_add(i64::from(asked)));
+        block.take(count).ok_or_else(|| Failure::internal("a block has fewer ids than were asked for").into())
+    }
+
+    /// The largest id in the table.
+    async fn largest_id(&self, run: &Run, attempt: &Attempt, wanted: &IdsWanted) -> Result<Option<i64>, Setback> {
+        let Some(table) = attempt.catalog.table_by_id(wanted.table) else { return Ok(None) };
+        let [id] = table.primary_key.as_slice() else { return Ok(None) };
+        let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let text = format!("SELECT max({}) FROM {}", quote(id), quote(&table.name));
+        let plan = self.plan(&text, &attempt.catalog)?;
+        let pleat_sql::Statement::Read(plan) = plan.as_ref() else {
+            return Err(Failure::internal("a SELECT was not planned as a read").into());
+        };
+        let request = Request { consistency: Consistency::Strong, origin: run.request.origin, ..Request::default() };
+        let run = Run { request, key: run.key.clone(), ids: Mutex::default(), ..*run };
+        // What a transaction has inserted itself has ids that it was given.
+        let attempt = Attempt { versions: None, inside: None, ..attempt.clone() };
+        let response = Box::pin(self.read(&run, &attempt, plan)).await?;
+        let Output::Rows { mut rows, .. } = response.output else { return Ok(None) };
+        let mut largest = None;
+        while let Some(chunk) = rows.try_next().await? {
+            for value in chunk.into_iter().flatten() {
+                if let Value::Integer(id) = value {
+                    largest = largest.max(Some(id));
+                }
+            }
+        }
+        Ok(largest)
+    }
+
+    /// These ids, or those that the request got when it came for the first time.
+    async fn ids_of_repetition(&self, run: &Run, attempt: &Attempt, firsts: Vec<i64>) -> Result<Vec<i64>, Setback> {
+        let catalog = &attempt.catalog;
+        let idempotency = run.key.idempotency();
+        let home = home(&idempotency.key, catalog);
+        let owner = catalog.owner(home).ok_or_else(|| Failure::internal(format!("partition {home} has no owner")))?;
+        let part = format!("ids{}", attempt.collisions);
+        let key = run.key.part(&part, fingerprint_of(&(idempotency.fingerprint, firsts.len())));
+        let remember = |first: &i64| Statement::new("SELECT ?1 AS first_id", [Value::Integer(*first)]);
+        let action = Action::Write {
+            idempotency: Some(key.idempotency()),
+            units: vec![home],
+            statements: firsts.iter().map(remember).collect(),
+            base: None,
+        };
+        let written = self.backend.write(owner, catalog.generation, action, run.deadline.left()).await;
+        // Whether they were remembered or not: no row was written.
+        let written = written.map_err(nothing_done)?;
+        let results = match written.outcome {
+            Outcome::Done { results } | Outcome::Replayed { results, .. } => results,
+            Outcome::Refused(refusal) => return Err(super::reroute::refused(refusal)),
+            _ => return Err(Failure::internal("remembering a request's ids was answered as something else").into()),
+        };
+        let first = |result: &pleat_engine::StatementResult| match result.rows.first()?.first()? {
+            Value::Integer(first) => Some(*first),
+            _ => None,
+        };
+        let known: Option<Vec<i64>> = results.iter().map(first).collect();
+        known.ok_or_else(|| Failure::internal("the ids of this request were remembered without values").into())
+    }
+}
+
+fn nothing_done(error: HostError) -> Setback {
+    match error {
+        HostError::OutcomeUnknown(why) => setback(HostError::Unavailable(why)),
+        error => setback(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_gives_each_id_once_and_grows_when_it_does_not_last() {
+        let now = Instant::now();
+        let mut block = Block { next: 1, end: 4, size: BLOCK_MIN, taken_at: None };
+        assert_eq!((block.take(2), block.take(2), block.take(1), block.take(1)), (Some(1), None, Some(3), None));
+        assert_eq!(block.ask(1, now), BLOCK_MIN);
+        assert_eq!(block.ask(1, now + BLOCK_LASTS_MIN), BLOCK_MIN);
+        assert_eq!(block.ask(1, now + BLOCK_LASTS_MIN), 2 * BLOCK_MIN);
+        assert_eq!(block.ask(50_000, now + 3 * BLOCK_LASTS_MIN), 50_000, "as many as are wanted at once");
+        for _ in 0..20 {
+            block.ask(1, now + 3 * BLOCK_LASTS_MIN);
+        }
+        assert_eq!(block.size, BLOCK_MAX);
+        let mut last = Block { next: i64::MAX - 1, end: i64::MAX, size: 1, taken_at: None };
+        assert_eq!((last.take(2), last.take(1)), (None, Some(i64::MAX - 1)));
+    }
+}
