@@ -91,6 +91,14 @@ async fn with_table(nodes: &[Node]) -> Arc<Catalog> {
     let table = pleat_engine::validate_ddl(&Default::default(), &statements, "t", &kind).unwrap().unwrap();
     let change = SchemaChange::Put(table);
     done(host.write(SHARD, 1, Action::Ddl { operation: 1, statements, change, single: None }, LIMIT).await);
+    // The last founder may have come a moment later.
+    for node in nodes {
+        let mut catalog = node.host.watch_catalog();
+        tokio::time::timeout(LIMIT, catalog.wait_for(|catalog| catalog.is_initialised())).await.unwrap().unwrap();
+        while node.host.shard_status(SHARD).is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     host.catalog()
 }
 
