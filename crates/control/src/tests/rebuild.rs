@@ -126,10 +126,12 @@ async fn a_replica_that_differs_from_a_majority_is_rebuilt_and_one_against_one_i
 
     let world = World::with_nodes(2, 1);
     until_quiet(&world).await;
-    (digest(&world, 1, 10, 5), digest(&world, 2, 10, 6));
+    digest(&world, 1, 10, 5);
+    digest(&world, 2, 10, 6);
     let said = |catalog: &Catalog| catalog.shards[&ShardId(1)].disagreement.is_some();
     rebuild_until(&world, said).await;
-    (digest(&world, 1, 11, 7), digest(&world, 2, 11, 7));
+    digest(&world, 1, 11, 7);
+    digest(&world, 2, 11, 7);
     rebuild_until(&world, |catalog| !said(catalog)).await;
     assert!(world.with(|inner| inner.catalog.operations.is_empty()));
 }

@@ -101,6 +101,14 @@ pub async fn with_table(nodes: &[Node]) -> Arc<Catalog> {
                 .await,
         );
     }
+    // The last founder may have come a moment later.
+    for node in nodes {
+        let mut catalog = node.host.watch_catalog();
+        tokio::time::timeout(LIMIT, catalog.wait_for(|catalog| catalog.is_initialised())).await.unwrap().unwrap();
+        while node.host.shard_status(SHARD).is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     host.catalog()
 }
 
