@@ -41,6 +41,7 @@ const READER_MAX: Duration = Duration::from_secs(300);
 const ENDED_KEPT: Duration = Duration::from_secs(60);
 
 /// The parts on one replica.
+#[derive(Default)]
 pub struct Locals {
     pub lane: Arc<Lane>,
     parts: Mutex<HashMap<TxnId, Arc<Part>>>,
@@ -80,17 +81,14 @@ impl Drop for Turn {
     }
 }
 
+/// A step that needs no lane.
+type Work = Box<dyn FnOnce(&LocalTxn) -> Result<Taken, EngineError> + Send>;
+
 /// What a step gave, unless rows.
 pub enum Taken {
     Written(Vec<StatementResult>),
     Done,
     Decided(Written),
-}
-
-impl Default for Locals {
-    fn default() -> Self {
-        Self { lane: Arc::default(), parts: Mutex::default() }
-    }
 }
 
 impl Part {
@@ -290,7 +288,7 @@ impl Locals {
         deadline: Instant,
     ) -> Result<Taken, Declined> {
         let part = turn.part.clone();
-        let work: Box<dyn FnOnce(&LocalTxn) -> Result<Taken, EngineError> + Send> = match step {
+        let work: Work = match step {
             TxnStep::Write { units, statements } => {
                 let local = self.open(replica, &part, true, deadline).await?;
                 let write = move || local.write(&units, &statements, now);
