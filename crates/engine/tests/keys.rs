@@ -107,20 +107,12 @@ fn an_internal_key_survives_a_clock_that_jumps_by_minutes() {
 }
 
 #[test]
-fn an_older_file_gets_its_indexes() {
+fn an_older_file_is_refused_by_its_format() {
     let mut shard = Replica::with_items();
-    shard.apply(touch("c/a", HOUR_MS));
     shard.store = None;
-    let old = "DROP INDEX __pleat_idempotency_client; DROP INDEX __pleat_idempotency_internal;
-               DELETE FROM __pleat_meta WHERE key LIKE 'idempotency%'; DELETE FROM __pleat_applied WHERE id = 1;
-               CREATE INDEX __pleat_idempotency_expiry ON __pleat_idempotency(expires_ms)";
-    file(&shard).execute_batch(old).unwrap();
-    let (store, readers) = Store::open(shard.dir.path(), StoreConfig::new(PARTITIONS)).unwrap();
-    (shard.store, shard.readers) = (Some(store), readers);
-    assert!(matches!(shard.apply(touch("c/a", HOUR_MS)), Outcome::Replayed { .. }));
-    shard.apply(touch("c/b", HOUR_MS));
-    assert_eq!(counted(&shard, "client"), 2);
-    assert!(!shard.dump().contains("__pleat_idempotency_expiry"));
+    file(&shard).execute_batch("UPDATE __pleat_meta SET value = 1 WHERE key = 'format'").unwrap();
+    let refused = Store::open(shard.dir.path(), StoreConfig::new(PARTITIONS)).err().unwrap();
+    assert!(format!("{refused:#}").contains("format 1"), "{refused:#}");
 }
 
 #[test]

@@ -81,15 +81,15 @@ impl Drop for Turn {
     }
 }
 
+/// A step that needs no lane.
+type Work = Box<dyn FnOnce(&LocalTxn) -> Result<Taken, EngineError> + Send>;
+
 /// What a step gave, unless rows.
 pub enum Taken {
     Written(Vec<StatementResult>),
     Done,
     Decided(Written),
 }
-
-/// A step, for the thread that may block.
-type Work = Box<dyn FnOnce(&LocalTxn) -> Result<Taken, EngineError> + Send>;
 
 impl Part {
     fn age(&self) -> Age {

@@ -86,6 +86,25 @@ fn ended(result: Result<(), HostError>) -> (TxnEnd, String) {
     }
 }
 
+/// A group that was just founded may elect a second leader soon after its first, and an open transaction ends with its
+/// leader. So this waits until the leaders have stayed for longer than an election takes.
+async fn settled_cluster() -> Vec<Node> {
+    let (nodes, _) = cluster().await;
+    with_table(&nodes).await;
+    let terms = || -> Vec<_> {
+        let of = |node: &Node, shard| node.host.shard_status(shard).map(|status| (status.term, status.is_leader));
+        nodes.iter().flat_map(|node| [of(node, SHARD), of(node, OTHER)]).collect()
+    };
+    let (mut known, mut since) = (terms(), Instant::now());
+    while since.elapsed() < Duration::from_secs(3) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if terms() != known {
+            (known, since) = (terms(), Instant::now());
+        }
+    }
+    nodes
+}
+
 async fn until_decided(nodes: &[Node]) -> Duration {
     let begun = Instant::now();
     while !nodes[0].host.in_doubt(LIMIT).await.unwrap().is_empty() {
@@ -146,8 +165,7 @@ async fn ids_are_given_once_whoever_asks() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interactive_transaction_runs_from_any_node() {
-    let (nodes, _) = cluster().await;
-    with_table(&nodes).await;
+    let nodes = settled_cluster().await;
     for (number, node) in (0..).zip(&nodes) {
         let host = &node.host;
         // One shard.
@@ -191,8 +209,7 @@ async fn common_count(rows: pleat_host::RowStream) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_keeps_others_waiting_is_rolled_back() {
-    let (nodes, _) = cluster().await;
-    with_table(&nodes).await;
+    let nodes = settled_cluster().await;
     let host = &nodes[0].host;
     let mut idle = TxnPart::new(SHARD, handle(host, 0));
     wrote(host, &mut idle, 1).await.unwrap();
@@ -214,8 +231,7 @@ async fn who_keeps_others_waiting_is_rolled_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_that_want_each_others_shards_the_older_one_wins() {
-    let (nodes, _) = cluster().await;
-    with_table(&nodes).await;
+    let nodes = settled_cluster().await;
     let (one, two) = (nodes[0].host.clone(), nodes[1].host.clone());
     let (old, young) = (handle(&one, 10_000), handle(&two, 0));
     let mut old = [TxnPart::new(SHARD, old), TxnPart::new(OTHER, old)];
@@ -247,8 +263,7 @@ fn old_id(parts: &[TxnPart]) -> TxnId {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_is_lost_with_its_leader_and_never_begun_again_in_the_middle() {
-    let (mut nodes, _) = cluster().await;
-    with_table(&nodes).await;
+    let mut nodes = settled_cluster().await;
     let leader = nodes.iter().position(|n| n.host.shard_status(SHARD).unwrap().is_leader).unwrap();
     let leader = nodes.remove(leader);
     let host: Arc<Host> = nodes[0].host.clone();

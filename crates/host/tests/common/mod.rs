@@ -54,8 +54,6 @@ pub async fn start(listener: TcpListener, id: NodeId, founders: &Founders, dir: 
     let mut config = Config::new(id, "c", dir.path().join("raft"));
     // Small, so that a log is purged while a test watches.
     (config.checkpoint_entries, config.log_keep_entries) = (40, 5);
-    // Long, so that a busy machine is not taken for a lost leader.
-    config.election_ms = (2_000, 4_000);
     let consensus = Consensus::open(config, transport.clone()).await.unwrap();
     let settings = Settings {
         node: id,
