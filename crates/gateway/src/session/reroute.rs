@@ -23,6 +23,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(160);
 /// How long to wait for a generation that a shard has named.
 const NAMED_GENERATION_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How often a write over several shards is routed again because a partition has just come to one of them.
+const ARRIVALS_MAX: u32 = 30;
 /// After how many refusals the control group is asked for the catalog.
 const REFUSALS_PER_REFRESH: u32 = 10;
 
@@ -71,6 +73,15 @@ pub(super) fn refused(refusal: Refusal) -> Setback {
             code: refusal.code().into(),
             ..Failure::new("", refusal.to_string(), refusal.hint())
         }),
+    }
+}
+
+/// Sort a refusal of a write whose rows were looked for on several shards, which was routed `refusals` times before: a row
+/// of a partition that it was not routed by is one that has just come to the shard.
+pub(super) fn refused_spread(refusal: Refusal, refusals: u32) -> Setback {
+    match refusal {
+        Refusal::NotRouted { .. } if refusals < ARRIVALS_MAX => Setback::Refused { refusal, unsure: None },
+        refusal => refused(refusal),
     }
 }
 

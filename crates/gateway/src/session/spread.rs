@@ -23,7 +23,7 @@ use pleat_host::HostError;
 use pleat_sql::{COMPUTED_ROWS_MAX, ComputedWrite, Ids, SpreadWrite, WritePlan};
 
 use super::parts::{Parts, Remembered, ShardPart, combine};
-use super::reroute::{Setback, refused, setback};
+use super::reroute::{Setback, refused_spread, setback};
 use super::two_phase::{Ended, Part, TwoPhase, new_txn};
 use super::{
     Attempt, Consistency, Effect, Executor, Failure, Output, Params, Request, Response, Run, Token, Touched, place,
@@ -211,7 +211,7 @@ impl Executor {
                 self.remembered(run, attempt, statements, remembered, None).await.map(Some)
             }
             Ended::Refused(Refusal::Conflict { .. }) => Ok(None),
-            Ended::Refused(refusal) => Err(refused(refusal)),
+            Ended::Refused(refusal) => Err(refused_spread(refusal, attempt.refused)),
             Ended::Failed(shard, failure) => {
                 let failed = (failure.statement as usize).checked_sub(usize::from(labelled));
                 let share = failed.and_then(|at| shares.get(&shard)?.get(at));
@@ -255,6 +255,9 @@ impl Executor {
                 self.remembered(run, attempt, statements, Remembered::of(results), at).await.map(Some)
             }
             Outcome::Refused(Refusal::Conflict { .. }) if !written.uncertain => Ok(None),
+            Outcome::Refused(refusal @ Refusal::NotRouted { .. }) if !written.uncertain => {
+                Err(refused_spread(refusal, attempt.refused))
+            }
             Outcome::Refused(refusal) => Err(run.key.refused(refusal, written.uncertain)),
             Outcome::Failed(failure) => {
                 let share = part.shares.get(failure.statement as usize);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pleat_cluster::{Command, OperationId, PartitionId, Phase, ShardId};
+use pleat_cluster::{Cause, Command, OperationId, OperationKind, PartitionId, Phase, ShardId};
 use pleat_engine::{Action, MoveAction, MoveChunk, MoveRead, MoveStep, Outcome, Position};
 
 use super::Cluster;
@@ -19,6 +19,18 @@ impl Cluster {
     /// Begin to split: the new shard is there, everything is copied, the source is not fenced yet.
     pub fn begin_split(self: &Arc<Self>, from: ShardId, partitions: &[PartitionId]) -> Move {
         let (operation, to) = self.add_shard(from, partitions);
+        self.begin(operation, from, to, partitions)
+    }
+
+    /// The same, to a shard that there is.
+    pub fn begin_move(self: &Arc<Self>, from: ShardId, to: ShardId, partitions: &[PartitionId]) -> Move {
+        let kind = OperationKind::Move { from, to, partitions: partitions.to_vec() };
+        let cause = Cause::Request("test".into());
+        let reply = self.apply(&Command::StartOperation { kind, cause, reason: String::new(), at: 5 });
+        self.begin(reply.operation.expect("an operation"), from, to, partitions)
+    }
+
+    fn begin(self: &Arc<Self>, operation: OperationId, from: ShardId, to: ShardId, partitions: &[PartitionId]) -> Move {
         let moving = Move { cluster: self.clone(), operation, from, to };
         let partitions = partitions.to_vec();
         for shard in [from, to] {

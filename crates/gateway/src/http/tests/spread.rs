@@ -160,6 +160,24 @@ async fn a_moving_partition_makes_a_write_over_shards_go_again() {
 }
 
 #[tokio::test]
+async fn a_partition_that_has_just_come_to_a_shard_makes_a_write_go_again() {
+    let (cluster, client) = bank().await;
+    let partitions = cluster.partitions_of(ShardId(2));
+    let moving = cluster.begin_move(ShardId(2), ShardId(1), &partitions[..partitions.len() / 2]);
+    moving.fence();
+    cluster.hold_back(true);
+    moving.hand_over();
+    let writing = client.run("UPDATE accounts SET balance = balance + 1");
+    let learning = async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        cluster.hold_back(false);
+    };
+    let (answer, ()) = tokio::join!(writing, learning);
+    assert_eq!(answer["rows_affected"], ACCOUNTS);
+    assert_eq!(sum(&client).await, json!([[ACCOUNTS, 101 * ACCOUNTS]]));
+}
+
+#[tokio::test]
 async fn a_read_never_sees_half_of_a_transfer() {
     let (cluster, client) = bank().await;
     let (from, to) = (accounts_of(1)[0], accounts_of(3)[0]);

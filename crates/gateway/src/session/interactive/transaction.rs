@@ -48,7 +48,7 @@ use super::control::Mode;
 use crate::backend::Backend;
 use crate::session::deadline::Deadline;
 use crate::session::parts::{ShardPart, Share};
-use crate::session::reroute::{Setback, refused};
+use crate::session::reroute::{Setback, refused_spread};
 use crate::session::two_phase::{Ended, Forgetting, Part, TwoPhase, new_txn};
 use crate::session::{Failure, whole};
 
@@ -231,7 +231,7 @@ impl Txn {
         match self.backend.txn_step(part, step, within).await {
             Ok(reply) => Ok(reply),
             Err(HostError::Refused(refusal) | HostError::Engine(EngineError::Refused(refusal))) => {
-                Err(refused(refusal))
+                Err(refused_spread(refusal, 0))
             }
             Err(error) => {
                 let goes_on = matches!(error, HostError::Engine(_) | HostError::TooLarge(_));
