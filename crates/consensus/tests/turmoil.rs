@@ -1,4 +1,4 @@
-//! Experiment 1: a simulation that repeats itself.
+//! RFD 1: a simulation that repeats itself.
 //!
 //! Three nodes with two groups run on turmoil's network, in one thread, with crashes, a partition and message
 //! delays drawn from a seed. The trace has every message, every change of a group's state and every outcome, with

@@ -3,9 +3,10 @@
 //!
 //! # The problem
 //!
-//! Every replica of an embedded shard applies the same log to a database of its own. Nothing compares the
-//! results afterwards, so the same entry must do the same thing everywhere: on a replica that was restarted,
-//! that began from another's snapshot, that applied the log in other batches, or whose clock is wrong.
+//! Every replica of an embedded shard applies the same log to a database of its own. The results are
+//! only compared now and then (`host`'s `verify`), which finds a difference late, after it may have done harm. So the
+//! same entry must do the same thing everywhere: on a replica that was restarted, that began from another's
+//! snapshot, that applied the log in other batches, or whose clock is wrong.
 //!
 //! # The mechanism
 //!

@@ -1,4 +1,4 @@
-//! Experiment 2: the same entries give the same content, byte for byte, however a replica came to apply them.
+//! RFD 2: the same entries give the same content, byte for byte, however a replica came to apply them.
 //!
 //! Each log is applied by replicas with different histories, and their dumps (schema, rows, rowids, sequences,
 //! statistics, Pleat's own tables) and outcomes must be equal:

@@ -77,7 +77,7 @@ fn errors_have_their_sqlstates() {
         }
     }
     shard.ok("INSERT INTO items(k, n) VALUES (1, 1)");
-    assert!(shard.failed("UPDATE items SET k = 2").message.contains("changing a shard key"));
+    assert!(shard.failed("UPDATE items SET k = 2").message.contains("can't be changed in place"));
     assert!(shard.failed("UPDATE items SET rowid = 9223372036854775807").message.contains("rowid"));
     assert!(shard.failed("UPDATE items SET n = NULL").message.contains("NOT NULL"));
     assert_eq!(shard.query("SELECT count(*) FROM items"), [[Value::Integer(1)]]);

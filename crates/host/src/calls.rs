@@ -352,7 +352,7 @@ async fn rows_of(mut pieces: Pieces, deadline: Instant) -> Result<RowStream, Hos
             Some(Ok(Piece::Txns(seen))) if txns.is_none() => txns = Some(seen),
             Some(Ok(Piece::Columns(columns))) => break columns,
             Some(Err(declined)) => return Err(declined_here(declined)),
-            Some(Ok(Piece::Txns(_) | Piece::Rows(_))) | None => return Err(mismatch()),
+            Some(Ok(Piece::Txns(_) | Piece::Rows(_) | Piece::End)) | None => return Err(mismatch()),
         }
     };
     let pieces = futures::stream::try_unfold(pieces, move |mut pieces| async move {
@@ -361,9 +361,12 @@ async fn rows_of(mut pieces: Pieces, deadline: Instant) -> Result<RowStream, Hos
             return Err(HostError::Timeout("the rows did not arrive within the statement's time".into()));
         };
         match next {
-            None => Ok(None),
+            Some(Ok(Piece::End)) => Ok(None),
             Some(Ok(piece)) => Ok(Some((piece, pieces))),
             Some(Err(declined)) => Err(declined_here(declined)),
+            None => Err(HostError::Timeout(
+                "the shard stopped before its last row: its rows were not taken for too long".into(),
+            )),
         }
     });
     Ok(RowStream { txns, columns, pieces: pieces.boxed() })

@@ -98,7 +98,11 @@ impl HostError {
     pub(crate) fn is_passing(&self) -> bool {
         matches!(
             self,
-            HostError::Overloaded(_) | HostError::Unavailable(_) | HostError::Timeout(_) | HostError::Internal(_)
+            HostError::Refused(_)
+                | HostError::Overloaded(_)
+                | HostError::Unavailable(_)
+                | HostError::Timeout(_)
+                | HostError::Internal(_)
         )
     }
 

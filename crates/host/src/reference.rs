@@ -157,7 +157,7 @@ impl Host {
     pub(crate) async fn keep_spreading(self: Arc<Self>) {
         let mut stop = self.stopping();
         while !*stop.borrow() {
-            let anchor = self.catalog().anchor().and_then(|anchor| self.replica(anchor));
+            let anchor = self.catalog().anchor().and_then(|anchor| self.serving(anchor));
             if let Some(anchor) = anchor.filter(|anchor| anchor.group.status().is_leader)
                 && let Err(error) = self.spread_rest(&anchor).await
             {

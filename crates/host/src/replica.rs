@@ -249,18 +249,24 @@ impl Replica {
                 }
             })
         };
+        let mut taken = true;
         let outcome = read(&mut |chunk| {
             let named = chunk.columns.map(|columns| columns.into_iter().map(|column| column.name).collect());
             let rows = (!chunk.rows.is_empty()).then_some(Piece::Rows(chunk.rows));
             let head = chunk.txns.map(Piece::Txns).into_iter().chain(named.map(Piece::Columns));
-            match head.chain(rows).all(|piece| send(Ok(piece))) {
+            taken = head.chain(rows).all(|piece| send(Ok(piece)));
+            match taken {
                 true => std::ops::ControlFlow::Continue(()),
                 false => std::ops::ControlFlow::Break(()),
             }
         });
-        if let Err(error) = outcome {
-            self.meter.failed();
-            send(Err(error.into()));
+        match outcome {
+            Ok(()) if taken => drop(send(Ok(Piece::End))),
+            Ok(()) => {}
+            Err(error) => {
+                self.meter.failed();
+                send(Err(error.into()));
+            }
         }
     }
 

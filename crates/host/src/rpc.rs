@@ -125,6 +125,8 @@ pub enum Piece {
     Txns(TxnsSeen),
     Columns(Vec<String>),
     Rows(Vec<Vec<Value>>),
+    /// There are no more. A stream that ends without it was cut off.
+    End,
 }
 
 /// A write that its shard has decided on.

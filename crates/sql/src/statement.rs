@@ -153,10 +153,9 @@ fn script(tokens: &Tokens, slots: &Slots, spans: &[Span], schema: &Schema<'_>) -
 
 fn other_statement(word: &str) -> SqlError {
     let (what, hint) = match word {
-        "BEGIN" | "COMMIT" | "END" | "ROLLBACK" | "SAVEPOINT" | "RELEASE" => (
-            "interactive transactions are not supported yet",
-            "send the writes in one request, separated by semicolons: all of them happen or none",
-        ),
+        "BEGIN" | "COMMIT" | "END" | "ROLLBACK" | "SAVEPOINT" | "RELEASE" => {
+            ("transactions belong to a session", "POST /sessions, or send BEGIN; …; COMMIT as one request")
+        }
         "PRAGMA" => ("PRAGMA is not supported", "GET /tables (or \\d in the shell) describes the tables"),
         "ATTACH" | "DETACH" => ("other databases can't be attached", "load their rows with pleat import"),
         "VACUUM" | "ANALYZE" | "REINDEX" => {

@@ -45,7 +45,7 @@ fn refusals_say_what_to_do() {
         ("SELECT rowid FROM t", "0A000", "rowid names a row only within one shard"),
         ("SELECT t._rowid_ FROM t ORDER BY oid", "0A000", "rowid"),
         ("SELECT pleat_owned(k) FROM t", "0A000", "Pleat's own"),
-        ("BEGIN", "0A000", "interactive transactions"),
+        ("BEGIN", "0A000", "belong to a session"),
         ("PRAGMA user_version", "0A000", "PRAGMA"),
         ("ATTACH 'x' AS y", "0A000", "attached"),
         ("VACUUM", "0A000", "maintenance"),

@@ -110,7 +110,8 @@ impl TableSpec {
         triggers.push(format!(
             "CREATE TRIGGER __pleat_key_update_{slot} AFTER UPDATE OF {key} ON {table} \
              WHEN OLD.{key} IS NOT NEW.{key} COLLATE BINARY OR typeof(OLD.{key}) <> typeof(NEW.{key}) \
-             BEGIN SELECT RAISE(ABORT, 'changing a shard key is not supported yet: delete the row and insert it anew'); END"
+             BEGIN SELECT RAISE(ABORT, 'a row''s shard key can''t be changed in place: \
+             delete the row and insert it anew'); END"
         ));
     }
 

@@ -133,7 +133,8 @@ pub async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Res
 /// Show one decision.
 #[utoipa::path(get, path = "/decisions/{id}", tag = "decisions",
     params(("id" = String, Path, description = "`decision-7`, or `7`")),
-    responses((status = 200, body = DecisionBody), (status = 404, body = ErrorBody)))]
+    responses(
+        (status = 200, body = DecisionBody), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<DecisionBody>, Problem> {
     let number = id
         .strip_prefix("decision-")

@@ -57,7 +57,7 @@ pub fn body(backend: &dyn Backend, version: &str) -> HealthBody {
     let control = backend.control_status();
     let mut reasons = Vec::new();
     if !catalog.is_initialised() {
-        reasons.push("the cluster is not set up yet: too few of its founding nodes run".to_owned());
+        reasons.push("the cluster is not set up yet: it is as soon as all of its founding nodes run".to_owned());
     }
     reasons.extend(trouble("the control group", Some(&control)));
     let shards = shards(backend, &catalog, &mut reasons);

@@ -218,7 +218,8 @@ fn phases(text: &str) -> Result<Vec<Phase>, Problem> {
 /// Show one operation.
 #[utoipa::path(get, path = "/operations/{id}", tag = "operations",
     params(("id" = String, Path, description = "`op-3`, or `3`")),
-    responses((status = 200, body = OperationBody), (status = 404, body = ErrorBody)))]
+    responses(
+        (status = 200, body = OperationBody), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<OperationBody>, Problem> {
     let catalog = app.backend.catalog();
     find(&catalog, &id).map(|operation| Json(OperationBody::in_full(operation)))
@@ -229,7 +230,9 @@ pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json
 /// It stops at its next step, and what it did is undone. Past its point of no return it can't be stopped.
 #[utoipa::path(post, path = "/operations/{id}/cancel", tag = "operations",
     params(("id" = String, Path, description = "`op-3`, or `3`")),
-    responses((status = 200, body = OperationBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+    responses(
+        (status = 200, body = OperationBody), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
 pub async fn cancel(State(app): State<App>, Path(id): Path<String>) -> Result<Json<OperationBody>, Problem> {
     let catalog = app.backend.catalog();
     let operation = find(&catalog, &id)?;

@@ -127,9 +127,10 @@ impl Trailer {
 /// end `{"rows": N, …}`, or an error if it failed halfway.
 #[utoipa::path(post, path = "/query", tag = "queries", request_body = QueryRequest,
     responses(
-        (status = 200, body = QueryResponse), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody),
-        (status = 413, body = ErrorBody), (status = 415, body = ErrorBody), (status = 422, body = ErrorBody),
-        (status = 500, body = ErrorBody), (status = 503, body = ErrorBody), (status = 504, body = ErrorBody)))]
+        (status = 200, body = QueryResponse), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 408, body = ErrorBody), (status = 409, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody), (status = 422, body = ErrorBody), (status = 500, body = ErrorBody),
+        (status = 503, body = ErrorBody), (status = 504, body = ErrorBody)))]
 pub async fn query(State(app): State<App>, request: extract::Request) -> Result<Response, Problem> {
     answer_in(&app, None, request).await
 }

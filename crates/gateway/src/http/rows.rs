@@ -89,8 +89,8 @@ impl From<Rejected> for RejectedBody {
     request_body(content((RowsRequest = "application/json"), (String = "application/x-ndjson"))),
     responses(
         (status = 200, body = RowsResponse), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
-        (status = 409, body = RowsError), (status = 413, body = ErrorBody), (status = 415, body = ErrorBody),
-        (status = 503, body = RowsError), (status = 504, body = RowsError)))]
+        (status = 408, body = ErrorBody), (status = 409, body = RowsError), (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody), (status = 503, body = RowsError), (status = 504, body = RowsError)))]
 pub async fn insert(
     State(app): State<App>,
     Path(table): Path<String>,

@@ -63,7 +63,9 @@ impl SessionBody {
 
 /// Open a session on this node.
 #[utoipa::path(post, path = "/sessions", tag = "sessions", request_body = SessionRequest,
-    responses((status = 201, body = SessionBody), (status = 400, body = ErrorBody), (status = 503, body = ErrorBody)))]
+    responses(
+        (status = 201, body = SessionBody), (status = 400, body = ErrorBody), (status = 408, body = ErrorBody),
+        (status = 413, body = ErrorBody), (status = 415, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn open(
     State(app): State<App>,
     request: extract::Request,
@@ -101,9 +103,9 @@ pub async fn close(State(app): State<App>, Path(id): Path<String>) -> Result<Sta
     params(("id" = String, Path, description = "the session")),
     responses(
         (status = 200, body = QueryResponse), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
-        (status = 409, body = ErrorBody), (status = 413, body = ErrorBody), (status = 415, body = ErrorBody),
-        (status = 422, body = ErrorBody), (status = 500, body = ErrorBody), (status = 503, body = ErrorBody),
-        (status = 504, body = ErrorBody)))]
+        (status = 408, body = ErrorBody), (status = 409, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody), (status = 422, body = ErrorBody), (status = 500, body = ErrorBody),
+        (status = 503, body = ErrorBody), (status = 504, body = ErrorBody)))]
 pub async fn query(
     State(app): State<App>,
     Path(id): Path<String>,

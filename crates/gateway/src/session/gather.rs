@@ -103,7 +103,7 @@ fn tagged(asked: Asked) -> BoxStream<'static, Result<TableRows, Failure>> {
     stream::try_unfold(state, |(mut pieces, mut number, mut numbers)| async move {
         while let Some(piece) = pieces.next().await {
             match piece.map_err(failure_of)? {
-                Piece::Txns(_) => {}
+                Piece::Txns(_) | Piece::End => {}
                 Piece::Columns(_) => number = numbers.next(),
                 Piece::Rows(rows) => {
                     let table = number.ok_or_else(|| Failure::internal("a shard answered more than it was asked"))?;

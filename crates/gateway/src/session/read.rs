@@ -180,6 +180,9 @@ impl Executor {
                 tokio::time::sleep(pause.min(run.deadline.left())).await;
                 pause = (pause * 2).min(whole::PAUSE_MAX);
             }
+            // Its place among the shard's readers is needed for the new one.
+            let dropped = asked.iter_mut().filter(|one| behind.contains(&one.shard));
+            dropped.for_each(|one| one.answer.pieces = stream::empty().boxed());
             let again = (asked.iter().enumerate()).filter(|(_, one)| behind.contains(&one.shard));
             let again = again.map(|(at, one)| open(one.shard, one.numbers.clone(), true).map_ok(move |one| (at, one)));
             let again: Vec<_> = again.collect();
@@ -289,7 +292,7 @@ fn rows_of(answer: RowStream) -> Rows {
     let rows = |piece| async move {
         Ok(match piece {
             Piece::Rows(rows) => Some(rows),
-            Piece::Columns(_) | Piece::Txns(_) => None,
+            Piece::Columns(_) | Piece::Txns(_) | Piece::End => None,
         })
     };
     answer.pieces.map_err(failure_of).try_filter_map(rows).boxed()

@@ -85,6 +85,12 @@ pub(super) fn refused_spread(refusal: Refusal, refusals: u32) -> Setback {
     }
 }
 
+/// Whether a failure invites the client to send the request again, or differently, because nothing was done. After an attempt
+/// that was lost that may not be so. (What a constraint says comes from the shard that would know the write.)
+fn says_nothing_was_done(failure: &Failure) -> bool {
+    failure.retryable || failure.code == "0A000"
+}
+
 impl Executor {
     /// Run `attempt` until it succeeds, fails, or the time is over.
     pub(super) async fn rerouting<T, F: Future<Output = Result<T, Setback>>>(
@@ -95,7 +101,7 @@ impl Executor {
         let mut changes = self.backend.watch_catalog();
         let mut pause = PAUSE_MIN;
         let mut refused = 0;
-        let mut unsure = None;
+        let mut unsure: Option<Box<Failure>> = None;
         let mut schema_refreshed = false;
         loop {
             let catalog = changes.borrow_and_update().clone();
@@ -104,6 +110,9 @@ impl Executor {
             match attempt(fresh).await {
                 Ok(value) => return Ok(value),
                 Err(Setback::Failed(failure)) => {
+                    if let (Some(unsure), true) = (&unsure, says_nothing_was_done(&failure)) {
+                        return Err(Failure::clone(unsure));
+                    }
                     if schema_refreshed || !is_about_schema(&failure) {
                         return Err(failure);
                     }
@@ -117,7 +126,7 @@ impl Executor {
                 }
                 Err(Setback::Busy(failure)) => {
                     if deadline.is_over() {
-                        return Err(failure);
+                        return Err(unsure.map_or(failure, |unsure| *unsure));
                     }
                     let _ = tokio::time::timeout(deadline.left().min(PAUSE_MAX), changes.changed()).await;
                 }

@@ -10,7 +10,7 @@
 //! A request with a key of its client's must be recognised when it comes again, also when it would go elsewhere
 //! by then. Rows that say their keys go to the partitions that they went to, and the key with them. What a read came to may
 //! be different the next time; therefore the *home* of the key, a partition that depends on the key alone, takes
-//! part in such a write, and so in its repetition.
+//! part in such a write, and so in its repetition: the client's, and our own after an answer was lost.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ impl Executor {
         ids: &Ids,
     ) -> Result<Response, Setback> {
         if plan.is_stepwise() {
-            return Err(stepwise().into());
+            return self.done_before(run, attempt, plan.statement_count(), stepwise()).await;
         }
         let catalog = &attempt.catalog;
         let spread = match plan.spread(&run.request.params.borrow(), catalog.partition_count, ids) {
@@ -60,7 +60,8 @@ impl Executor {
         for _ in 0..COMPUTED_ROUNDS_MAX {
             let parts = self.parts(run, attempt, &spread).await?;
             if run.hint.no_scatter && parts.shards.len() > 1 {
-                return Err(place::would_scatter(parts.shards.keys()).into());
+                let failure = place::would_scatter(parts.shards.keys());
+                return self.done_before(run, attempt, plan.statement_count(), failure).await;
             }
             if let Some(response) = self.carry_out(run, attempt, plan.statement_count(), parts).await? {
                 return Ok(response);
@@ -84,7 +85,7 @@ impl Executor {
             self.add_part(run, attempt, &mut parts, at, write).await?;
         }
         let computed = spread.iter().any(|write| matches!(write, SpreadWrite::Computed(_)));
-        if computed && run.key.is_from_client() {
+        if computed {
             let home = home(&run.key.idempotency().key, catalog);
             let owner = catalog.owner(home).ok_or_else(|| Failure::internal(format!("{home} has no owner")))?;
             parts.shards.entry(owner).or_default().units.insert(home);

@@ -266,7 +266,11 @@ impl TwoPhase {
                     tracing::warn!(%txn, %shard, commit, %refusal, "a decision was refused; recovery goes on with it");
                     None
                 }
-                Ok(written) => Some((*shard, written.index)),
+                Ok(Written { outcome: Outcome::Done { .. }, index, .. }) => Some((*shard, index)),
+                Ok(Written { outcome, .. }) => {
+                    tracing::error!(%txn, %shard, commit, ?outcome, "a decision was not carried out; recovery goes on with it");
+                    None
+                }
                 Err(error) => {
                     tracing::debug!(%txn, %shard, commit, %error, "a decision could not be told; recovery goes on with it");
                     None

@@ -1,8 +1,9 @@
 //! `pleat sql`: statements from the command line, from a file, from a pipe, or typed into a shell.
 //!
 //! Statements end with `;` and are sent one after the other, each a request of its own; `--atomic` sends all of
-//! them as one request, which is all or nothing (and must therefore lie on one shard). The first error stops
-//! everything but the interactive shell, and names the line of the file where its statement began.
+//! them as one request, which is all or nothing: one transaction, also over several shards. (A script of which a
+//! statement reads over several shards what an earlier one wrote is refused.) The first error stops everything but the
+//! interactive shell, and names the line of the file where its statement began.
 
 mod complete;
 mod describe;
@@ -34,7 +35,7 @@ pub struct SqlArgs {
     /// Run the statements of a file (gzip is recognised; `-` is standard input) and leave
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Send all statements as one request: all of them happen, or none (writes to one shard)
+    /// Send all statements as one request: all of them happen, or none (writes, on any number of shards)
     #[arg(long)]
     atomic: bool,
     /// Tell how long each statement took

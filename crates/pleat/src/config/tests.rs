@@ -19,7 +19,7 @@ fn refused(name: &str, text: &str) -> String {
     format!("{}: {}", error.line.map_or("no line".to_string(), |line| format!("line {line}")), error.message)
 }
 
-const DOCUMENT_004: &str = r#"{
+const CONFIG_JSON: &str = r#"{
   "table_shard_keys": {
     "users": "user_id",
     "orders": "customer_id",
@@ -39,8 +39,8 @@ fn without_a_file_everything_has_its_default() {
 }
 
 #[test]
-fn document_004_is_accepted_as_it_stands() {
-    let config = load("config.json", DOCUMENT_004).unwrap();
+fn what_a_file_gives_is_taken_and_the_rest_has_its_default() {
+    let config = load("config.json", CONFIG_JSON).unwrap();
     assert_eq!(config.table_shard_keys["orders"], "customer_id");
     assert_eq!(config.policy.thresholds.total_entries_per_shard, Some(100));
     assert_eq!(config.policy.thresholds.cpu_percent, 70.0);
@@ -70,7 +70,7 @@ scaling_thresholds:
 scaling_strategy: hot
 monitoring_interval_seconds: 10
 ";
-    let json = load("config.json", DOCUMENT_004).unwrap();
+    let json = load("config.json", CONFIG_JSON).unwrap();
     assert_eq!(load("pleat.toml", toml).unwrap(), json);
     assert_eq!(load("pleat.yaml", yaml).unwrap(), json);
     assert_eq!(load("pleat.yml", "").unwrap(), Config::default());
@@ -226,7 +226,7 @@ fn the_environment_lies_over_the_file() {
         ("PLEAT_PORT_8080_TCP_ADDR", "10.0.0.1"),
         ("HOME", "/"),
     ];
-    let config = load_with("c.json", DOCUMENT_004, &environment).unwrap();
+    let config = load_with("c.json", CONFIG_JSON, &environment).unwrap();
     assert_eq!(config.policy.thresholds.cpu_percent, 80.0);
     assert_eq!(config.policy.thresholds.total_entries_per_shard, Some(100), "the file's");
     assert_eq!(config.table_shard_keys["users"], "id");

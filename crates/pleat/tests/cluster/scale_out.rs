@@ -61,7 +61,6 @@ async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three() {
         })
         .collect();
 
-    // A reader meanwhile: a scatter count never goes back by more than what is deleted, and keyed reads answer.
     cluster.wait_for_shards(3).await;
     done.store(true, Ordering::Relaxed);
     let mut expected = BTreeMap::new();

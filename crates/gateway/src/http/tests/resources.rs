@@ -10,7 +10,7 @@ use tower::ServiceExt;
 use crate::testing::{Client, Cluster};
 
 #[tokio::test]
-async fn shards_have_every_field_of_document_004() {
+async fn a_shard_shows_its_figures_state_and_rows() {
     let cluster = Cluster::new(2);
     let client = Client::new(&cluster);
     client.run("CREATE TABLE users (id INTEGER PRIMARY KEY) SHARD BY (id)").await;
@@ -57,7 +57,7 @@ async fn a_shard_that_cannot_be_asked_shows_no_figures() {
 }
 
 #[tokio::test]
-async fn nodes_and_status_as_document_001_says() {
+async fn nodes_and_the_clusters_status_are_shown() {
     let cluster = Cluster::new(2);
     let client = Client::new(&cluster);
     let nodes = client.get("/cluster/list-nodes").await.json;

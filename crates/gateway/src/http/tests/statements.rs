@@ -23,7 +23,7 @@ fn half() -> Vec<PartitionId> {
 }
 
 #[tokio::test]
-async fn one_shard_or_several_as_document_004_says() {
+async fn an_answer_names_its_one_shard_or_several() {
     let (_cluster, client) = users(2).await;
     let answer = client.run("SELECT * FROM users WHERE user_id = 12").await;
     assert_eq!(answer["data"], json!([{"user_id": 12, "name": "user 12"}]));

@@ -37,6 +37,7 @@ use futures::TryStreamExt;
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use pleat_cluster::Value;
+use pleat_engine::Idempotency;
 use pleat_sql::{Hint, Statement, WritePlan, WriteTarget};
 use uuid::Uuid;
 
@@ -133,7 +134,10 @@ impl Executor {
                     let hint = "nothing of it was done: begin it again";
                     return Err(Failure { hint: hint.to_owned(), ..failure });
                 }
+                // A COMMIT repeated under its key finds no transaction; so the key names this one's.
                 let key = write::Key::of(request, deadline.limit()).idempotency();
+                let fingerprint = key.fingerprint ^ txn.id().0 as u64;
+                let key = Idempotency { fingerprint, ..key };
                 let committed = self.commit(txn, key, *deadline).await?;
                 Ok(self.done(request, committed.indexes))
             }

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, Millis, PartitionId, ShardId};
+use pleat_cluster::{Catalog, Millis, PartitionId, ShardId, TxnId};
 use pleat_engine::{
     EngineError, Idempotency, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest, Refusal, Statement,
     StatementResult, TxnsSeen,
@@ -111,6 +111,10 @@ impl Txn {
     pub(super) fn begin(backend: Arc<dyn Backend>, mode: Mode) -> Self {
         let handle = TxnHandle { id: new_txn(), began: backend.txn_clock(), immediate: mode.immediate };
         Self { backend, handle, mode, state: Mutex::default() }
+    }
+
+    pub(super) fn id(&self) -> TxnId {
+        self.handle.id
     }
 
     pub(super) fn look(&self) -> OpenTxn {
