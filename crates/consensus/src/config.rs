@@ -16,6 +16,9 @@ pub struct Config {
     pub node: NodeId,
     /// The cluster. Messages and directories of another one are refused.
     pub cluster_id: String,
+    /// What this node is built of, as far as all nodes must be built alike, since replicas compute for themselves. Messages of
+    /// a node that says otherwise are refused. Empty: not compared.
+    pub build: String,
     /// Where the log (`log/`) and arriving snapshots (`snapshots/`) live.
     pub dir: PathBuf,
     /// Where the log is kept.
@@ -86,6 +89,7 @@ impl Config {
         Config {
             node,
             cluster_id: cluster_id.into(),
+            build: String::new(),
             dir: dir.into(),
             storage: Storage::Disk,
             // With these a majority that lost its leader has a new one after 1.1 to 1.6 s, one lost

@@ -77,6 +77,24 @@ async fn a_deadline_in_the_queue_means_surely_not_proposed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_another_build_is_refused() {
+    let cluster = Cluster::grpc(1, |config| config.build = "Pleat 1 with SQLite 2".into()).founded(1).await;
+    let common::Network::Grpc(addresses) = &cluster.network else { unreachable!() };
+    let addresses = addresses.clone();
+    let resolver: pleat_consensus::grpc::Resolver = Arc::new(move |to| addresses.get(&to).cloned());
+    let call = |build: &str| {
+        let transport = GrpcTransport::of_build(CLUSTER, build, NodeId(2), resolver.clone());
+        async move { transport.call(NodeId(1), "echo", Bytes::from("hello"), PATIENCE).await }
+    };
+    let answer = call("Pleat 1 with SQLite 3").await;
+    let Err(TransportError::Remote { code, message }) = answer else { panic!("{answer:?}") };
+    assert_eq!(code, "other_build");
+    assert!(message.contains("SQLite 2") && message.contains("SQLite 3"), "{message}");
+    let answer = call("Pleat 1 with SQLite 2").await;
+    assert!(!matches!(&answer, Err(TransportError::Remote { code, .. }) if code == "other_build"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn foreign_and_garbled_messages_change_nothing() {
     let cluster = Cluster::grpc(3, |_| {}).founded(3).await;
     cluster.write(1, "a").await;

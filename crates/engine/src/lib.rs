@@ -58,6 +58,7 @@ pub use proposal::{
 pub use request::{
     Chunk, ColumnInfo, OwnershipCheck, PreparedTxn, Query, ReadLimits, ReadRequest, ShardStats, TxnsSeen,
 };
+pub use sqlite::build::build;
 pub use sqlite::finisher::{Finisher, FinisherLimits};
 pub use sqlite::local::{LocalTxn, Script};
 pub use sqlite::readers::Readers;

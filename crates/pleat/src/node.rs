@@ -46,11 +46,13 @@ pub async fn run(options: NodeOptions, incarnation: u64, mut shutdown: Shutdown)
     let resolve = addresses.clone();
     let resolver = Arc::new(move |node: NodeId| resolve.read().get(&node).cloned());
     let node = NodeId(options.id);
-    let transport = GrpcTransport::new(options.cluster_id.clone(), node, resolver);
+    let build = pleat_engine::build()?;
+    let transport = GrpcTransport::of_build(options.cluster_id.clone(), build.clone(), node, resolver);
     refuse_strangers(&transport, node, &founders).await?;
 
     refuse_half_a_directory(&options)?;
     let mut consensus = ConsensusConfig::new(node, options.cluster_id.clone(), options.data_dir.join("raft"));
+    consensus.build = build;
     consensus.queue_proposals_max = usize::try_from(options.config.limits.queued_writes).unwrap_or(usize::MAX);
     let consensus = Consensus::open(consensus, transport.clone()).await.context("open the log")?;
     let settings = settings(&options, founders, incarnation, listener.local_addr()?);

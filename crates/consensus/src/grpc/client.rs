@@ -47,6 +47,7 @@ const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The [`Transport`] over gRPC.
 pub struct GrpcTransport {
     cluster_id: String,
+    build: String,
     node: NodeId,
     resolver: Resolver,
     message_bytes_max: usize,
@@ -89,6 +90,16 @@ impl GrpcTransport {
         Self::with_message_limit(cluster_id, node, resolver, MESSAGE_BYTES_MAX)
     }
 
+    /// The same for a node that says what it is built of: see [`crate::Config::build`].
+    pub fn of_build(
+        cluster_id: impl Into<String>,
+        build: impl Into<String>,
+        node: NodeId,
+        resolver: Resolver,
+    ) -> Arc<Self> {
+        Arc::new(Self::fresh(cluster_id.into(), build.into(), node, resolver, MESSAGE_BYTES_MAX))
+    }
+
     /// The same with another limit on messages, in bytes. It must be that of [`crate::Config::message_bytes_max`].
     pub fn with_message_limit(
         cluster_id: impl Into<String>,
@@ -96,8 +107,17 @@ impl GrpcTransport {
         resolver: Resolver,
         message_bytes_max: usize,
     ) -> Arc<Self> {
-        let cluster_id = cluster_id.into();
-        Arc::new(GrpcTransport { cluster_id, node, resolver, message_bytes_max, peers: Mutex::default() })
+        Arc::new(Self::fresh(cluster_id.into(), String::new(), node, resolver, message_bytes_max))
+    }
+
+    fn fresh(
+        cluster_id: String,
+        build: String,
+        node: NodeId,
+        resolver: Resolver,
+        message_bytes_max: usize,
+    ) -> GrpcTransport {
+        GrpcTransport { cluster_id, build, node, resolver, message_bytes_max, peers: Mutex::default() }
     }
 
     /// Asks who is there. An error says when it is a node of another cluster.
@@ -124,7 +144,8 @@ impl GrpcTransport {
             let message = format!("a message of {} bytes is over the limit of {}", body.len(), self.message_bytes_max);
             return Err(TransportError::Remote { code: "too_large".into(), message });
         }
-        Ok(Call { cluster_id: self.cluster_id.clone(), from: self.node.0, method: method.to_owned(), body })
+        let (cluster_id, build) = (self.cluster_id.clone(), self.build.clone());
+        Ok(Call { cluster_id, from: self.node.0, method: method.to_owned(), body, build })
     }
 
     fn peer(&self, to: NodeId) -> Arc<Peer> {

@@ -36,7 +36,17 @@ impl Server {
     fn check(&self, call: &Call) -> Result<NodeId, ServiceError> {
         let from = NodeId(call.from);
         self.consensus.check_sender(&call.cluster_id, from)?;
-        Ok(from)
+        let config = self.consensus.config();
+        match config.build.is_empty() || config.build == call.build {
+            true => Ok(from),
+            false => Err(ServiceError::new(
+                "other_build",
+                format!(
+                    "{} runs {}, and {from} runs {}: run the same build of Pleat on all nodes",
+                    config.node, config.build, call.build
+                ),
+            )),
+        }
     }
 
     async fn raft(&self, method: &str, request: Request<Call>) -> Result<Response<Reply>, Status> {

@@ -1,6 +1,7 @@
 //! The embedded engine: SQLite.
 
 mod authorize;
+pub(crate) mod build;
 mod bulk;
 mod clock;
 mod connection;
