@@ -38,10 +38,16 @@ async fn what_is_too_large_or_too_much_is_refused_at_once() {
     let disk = cluster.disk(1, 1);
     disk.close_gate();
     let mut writers = futures::stream::FuturesUnordered::new();
-    for number in 0..40 {
+    let write = |number: u64| {
         let group = group.clone();
-        writers.push(tokio::spawn(async move { propose(&group, &number.to_string()).await }));
+        tokio::spawn(async move { propose(&group, &number.to_string()).await })
+    };
+    let before = group.status().last_log;
+    for number in 0..3 {
+        writers.push(write(number));
+        eventually("it to be in flight", || (group.status().last_log > before + number).then_some(())).await;
     }
+    (3..40).for_each(|number| writers.push(write(number)));
     let mut refused = 0;
     while refused < 40 - 3 - 8 {
         match writers.next().await.unwrap().unwrap() {
