@@ -88,7 +88,7 @@ pub(super) struct Id {
 ///
 /// 1. Read: [`ComputedWrite::read`] with [`ComputedWrite::params`], as any read, all of its rows. Note the content version of
 ///    each shard that was asked, and let Prepare validate it, on shards that are not written too.
-/// 2. Raise the counter above [`ComputedWrite::ids_given`], and get [`ComputedWrite::ids_wanted`], when there are some.
+/// 2. Get the ids of [`ComputedWrite::ids_wanted`], when there are some.
 /// 3. [`ComputedWrite::statements`], each on the owner of its unit, in order.
 #[derive(Clone, Debug)]
 pub struct ComputedWrite {

@@ -5,8 +5,8 @@
 //! given before, and hands it to `route` or `spread`, which put the ids into the rows as values. When the id is the
 //! shard key it decides where the row goes. A table on a cluster of one shard takes the same way, since it may spread.
 //!
-//! Ids that a statement gives itself must never be given again: the caller raises the counter above
-//! [`WritePlan::ids_given`](super::WritePlan::ids_given) *before* the write. (A write that fails then leaves a gap, as a rolled back one does in SQLite with AUTOINCREMENT.)
+//! Ids that a statement gives itself must never be given again: a caller's blocks begin above the largest id in the table,
+//! and an id that was given by hand into a block is met as a duplicate, upon which the write goes again with other ids.
 //!
 //! **A repeated request must get the same ids**, or a row whose id decides its shard would be written twice: the second
 //! time elsewhere, where nobody knows the request's idempotency key. So the caller keeps the block with the key.
