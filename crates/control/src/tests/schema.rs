@@ -16,7 +16,7 @@ fn renamed() -> OperationKind {
     let after = Table { name: "people".to_owned(), create_sql, ..before.clone() };
     let statement = "ALTER TABLE users RENAME TO people".to_owned();
     let (before, after) = (Box::new(before), Box::new(after));
-    ddl(DdlEffect::AlterTable { before, after, statement: statement.clone() }, &statement)
+    ddl(DdlEffect::AlterTable { before, after, statement: statement.clone(), views: Vec::new() }, &statement)
 }
 
 /// Whether each shard's `users` has the index: a write that it forbids tells.

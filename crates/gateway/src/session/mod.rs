@@ -208,7 +208,11 @@ impl Executor {
     }
 
     fn plan(&self, text: &str, catalog: &Arc<Catalog>) -> Result<Arc<Statement>, Failure> {
-        let schema = pleat_sql::Schema { tables: &catalog.tables, default_keys: &self.settings.default_keys };
+        let schema = pleat_sql::Schema {
+            tables: &catalog.tables,
+            views: &catalog.views,
+            default_keys: &self.settings.default_keys,
+        };
         let (plan, known) = self.plans.get(text, catalog, || pleat_sql::prepare(text, &schema))?;
         self.metrics.planned(known);
         Ok(plan)
