@@ -10,7 +10,7 @@
 //! | `CREATE INDEX`, `ADD COLUMN` | shards, catalog | the index is used, the column is not named, before all shards have it |
 //! | `DROP TABLE`, `DROP INDEX` | catalog, shards | the table is not known any more |
 //! | `CREATE VIEW`, `DROP VIEW` | catalog | nothing: shards know no views |
-//! | `RENAME`, `DROP COLUMN` | catalog, shards | a retryable refusal of scatter reads; keyed statements may get *no such column* |
+//! | `RENAME`, `DROP COLUMN` | catalog, shards | a retryable refusal of scatter reads; keyed statements wait in the gateway until their shard has followed |
 //!
 //! What can fail on the data of one shard (a unique index over duplicates, a column with a CHECK) thus
 //! happens *before* the commit: it is undone on the shards that have it, and the operation fails with that

@@ -203,7 +203,9 @@ fn a_view_is_no_table() {
     ] {
         assert_eq!(refused(&world, sql).0, code, "{sql}: {:?}", refused(&world, sql));
     }
-    for sql in ["CREATE VIEW IF NOT EXISTS plain AS SELECT 1", "CREATE TABLE IF NOT EXISTS plain (a)", "DROP VIEW IF EXISTS x"] {
+    for sql in
+        ["CREATE VIEW IF NOT EXISTS plain AS SELECT 1", "CREATE TABLE IF NOT EXISTS plain (a)", "DROP VIEW IF EXISTS x"]
+    {
         let Statement::Ddl(plan) = world.prepare(sql).unwrap() else { panic!("{sql}") };
         assert!(plan.statements.is_empty() && plan.notice.is_some(), "{sql}");
     }

@@ -105,10 +105,7 @@ fn inner_query(number: usize, filter: usize, set: usize) -> (String, Vec<&'stati
         2 => (format!("SELECT k, count(*) AS p, max(a) AS q FROM t{filter} GROUP BY k"), vec!["k", "p", "q"]),
         3 => (format!("SELECT c AS q, count(*) AS p FROM t{filter} GROUP BY c"), vec!["q", "p"]),
         4 => (format!("SELECT DISTINCT k, c AS q FROM t{filter}"), vec!["k", "q"]),
-        5 => (
-            format!("SELECT k FROM t{filter} {} SELECT k FROM u", SETS[set]),
-            vec!["k"],
-        ),
+        5 => (format!("SELECT k FROM t{filter} {} SELECT k FROM u", SETS[set]), vec!["k"]),
         6 => (
             format!("SELECT k, a AS p, row_number() OVER (PARTITION BY k ORDER BY id) AS q FROM t{filter}"),
             vec!["k", "p", "q"],

@@ -102,8 +102,7 @@ impl Scratch {
             Ok(Column { name, decl_type, collation: None, not_null: false, generated: false, has_default: false })
         };
         let ask = || -> rusqlite::Result<Vec<Column>> {
-            let mut described =
-                self.db.conn.prepare("SELECT name, type FROM pragma_table_xinfo(?1) ORDER BY cid")?;
+            let mut described = self.db.conn.prepare("SELECT name, type FROM pragma_table_xinfo(?1) ORDER BY cid")?;
             described.query_map([view], column)?.collect()
         };
         ask().unwrap_or_default()

@@ -39,6 +39,7 @@ mod ddl;
 mod deadline;
 mod explain;
 mod failure;
+mod follow;
 mod gather;
 mod ids;
 mod interactive;

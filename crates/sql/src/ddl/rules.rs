@@ -216,7 +216,9 @@ impl DdlPlan {
                 let added = described.column(column).cloned().ok_or_else(|| self.not_described())?;
                 Ok(DdlEffect::AddColumn { table, column: added, create_sql: described.create_sql })
             }
-            DdlAction::CreateView { .. } | DdlAction::DropView | DdlAction::Nothing => Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice")),
+            DdlAction::CreateView { .. } | DdlAction::DropView | DdlAction::Nothing => {
+                Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice"))
+            }
         }
     }
 

@@ -163,8 +163,11 @@ impl Writer<'_> {
                 .hint("DROP VIEW one of the views that name each other"));
         }
         if self.open.len() >= VIEWS_DEEP_MAX {
-            return Err(SqlError::new(Code::TooComplex, format!("more than {VIEWS_DEEP_MAX} views stand upon each other"))
-                .hint("name the tables in the upper views"));
+            return Err(SqlError::new(
+                Code::TooComplex,
+                format!("more than {VIEWS_DEEP_MAX} views stand upon each other"),
+            )
+            .hint("name the tables in the upper views"));
         }
         if mention.indexed {
             return Err(SqlError::unsupported(format!("{} is a view and has no index", view.name))
@@ -196,7 +199,8 @@ impl Writer<'_> {
 /// The columns of a list `(a, b)` as a SELECT names them: by name, so that none is fetched in vain.
 fn selected(columns: &str) -> String {
     let Ok(tokens) = Tokens::of(columns) else { return "*".to_owned() };
-    let names: Vec<String> = list(&tokens, (1, tokens.len() - 1)).iter().filter_map(|span| tokens.name(span.0)).collect();
+    let names: Vec<String> =
+        list(&tokens, (1, tokens.len() - 1)).iter().filter_map(|span| tokens.name(span.0)).collect();
     let different: BTreeSet<String> = names.iter().map(|name| name.to_ascii_lowercase()).collect();
     match different.len() == names.len() {
         true => names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "),
@@ -211,7 +215,8 @@ fn name_items(tokens: &Tokens, replaced: &[Mention], edits: &mut Vec<Edit>) {
     }
     let selects = (0..tokens.len()).filter(|at| tokens.is(*at, "SELECT"));
     let items = selects.map(|at| Clauses::of(tokens, at, tokens.len()).items);
-    let returned = (0..tokens.len()).filter(|at| tokens.is(*at, "RETURNING")).map(|at| (at + 1, sources::end(tokens, at)));
+    let returned =
+        (0..tokens.len()).filter(|at| tokens.is(*at, "RETURNING")).map(|at| (at + 1, sources::end(tokens, at)));
     for item in items.chain(returned).flat_map(|span| list(tokens, span)) {
         let inside = |mention: &Mention| (item.0..item.1).contains(&mention.first);
         if replaced.iter().any(inside) && !has_alias(tokens, item) {

@@ -50,8 +50,8 @@ impl Mention {
             name.then_some(next)
         };
         let after = alias.unwrap_or(table) + 1;
-        let indexed =
-            after < end && (tokens.is(after, "INDEXED") || (tokens.is(after, "NOT") && tokens.is(after + 1, "INDEXED")));
+        let indexed = after < end
+            && (tokens.is(after, "INDEXED") || (tokens.is(after, "NOT") && tokens.is(after + 1, "INDEXED")));
         Some(Mention { first, table, aliased: alias.is_some(), alias: alias.unwrap_or(table), indexed })
     }
 

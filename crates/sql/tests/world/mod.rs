@@ -9,7 +9,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{
-    Column, DdlEffect, Index, KeyType, PartitionId, Rewritten, ShardId, Table, TableId, TableKind, Tables, Value, View, Views, partition_of,
+    Column, DdlEffect, Index, KeyType, PartitionId, Rewritten, ShardId, Table, TableId, TableKind, Tables, Value, View,
+    Views, partition_of,
 };
 use pleat_sql::{
     Bound, DdlAction, Fetch, Ids, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, compare_rows,
