@@ -132,6 +132,39 @@ fn a_view_answers_as_in_sqlite() {
     assert!(problems.is_empty(), "{} problems\n\n{}", problems.len(), problems.join("\n"));
 }
 
+/// What is called like a view and is none.
+#[test]
+fn a_column_may_be_called_like_a_view() {
+    for foreign_rows in [false, true] {
+        let mut world = with_views(foreign_rows);
+        for sql in [
+            "CREATE TABLE w (plain INTEGER PRIMARY KEY, totals INTEGER, a INTEGER) SHARD BY (plain)",
+            "CREATE VIEW a AS SELECT k FROM t",
+        ] {
+            world.ddl(sql).unwrap();
+        }
+        for sql in [
+            "INSERT INTO w (plain, totals, a) VALUES (1, 2, 3), (2, 3, 4), (3, 4, 5)",
+            "INSERT INTO w SELECT k + 500, a, 7 FROM plain WHERE k = 5 AND id = 5 RETURNING plain, totals, a",
+            "INSERT INTO w SELECT plain, 1, 2 FROM w WHERE plain = 1 ON CONFLICT (plain) DO UPDATE SET totals = 9, a = 8 RETURNING a, totals",
+            "INSERT INTO w (plain, a) SELECT plain + 900, totals FROM w RETURNING plain, totals, a",
+            "UPDATE w SET totals = x.a, a = plain FROM plain AS x WHERE x.k = plain AND x.id < 9 RETURNING plain, a",
+            "DELETE FROM w WHERE plain IN (SELECT a FROM plain) RETURNING totals, a, plain",
+        ] {
+            world.check_write(sql, &[]).unwrap_or_else(|problem| panic!("{sql}: {problem}"));
+        }
+        for sql in [
+            "SELECT plain, totals, a FROM w ORDER BY plain, a",
+            "SELECT a.k, plain.a FROM a, plain WHERE a.k = plain.k AND a.k = 5",
+            "SELECT sum(a), plain FROM w GROUP BY plain, totals HAVING plain > 1",
+            "SELECT count(*) OVER (PARTITION BY plain), a, plain FROM w AS totals",
+            "SELECT plain.plain, plain FROM w plain, t AS a WHERE a.k = plain.plain AND plain.plain IN (1, 2)",
+        ] {
+            assert_eq!(world.check(sql, &[]), Ok(false), "{sql}");
+        }
+    }
+}
+
 fn route(world: &World, sql: &str) -> Route {
     let Statement::Read(plan) = world.prepare(sql).unwrap() else { panic!("no read: {sql}") };
     plan.route(&Params::NONE, PARTITIONS).unwrap()

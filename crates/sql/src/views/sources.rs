@@ -78,10 +78,24 @@ pub(super) fn mentions(tokens: &Tokens) -> Vec<Mention> {
             None
         };
         if let Some(span) = from {
-            in_from(tokens, span, &mut found);
+            in_from(tokens, before_tail(tokens, span), &mut found);
         }
     }
     found
+}
+
+/// A FROM without what follows the SELECT of an INSERT.
+fn before_tail(tokens: &Tokens, from: Span) -> Span {
+    let mut at = from.0;
+    while at < from.1 {
+        if tokens.is_symbol(at, "(") {
+            at = tokens.closing(at);
+        } else if tokens.is(at, "RETURNING") || tokens.are(at, &["ON", "CONFLICT"]) {
+            break;
+        }
+        at += 1;
+    }
+    (from.0, at.min(from.1))
 }
 
 /// The FROM of an UPDATE.
