@@ -6,3 +6,4 @@ mod resources;
 mod sessions;
 mod spread;
 mod statements;
+mod views;

@@ -39,6 +39,7 @@ mod ddl;
 mod deadline;
 mod explain;
 mod failure;
+mod follow;
 mod gather;
 mod ids;
 mod interactive;
@@ -208,7 +209,11 @@ impl Executor {
     }
 
     fn plan(&self, text: &str, catalog: &Arc<Catalog>) -> Result<Arc<Statement>, Failure> {
-        let schema = pleat_sql::Schema { tables: &catalog.tables, default_keys: &self.settings.default_keys };
+        let schema = pleat_sql::Schema {
+            tables: &catalog.tables,
+            views: &catalog.views,
+            default_keys: &self.settings.default_keys,
+        };
         let (plan, known) = self.plans.get(text, catalog, || pleat_sql::prepare(text, &schema))?;
         self.metrics.planned(known);
         Ok(plan)

@@ -279,6 +279,40 @@ async fn a_schema_change_that_waits_too_long_is_cancelled() {
 }
 
 #[tokio::test]
+async fn a_statement_waits_for_a_rename_to_reach_its_shard() {
+    let (cluster, client) = users(2).await;
+    let old = "SELECT name FROM users WHERE user_id = 3";
+    let new = "SELECT \"full name\" FROM people WHERE user_id = 3";
+    client.run(old).await;
+    for (rename, first, then) in [
+        ("ALTER TABLE users RENAME TO people", "SELECT name FROM people WHERE user_id = 3", old),
+        ("ALTER TABLE people RENAME COLUMN name TO \"full name\"", new, "SELECT name FROM people WHERE user_id = 3"),
+    ] {
+        cluster.lag(true);
+        let patient = async {
+            let begun = tokio::time::Instant::now();
+            // It can't answer before the shards have followed, however often it is asked meanwhile.
+            let hurried = client.query(json!({"query": first, "timeout_ms": 40})).await;
+            assert_eq!((hurried.status, hurried.json["retryable"].as_bool()), (503, Some(true)), "{}", hurried.text);
+            let (answer, ()) = tokio::join!(client.rows(first), async { cluster.lag(false) });
+            assert_eq!(answer, json!([["user 3"]]), "after {:?}", begun.elapsed());
+        };
+        tokio::join!(client.run(rename), patient);
+        let gone = client.refused(then).await.1;
+        assert!(gone == "42P01" || gone == "42703", "{gone}");
+    }
+    // What nothing explains is told at once, while a rename is on its way too.
+    cluster.lag(true);
+    let typing = async {
+        assert_eq!(client.refused("SELECT nothing FROM people WHERE user_id = 3").await.1, "42703");
+        assert_eq!(client.refused("SELECT 1 FROM nowhere").await.1, "42P01");
+        cluster.lag(false);
+    };
+    tokio::join!(client.run("ALTER TABLE people RENAME TO users"), typing);
+    assert_eq!(client.rows("SELECT count(*) FROM users").await.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn explain_shows_the_route_without_running() {
     let (_cluster, client) = users(2).await;
     let answer = client.run("EXPLAIN SELECT count(*) FROM users").await;
