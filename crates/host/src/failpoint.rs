@@ -1,7 +1,7 @@
 //! Places where a test lets the process die.
 //!
 //! A commit over several shards has a dozen steps on four kinds of processes. That it survives a death after each of them
-//! is an argument in the module docs (`gateway/session/two_phase`, [`crate::decide`](self), `docs/rfd/0005`) and a table
+//! is an argument in the module docs (`gateway/session/two_phase`, `host/decide`, `docs/rfd/0005`) and a table
 //! in `crates/pleat/tests/cluster/killed_at_every_step.rs`, which needs to stop a process exactly there. So the steps have
 //! names, and a process that was told to dies when it reaches one: by `abort`, without flushing, closing or telling anybody,
 //! as by kill -9.

@@ -212,7 +212,7 @@ where
             tokio::time::sleep(backoff.min(left)).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
-        next = next.or_else(|| said_to_lead());
+        next = next.or_else(&said_to_lead);
     }
 }
 
