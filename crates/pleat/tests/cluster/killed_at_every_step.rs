@@ -318,6 +318,8 @@ impl Bank {
         let (told, died) = futures::join!(client, dying);
         let Some((died, resolved)) = died else {
             println!("{place} on node-{victim}: nobody died; the client got {told:?}");
+            // Whoever left something to recover has died all the same.
+            cluster.wait_for_node(coordinator).await;
             cluster.fail_at(victim, &format!("{place}=off")).await;
             return None;
         };
