@@ -52,8 +52,6 @@ pub const IDEMPOTENCY_OUTCOME_BYTES_MAX: usize = 64 << 10;
 pub const COMMITTED_KEPT_MS: u64 = 10 * 60 * 1_000;
 /// Committed transactions over several shards that a shard remembers.
 pub const COMMITTED_KEPT_MAX: i64 = 100_000;
-/// The newest of them, which a read's head names.
-pub const COMMITTED_NAMED_MAX: i64 = 1_000;
 
 /// Bytes of the statements of one interactive transaction: they have to fit into one entry of the log.
 pub const TXN_SCRIPT_BYTES_MAX: usize = 6 << 20;

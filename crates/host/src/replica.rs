@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
 use uuid::Uuid;
 
+use crate::failpoint::reach;
 use crate::lane::Passing;
 use crate::locals::{Locals, Turn};
 use crate::meter::{Kind, Meter};
@@ -94,8 +95,20 @@ impl Replica {
         within: Duration,
     ) -> Result<Written, Declined> {
         let deadline = Instant::now() + within;
+        if let Some(refusal) = self.meets_another(&action) {
+            let index = self.group.status().applied;
+            return Ok(Written { outcome: Outcome::Refused(refusal), index, uncertain: false });
+        }
         let _passing = self.pass(&action, deadline).await?;
         self.write_in_lane(generation, action, now, within).await
+    }
+
+    /// Who wants to prepare while another transaction is prepared is refused, sooner or later; so at once, without an
+    /// entry in the log, and without waiting for writes that wait for that other.
+    fn meets_another(&self, action: &Action) -> Option<Refusal> {
+        let Action::Prepare { txn, .. } = action else { return None };
+        let other = self.readers.deciding().filter(|other| other != txn)?;
+        Some(Refusal::Prepared { txn: other })
     }
 
     /// A place in the write lane, unless the action needs none.
@@ -110,7 +123,11 @@ impl Replica {
             }
             _ => deadline.checked_sub(DECISION_MARGIN).unwrap_or(deadline),
         };
-        match lane.pass(deadline).await {
+        let passing = match action {
+            Action::Prepare { .. } => lane.pass_after(deadline).await,
+            _ => lane.pass(deadline).await,
+        };
+        match passing {
             Some(passing) => Ok(Some(passing)),
             None => {
                 let txn = lane.holder().map_or(TxnId(0), |(_, txn)| txn);
@@ -130,17 +147,29 @@ impl Replica {
         let deadline = Instant::now() + within;
         let counted = kind_of(&action);
         let waits = waits_for_decision(&action);
+        let places = places_of(&action);
+        if let Some((before, _)) = places {
+            reach(before, Some(self.shard));
+        }
         let _serving = counted.map(|kind| self.meter.begin(kind, units_of(&action)));
         let mut proposal = Proposal { id: Uuid::new_v4(), generation, now_ms: now, seed: rand::random(), action };
+        let mut put_off = None;
         let (index, outcome) = loop {
             proposal.now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);
             let left = deadline.saturating_duration_since(Instant::now());
             let (index, outcome) = self.propose(&proposal, left).await?;
-            let prepared = matches!(outcome, Outcome::Refused(Refusal::Prepared { .. }));
-            if !(prepared && waits && self.decided_before(deadline).await) {
+            if !(waits && matches!(outcome, Outcome::Refused(Refusal::Prepared { .. }))) {
+                break (index, outcome);
+            }
+            put_off.get_or_insert_with(|| self.locals.lane.put_off());
+            if !self.decided_before(deadline).await {
                 break (index, outcome);
             }
         };
+        drop(put_off);
+        if let Some((_, after)) = places {
+            reach(after, Some(self.shard));
+        }
         if counted.is_some() && matches!(outcome, Outcome::Failed(_)) {
             self.meter.failed();
         }
@@ -296,6 +325,16 @@ impl Replica {
 /// that prepares another must not: each could wait for the other. Its coordinator begins again.
 fn waits_for_decision(action: &Action) -> bool {
     !matches!(action, Action::Prepare { .. } | Action::Decide { .. })
+}
+
+/// Where a test may let the process die before the action is proposed, and after it was applied.
+fn places_of(action: &Action) -> Option<(&'static str, &'static str)> {
+    match action {
+        Action::Prepare { .. } => Some(("participant.before-prepare", "participant.prepared")),
+        Action::Decide { .. } => Some(("participant.before-decide", "participant.decided")),
+        Action::Write { .. } => Some(("participant.before-write", "participant.written")),
+        _ => None,
+    }
 }
 
 /// As what a client's write counts; none for what the cluster does of its own.

@@ -14,6 +14,8 @@ mod decisions;
 mod document;
 mod events;
 mod extract;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 mod guard;
 mod health;
 mod ndjson;
@@ -175,6 +177,8 @@ pub(crate) fn router(app: &App, coordinator: bool) -> Router {
     for endpoint in endpoints().into_iter().filter(|endpoint| endpoint.coordinator || !coordinator) {
         router = router.route(endpoint.path, endpoint.handler);
     }
+    #[cfg(feature = "failpoints")]
+    let router = router.route("/failpoints", axum::routing::put(failpoints::configure));
     router
         .method_not_allowed_fallback(guard::method_not_allowed)
         .route_layer(from_fn_with_state(app.clone(), guard::measure))

@@ -92,8 +92,6 @@ pub struct Executor {
     statements: Arc<Statements>,
     /// Ids that rows may be given.
     blocks: ids::Blocks,
-    /// Transactions that reads need not look for any more.
-    settled: whole::Settled,
     /// Transactions that the ledger need not remember any more.
     forgetting: Arc<two_phase::Forgetting>,
     sessions: Arc<interactive::Sessions>,
@@ -134,7 +132,6 @@ impl Executor {
             gathers,
             statements,
             blocks: ids::Blocks::default(),
-            settled: whole::Settled::default(),
             forgetting: Arc::default(),
             sessions,
         }

@@ -6,6 +6,7 @@ mod faults;
 mod flights_test;
 mod growth;
 mod harness;
+mod killed_at_every_step;
 mod rebuild;
 mod reference;
 mod scale_out;
