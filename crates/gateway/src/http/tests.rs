@@ -1,6 +1,7 @@
 //! The interface as a client sees it, over real shards.
 
 mod bulk;
+mod gathers;
 mod looking;
 mod resources;
 mod sessions;

@@ -6,7 +6,7 @@
 //! | `sum(x)`            | `sum(x)`                | `sum(…)`                  |
 //! | `total(x)`          | `total(x)`              | `total(…)`                |
 //! | `min(x)`            | `min(x)`                | `min(…)`                  |
-//! | `avg(x)`            | four parts, see `avg`   | their sum over the count  |
+//! | `avg(x)`            | three parts, see `avg`  | their sum over the count  |
 //! | `count(DISTINCT k)` | itself, if `k` carries the shard key | as `count`   |
 //! | `count(DISTINCT x)` | groups by `x` too       | `count(DISTINCT x)`       |
 //!
