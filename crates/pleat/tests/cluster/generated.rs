@@ -4,7 +4,8 @@
 //!
 //! Transactions run in sessions. When one loses against a move it is begun again, here and there, as the guide says.
 //!
-//! `PLEAT_STATEMENTS=50000` runs more of them, `PLEAT_SEED=7` others.
+//! `PLEAT_STATEMENTS=50000` runs more of them, `PLEAT_SEED=7` others, `PLEAT_REPLICAS=3` on replicated shards (which take three
+//! times as long).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -61,7 +62,7 @@ fn from_environment(name: &str, usual: u64) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn generated_statements_during_moves_do_what_sqlite_does() {
     let (seed, count) = (from_environment("PLEAT_SEED", 1), from_environment("PLEAT_STATEMENTS", STATEMENTS));
-    let cluster = InProcess::start(1).await;
+    let cluster = InProcess::start(1, from_environment("PLEAT_REPLICAS", 1) as u32).await;
     let (client, sqlite) = (Client::new("generated", cluster.urls()), Sqlite::new());
     for create in WRITTEN {
         client.run(create, &[]).await.unwrap();
@@ -183,7 +184,7 @@ impl Test {
 
     /// Some statements in a session, from BEGIN to COMMIT or ROLLBACK.
     async fn transaction(&mut self, dice: &mut Dice, writes: &mut Writes) {
-        let mut script = vec![dice.pick(&["BEGIN", "BEGIN", "BEGIN IMMEDIATE"]).to_owned()];
+        let mut script = vec![dice.pick(&["BEGIN", "BEGIN IMMEDIATE"]).to_owned()];
         let mut savepoint = false;
         for _ in 0..2 + dice.roll(4) {
             script.push(match dice.roll(10) {
@@ -242,8 +243,8 @@ impl Test {
     }
 
     fn count_overlap(&mut self, moment: crate::moving::Moment) {
-        self.overlapped += u64::from(self.moves.went_on(moment));
-        self.handed_over += u64::from(self.moves.handed_over(moment));
+        self.overlapped += u64::from(self.moves.went_on(&moment));
+        self.handed_over += u64::from(self.moves.handed_over(&moment));
     }
 
     fn place(&self) -> String {
@@ -290,7 +291,7 @@ impl Test {
         println!("{} requests were sent again, {} transactions begun again", self.client.retries(), self.begun_again);
         println!("refused {:.2} %: {:#?}", share * 100.0, self.refusals);
         assert!(share < REFUSED_MAX, "{share} of the statements were refused");
-        assert!(self.overlapped * 10 > all * 9, "only {} of {all} statements ran beside a move", self.overlapped);
+        assert!(self.overlapped * 4 > all * 3, "only {} of {all} statements ran beside a move", self.overlapped);
         assert!(sum(Ended::Failed) * 4 < all, "too many statements fail to test much");
         assert!(sum(Ended::Undetermined) * 20 < all, "too many sums overflow");
     }

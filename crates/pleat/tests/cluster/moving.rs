@@ -35,10 +35,11 @@ pub struct InProcess {
 }
 
 impl InProcess {
-    pub async fn start(shards: u32) -> Self {
+    /// A new cluster with so many shards, and so many replicas of each.
+    pub async fn start(shards: u32, replicas: u32) -> Self {
         let (dir, ports) = (tempfile::tempdir().unwrap(), Ports::claim());
         let (stop, shutdown) = Shutdown::new();
-        let each = (1..=NODES).map(|id| start_node(dir.path(), &ports, id, shards, shutdown.clone()));
+        let each = (1..=NODES).map(|id| start_node(dir.path(), &ports, id, (shards, replicas), shutdown.clone()));
         let nodes = futures::future::join_all(each).await;
         let cluster = Self { nodes, ports, stop, dir };
         cluster.wait(|catalog| catalog.active_shards().count() == shards as usize).await;
@@ -84,9 +85,15 @@ impl InProcess {
     }
 }
 
-async fn start_node(dir: &Path, ports: &Ports, id: u16, shards: u32, shutdown: Shutdown) -> Node {
+async fn start_node(
+    dir: &Path,
+    ports: &Ports,
+    id: u16,
+    (shards, replicas): (u32, u32),
+    shutdown: Shutdown,
+) -> Node {
     let address = |id: u16| format!("127.0.0.1:{}", ports.http(id));
-    let mut config = Config { partition_count: PARTITIONS, ..Config::default() };
+    let mut config = Config { partition_count: PARTITIONS, replication_factor: replicas, ..Config::default() };
     config.policy.mode = Mode::Manual;
     let options = NodeOptions {
         id: id.into(),
@@ -123,32 +130,27 @@ pub struct Moves {
 }
 
 /// How things stand at one moment; see [`Moves::went_on`].
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Moment {
     moving: bool,
-    ended: u64,
+    owners: Vec<ShardId>,
 }
 
 impl Moves {
     pub fn now(&self) -> Moment {
         let is_move = |open: &Operation| open.phase == Phase::Progressing && moves(&open.kind);
-        let moving = self.host.catalog().open_operations().any(is_move);
-        Moment { moving, ended: self.ended() }
+        let catalog = self.host.catalog();
+        Moment { moving: catalog.open_operations().any(is_move), owners: catalog.owners.clone() }
     }
 
     /// Whether partitions were on their way at some time since.
-    pub fn went_on(&self, since: Moment) -> bool {
-        let now = self.now();
-        since.moving || now.moving || now.ended > since.ended
+    pub fn went_on(&self, since: &Moment) -> bool {
+        since.moving || self.now().moving || self.handed_over(since)
     }
 
     /// Whether partitions have got another owner since.
-    pub fn handed_over(&self, since: Moment) -> bool {
-        self.ended() > since.ended
-    }
-
-    fn ended(&self) -> u64 {
-        self.seen.splits.load(Ordering::Relaxed) + self.seen.moves.load(Ordering::Relaxed)
+    pub fn handed_over(&self, since: &Moment) -> bool {
+        self.host.catalog().owners != since.owners
     }
 
     /// Let the last one end; gives what happened, for people.
