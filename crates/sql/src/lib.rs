@@ -59,6 +59,6 @@ pub use read::{Bound, Fetch, ReadPlan, Route, Source, Units};
 pub use statement::{Schema, Statement, prepare, split_script};
 pub use why::{NotPushed, Why};
 pub use write::{
-    BulkIds, COMPUTED_ROWS_MAX, ComputedWrite, Ids, IdsGiven, IdsWanted, KeyedWrite, RowsWrite, SpreadWrite, WritePlan,
+    BulkIds, COMPUTED_ROWS_MAX, ComputedWrite, Ids, IdsWanted, KeyedWrite, RowsWrite, SpreadWrite, WritePlan,
     WriteRoute, WriteTarget, several_shards,
 };

@@ -133,6 +133,10 @@ fn errors_have_their_place() {
 fn tables_that_keep_their_promises() {
     for (sql, outcome) in [
         ("CREATE TABLE x (a INTEGER PRIMARY KEY, b) SHARD BY (a)", "sharded"),
+        ("CREATE TABLE x (id INTEGER PRIMARY KEY, k TEXT) SHARD BY (k)", "sharded"),
+        ("CREATE TABLE x (id INTEGER, k TEXT, PRIMARY KEY (id)) SHARD BY (k)", "sharded"),
+        ("CREATE TABLE x (id INTEGER PRIMARY KEY AUTOINCREMENT, k TEXT) SHARD BY (k)", "sharded"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY AUTOINCREMENT) SHARD BY (a)", "sharded"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY, b) SHARD BY (A) STRICT", "missing datatype"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY, b ANY) SHARD BY (A) STRICT", "sharded"),
         (
@@ -176,12 +180,12 @@ fn tables_that_keep_their_promises() {
         ("CREATE TABLE x (a TEXT COLLATE NOCASE PRIMARY KEY) SHARD BY (a)", "42P16"),
         ("CREATE TABLE x (a TEXT COLLATE RTRIM PRIMARY KEY) SHARD BY (a)", "42P16"),
         ("CREATE TABLE x (a INTEGER) SHARD BY (a)", "42P16"),
-        ("CREATE TABLE x (a INTEGER, b INTEGER PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a INTEGER, b INT PRIMARY KEY) SHARD BY (a)", "42P16"),
+        ("CREATE TABLE x (a INTEGER, b INTEGER PRIMARY KEY) WITHOUT ROWID, SHARD BY (a)", "42P16"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY, b UNIQUE) SHARD BY (a)", "42P16"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY, b, UNIQUE (b)) SHARD BY (a)", "42P16"),
         ("CREATE TABLE x (a TEXT, PRIMARY KEY (a COLLATE NOCASE)) SHARD BY (a)", "42P16"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY, b INT AS (a) STORED) SHARD BY (b)", "42P16"),
-        ("CREATE TABLE x (a INTEGER PRIMARY KEY AUTOINCREMENT) SHARD BY (a)", "0A000"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY AUTOINCREMENT) REFERENCE", "0A000"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES one (id)) SHARD BY (a)", "0A000"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES r (id)) SHARD BY (a)", "0A000"),

@@ -180,8 +180,8 @@ fn ids_are_asked_for_and_given() {
         let values = [value];
         let params = Params::Positional(&values);
         let asked = plan.ids_wanted(&params).unwrap();
-        assert_eq!(asked.iter().map(|ids| (ids.table, ids.count)).collect::<Vec<_>>(), [(table, wanted)]);
-        assert_eq!(plan.ids_given(&params).unwrap()[0].max, given);
+        let asked: Vec<_> = asked.iter().map(|ids| (ids.table, ids.count, ids.above)).collect();
+        assert_eq!(asked, [(table, wanted, Some(given))]);
         let refused = plan.route(&params, PARTITIONS, &Ids::none()).unwrap_err();
         assert_eq!(refused.sqlstate(), "23502", "no ids were handed over");
         let route = plan.route(&params, PARTITIONS, &Ids::none().with(table, 500)).unwrap();
@@ -191,12 +191,15 @@ fn ids_are_asked_for_and_given() {
     let columns = vec!["a".to_owned()];
     let bulk = BulkIds::of(&world.tables["empty"], &columns).unwrap();
     let (mut columns, mut rows) = (columns, vec![vec![Value::Integer(1)], vec![Value::Null]]);
-    assert_eq!((bulk.wanted(rows.iter().map(Vec::as_slice)), bulk.given(rows.iter().map(Vec::as_slice))), (2, None));
+    let wanted = bulk.wanted(rows.iter().map(Vec::as_slice)).unwrap().unwrap();
+    assert_eq!((wanted.table, wanted.count, wanted.above), (table, 2, None));
     bulk.fill(&mut columns, &mut rows, 9);
     assert_eq!(columns, ["a", "k"]);
     assert_eq!(rows, [vec![Value::Integer(1), Value::Integer(9)], vec![Value::Null, Value::Integer(10)]]);
     let bulk = BulkIds::of(&world.tables["empty"], &["K".to_owned()]).unwrap();
-    assert_eq!(bulk.given([[Value::from("7")].as_slice(), &[Value::Null]]), Some(7));
+    let wanted = bulk.wanted([[Value::from("7")].as_slice(), &[Value::Null]]).unwrap().unwrap();
+    assert_eq!((wanted.count, wanted.above), (1, Some(7)));
+    assert_eq!(bulk.wanted([[Value::from("7")].as_slice()]).unwrap(), None);
     assert!(BulkIds::of(&world.tables["t"], &[]).is_none());
     assert_ne!(table, TableId(0));
 }

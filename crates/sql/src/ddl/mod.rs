@@ -7,7 +7,7 @@
 //! - The shard key is a column of INTEGER, TEXT or BLOB affinity with BINARY collation. With others two keys that
 //!   SQLite calls equal (`1` and `1.0`, `'a'` and `'A'`) could land on two shards.
 //! - There is a primary key, and it and every UNIQUE contain the shard key: a shard can only check its own rows.
-//! - No AUTOINCREMENT on sharded tables, which could only be kept within a shard. What else a definition promises is
+//! - No AUTOINCREMENT on reference tables. What else a definition promises is
 //!   checked by `rules`; `alter` reads ALTER TABLE.
 
 mod alter;

@@ -4,6 +4,9 @@
 //!
 //! - A PRIMARY KEY or UNIQUE contains the shard key: rows that agree in it agree in the shard key, too. One that
 //!   does not can collide on two shards, or when a partition moves to a shard that has the same value.
+//! - Unless Pleat gives out its values: the `INTEGER PRIMARY KEY` of a sharded table (see `write::ids`). If it is not the shard
+//!   key, only Pleat may give it, since no shard sees an id that a user gave on another one. AUTOINCREMENT promises that
+//!   ids are not given again, which Pleat's never are.
 //! - `UNIQUE (email) PER KEY` asks for just that: unique among the rows with the same shard key. It is written with the
 //!   shard key as one more column, which is what makes it safe to move.
 //! - A foreign key contains the shard key and refers to the other table's shard key with it: parent and child
@@ -16,6 +19,7 @@ use crate::clauses::{Span, list};
 use crate::error::{Code, SqlError};
 use crate::fetch::is_strict;
 use crate::lex::quote;
+use crate::write::id_column;
 
 /// What a definition says that SQLite's description of the columns does not.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -233,12 +237,9 @@ impl DdlPlan {
         for unique in &self.rules.uniques {
             check_unique(&table, unique)?;
         }
-        if self.rules.autoincrement && !matches!(table.kind, TableKind::Single { .. }) {
-            return Err(SqlError::unsupported(format!(
-                "AUTOINCREMENT on a {} table is not supported yet",
-                table.kind_name()
-            ))
-            .hint("give ids in the statement (for example UUIDs as TEXT), or make the table SINGLE"));
+        if self.rules.autoincrement && table.kind == TableKind::Reference {
+            return Err(SqlError::unsupported("AUTOINCREMENT on a reference table is not supported")
+                .hint("leave AUTOINCREMENT out: the INTEGER PRIMARY KEY numbers the rows all the same"));
         }
         if self.rules.rollback {
             return Err(SqlError::unsupported("ON CONFLICT ROLLBACK is not supported")
@@ -356,7 +357,8 @@ fn key_type(table: &Table, column: &Column) -> Result<KeyType, SqlError> {
 /// A sharded table's UNIQUE must contain the shard key.
 pub(super) fn check_unique(table: &Table, unique: &Unique) -> Result<(), SqlError> {
     let Some((key, _)) = table.shard_key() else { return Ok(()) };
-    if unique.columns.iter().any(|column| column.eq_ignore_ascii_case(key)) {
+    let is_id = |id: &str| matches!(unique.columns.as_slice(), [column] if column.eq_ignore_ascii_case(id));
+    if unique.columns.iter().any(|column| column.eq_ignore_ascii_case(key)) || id_column(table).is_some_and(is_id) {
         return Ok(());
     }
     Err(invalid(format!(

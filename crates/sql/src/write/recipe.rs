@@ -112,7 +112,6 @@ pub(super) fn read_change(draft: &Draft, table: &Table, change: Change) -> Resul
             insert: insert(draft, table, &layout),
             old: key_place,
             new: key.as_ref().map_or(0, |key| layout.place(key, true)),
-            key_is_id: key.as_ref().is_some_and(|key| id_column(table).is_some_and(|id| id.eq_ignore_ascii_case(key))),
         },
     };
     finish(draft, table, owner, read, layout.identity.len(), step)
