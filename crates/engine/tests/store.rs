@@ -223,7 +223,7 @@ fn statements_that_are_kept_compiled_show_the_columns_that_there_are_now() {
     shard.create("CREATE TABLE t(k INTEGER PRIMARY KEY, a TEXT)", "t", sharded("k", KeyType::Integer));
     shard.ok("INSERT INTO t VALUES (1, 'x')");
     let (all, touch) = ("SELECT * FROM t", "UPDATE t SET k = k RETURNING *");
-    let mut shown = |shard: &mut Replica| {
+    let shown = |shard: &mut Replica| {
         let columns = shard.ok(touch)[0].columns.len();
         (columns, shard.ok(touch)[0].rows[0].len(), shard.query(all)[0].len())
     };

@@ -43,7 +43,8 @@ pub fn compare(sql: &str, mut answer: Answer, mut expected: Answer, ordered: boo
         let (mut answer, mut expected) = (untyped_answer, untyped_expected);
         normalize(&mut answer);
         normalize(&mut expected);
-        let unites = merges.iter().filter(|word| !["LIMIT", "GROUP BY"].contains(word)).any(|word| upper.contains(word));
+        let unites =
+            merges.iter().filter(|word| !["LIMIT", "GROUP BY"].contains(word)).any(|word| upper.contains(word));
         unites && same(&answer, &expected)
     };
     let differs = !ordered_right || (exact && !same(&answer.rows, &expected.rows) && !by_value());

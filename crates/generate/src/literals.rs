@@ -5,8 +5,33 @@ use crate::Dice;
 /// Text in many scripts, right to left, beyond the basic plane, composed and decomposed; numbers as text, text that
 /// collations see as equal, and text with SQL in it.
 pub(crate) const TEXT: &[&str] = &[
-    "''", "'a'", "'A'", "'b'", "'B'", "'a '", "'é'", "'É'", "'e\u{301}'", "'ß'", "'Ω'", "'ключ'", "'שלום'", "'مرحبا'",
-    "'नमस्ते'", "'ไทย'", "'한국어'", "'日本'", "'🦀'", "'👩\u{200d}🚀'", "'5'", "'3'", "'9'", "'10'", "'z''z'", "'Ω;'", "'/*'",
+    "''",
+    "'a'",
+    "'A'",
+    "'b'",
+    "'B'",
+    "'a '",
+    "'é'",
+    "'É'",
+    "'e\u{301}'",
+    "'ß'",
+    "'Ω'",
+    "'ключ'",
+    "'שלום'",
+    "'مرحبا'",
+    "'नमस्ते'",
+    "'ไทย'",
+    "'한국어'",
+    "'日本'",
+    "'🦀'",
+    "'👩\u{200d}🚀'",
+    "'5'",
+    "'3'",
+    "'9'",
+    "'10'",
+    "'z''z'",
+    "'Ω;'",
+    "'/*'",
 ];
 
 /// What conditions compare with.

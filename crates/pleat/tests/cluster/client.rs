@@ -61,7 +61,8 @@ impl Client {
     /// A statement by itself, sent again for as long as the error says that it may be.
     pub async fn run(&self, sql: &str, values: &[Value]) -> Result<Done, Refused> {
         let key = format!("{}-{}", self.name, self.turn());
-        let body = json!({ "query": sql, "params": values.iter().map(json_of).collect::<Vec<_>>(), "idempotency_key": key });
+        let body =
+            json!({ "query": sql, "params": values.iter().map(json_of).collect::<Vec<_>>(), "idempotency_key": key });
         let (begun, mut pause) = (Instant::now(), Duration::from_millis(50));
         loop {
             let node = &self.nodes[self.turn() % self.nodes.len()];
@@ -124,9 +125,7 @@ fn json_of(value: &Value) -> Json {
 fn value_of(json: &Json) -> Value {
     match json {
         Json::Null => Value::Null,
-        Json::Number(number) => {
-            number.as_i64().map_or_else(|| Value::Real(number.as_f64().unwrap()), Value::Integer)
-        }
+        Json::Number(number) => number.as_i64().map_or_else(|| Value::Real(number.as_f64().unwrap()), Value::Integer),
         Json::String(text) => Value::Text(text.clone()),
         Json::Object(map) => match (map.get("base64"), map.get("real")) {
             (Some(Json::String(text)), _) => {

@@ -13,7 +13,9 @@ use pleat::directory::{Claim, NodeIdentity};
 use pleat::node::Node;
 use pleat::options::NodeOptions;
 use pleat::shutdown::{Shutdown, Trigger};
-use pleat_cluster::{Catalog, Cause, Command, Mode, Operation, OperationId, OperationKind, PartitionId, Phase, ShardId};
+use pleat_cluster::{
+    Catalog, Cause, Command, Mode, Operation, OperationId, OperationKind, PartitionId, Phase, ShardId,
+};
 use pleat_generate::Dice;
 use pleat_host::Host;
 use tokio::task::JoinHandle;
@@ -85,13 +87,7 @@ impl InProcess {
     }
 }
 
-async fn start_node(
-    dir: &Path,
-    ports: &Ports,
-    id: u16,
-    (shards, replicas): (u32, u32),
-    shutdown: Shutdown,
-) -> Node {
+async fn start_node(dir: &Path, ports: &Ports, id: u16, (shards, replicas): (u32, u32), shutdown: Shutdown) -> Node {
     let address = |id: u16| format!("127.0.0.1:{}", ports.http(id));
     let mut config = Config { partition_count: PARTITIONS, replication_factor: replicas, ..Config::default() };
     config.policy.mode = Mode::Manual;

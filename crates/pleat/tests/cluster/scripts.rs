@@ -86,7 +86,12 @@ async fn run_all(cluster: InProcess, moving: bool) {
     let running = futures::stream::iter(scripts()).map(|script| run(script, urls.clone(), moves.clone()));
     let tallies: Vec<Tally> = running.buffer_unordered(SIDE_BY_SIDE).collect().await;
     let problems: Vec<&String> = tallies.iter().flat_map(|tally| &tally.problems).collect();
-    assert!(problems.is_empty(), "{} problems\n{}", problems.len(), problems.iter().map(|problem| problem.as_str()).collect::<Vec<_>>().join("\n"));
+    assert!(
+        problems.is_empty(),
+        "{} problems\n{}",
+        problems.len(),
+        problems.iter().map(|problem| problem.as_str()).collect::<Vec<_>>().join("\n")
+    );
     if let Some(moves) = moves {
         let sum = |what: fn(&Tally) -> u64| tallies.iter().map(what).sum::<u64>();
         let (all, beside, over) = (sum(|tally| tally.all), sum(|tally| tally.beside), sum(|tally| tally.over));
@@ -267,7 +272,11 @@ fn shown(value: &Value) -> String {
                 || ["NULL", "x'", "'"].iter().any(|begin| text.starts_with(begin))
                 || text.split(' ').any(str::is_empty)
                 || text.contains(['\n', '\t']);
-            if ambiguous { format!("'{}'", text.replace(' ', "␠").replace('\n', "␤").replace('\t', "␉")) } else { text.clone() }
+            if ambiguous {
+                format!("'{}'", text.replace(' ', "␠").replace('\n', "␤").replace('\t', "␉"))
+            } else {
+                text.clone()
+            }
         }
         Value::Blob(bytes) => format!("x'{}'", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
     }

@@ -59,14 +59,14 @@ impl Sqlite {
 }
 
 fn query(connection: &Connection, sql: &str, values: &[Value]) -> rusqlite::Result<Answer> {
-        let mut statement = connection.prepare(sql)?;
-        let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
-        let mut found = statement.query(params_from_iter(values.iter().map(to_sqlite)))?;
-        let mut rows = Vec::new();
-        while let Some(row) = found.next()? {
-            rows.push((0..columns.len()).map(|at| value(row.get_ref_unwrap(at))).collect());
-        }
-        Ok(Answer { columns, rows })
+    let mut statement = connection.prepare(sql)?;
+    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let mut found = statement.query(params_from_iter(values.iter().map(to_sqlite)))?;
+    let mut rows = Vec::new();
+    while let Some(row) = found.next()? {
+        rows.push((0..columns.len()).map(|at| value(row.get_ref_unwrap(at))).collect());
+    }
+    Ok(Answer { columns, rows })
 }
 
 /// The statement without what only Pleat knows: where a table's rows live.
@@ -103,7 +103,9 @@ fn failure(error: &rusqlite::Error) -> Failure {
         _ if says("integer overflow") => "22003",
         _ if says("malformed JSON") => "22P02",
         _ if says("no such savepoint") => "3B001",
-        _ if says("syntax error") || says("incomplete input") || says("values for") || says("values were supplied") => "42601",
+        _ if says("syntax error") || says("incomplete input") || says("values for") || says("values were supplied") => {
+            "42601"
+        }
         _ => "42000",
     };
     Failure { code, message }
