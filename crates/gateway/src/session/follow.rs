@@ -18,22 +18,28 @@ pub(super) fn explains(catalog: &Catalog, failure: &Failure) -> Option<Operation
     if !matches!(failure.code.as_ref(), "42P01" | "42703") {
         return None;
     }
-    let message = failure.message.to_lowercase();
+    let (message, of_table) = (failure.message.to_lowercase(), failure.code == "42P01");
     let found = catalog.open_operations().find(|operation| match &operation.kind {
         OperationKind::Ddl { effect: DdlEffect::AlterTable { before, after, .. }, .. } => {
-            names(before, after).iter().any(|name| message.contains(name))
+            let names = if of_table { table_names(before, after) } else { column_names(before, after) };
+            names.iter().any(|name| message.contains(name))
         }
         _ => false,
     });
     found.map(|operation| operation.id)
 }
 
-/// The names that come or go, in lower case.
-fn names(before: &Table, after: &Table) -> Vec<String> {
-    let mut names = Vec::new();
-    if !before.name.eq_ignore_ascii_case(&after.name) {
-        names.extend([before.name.to_lowercase(), after.name.to_lowercase()]);
+/// The table's names that come and go, in lower case.
+fn table_names(before: &Table, after: &Table) -> Vec<String> {
+    match before.name.eq_ignore_ascii_case(&after.name) {
+        true => Vec::new(),
+        false => vec![before.name.to_lowercase(), after.name.to_lowercase()],
     }
+}
+
+/// The columns' names that come or go, in lower case.
+fn column_names(before: &Table, after: &Table) -> Vec<String> {
+    let mut names = Vec::new();
     for (one, other) in [(before, after), (after, before)] {
         let changed = one.columns.iter().filter(|column| other.column(&column.name).is_none());
         names.extend(changed.map(|column| column.name.to_lowercase()));
