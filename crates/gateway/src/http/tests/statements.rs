@@ -300,6 +300,7 @@ async fn a_statement_waits_for_a_rename_to_reach_its_shard() {
                 }
                 // Not even the journal knows of the rename yet.
                 assert_eq!(hurried.status, 400, "{}", hurried.text);
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             }
             let (answer, ()) = tokio::join!(client.rows(first), async { cluster.lag(false) });
             assert_eq!(answer, json!([["user 3"]]), "after {:?}", begun.elapsed());
