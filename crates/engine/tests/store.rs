@@ -217,6 +217,33 @@ fn schema_changes_are_applied_once() {
 }
 
 #[test]
+fn statements_that_are_kept_compiled_show_the_columns_that_there_are_now() {
+    let mut shard = Replica::new();
+    shard.own(0..PARTITIONS);
+    shard.create("CREATE TABLE t(k INTEGER PRIMARY KEY, a TEXT)", "t", sharded("k", KeyType::Integer));
+    shard.ok("INSERT INTO t VALUES (1, 'x')");
+    let (all, touch) = ("SELECT * FROM t", "UPDATE t SET k = k RETURNING *");
+    let shown = |shard: &mut Replica| {
+        let columns = shard.ok(touch)[0].columns.len();
+        (columns, shard.ok(touch)[0].rows[0].len(), shard.query(all)[0].len())
+    };
+    assert_eq!(shown(&mut shard), (2, 2, 2));
+    assert_eq!(shown(&mut shard), (2, 2, 2));
+    for (operation, sql, create, count) in [
+        (90, "ALTER TABLE t ADD COLUMN b TEXT", "CREATE TABLE t(k INTEGER PRIMARY KEY, a TEXT, b TEXT)", 3),
+        (91, "ALTER TABLE t DROP COLUMN b", "CREATE TABLE t(k INTEGER PRIMARY KEY, a TEXT)", 2),
+    ] {
+        let table = validate_ddl(&Default::default(), &[create.into()], "t", &sharded("k", KeyType::Integer));
+        let change = SchemaChange::Put(table.unwrap().unwrap());
+        let statements = vec![sql.to_owned()];
+        shard.apply(Action::Ddl { operation, statements, change, single: None, undoes: None });
+        assert_eq!(shown(&mut shard), (count, count, count), "{sql}");
+    }
+    shard.ok("DELETE FROM t");
+    assert_eq!(read_columns(&shard.readers, &request(all)), ["k", "a"]);
+}
+
+#[test]
 fn a_renamed_table_keeps_its_rows_its_keys_and_its_owner() {
     let mut shard = Replica::new();
     shard.own(0..PARTITIONS);
@@ -422,32 +449,6 @@ fn weights_and_rows_are_those_of_owned_partitions() {
     assert!(stats.file_bytes > 0);
     shard.ok("DELETE FROM items WHERE k = 3");
     assert_eq!(shard.readers.stats().unwrap().rows, 2);
-}
-
-#[test]
-fn a_finisher_answers_like_one_database_and_keeps_to_its_memory() {
-    let mut finisher = Finisher::new(FinisherLimits { memory_bytes: 1 << 20 }).unwrap();
-    finisher.create("CREATE TABLE t(a INTEGER, b TEXT COLLATE NOCASE)").unwrap();
-    finisher.insert("t", &[vec![1.into(), "x".into()], vec![2.into(), "X".into()]]).unwrap();
-    let mut rows = Vec::new();
-    finisher
-        .run(
-            "SELECT b, sum(a), unixepoch('now') FROM t GROUP BY b",
-            &[],
-            5_000,
-            1,
-            ReadLimits::default(),
-            &mut |chunk| {
-                rows.extend(chunk.rows);
-                ControlFlow::Continue(())
-            },
-        )
-        .unwrap();
-    assert_eq!(rows[0][1..], [Value::Integer(3), Value::Integer(5)]);
-    let mut small = Finisher::new(FinisherLimits { memory_bytes: 1 << 20 }).unwrap();
-    small.create("CREATE TABLE t(a)").unwrap();
-    let error = small.insert("t", &vec![vec![Value::Blob(vec![0; 1 << 16])]; 64]).unwrap_err();
-    assert_eq!(error, EngineError::Memory { limit: 1 << 20 });
 }
 
 #[test]

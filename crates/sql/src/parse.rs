@@ -7,7 +7,7 @@
 //! - a word that is no keyword of SQLite is handed over as a quoted name, so that `interval`, `array` or
 //!   `qualify` are plain columns;
 //! - `GLOB`, `MATCH` and `REGEXP` become `LIKE`, `IS x` becomes `IS NOT DISTINCT FROM x`, `ISNULL` and
-//!   `NOTNULL` are written out;
+//!   `NOTNULL` are written out; `<<` and `>>` become `&`, which binds as they do;
 //! - `INDEXED BY i`, `NOT INDEXED`, `[NOT] MATERIALIZED` and a frame's `EXCLUDE …` are dropped;
 //! - a type in `CAST` is reduced to one word, and `CROSS JOIN` (which may have an ON) becomes `JOIN`.
 //!
@@ -85,6 +85,19 @@ pub(crate) fn expression(tokens: &Tokens, slots: &Slots, from: usize, to: usize)
 /// The index in Pleat's tokens of the token that `span` starts at.
 pub(crate) fn token_of(span: Span) -> Option<usize> {
     usize::try_from(span.start.column).ok()?.checked_sub(1)
+}
+
+/// Whether token `index` ends an operand.
+pub(crate) fn ends_operand(tokens: &Tokens, index: usize) -> bool {
+    match tokens.kind(index) {
+        Some(Kind::Symbol) => tokens.str(index) == ")",
+        Some(Kind::Word) => {
+            let word = tokens.str(index).to_ascii_uppercase();
+            !is_keyword(&word) || matches!(word.as_str(), "END" | "NULL")
+        }
+        Some(_) => true,
+        None => false,
+    }
 }
 
 fn parser(tokens: Vec<TokenWithSpan>) -> Parser<'static> {
@@ -237,16 +250,7 @@ impl Bend<'_> {
 
     /// Whether the token before `index` ends an operand, so that what follows is an infix or postfix.
     fn after_operand(&self, index: usize) -> bool {
-        let Some(before) = index.checked_sub(1) else { return false };
-        match self.tokens.kind(before) {
-            Some(Kind::Symbol) => self.tokens.str(before) == ")",
-            Some(Kind::Word) => {
-                let word = self.tokens.str(before).to_ascii_uppercase();
-                !is_keyword(&word) || matches!(word.as_str(), "END" | "NULL")
-            }
-            Some(_) => true,
-            None => false,
-        }
+        index.checked_sub(1).is_some_and(|before| ends_operand(self.tokens, before))
     }
 
     fn word(&mut self, index: usize, to: usize) -> usize {
@@ -339,8 +343,6 @@ fn symbol(text: &str) -> Theirs {
         "->>" => Theirs::LongArrow,
         "->" => Theirs::Arrow,
         "||" => Theirs::StringConcat,
-        "<<" => Theirs::ShiftLeft,
-        ">>" => Theirs::ShiftRight,
         "<=" => Theirs::LtEq,
         ">=" => Theirs::GtEq,
         "<>" | "!=" => Theirs::Neq,
@@ -349,7 +351,7 @@ fn symbol(text: &str) -> Theirs {
         "|" => Theirs::Pipe,
         "<" => Theirs::Lt,
         ">" => Theirs::Gt,
-        "&" => Theirs::Ampersand,
+        "&" | "<<" | ">>" => Theirs::Ampersand,
         "~" => Theirs::Tilde,
         "+" => Theirs::Plus,
         "*" => Theirs::Mul,

@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use pleat_cluster::{LedgerCommand, LedgerReply, TableId, Value};
 use pleat_engine::{Action, Outcome, Statement};
 use pleat_host::HostError;
+use pleat_host::failpoint::reach;
 use pleat_sql::{ComputedWrite, Ids, IdsWanted, WritePlan};
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -156,7 +157,9 @@ impl Executor {
         let largest = self.largest_id(run, attempt, wanted).await?.max(wanted.above);
         let asked = block.ask(count, Instant::now());
         let command = LedgerCommand::AllocateIds { table: wanted.table, count: asked, at_least: largest };
+        reach("ids.before-block", None);
         let reply = self.backend.ledger_command(command, run.deadline.left()).await;
+        reach("ids.block", None);
         // A block whose answer was lost is a gap. The next attempt gets another one.
         let reply = reply.map_err(nothing_done)?;
         let LedgerReply::Ids { first } = reply else {
@@ -209,6 +212,7 @@ impl Executor {
             base: None,
         };
         let written = self.backend.write(owner, catalog.generation, action, run.deadline.left()).await;
+        reach("ids.remembered", None);
         // Whether they were remembered or not: no row was written.
         let written = written.map_err(nothing_done)?;
         let results = match written.outcome {

@@ -9,6 +9,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("cluster", &[]),
     ("plan", &["cluster"]),
     ("sql", &["cluster"]),
+    ("generate", &["cluster"]),
     ("consensus", &["cluster"]),
     ("engine", &["cluster"]),
     ("provision", &["cluster"]),
