@@ -144,3 +144,82 @@ async fn a_node_that_is_down_is_unreachable_and_comes_back() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_calls_at_once_get_their_own_answers() {
+    let mut cluster = Cluster::grpc(2, |config| config.message_bytes_max = 1 << 20);
+    cluster.start(1).await;
+    let caller = transport(&cluster, 2);
+    let call = |number: usize| {
+        let caller = caller.clone();
+        // Some are too large to share a message, some to share the way.
+        let body = format!("{number} {}", "x".repeat(if number % 50 == 0 { number * 100 } else { number % 300 }));
+        tokio::spawn(async move {
+            let answer = caller.call(NodeId(1), "echo", body.clone().into(), PATIENCE).await.unwrap();
+            assert_eq!(answer, format!("node-2: {body}"));
+        })
+    };
+    for called in (0..2_000).map(call).collect::<Vec<_>>() {
+        called.await.unwrap();
+    }
+    let Network::Grpc(addresses) = &cluster.network else { unreachable!() };
+    eventually("one connection", || (connections_to(&addresses[&NodeId(1)]) == 1).then_some(())).await;
+
+    // An answer that is too large is an error of its own, and nobody else's.
+    let grow = |bytes: usize| caller.call(NodeId(1), "grow", bytes.to_string().into(), PATIENCE);
+    let (large, right) = tokio::join!(grow(1 << 20), grow(1_000_000));
+    assert!(matches!(large, Err(TransportError::Remote { code, .. }) if code == "too_large"));
+    assert_eq!(right.unwrap().len(), 1_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_nobody_waits_for_ends() {
+    let mut cluster = Cluster::grpc(2, |_| {});
+    cluster.start(1).await;
+    let (caller, echo) = (transport(&cluster, 2), cluster.echo.clone());
+    let wait = |within| caller.call(NodeId(1), "wait", Bytes::from("me"), within);
+    let late = wait(std::time::Duration::from_millis(50)).await;
+    assert!(matches!(late, Err(TransportError::Lost(_))), "{late:?}");
+    eventually("the end of the first", || (echo.dropped.load(Ordering::SeqCst) == 1).then_some(())).await;
+
+    let other = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call(NodeId(1), "wait", Bytes::from("other"), PATIENCE).await }
+    });
+    eventually("the other to begin", || (echo.begun.load(Ordering::SeqCst) == 2).then_some(())).await;
+    other.abort();
+    eventually("the end of the other", || (echo.dropped.load(Ordering::SeqCst) == 2).then_some(())).await;
+    echo.gate.add_permits(10);
+    assert_eq!(wait(PATIENCE).await.unwrap(), "me");
+    // Whoever is gone can wait for nothing.
+    drop(caller);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_answers_what_it_was_asked() {
+    let mut cluster = Cluster::grpc(2, |_| {});
+    cluster.start(1).await;
+    let (caller, echo) = (transport(&cluster, 2), cluster.echo.clone());
+    let waiting = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call(NodeId(1), "wait", Bytes::from("me"), PATIENCE).await }
+    });
+    eventually("the call to begin", || (echo.begun.load(Ordering::SeqCst) == 1).then_some(())).await;
+    let opener = tokio::spawn({
+        let (caller, echo) = (caller.clone(), echo.clone());
+        async move {
+            // Until nothing new is taken: such a call surely is not carried out.
+            let call = || caller.call(NodeId(1), "echo", Bytes::from("hi"), PATIENCE);
+            while call().await.is_ok() {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            let refused = call().await;
+            assert!(matches!(refused, Err(TransportError::Unreachable(_))), "{refused:?}");
+            assert_eq!(echo.dropped.load(Ordering::SeqCst), 0);
+            echo.gate.add_permits(1);
+        }
+    });
+    cluster.stop(1).await;
+    assert_eq!(waiting.await.unwrap().unwrap(), "me");
+    opener.await.unwrap();
+}

@@ -1,6 +1,6 @@
 //! Everything that can be asked of a [`Host`]: carried to the leader of the group in question.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -165,10 +165,19 @@ impl Host {
         // A statement that takes too long is ended by the shard itself, with an error that says so.
         let within = within + ENDS_BY_ITSELF;
         let read = rpc::Read { within_ms: within.as_millis() as u64, shard, request, freshness, txn };
+        // What one shard answers alone is few rows, mostly: they are the answer to a call. When they are many, they are read
+        // again. A part of a scatter may be any number.
+        if read.txn.is_none() && !read.request.names_txns {
+            match self.ask(node, Request::Read(Box::new(read.clone())), within).await? {
+                Response::Rows(pieces) => return Ok(futures::stream::iter([Ok(pieces)]).boxed()),
+                Response::ManyRows => {}
+                _ => return Err(Attempt::Failed(mismatch())),
+            }
+        }
         let body = rpc::encode(&read).map_err(Attempt::Failed)?;
         let mut stream = self.transport().stream(node, rpc::READ, body, within).await?;
-        let decode = |bytes: &[u8]| match rpc::decode::<Result<Piece, Declined>>(bytes) {
-            Ok(piece) => piece,
+        let decode = |bytes: &[u8]| match rpc::decode::<Result<Vec<Piece>, Declined>>(bytes) {
+            Ok(pieces) => pieces,
             Err(error) => Err(error.into()),
         };
         // A refusal is the first message: it must come out of here, so that another node is tried.
@@ -353,27 +362,36 @@ impl Host {
 
 /// The head of a stream of rows, and the rest of it as it comes.
 async fn rows_of(mut pieces: Pieces, deadline: Instant) -> Result<RowStream, HostError> {
-    let mut txns = None;
-    let columns = loop {
-        match pieces.next().await {
-            Some(Ok(Piece::Txns(seen))) if txns.is_none() => txns = Some(seen),
-            Some(Ok(Piece::Columns(columns))) => break columns,
-            Some(Err(declined)) => return Err(declined_here(declined)),
-            Some(Ok(Piece::Txns(_) | Piece::Rows(_) | Piece::End)) | None => return Err(mismatch()),
-        }
+    let mut head = match pieces.next().await {
+        Some(Ok(first)) => VecDeque::from(first),
+        Some(Err(declined)) => return Err(declined_here(declined)),
+        None => return Err(mismatch()),
     };
-    let pieces = futures::stream::try_unfold(pieces, move |mut pieces| async move {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let Ok(next) = tokio::time::timeout(left, pieces.next()).await else {
-            return Err(HostError::Timeout("the rows did not arrive within the statement's time".into()));
-        };
-        match next {
-            Some(Ok(Piece::End)) => Ok(None),
-            Some(Ok(piece)) => Ok(Some((piece, pieces))),
-            Some(Err(declined)) => Err(declined_here(declined)),
-            None => Err(HostError::Timeout(
-                "the shard stopped before its last row: its rows were not taken for too long".into(),
-            )),
+    let txns = match head.pop_front_if(|piece| matches!(piece, Piece::Txns(_))) {
+        Some(Piece::Txns(seen)) => Some(seen),
+        _ => None,
+    };
+    let Some(Piece::Columns(columns)) = head.pop_front() else { return Err(mismatch()) };
+    let pieces = futures::stream::try_unfold((head, pieces), move |(mut ready, mut pieces)| async move {
+        loop {
+            match ready.pop_front() {
+                Some(Piece::End) => return Ok(None),
+                Some(piece) => return Ok(Some((piece, (ready, pieces)))),
+                None => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(next) = tokio::time::timeout(left, pieces.next()).await else {
+                return Err(HostError::Timeout("the rows did not arrive within the statement's time".into()));
+            };
+            match next {
+                Some(Ok(more)) => ready = more.into(),
+                Some(Err(declined)) => return Err(declined_here(declined)),
+                None => {
+                    return Err(HostError::Timeout(
+                        "the shard stopped before its last row: its rows were not taken for too long".into(),
+                    ));
+                }
+            }
         }
     });
     Ok(RowStream { txns, columns, pieces: pieces.boxed() })
@@ -426,7 +444,7 @@ mod tests {
     use super::*;
 
     async fn rows(pieces: Vec<Piece>) -> Result<Vec<Piece>, HostError> {
-        let pieces = futures::stream::iter(pieces.into_iter().map(Ok)).boxed();
+        let pieces = futures::stream::iter(pieces.into_iter().map(|piece| Ok(vec![piece]))).boxed();
         rows_of(pieces, Instant::now() + Duration::from_secs(60)).await?.pieces.try_collect().await
     }
 

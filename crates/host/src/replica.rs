@@ -9,10 +9,12 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use pleat_cluster::{Generation, Millis, PartitionId, ShardId, TxnId};
 use pleat_consensus::Group;
+use pleat_engine::limits::CHUNK_ROWS_MAX;
 use pleat_engine::{
     Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal, Wanted,
 };
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, watch};
 use uuid::Uuid;
 
@@ -26,8 +28,8 @@ use crate::rpc::{Declined, Piece, Written};
 use crate::verify::Digests;
 use crate::{Freshness, HostError, ShardObservation};
 
-/// Pieces of one read that wait for their receiver.
-const PIECES_WAITING_MAX: usize = 4;
+/// Messages of one read that wait for their receiver.
+const MESSAGES_WAITING_MAX: usize = 4;
 /// Of the engine's connections, those that statements leave to a move's reads and the counting of rows, so that these
 /// never wait behind long scatters: one in so many.
 const CONNECTIONS_KEPT: usize = 4;
@@ -43,8 +45,9 @@ type Cancelled = Arc<AtomicBool>;
 /// How long a transaction over several shards waits for the lane of one, while it may be prepared on others.
 const PREPARE_WAIT_MAX: Duration = Duration::from_millis(250);
 
-/// A stream of rows: the columns first, then rows.
-pub type Pieces = BoxStream<'static, Result<Piece, Declined>>;
+/// A stream of rows: the columns first, then rows. Pieces that are there at the same time come together, so that the answer
+/// to a read of few rows is one message.
+pub type Pieces = BoxStream<'static, Result<Vec<Piece>, Declined>>;
 
 /// One shard's replica on this node.
 pub struct Replica {
@@ -249,7 +252,7 @@ impl Replica {
         stopped: watch::Receiver<bool>,
         deadline: Instant,
     ) -> Result<Pieces, Declined> {
-        let (sender, mut receiver) = mpsc::channel(PIECES_WAITING_MAX);
+        let (sender, mut receiver) = mpsc::channel(MESSAGES_WAITING_MAX);
         let replica = self.clone();
         let runtime = Handle::current();
         let wanted = Wanted::default();
@@ -258,9 +261,9 @@ impl Replica {
             let _serving = replica.meter.begin(Kind::Read, &units);
             replica.read_blocking(|sink| read(&cancelled, sink), &sender, stopped, deadline, &runtime);
         });
-        // The first piece decides whether there is an answer at all.
+        // The first message decides whether there is an answer at all.
         let first = match receiver.recv().await {
-            Some(Ok(piece)) => piece,
+            Some(Ok(pieces)) => pieces,
             Some(Err(error)) => return Err(error),
             None => return Err(HostError::Internal("the read ended without an answer".into()).into()),
         };
@@ -272,38 +275,55 @@ impl Replica {
     fn read_blocking(
         &self,
         read: impl FnOnce(&mut Sink<'_>) -> Result<(), HostError>,
-        sender: &mpsc::Sender<Result<Piece, Declined>>,
+        sender: &mpsc::Sender<Result<Vec<Piece>, Declined>>,
         stopped: watch::Receiver<bool>,
         deadline: Instant,
         runtime: &Handle,
     ) {
-        let send = |piece| {
+        let wait = |message| {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut stopped = stopped.clone();
             runtime.block_on(async {
                 tokio::select! {
                     biased;
-                    sent = tokio::time::timeout(left, sender.send(piece)) => matches!(sent, Ok(Ok(()))),
+                    sent = tokio::time::timeout(left, sender.send(message)) => matches!(sent, Ok(Ok(()))),
                     Ok(_) = stopped.wait_for(|stopped| *stopped) => false,
                 }
             })
         };
+        let send = |message| match sender.try_send(message) {
+            Ok(()) => true,
+            Err(TrySendError::Full(message)) => wait(message),
+            Err(TrySendError::Closed(_)) => false,
+        };
         let mut taken = true;
+        let mut held = Vec::new();
         let outcome = read(&mut |chunk| {
             let named = chunk.columns.map(|columns| columns.into_iter().map(|column| column.name).collect());
-            let rows = (!chunk.rows.is_empty()).then_some(Piece::Rows(chunk.rows));
-            let head = chunk.txns.map(Piece::Txns).into_iter().chain(named.map(Piece::Columns));
-            taken = head.chain(rows).all(|piece| send(Ok(piece)));
+            // Rows that fill no chunk are mostly the last, so they wait for what comes next: the end, or more.
+            let full = chunk.rows.len() >= CHUNK_ROWS_MAX;
+            if held.iter().any(|piece| matches!(piece, Piece::Rows(_))) {
+                taken = send(Ok(std::mem::take(&mut held)));
+            }
+            held.extend(chunk.txns.map(Piece::Txns).into_iter().chain(named.map(Piece::Columns)));
+            held.extend((!chunk.rows.is_empty()).then_some(Piece::Rows(chunk.rows)));
+            if full && taken {
+                taken = send(Ok(std::mem::take(&mut held)));
+            }
             match taken {
                 true => std::ops::ControlFlow::Continue(()),
                 false => std::ops::ControlFlow::Break(()),
             }
         });
         match outcome {
-            Ok(()) if taken => drop(send(Ok(Piece::End))),
+            Ok(()) if taken => {
+                held.push(Piece::End);
+                send(Ok(held));
+            }
             Ok(()) | Err(HostError::Engine(EngineError::Cancelled)) => {}
             Err(error) => {
                 self.meter.failed();
+                // An error that comes first is the whole answer; later, the rows before it are not wanted any more either.
                 send(Err(error.into()));
             }
         }

@@ -20,7 +20,7 @@ use crate::{Freshness, HostError, TxnHandle, TxnStep};
 pub const CALL: &str = "host.call";
 /// The transport's method for streams of rows.
 pub const READ: &str = "host.read";
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 /// A call to another node, with the time that the caller has for it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,6 +82,8 @@ pub enum Request {
         txn: TxnId,
         shard: ShardId,
     },
+    /// A read of few rows. A call costs far less than a stream.
+    Read(Box<Read>),
 }
 
 /// Which step of which interactive transaction.
@@ -110,10 +112,14 @@ pub enum Response {
     InDoubt(Vec<PreparedTxn>),
     TxnWritten(Vec<StatementResult>),
     TxnDone,
+    /// All rows of a read.
+    Rows(Vec<Piece>),
+    /// They are not that few: they have to be streamed.
+    ManyRows,
 }
 
 /// A read on another node.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Read {
     pub within_ms: u64,
     pub shard: ShardId,

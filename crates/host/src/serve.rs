@@ -91,6 +91,16 @@ impl Host {
                 let weight = |(rows, bytes)| PartitionWeight { rows, bytes };
                 Ok(Response::Weights(weights.into_iter().map(|(unit, pair)| (unit, weight(pair))).collect()))
             }
+            Request::Read(read) => {
+                let rpc::Read { shard, request, freshness, .. } = *read;
+                let mut pieces = self.serve_read(shard, request, freshness, within).await?;
+                match pieces.next().await {
+                    Some(Ok(pieces)) if matches!(pieces.last(), Some(Piece::End)) => Ok(Response::Rows(pieces)),
+                    Some(Ok(_)) => Ok(Response::ManyRows),
+                    Some(Err(declined)) => Err(declined),
+                    None => Err(HostError::Timeout("the read took too long".into()).into()),
+                }
+            }
             Request::WhoAmI(node) => Ok(Response::Standing(self.standing_of(node))),
             Request::Replicas => Ok(Response::Replicas(Box::new(self.own_replicas()))),
             Request::Digest { shard, index } => Ok(Response::Digest(self.own_digest(shard, index))),
@@ -207,7 +217,7 @@ impl Service for Host {
             Ok(pieces) => pieces,
             Err(declined) => futures::stream::iter([Err(declined)]).boxed(),
         };
-        Ok(pieces.map(|piece: Result<Piece, Declined>| encode(&piece)).boxed())
+        Ok(pieces.map(|pieces: Result<Vec<Piece>, Declined>| encode(&pieces)).boxed())
     }
 }
 

@@ -21,6 +21,7 @@ use pleat_gateway::Gateway;
 use pleat_gateway::server::{self, Serving};
 use pleat_host::{Founding, Host, Settings, StoreLimits};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
@@ -48,6 +49,8 @@ pub struct Node {
     control: ControlHandle,
     gateway: Gateway,
     servers: Vec<JoinHandle<()>>,
+    /// Tells the other nodes to end what they keep open here.
+    closing: watch::Sender<bool>,
 }
 
 impl Node {
@@ -80,13 +83,14 @@ impl Node {
 
         let gateway = Gateway::new(host.clone(), gateway_settings(&options));
         // Paths that nobody serves are the gateway's to answer.
-        let service = grpc::server(consensus, host.clone()).into_axum_router().reset_fallback();
+        let (closing, is_closing) = watch::channel(false);
+        let service = grpc::server(consensus, host.clone(), is_closing).into_axum_router().reset_fallback();
         let mut servers = vec![serve(listener, gateway.router().merge(service), &options.config, shutdown.clone())];
         if let Some(listener) = coordinator {
             servers.push(serve(listener, gateway.coordinator_router(), &options.config, shutdown));
         }
         tracing::info!(node = %options.name, listen = %options.listen, "ready for connections");
-        Ok(Self { host, control, gateway, servers })
+        Ok(Self { host, control, gateway, servers, closing })
     }
 
     /// The node's part of the cluster.
@@ -97,6 +101,7 @@ impl Node {
     /// Stop, after the shutdown was requested: requests that are being served are waited for.
     pub async fn stop(self) {
         self.gateway.close();
+        self.closing.send_replace(true);
         let drained = tokio::time::timeout(DRAIN_LIMIT, futures::future::join_all(self.servers)).await;
         if drained.is_err() {
             tracing::warn!("requests were still being served after {DRAIN_LIMIT:?} and are broken off");

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::exchange::{self, Exchange, Failed};
 use super::from_reply;
 use super::proto::cluster_service_client::ClusterServiceClient;
 use super::proto::{Call, HelloReply, SnapshotPart, hello_reply, snapshot_part};
@@ -55,7 +56,11 @@ pub struct GrpcTransport {
 }
 
 #[derive(Default)]
-struct Peer(tokio::sync::Mutex<Link>);
+struct Peer {
+    link: tokio::sync::Mutex<Link>,
+    /// On the link of that address.
+    exchange: tokio::sync::Mutex<Option<(String, Arc<Exchange>)>>,
+}
 
 #[derive(Default)]
 enum Link {
@@ -169,8 +174,7 @@ impl GrpcTransport {
     }
 
     async fn connect_until(&self, to: NodeId, until: Instant) -> Result<(Client, u64), TransportError> {
-        let unreachable = |_| TransportError::Unreachable(format!("no connection to {to} before the deadline"));
-        tokio::time::timeout_at(until, self.connect(to)).await.map_err(unreachable)?
+        tokio::time::timeout_at(until, self.connect(to)).await.map_err(|_| too_late(to))?
     }
 
     /// What an answer, or none before the deadline, means.
@@ -192,11 +196,48 @@ impl GrpcTransport {
         }
     }
 
-    async fn connect(&self, to: NodeId) -> Result<(Client, u64), TransportError> {
-        let address = (self.resolver)(to)
-            .ok_or_else(|| TransportError::Unreachable(format!("the address of {to} is not known")))?;
+    /// A small call, in the exchange with a node.
+    async fn exchange(&self, to: NodeId, method: &str, body: Bytes, until: Instant) -> Result<Bytes, TransportError> {
+        loop {
+            let opened = tokio::time::timeout_at(until, self.open_exchange(to, until)).await;
+            let exchange = opened.map_err(|_| too_late(to))??;
+            match tokio::time::timeout_at(until, exchange.call(method, body.clone())).await {
+                Ok(Ok(reply)) => return from_reply(reply),
+                // It ended a moment ago: the next one is opened, or can't be.
+                Ok(Err(Failed::NotSent)) => {}
+                Ok(Err(Failed::Lost)) => return Err(TransportError::Lost(format!("the connection to {to} broke"))),
+                Err(_) => return Err(TransportError::Lost(format!("{to} did not answer before the deadline"))),
+            }
+        }
+    }
+
+    async fn open_exchange(&self, to: NodeId, until: Instant) -> Result<Arc<Exchange>, TransportError> {
+        let address = self.address(to)?;
         let peer = self.peer(to);
-        let mut link = peer.0.lock().await;
+        let mut open = peer.exchange.lock().await;
+        match &*open {
+            Some((known, exchange)) if *known == address && !exchange.has_ended() => return Ok(exchange.clone()),
+            _ => *open = None,
+        }
+        let (client, number) = self.connect_until(to, until).await?;
+        let opened = Exchange::open(client, self.envelope("", Bytes::new())?).await.map(tonic::Response::new);
+        // No call was in it yet, whatever became of it.
+        let exchange = self.conclude(to, number, Some(opened)).await.map_err(|error| match error {
+            TransportError::Lost(why) => TransportError::Unreachable(why),
+            error => error,
+        })?;
+        *open = Some((address, exchange.clone()));
+        Ok(exchange)
+    }
+
+    fn address(&self, to: NodeId) -> Result<String, TransportError> {
+        (self.resolver)(to).ok_or_else(|| TransportError::Unreachable(format!("the address of {to} is not known")))
+    }
+
+    async fn connect(&self, to: NodeId) -> Result<(Client, u64), TransportError> {
+        let address = self.address(to)?;
+        let peer = self.peer(to);
+        let mut link = peer.link.lock().await;
         let number = match &*link {
             Link::Up { address: known, channel, number } if *known == address => {
                 return Ok((self.client(channel.clone()), *number));
@@ -235,11 +276,15 @@ impl GrpcTransport {
     /// Forgets a connection, unless it has been replaced already.
     async fn drop_link(&self, to: NodeId, doubted: u64) {
         let peer = self.peer(to);
-        let mut link = peer.0.lock().await;
+        let mut link = peer.link.lock().await;
         if matches!(&*link, Link::Up { number, .. } if *number == doubted) {
             *link = Link::None;
         }
     }
+}
+
+fn too_late(to: NodeId) -> TransportError {
+    TransportError::Unreachable(format!("no connection to {to} before the deadline"))
 }
 
 async fn dial(address: &str) -> Result<Channel, tonic::transport::Error> {
@@ -297,6 +342,9 @@ fn never_connected(status: &Status) -> bool {
 #[async_trait]
 impl Transport for GrpcTransport {
     async fn call(&self, to: NodeId, method: &str, body: Bytes, deadline: Duration) -> Result<Bytes, TransportError> {
+        if body.len() <= exchange::BODY_BYTES_MAX && !matches!(method, METHOD_VOTE | METHOD_APPEND) {
+            return self.exchange(to, method, body, Instant::now() + deadline).await;
+        }
         let call = self.envelope(method, body)?;
         let method = method.to_owned();
         let send = |mut client: Client| async move {

@@ -4,6 +4,7 @@
 //! mounts beside its other routes, on the same port.
 
 mod client;
+mod exchange;
 mod server;
 
 pub use client::{GrpcTransport, Hello, Resolver};

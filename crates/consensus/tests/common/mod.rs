@@ -237,13 +237,45 @@ impl Transport for Caller {
 }
 
 /// A service that gives back what it gets.
-pub struct Echo;
+pub struct Echo {
+    /// "wait" is answered when it opens.
+    pub gate: tokio::sync::Semaphore,
+    /// Calls of "wait" that have begun, and that ended without an answer.
+    pub begun: AtomicU64,
+    pub dropped: AtomicU64,
+}
+
+impl Default for Echo {
+    fn default() -> Self {
+        Echo { gate: tokio::sync::Semaphore::new(0), begun: AtomicU64::default(), dropped: AtomicU64::default() }
+    }
+}
+
+impl Echo {
+    async fn wait(&self) {
+        struct Left<'a>(&'a AtomicU64, bool);
+        impl Drop for Left<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(u64::from(self.1), Ordering::SeqCst);
+            }
+        }
+        let mut left = Left(&self.dropped, true);
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        drop(self.gate.acquire().await.unwrap());
+        left.1 = false;
+    }
+}
 
 #[async_trait]
 impl Service for Echo {
     async fn call(&self, from: NodeId, method: &str, body: Bytes) -> Result<Bytes, ServiceError> {
         match method {
             "echo" => Ok([from.to_string().as_bytes(), b": ", &body].concat().into()),
+            "wait" => {
+                self.wait().await;
+                Ok(body)
+            }
+            "grow" => Ok(vec![b'x'; String::from_utf8_lossy(&body).parse().unwrap()].into()),
             _ => Err(ServiceError::new("unknown_method", format!("there is no '{method}'"))),
         }
     }
@@ -270,7 +302,8 @@ pub struct Cluster {
     pub dir: tempfile::TempDir,
     pub network: Network,
     pub nodes: BTreeMap<NodeId, Arc<Consensus>>,
-    servers: BTreeMap<NodeId, (tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<()>)>,
+    servers: BTreeMap<NodeId, (tokio::sync::watch::Sender<bool>, tokio::task::JoinHandle<()>)>,
+    pub echo: Arc<Echo>,
     pub disks: Mutex<BTreeMap<(NodeId, u64), Arc<Disk>>>,
     tune: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
@@ -283,7 +316,7 @@ impl Cluster {
     pub fn new(network: Network, tune: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (nodes, servers, disks) = Default::default();
-        Cluster { dir, network, nodes, servers, disks, tune: Box::new(tune) }
+        Cluster { dir, network, nodes, servers, echo: Arc::default(), disks, tune: Box::new(tune) }
     }
 
     pub fn calls(tune: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
@@ -327,13 +360,13 @@ impl Cluster {
         match &self.network {
             Network::Calls(calls) => drop(calls.nodes.lock().insert(id, Arc::downgrade(&consensus))),
             Network::Grpc(addresses) => {
-                let routes = server(consensus.clone(), Arc::new(Echo));
+                let (end, mut ended) = tokio::sync::watch::channel(false);
+                let routes = server(consensus.clone(), self.echo.clone(), ended.clone());
                 let listener = listen(&addresses[&id]).await;
-                let (end, ended) = tokio::sync::oneshot::channel::<()>();
                 let serve = tonic::transport::Server::builder().add_routes(routes).serve_with_incoming_shutdown(
                     tokio_stream::wrappers::TcpListenerStream::new(listener),
-                    async {
-                        let _ = ended.await;
+                    async move {
+                        let _ = ended.wait_for(|ended| *ended).await;
                     },
                 );
                 self.servers.insert(id, (end, tokio::spawn(async move { serve.await.unwrap() })));
@@ -380,7 +413,7 @@ impl Cluster {
     async fn end_server(&mut self, node: u64) {
         // Also closes the connections, which ending the listener alone would not.
         if let Some((end, server)) = self.servers.remove(&NodeId(node)) {
-            drop(end);
+            end.send_replace(true);
             server.await.unwrap();
         }
     }

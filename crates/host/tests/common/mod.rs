@@ -82,7 +82,7 @@ async fn start_with(
         store,
     };
     let host = Host::start(settings, consensus.clone(), transport).await.unwrap();
-    let router = grpc::server(consensus, host.clone()).into_axum_router();
+    let router = grpc::server(consensus, host.clone(), tokio::sync::watch::channel(false).1).into_axum_router();
     let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     Node { host, server, dir }
 }

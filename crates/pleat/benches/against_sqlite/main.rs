@@ -11,8 +11,10 @@
 //! and each of its writes must have changed a row, in WAL, with `synchronous=FULL`, or the run stops. A temporary
 //! directory in memory has no disk: `--dir` names another.
 //!
-//! Then reads of all rows of a table in three shards are compared: see [`scatter`].
+//! Then reads of all rows of a table in three shards are compared, see [`scatter`], and what a router alone costs is measured, see
+//! [`router`].
 
+mod router;
 mod scatter;
 
 use std::io::{BufRead, BufReader};
@@ -50,8 +52,11 @@ struct Args {
     #[arg(long, default_value_t = 15)]
     scatters: usize,
     /// Only the reads of all rows
-    #[arg(long)]
+    #[arg(long, conflicts_with = "only_router")]
     only_scatters: bool,
+    /// Only what a router costs
+    #[arg(long)]
+    only_router: bool,
     /// Where the data set is that they read [default: where `cargo xtask test` puts it]
     #[arg(long)]
     data: Option<std::path::PathBuf>,
@@ -88,16 +93,22 @@ fn main() -> anyhow::Result<()> {
         None => tempfile::tempdir()?,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    if !args.only_scatters {
+    if !args.only_scatters && !args.only_router {
         points(&args, dir.path(), &runtime)?;
     }
-    runtime.block_on(scatter::run(&args, dir.path()))
+    if !args.only_router {
+        runtime.block_on(scatter::run(&args, dir.path()))?;
+    }
+    if !args.only_scatters {
+        runtime.block_on(router::run(&args, dir.path()))?;
+    }
+    Ok(())
 }
 
 /// Point reads and point writes.
 fn points(args: &Args, dir: &Path, runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
     let bare = Bare::new(dir)?;
-    let cluster = Cluster::start(args, dir, 1)?;
+    let cluster = Cluster::start(args, dir, args.nodes, 1)?;
     runtime.block_on(cluster.fill())?;
     println!("{} nodes, {} operations a round, median of {} rounds\n", args.nodes, args.operations, args.rounds);
     println!("{:<24}{:>10}{:>10}{:>14}{:>10}{:>10}", "", "per s", "ratio", "CPU µs each", "p50 ms", "p99 ms");
@@ -111,7 +122,7 @@ fn points(args: &Args, dir: &Path, runtime: &tokio::runtime::Runtime) -> anyhow:
                 disk.push(fsyncs(dir, args.operations)?);
             }
             for (samples, clients) in with.iter_mut().zip(&args.clients) {
-                samples.push(runtime.block_on(cluster.round(operation, args.operations, *clients))?);
+                samples.push(runtime.block_on(cluster.round(operation, args.operations, *clients, None))?);
             }
         }
         let alone = median(alone);
@@ -236,7 +247,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start(args: &Args, dir: &Path, shards: u32) -> anyhow::Result<Cluster> {
+    fn start(args: &Args, dir: &Path, nodes: u32, shards: u32) -> anyhow::Result<Cluster> {
         let coordinator = std::net::SocketAddr::new(args.listen.ip(), args.listen.port() + 100);
         let data = dir.join("cluster");
         let mut up = Command::new(env!("CARGO_BIN_EXE_pleat"))
@@ -244,7 +255,7 @@ impl Cluster {
                 "up",
                 "--json",
                 "--nodes",
-                &args.nodes.to_string(),
+                &nodes.to_string(),
                 "--shards",
                 &shards.to_string(),
                 "--listen",
@@ -258,11 +269,10 @@ impl Cluster {
         let mut line = String::new();
         BufReader::new(up.stdout.take().context("no output")?).read_line(&mut line)?;
         let ready: Value = serde_json::from_str(&line).context("the cluster did not start")?;
-        let nodes = ready["nodes"].as_array().cloned().unwrap_or_default();
-        let urls = nodes.iter().map(|node| node["url"].as_str().unwrap_or_default().to_string()).collect();
+        let listed = ready["nodes"].as_array().cloned().unwrap_or_default();
+        let urls = listed.iter().map(|node| node["url"].as_str().unwrap_or_default().to_string()).collect();
         let pid = |node: u32| std::fs::read_to_string(data.join(format!("node-{node}/pid")));
-        let pids =
-            (1..=args.nodes).map(|node| pid(node).map(|pid| pid.trim().to_string())).collect::<Result<_, _>>()?;
+        let pids = (1..=nodes).map(|node| pid(node).map(|pid| pid.trim().to_string())).collect::<Result<_, _>>()?;
         Ok(Cluster { up, urls, pids, http: reqwest::Client::builder().no_proxy().build()? })
     }
 
@@ -284,9 +294,17 @@ impl Cluster {
         Ok(())
     }
 
-    async fn round(&self, operation: Operation, operations: u64, clients: u64) -> anyhow::Result<Sample> {
+    /// With `through`, all clients ask that node, and the CPU is its alone.
+    async fn round(
+        &self,
+        operation: Operation,
+        operations: u64,
+        clients: u64,
+        through: Option<usize>,
+    ) -> anyhow::Result<Sample> {
         let next = Arc::new(AtomicU64::new(0));
-        let (begun, cpu) = (Instant::now(), self.cpu()?);
+        let cpu_now = || through.map_or_else(|| self.cpu(), |node| cpu_seconds(&self.pids[node]));
+        let (begun, cpu) = (Instant::now(), cpu_now()?);
         let run = |client: u64| {
             let next = next.clone();
             async move {
@@ -303,13 +321,13 @@ impl Cluster {
                         }
                     };
                     let one = Instant::now();
-                    self.post(client, "/query", &body).await?;
+                    self.post(through.map_or(client, |node| node as u64), "/query", &body).await?;
                     latencies.push(one.elapsed());
                 }
             }
         };
         let latencies = futures::future::try_join_all((0..clients).map(run)).await?.concat();
-        Ok(sample(latencies, begun.elapsed(), self.cpu()? - cpu))
+        Ok(sample(latencies, begun.elapsed(), cpu_now()? - cpu))
     }
 
     fn cpu(&self) -> anyhow::Result<f64> {

@@ -36,7 +36,7 @@ struct Flights {
 pub async fn run(args: &Args, dir: &Path) -> anyhow::Result<()> {
     let flights = Flights::read(&args.data())?;
     let bare = flights.bare(&dir.join("flights.db"))?;
-    let cluster = Cluster::start(args, &dir.join("scatter"), 3)?;
+    let cluster = Cluster::start(args, &dir.join("scatter"), args.nodes, 3)?;
     flights.load(&cluster).await?;
     println!(
         "\n{} flights in 3 shards on {} nodes, median of {} rounds\n",
