@@ -147,7 +147,7 @@ async fn a_node_that_is_down_is_unreachable_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_calls_at_once_get_their_own_answers() {
-    let mut cluster = Cluster::grpc(2, |config| config.message_bytes_max = 1 << 20);
+    let mut cluster = Cluster::grpc(2, |config| config.message_bytes_max = 10 << 20);
     cluster.start(1).await;
     let caller = transport(&cluster, 2);
     let call = |number: usize| {
@@ -167,7 +167,7 @@ async fn many_calls_at_once_get_their_own_answers() {
 
     // An answer that is too large is an error of its own, and nobody else's.
     let grow = |bytes: usize| caller.call(NodeId(1), "grow", bytes.to_string().into(), PATIENCE);
-    let (large, right) = tokio::join!(grow(1 << 20), grow(1_000_000));
+    let (large, right) = tokio::join!(grow(10 << 20), grow(1_000_000));
     assert!(matches!(large, Err(TransportError::Remote { code, .. }) if code == "too_large"));
     assert_eq!(right.unwrap().len(), 1_000_000);
 }
