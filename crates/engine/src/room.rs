@@ -6,7 +6,8 @@
 //!
 //! - *Memory* is granted before it is used: a finisher begins with little, and asks for more while it gathers. When the
 //!   node has no more to give, or the query has had all that it may, its cache stays as it is, and SQLite writes pages
-//!   out. So many finishers at once get slower, and take no more memory than one. Only one that can't even begin is refused.
+//!   out. So many finishers at once get slower, and take no more memory than one. What as many as there may be begin with is
+//!   kept for that: large ones don't shut out small ones. One that can't begin all the same is refused.
 //! - *Disk* is charged as the files grow. Nothing can be done without it, so at a limit the query ends with an error that
 //!   says which limit it was.
 //!
@@ -108,7 +109,9 @@ pub struct Room {
     /// Where temporary files are made.
     pub(crate) dir: PathBuf,
     pub(crate) limits: RoomLimits,
-    memory: Budget,
+    /// Memory to begin with, and all other.
+    beginnings: Budget,
+    growth: Budget,
     pub(crate) disk: Budget,
     pub(crate) spilled: AtomicU64,
     pub(crate) spilled_bytes: AtomicU64,
@@ -126,16 +129,18 @@ pub struct RoomTaken {
 }
 
 impl Room {
-    /// Temporary files are made in `dir`, which is made when it is first needed. They have no names, so that none can be
+    /// For as many as `finishers` at a time. Temporary files are made in `dir`, which is made when it is first needed. They have no names, so that none can be
     /// left behind, however the process ends.
-    pub fn new(dir: PathBuf, limits: RoomLimits) -> Arc<Self> {
-        let (memory, disk) = (Budget::new(limits.node_memory), Budget::new(limits.node_disk));
-        Arc::new(Self { dir, limits, memory, disk, spilled: AtomicU64::new(0), spilled_bytes: AtomicU64::new(0) })
+    pub fn new(dir: PathBuf, limits: RoomLimits, finishers: usize) -> Arc<Self> {
+        let kept = FINISHER_BYTES_MIN.saturating_mul(finishers as u64).min(limits.node_memory);
+        let (beginnings, growth) = (Budget::new(kept), Budget::new(limits.node_memory - kept));
+        let (spilled, spilled_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { dir, limits, beginnings, growth, disk: Budget::new(limits.node_disk), spilled, spilled_bytes })
     }
 
     pub fn taken(&self) -> RoomTaken {
         RoomTaken {
-            memory: self.memory.used(),
+            memory: self.beginnings.used() + self.growth.used(),
             disk: self.disk.used(),
             spilled: self.spilled.load(Ordering::Relaxed),
             spilled_bytes: self.spilled_bytes.load(Ordering::Relaxed),
@@ -144,7 +149,7 @@ impl Room {
 
     /// Memory to begin with.
     pub(crate) fn grant(self: &Arc<Self>) -> Result<Grant, NoRoom> {
-        match self.memory.take(FINISHER_BYTES_MIN) {
+        match self.beginnings.take(FINISHER_BYTES_MIN) {
             true => Ok(Grant { room: self.clone(), bytes: FINISHER_BYTES_MIN }),
             false => Err(NoRoom::NodeMemory { limit: self.limits.node_memory }),
         }
@@ -168,7 +173,7 @@ impl Grant {
         let before = self.bytes;
         while self.bytes < wanted {
             let more = self.bytes.min(self.room.limits.query_memory.saturating_sub(self.bytes));
-            if more == 0 || !self.room.memory.take(more) {
+            if more == 0 || !self.room.growth.take(more) {
                 break;
             }
             self.bytes += more;
@@ -179,7 +184,8 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        self.room.memory.give_back(self.bytes);
+        self.room.growth.give_back(self.bytes - FINISHER_BYTES_MIN);
+        self.room.beginnings.give_back(FINISHER_BYTES_MIN);
     }
 }
 
@@ -222,7 +228,7 @@ mod tests {
             node_memory: 8 * FINISHER_BYTES_MIN,
             ..RoomLimits::default()
         };
-        let room = Room::new(PathBuf::new(), limits);
+        let room = Room::new(PathBuf::new(), limits, 3);
         let mut first = room.grant().unwrap();
         assert!(first.grow(u64::MAX));
         assert_eq!(first.bytes(), limits.query_memory, "doubled twice, and then what was left of the query's");

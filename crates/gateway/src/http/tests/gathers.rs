@@ -83,8 +83,8 @@ async fn what_does_not_fit_into_memory_is_finished_on_disk() {
 
 #[tokio::test]
 async fn twenty_large_gathers_share_the_memory_of_their_node() {
-    let memory = 24 * FINISHER_BYTES_MIN;
-    let (_dir, client) = client(room(RoomLimits { node_memory: memory, ..RoomLimits::default() })).await;
+    let room = RoomLimits { node_memory: 24 * FINISHER_BYTES_MIN, ..RoomLimits::default() };
+    let (_dir, client) = client(Limits { room, gathers: 20, ..Limits::default() }).await;
     let asking = (0..20).map(|_| {
         let client = client.clone();
         tokio::spawn(async move {
