@@ -129,8 +129,8 @@ pub struct RoomTaken {
 }
 
 impl Room {
-    /// For as many as `finishers` at a time. Temporary files are made in `dir`, which is made when it is first needed. They have no names, so that none can be
-    /// left behind, however the process ends.
+    /// For as many as `finishers` at a time. Temporary files are made in `dir`, which is made when it is first needed. They
+    /// have no names, so that none can be left behind, however the process ends.
     pub fn new(dir: PathBuf, limits: RoomLimits, finishers: usize) -> Arc<Self> {
         let kept = FINISHER_BYTES_MIN.saturating_mul(finishers as u64).min(limits.node_memory);
         let (beginnings, growth) = (Budget::new(kept), Budget::new(limits.node_memory - kept));
