@@ -63,6 +63,10 @@ pub const SCHEMA_CHANGES_REMEMBERED: i64 = 1_000;
 
 /// Read-only connections of one shard unless configured otherwise.
 pub const READ_CONNECTIONS_MAX: usize = 16;
+/// Of the database's file, what a read-only connection maps into its address space, in bytes: SQLite's own limit. It
+/// reads the rest with system calls. Mapped memory is the file's, and the system takes it back when it needs it; but a disk that
+/// fails while mapped pages are read ends the process, as a signal and not as an error.
+pub const READER_MAPPED_BYTES_MAX: i64 = 0x7fff_0000;
 /// Statements that a connection keeps prepared.
 pub const STATEMENTS_CACHED_MAX: usize = 256;
 /// Bytes of rows in one chunk of a result.

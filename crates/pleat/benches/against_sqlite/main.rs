@@ -30,6 +30,8 @@ use serde_json::{Value, json};
 
 /// Rows in the table.
 const ROWS: u64 = 10_000;
+/// How long a cluster may take to be ready.
+const START_MAX: Duration = Duration::from_secs(60);
 /// The unit of CPU times in `/proc`, which Linux fixes for programs.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -284,9 +286,18 @@ impl Cluster {
         Ok(text)
     }
 
+    /// Create a table once the shards are active.
+    async fn create(&self, sql: &str) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while let Err(error) = self.post(0, "/query", &json!({ "query": sql })).await {
+            anyhow::ensure!(begun.elapsed() < START_MAX && error.to_string().contains("57P03"), error);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
     async fn fill(&self) -> anyhow::Result<()> {
-        let create = "CREATE TABLE kv (id INTEGER PRIMARY KEY, v TEXT) SHARD BY (id)";
-        self.post(0, "/query", &json!({"query": create})).await?;
+        self.create("CREATE TABLE kv (id INTEGER PRIMARY KEY, v TEXT) SHARD BY (id)").await?;
         for start in (0..ROWS).step_by(1000) {
             let rows: Vec<Value> = (start..start + 1000).map(|id| json!([id, "x".repeat(100)])).collect();
             self.post(0, "/tables/kv/rows", &json!({"columns": ["id", "v"], "rows": rows})).await?;

@@ -20,8 +20,6 @@ const QUERIES: [&str; 7] = [
     "SELECT month, sum(distance) FROM flights GROUP BY month",
     "SELECT origin, dest, count(*), avg(arr_delay), max(distance) FROM flights GROUP BY origin, dest",
 ];
-/// How long the cluster may take to be ready.
-const START_MAX: Duration = Duration::from_secs(60);
 /// Rows of one batch.
 const BATCH: usize = 5_000;
 /// Columns that are text; all others are integers.
@@ -115,13 +113,7 @@ impl Flights {
     }
 
     async fn load(&self, cluster: &Cluster) -> anyhow::Result<()> {
-        let create = json!({ "query": format!("{} SHARD BY (id)", self.create()) });
-        let begun = Instant::now();
-        // The shards become active one after the other.
-        while let Err(error) = cluster.post(0, "/query", &create).await {
-            anyhow::ensure!(begun.elapsed() < START_MAX && error.to_string().contains("57P03"), error);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        cluster.create(&format!("{} SHARD BY (id)", self.create())).await?;
         for rows in self.rows.chunks(BATCH) {
             let answer =
                 cluster.post(0, "/tables/flights/rows", &json!({"columns": self.columns, "rows": rows})).await?;
