@@ -310,6 +310,7 @@ impl Catalog {
                 None => Ok(()),
             },
             DdlEffect::DropTable { .. } => self.known_table(name).map(|_| ()),
+            DdlEffect::PlaceTable { before, after } => self.admit_place(before, after),
             DdlEffect::AlterTable { before, after, .. } => {
                 if self.known_table(name)? != &**before {
                     return Err(busy(format!("table {name} has just been changed")));
@@ -319,6 +320,23 @@ impl Catalog {
                     None => Ok(()),
                 }
             }
+        }
+    }
+
+    /// Everything but the placement stays, and that is not the same.
+    fn admit_place(&self, before: &Table, after: &Table) -> Applied {
+        if self.known_table(&before.name)? != before {
+            return Err(busy(format!("table {} has just been changed", before.name)));
+        }
+        if (Table { kind: before.kind.clone(), ..after.clone() }) != *before || after.kind == before.kind {
+            return Err(invalid(format!("of table {} only the placement is to change", before.name)));
+        }
+        match &after.kind {
+            TableKind::Sharded { key, .. } if after.column(key).is_none() || after.primary_key.is_empty() => Err(
+                invalid(format!("table {} needs the column {key} and a primary key to be sharded", after.name)),
+            ),
+            TableKind::Single { shard } => self.admit_single(*shard),
+            _ => Ok(()),
         }
     }
 
@@ -483,6 +501,18 @@ impl Catalog {
                 let generation = self.generation + 1;
                 let active = self.shards.values_mut().filter(|shard| shard.state == ShardState::Active);
                 active.for_each(|shard| shard.ownership = generation);
+            }
+            DdlEffect::PlaceTable { before, after } => {
+                if *table != **before {
+                    return Err(invalid(format!("table {} is not as it was any more", before.name)));
+                }
+                if let TableKind::Single { shard } = after.kind {
+                    self.active(shard)?;
+                }
+                self.tables.insert(name, (**after).clone());
+                self.layout = self.generation + 1;
+                let active = self.shards.values_mut().filter(|shard| shard.state == ShardState::Active);
+                active.for_each(|shard| shard.ownership = self.layout);
             }
         }
         Ok(())

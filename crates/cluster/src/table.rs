@@ -136,6 +136,13 @@ pub enum DdlEffect {
         /// The ALTER TABLE that shards run.
         statement: String,
     },
+    /// The same table, with its rows elsewhere: `ALTER TABLE … SHARD BY`, `… REFERENCE`, `… SINGLE`.
+    PlaceTable {
+        /// As it was when this was planned; if it isn't any more, this is refused.
+        before: Box<Table>,
+        /// The same but for its `kind`.
+        after: Box<Table>,
+    },
 }
 
 impl DdlEffect {
@@ -147,7 +154,7 @@ impl DdlEffect {
             | DdlEffect::CreateIndex { table, .. }
             | DdlEffect::DropIndex { table, .. }
             | DdlEffect::AddColumn { table, .. } => table,
-            DdlEffect::AlterTable { before, .. } => &before.name,
+            DdlEffect::AlterTable { before, .. } | DdlEffect::PlaceTable { before, .. } => &before.name,
         }
     }
 

@@ -403,7 +403,8 @@ fn put_after(catalog: &Catalog, effect: &DdlEffect) -> Result<SchemaChange, Stop
         DdlEffect::CreateTable(_)
         | DdlEffect::DropTable { .. }
         | DdlEffect::DropIndex { .. }
-        | DdlEffect::AlterTable { .. } => {}
+        | DdlEffect::AlterTable { .. }
+        | DdlEffect::PlaceTable { .. } => {}
     }
     Ok(SchemaChange::Put(table))
 }
@@ -422,7 +423,10 @@ fn undoing(catalog: &Catalog, effect: &DdlEffect) -> Result<(String, SchemaChang
             format!("ALTER TABLE {} DROP COLUMN {}", quoted(table), quoted(&column.name)),
             SchemaChange::Put(known(catalog, effect)?.clone()),
         ),
-        DdlEffect::DropTable { .. } | DdlEffect::DropIndex { .. } | DdlEffect::AlterTable { .. } => {
+        DdlEffect::DropTable { .. }
+        | DdlEffect::DropIndex { .. }
+        | DdlEffect::AlterTable { .. }
+        | DdlEffect::PlaceTable { .. } => {
             return Err(Stop::impossible("what follows the commit is not undone".to_owned()));
         }
     })
@@ -445,6 +449,7 @@ fn describe(effect: &DdlEffect) -> String {
         DdlEffect::DropIndex { table, index } => format!("index {index} of {table} was dropped"),
         DdlEffect::AddColumn { table, column, .. } => format!("column {} of {table} was added", column.name),
         DdlEffect::AlterTable { before, .. } => format!("table {} was altered", before.name),
+        DdlEffect::PlaceTable { before, .. } => format!("table {} was placed anew", before.name),
     }
 }
 

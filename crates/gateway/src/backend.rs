@@ -32,13 +32,13 @@ pub trait Backend: Send + Sync + 'static {
     async fn write(
         &self,
         shard: ShardId,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError>;
     async fn write_reference(
         &self,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError>;
@@ -103,20 +103,20 @@ impl Backend for Host {
     async fn write(
         &self,
         shard: ShardId,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
-        Host::write(self, shard, generation, action, within).await
+        Host::write(self, shard, layout, action, within).await
     }
 
     async fn write_reference(
         &self,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
-        Host::write_reference(self, generation, action, within).await
+        Host::write_reference(self, layout, action, within).await
     }
 
     async fn read(

@@ -88,14 +88,14 @@ impl Replica {
     /// Propose an action here, where the group should be led.
     pub async fn write(
         &self,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         now: Millis,
         within: Duration,
     ) -> Result<Written, Declined> {
         let deadline = Instant::now() + within;
         let _passing = self.pass(&action, deadline).await?;
-        self.write_in_lane(generation, action, now, within).await
+        self.write_in_lane(layout, action, now, within).await
     }
 
     /// A place in the write lane, unless the action needs none.
@@ -122,7 +122,7 @@ impl Replica {
     /// The same for whoever has a place in the write lane.
     pub async fn write_in_lane(
         &self,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         now: Millis,
         within: Duration,
@@ -131,7 +131,7 @@ impl Replica {
         let counted = kind_of(&action);
         let waits = waits_for_decision(&action);
         let _serving = counted.map(|kind| self.meter.begin(kind, units_of(&action)));
-        let mut proposal = Proposal { id: Uuid::new_v4(), generation, now_ms: now, seed: rand::random(), action };
+        let mut proposal = Proposal { id: Uuid::new_v4(), layout, now_ms: now, seed: rand::random(), action };
         let (index, outcome) = loop {
             proposal.now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);
             let left = deadline.saturating_duration_since(Instant::now());

@@ -245,7 +245,7 @@ impl Readers {
         let deadline = Instant::now() + request.limits.time;
         let mut reader = self.shared.take(deadline)?;
         reader.begin()?;
-        reader.placement.check_read(&request.check)?;
+        reader.placement.check_read(request)?;
         reader.set_units(UnitSet::default());
         let mut seen = match request.names_txns {
             true => Some(txn::seen(&reader.db.conn).map_err(|error| EngineError::Storage(error.to_string()))?),

@@ -90,6 +90,10 @@ impl Writer {
             return Ok(Some(outcome));
         }
         self.check_undecided()?;
+        // What was decided on a content was planned by the layout of that content.
+        if base.is_none() {
+            self.placement.check_layout(self.layout)?;
+        }
         self.placement.check_units(units)?;
         self.check_base(base)?;
         if let Some(given) = idempotency {

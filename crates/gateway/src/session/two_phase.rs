@@ -85,7 +85,7 @@ pub(super) struct TwoPhase {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) forgetting: Arc<Forgetting>,
     pub(super) txn: TxnId,
-    pub(super) generation: Generation,
+    pub(super) layout: Generation,
     pub(super) parts: BTreeMap<ShardId, Part>,
     pub(super) idempotency: Option<Idempotency>,
     /// One shard after the other, in their order: after an attempt that met another transaction.
@@ -188,7 +188,7 @@ impl TwoPhase {
         let (txn, in_order) = (self.txn, self.in_order);
         let ballot = Ballot {
             backend: self.backend.clone(),
-            generation: self.generation,
+            layout: self.layout,
             idempotency: self.idempotency.clone(),
             deadline: self.deadline,
             participants,
@@ -261,7 +261,7 @@ impl TwoPhase {
     async fn tell(&self, shards: &[ShardId], commit: bool, within: Duration) -> BTreeMap<ShardId, u64> {
         let txn = self.txn;
         let telling = shards.iter().map(|shard| async move {
-            match self.backend.write(*shard, self.generation, Action::Decide { txn, commit }, within).await {
+            match self.backend.write(*shard, self.layout, Action::Decide { txn, commit }, within).await {
                 Ok(Written { outcome: Outcome::Refused(refusal), .. }) => {
                     tracing::warn!(%txn, %shard, commit, %refusal, "a decision was refused; recovery goes on with it");
                     None
@@ -284,7 +284,7 @@ impl TwoPhase {
 /// What is the same for all votes.
 struct Ballot {
     backend: Arc<dyn Backend>,
-    generation: Generation,
+    layout: Generation,
     idempotency: Option<Idempotency>,
     deadline: Deadline,
     participants: Vec<ShardId>,
@@ -323,7 +323,7 @@ impl Ballot {
         };
         let (txn, began) = (self.txn, self.began);
         let action = Action::Prepare { txn, began, participants, idempotency, units, statements, base };
-        Vote::of(self.backend.write(shard, self.generation, action, within).await)
+        Vote::of(self.backend.write(shard, self.layout, action, within).await)
     }
 }
 
