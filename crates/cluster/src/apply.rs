@@ -272,6 +272,15 @@ impl Catalog {
         {
             return Err(busy(format!("{} is still changing table {name}", other.id)));
         }
+        // A foreign key is planned by the placements of both tables.
+        let ties = |one: &DdlEffect, other: &DdlEffect| {
+            matches!(one, DdlEffect::PlaceTable { .. }) && other.refers_to(one.table())
+        };
+        if let Some(other) = (self.open_operations()).find(
+            |other| matches!(&other.kind, OperationKind::Ddl { effect: open, .. } if ties(open, effect) || ties(effect, open)),
+        ) {
+            return Err(busy(format!("{} is still changing a table that a foreign key of this concerns", other.id)));
+        }
         match effect {
             DdlEffect::CreateTable(table) => {
                 if self.table(name).is_some() {

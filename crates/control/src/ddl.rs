@@ -356,8 +356,9 @@ async fn check_before(work: &Work, effect: &DdlEffect) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Until a rename has reached every shard scatter reads are refused; so it isn't begun while one is gone.
-async fn all_reached(work: &Work) -> Result<(), Stop> {
+/// Until a rename, or another placement, has reached every shard some statements are refused; so it isn't begun while one
+/// is gone.
+pub(crate) async fn all_reached(work: &Work) -> Result<(), Stop> {
     let begun = Instant::now();
     work.begin(REACH_STEP).await?;
     loop {

@@ -20,6 +20,7 @@ use crate::mover::attempt::{
 };
 use crate::mover::copy::{COPY, Snapshot};
 use crate::mover::pace::Pace;
+use crate::ddl;
 use crate::mover::{cut_over, reference};
 use crate::stop::{Stop, unexpected};
 use crate::work::{SCAN_LIMIT, Work};
@@ -100,11 +101,8 @@ async fn check(work: &Work, plan: &Plan, catalog: &Catalog) -> Result<(), Stop> 
             other.name
         )));
     }
-    let shards = plan.shards(work);
-    if let Some(gone) = work.unreached(&shards).await.first() {
-        return Err(Stop::Again(format!("{gone} can't be reached")));
-    }
-    work.end(CHECK, &format!("{} shards take part", shards.len())).await
+    work.end(CHECK, &format!("{} shards take part", plan.shards(work).len())).await?;
+    ddl::all_reached(work).await
 }
 
 impl Attempt<'_> {

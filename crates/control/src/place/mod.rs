@@ -14,7 +14,7 @@
 //!
 //! | step | what happens |
 //! | --- | --- |
-//! | `check` | foreign keys, and that every shard can be reached |
+//! | `check`, `reach shards` | foreign keys, and that every shard is there |
 //! | `capture` | each shard that gives rows away writes down the keys that change, by the triggers that a move uses |
 //! | `copy` | the rows of a snapshot per shard, each to the shard that its new key says; a row that the new placement can't hold ends it |
 //! | `catch up` | captured keys are read again and sent, in rounds, until closing the gates would be short |
@@ -198,7 +198,6 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
 /// Another attempt. Whatever an earlier one left on the shards goes first.
 async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Receipt, Stop> {
     if number > 1 {
-        work.note(clean_up::TAKE_BACK, false, "").await?;
         if let Some((_, stop)) = take_back(work, plan).await?.pop() {
             return Err(taking_back(stop));
         }

@@ -37,7 +37,9 @@ impl Executor {
         }
         let described = self.describe(catalog, plan).await?;
         let single_on = match plan.action {
-            DdlAction::CreateTable(Placement::Single) => self.emptiest_shard(catalog).await?,
+            DdlAction::CreateTable(Placement::Single) | DdlAction::Place(Placement::Single) => {
+                self.emptiest_shard(catalog).await?
+            }
             _ => place::anchor(catalog)?,
         };
         let effect = plan.effect(described, single_on)?;
@@ -71,6 +73,9 @@ impl Executor {
 
     /// The table after the change, as SQLite describes it; `None` when it is dropped.
     async fn describe(&self, catalog: &Catalog, plan: &DdlPlan) -> Result<Option<pleat_cluster::Table>, Failure> {
+        if plan.statements.is_empty() {
+            return Ok(None); // only its placement changes
+        }
         let tables = catalog.tables.clone();
         let statements = plan.statements.clone();
         let name = plan.describes().to_owned();

@@ -142,7 +142,7 @@ impl Cluster {
         let replica = Replica { store: Mutex::new(store), readers, index: AtomicU64::new(0), _dir: dir };
         self.shards.lock().insert(id, Arc::new(replica));
         let catalog = self.newest();
-        let own = Action::Own { units: catalog.units_of(id), ownership: catalog.shards[&id].ownership };
+        let own = Action::Own { units: catalog.units_of(id), ownership: catalog.shards[&id].ownership, layout: 0 };
         self.propose(id, own);
         self.apply(&Command::ActivateShard { shard: id, at: 2 });
     }
@@ -195,10 +195,14 @@ impl Cluster {
     }
 
     fn propose(&self, shard: ShardId, action: Action) -> Written {
+        self.propose_as(shard, self.newest().layout, action)
+    }
+
+    /// What was planned by this layout of the catalog.
+    fn propose_as(&self, shard: ShardId, layout: Generation, action: Action) -> Written {
         let replica = self.replica(shard);
         let now_ms = self.clock.fetch_add(1, Ordering::Relaxed);
-        let generation = self.newest().generation;
-        let proposal = Proposal { id: Uuid::new_v4(), generation, now_ms, seed: now_ms, action };
+        let proposal = Proposal { id: Uuid::new_v4(), layout, now_ms, seed: now_ms, action };
         let index = replica.index.fetch_add(1, Ordering::Relaxed) + 1;
         let applied = index.to_be_bytes();
         let outcomes = replica.store.lock().apply(&[&proposal.encode()], &applied).unwrap();
@@ -316,7 +320,7 @@ impl Backend for Cluster {
     async fn write(
         &self,
         shard: ShardId,
-        _: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
@@ -327,22 +331,22 @@ impl Backend for Cluster {
         match fault {
             Some(Fault::Never) => std::future::pending().await,
             Some(Fault::DoneNever) => {
-                self.propose(shard, action);
+                self.propose_as(shard, layout, action);
                 std::future::pending().await
             }
             Some(Fault::NoLeader) => Err(HostError::Unavailable("no leader".to_owned())),
             Some(Fault::AnswerLost) => {
-                self.propose(shard, action);
+                self.propose_as(shard, layout, action);
                 Err(HostError::OutcomeUnknown("the answer was lost".to_owned()))
             }
-            None => Ok(self.propose(shard, action)),
+            None => Ok(self.propose_as(shard, layout, action)),
         }
     }
 
-    async fn write_reference(&self, _: Generation, action: Action, _: Duration) -> Result<Written, HostError> {
+    async fn write_reference(&self, layout: Generation, action: Action, _: Duration) -> Result<Written, HostError> {
         let catalog = self.newest();
         let anchor = catalog.anchor().unwrap();
-        let written = self.propose(anchor, action);
+        let written = self.propose_as(anchor, layout, action);
         let log = pleat_engine::MoveRead::ReferenceLog { after: 0, limit: 10_000 };
         let chunk = self.replica(anchor).readers.move_read(&log).unwrap();
         let pleat_engine::MoveChunk::ReferenceLog { entries, .. } = chunk else { panic!("{chunk:?}") };

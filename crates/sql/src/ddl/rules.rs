@@ -21,7 +21,7 @@ use crate::lex::quote;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Rules {
     /// The columns of each UNIQUE or PRIMARY KEY, in lower case; those with a collation of their own are left out.
-    uniques: Vec<Unique>,
+    pub uniques: Vec<Unique>,
     pub autoincrement: bool,
     parents: Vec<Parent>,
     rollback: bool,
@@ -200,6 +200,7 @@ impl DdlPlan {
             DdlAction::RenameTable { .. } | DdlAction::RenameColumn { .. } | DdlAction::DropColumn { .. } => {
                 self.alter_effect(self.described(described)?)
             }
+            DdlAction::Place(_) => self.place_effect(single_on),
             DdlAction::AddColumn { column } => {
                 let described = self.described(described)?;
                 self.check_references(&described, single_on)?;
@@ -233,13 +234,7 @@ impl DdlPlan {
         for unique in &self.rules.uniques {
             check_unique(&table, unique)?;
         }
-        if self.rules.autoincrement && !matches!(table.kind, TableKind::Single { .. }) {
-            return Err(SqlError::unsupported(format!(
-                "AUTOINCREMENT on a {} table is not supported yet",
-                table.kind_name()
-            ))
-            .hint("give ids in the statement (for example UUIDs as TEXT), or make the table SINGLE"));
-        }
+        no_autoincrement(&self.rules, &table)?;
         if self.rules.rollback {
             return Err(SqlError::unsupported("ON CONFLICT ROLLBACK is not supported")
                 .hint("ON CONFLICT ABORT (the default) undoes the whole request"));
@@ -306,8 +301,17 @@ fn invalid(message: String) -> SqlError {
     SqlError::new(Code::InvalidTable, message)
 }
 
+/// A counter of one shard can't be kept over several.
+pub(super) fn no_autoincrement(rules: &Rules, table: &Table) -> Result<(), SqlError> {
+    if !rules.autoincrement || matches!(table.kind, TableKind::Single { .. }) {
+        return Ok(());
+    }
+    Err(SqlError::unsupported(format!("AUTOINCREMENT on a {} table is not supported yet", table.kind_name()))
+        .hint("give ids in the statement (for example UUIDs as TEXT), or make the table SINGLE"))
+}
+
 /// The kind of a table that is to be sharded by `key`, if that can be done safely.
-fn sharded(table: &Table, key: &str) -> Result<TableKind, SqlError> {
+pub(super) fn sharded(table: &Table, key: &str) -> Result<TableKind, SqlError> {
     let name = &table.name;
     let column = table.column(key).ok_or_else(|| {
         SqlError::new(Code::UnknownColumn, format!("table {name} can't be sharded by {key}: it has no such column"))

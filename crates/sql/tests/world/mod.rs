@@ -97,6 +97,10 @@ impl World {
                 table.columns.push(column);
                 table.create_sql = create_sql;
             }
+            // Only for tables without rows: these would have to be brought to their new shards.
+            DdlEffect::PlaceTable { after, .. } => {
+                self.tables.insert(after.name.to_ascii_lowercase(), *after);
+            }
             DdlEffect::AlterTable { before, mut after, .. } => {
                 let sql =
                     "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL";
