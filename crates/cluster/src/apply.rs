@@ -341,9 +341,9 @@ impl Catalog {
             return Err(invalid(format!("of table {} only the placement is to change", before.name)));
         }
         match &after.kind {
-            TableKind::Sharded { key, .. } if after.column(key).is_none() || after.primary_key.is_empty() => Err(
-                invalid(format!("table {} needs the column {key} and a primary key to be sharded", after.name)),
-            ),
+            TableKind::Sharded { key, .. } if after.column(key).is_none() || after.primary_key.is_empty() => {
+                Err(invalid(format!("table {} needs the column {key} and a primary key to be sharded", after.name)))
+            }
             TableKind::Single { shard } => self.admit_single(*shard),
             _ => Ok(()),
         }

@@ -48,8 +48,8 @@ pub use digest::{ContentDigest, TableDigest};
 pub use engine::{Engine, EngineKind};
 pub use error::EngineError;
 pub use moves::{
-    Changes, Cursor, Holding, IdempotencyRow, MoveAction, MoveChunk, MovePhase, MoveRead, MoveState, MoveStep, Position,
-    TableChanges, TablePlace,
+    Changes, Cursor, Holding, IdempotencyRow, MoveAction, MoveChunk, MovePhase, MoveRead, MoveState, MoveStep,
+    Position, TableChanges, TablePlace,
 };
 pub use proposal::{
     Action, Idempotency, Outcome, Proposal, ProposalError, ReferenceEntry, Refusal, RejectedRow, SchemaChange,

@@ -36,12 +36,8 @@ pub trait Backend: Send + Sync + 'static {
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError>;
-    async fn write_reference(
-        &self,
-        layout: Generation,
-        action: Action,
-        within: Duration,
-    ) -> Result<Written, HostError>;
+    async fn write_reference(&self, layout: Generation, action: Action, within: Duration)
+    -> Result<Written, HostError>;
     async fn read(
         &self,
         shard: ShardId,

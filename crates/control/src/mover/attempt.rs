@@ -147,7 +147,8 @@ async fn copy_schema(work: &Work, plan: &Plan) -> Result<(), Stop> {
     }
     // The shard must know the ownership that routers will ask it for once it is active.
     if let Some(shard) = catalog.shards.get(&plan.to) {
-        work.write(plan.to, Action::Own { units: Vec::new(), ownership: shard.ownership, layout: catalog.layout }).await?;
+        work.write(plan.to, Action::Own { units: Vec::new(), ownership: shard.ownership, layout: catalog.layout })
+            .await?;
     }
     work.end(COPY_SCHEMA, &format!("{} tables", tables.len())).await
 }

@@ -14,13 +14,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Plan;
 use super::rows::Sorter;
+use crate::ddl;
 use crate::mover::attempt::{
     CAPTURE, CATCH_UP, FENCES_MAX, ROUND_PAUSE, ROUNDS_MAX, VERIFICATIONS_MAX, VERIFY, bytes, changed, key_pieces,
     pieces,
 };
 use crate::mover::copy::{COPY, Snapshot};
 use crate::mover::pace::Pace;
-use crate::ddl;
 use crate::mover::{cut_over, reference};
 use crate::stop::{Stop, unexpected};
 use crate::work::{SCAN_LIMIT, Work};
@@ -126,7 +126,7 @@ impl Attempt<'_> {
     async fn copy(&mut self) -> Result<(), Stop> {
         self.work.begin(COPY).await?;
         let total = self.count_rows().await;
-        for source in self.sources.clone() {
+        for source in self.sources.clone().into_iter().filter(|_| self.plan.reads_rows()) {
             let open = MoveRead::CopyOpen { operation: self.plan.number.0 };
             let snapshot = Snapshot::open(self.work, source, open).await?;
             let copied = self.copy_from(source, &snapshot, total).await;

@@ -23,7 +23,9 @@ pub(super) async fn finish(work: &Work, plan: &Plan, mut receipt: Receipt) -> Re
         match forward(work, plan, &mut receipt).await {
             Ok(()) => return Ok(()),
             Err(Stop::Superseded(why)) => return Err(Stop::Superseded(why)),
-            Err(stop) => tracing::warn!(operation = %work.id, why = stop.reason(), "the table is placed and this goes on"),
+            Err(stop) => {
+                tracing::warn!(operation = %work.id, why = stop.reason(), "the table is placed and this goes on")
+            }
         }
         if begun.elapsed() >= patience {
             let gone = work.unreached(&plan.shards(work)).await;
@@ -80,7 +82,12 @@ async fn journal(work: &Work, plan: &Plan, receipt: &Receipt) -> Result<(), Stop
         return work.note(OPEN, true, &format!("every shard takes writes to {table}")).await;
     };
     work.note(cut_over::FENCE, true, &format!("no shard took writes to {table}, and the rest was sent")).await?;
-    work.note(cut_over::COMMIT, true, &format!("{table} is {} as of generation {}", described(plan), layout(work, plan)?)).await?;
+    work.note(
+        cut_over::COMMIT,
+        true,
+        &format!("{table} is {} as of generation {}", described(plan), layout(work, plan)?),
+    )
+    .await?;
     work.note(SWITCH, true, &format!("on {} shards", plan.shards(work).len())).await?;
     let (pause, predicted) = (pause.as_millis(), receipt.predicted.as_millis());
     work.note(OPEN, true, &format!("writes to {table} paused for {pause} ms (predicted {predicted} ms)")).await

@@ -100,14 +100,19 @@ impl Plan {
         self.before.shard_key().is_some() || self.after.shard_key().is_some()
     }
 
-    /// Where rows are read: to be sent to others, or only to see that they have keys.
+    /// Where rows are read and changes are captured: to be sent to others, or only to see that they have keys. And where
+    /// the writes to the table are remembered.
     fn sources(&self, catalog: &Catalog) -> Vec<ShardId> {
         match (&self.before.kind, &self.after.kind) {
             (TableKind::Single { shard }, _) => vec![*shard],
             (TableKind::Sharded { .. }, _) => catalog.active_shards().map(|shard| shard.id).collect(),
-            (TableKind::Reference, TableKind::Sharded { .. }) => catalog.anchor().into_iter().collect(),
-            (TableKind::Reference, _) => Vec::new(),
+            (TableKind::Reference, _) => catalog.anchor().into_iter().collect(),
         }
+    }
+
+    /// Whether the rows have to be read at all.
+    fn reads_rows(&self) -> bool {
+        self.carries() || self.after.shard_key().is_some()
     }
 
     /// Whether rows travel at all.

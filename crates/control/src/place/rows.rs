@@ -64,7 +64,11 @@ impl<'a> Sorter<'a> {
         let columns = &self.plan.after.primary_key;
         if let Some(place) = key.iter().position(|value| **value == Value::Null) {
             let column = columns.get(place).map_or(name, |column| column.as_str());
-            return Err(self.unfit(key, format!("its {column} is NULL, and every row needs a key to have an owner"), "23502"));
+            return Err(self.unfit(
+                key,
+                format!("its {column} is NULL, and every row needs a key to have an owner"),
+                "23502",
+            ));
         }
         let place = columns.iter().position(|column| column.eq_ignore_ascii_case(name));
         let Some(value) = place.and_then(|place| key.get(place)) else {

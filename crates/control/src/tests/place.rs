@@ -43,9 +43,11 @@ async fn stocked(kind: TableKind) -> Arc<World> {
     let world = World::new(3);
     world.start(create(users()));
     world.start(create(table("cities", "name", TableKind::Reference)));
+    until_quiet(&world).await;
     world.start(create(items(kind)));
     until_quiet(&world).await;
     world.with(|inner| {
+        inner.begin();
         for _ in 0..150 {
             inner.put_item();
         }
@@ -105,7 +107,8 @@ async fn a_table_goes_all_ways_in_turn() {
     for seed in 0..4 {
         let world = stocked(single()).await;
         world.with(|inner| (inner.random, inner.chunk, inner.items_change) = (seed, (3, 150), 6));
-        let ways = [by_a(), by_b(), TableKind::Reference, by_b(), single(), TableKind::Reference, single(), by_b(), by_a()];
+        let ways =
+            [by_a(), by_b(), TableKind::Reference, by_b(), single(), TableKind::Reference, single(), by_b(), by_a()];
         for to in ways {
             let id = world.start(place(&world, to.clone()));
             until_quiet(&world).await;

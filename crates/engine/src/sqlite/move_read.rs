@@ -362,12 +362,8 @@ fn table_delta(
     let captured = format!("SELECT * FROM {} WHERE seq > ?1 ORDER BY seq", spec.capture_table());
     let mut captured = conn.prepare_cached(&captured).map_err(storage)?;
     let matches: Vec<_> = identity.iter().map(|name| format!("{} = ?", quote(name))).collect();
-    let present = format!(
-        "SELECT {} FROM {} WHERE {} AND {moving}",
-        quoted_list(&columns),
-        spec.quoted(),
-        matches.join(" AND ")
-    );
+    let present =
+        format!("SELECT {} FROM {} WHERE {} AND {moving}", quoted_list(&columns), spec.quoted(), matches.join(" AND "));
     let mut present = conn.prepare_cached(&present).map_err(storage)?;
     let mut seen = HashSet::new();
     let mut upto = from;

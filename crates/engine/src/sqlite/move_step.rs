@@ -63,9 +63,7 @@ impl Writer {
             (
                 MoveAction::Import { changes, idempotency, position, cursor },
                 Claimed | Importing | Placing | PlacingFenced,
-            ) => {
-                self.import(&state, changes, idempotency, position.as_ref(), cursor.as_ref())
-            }
+            ) => self.import(&state, changes, idempotency, position.as_ref(), cursor.as_ref()),
             (MoveAction::ReferenceLoaded { seq }, Claimed | Importing) => {
                 if *seq > reference::last_seq(&self.db.conn)? {
                     reference::set_last_seq(&self.db.conn, *seq)?;
@@ -86,7 +84,9 @@ impl Writer {
             (MoveAction::PlaceUnfence, PlacingFenced) => self.place_unfence(operation, &state),
             (MoveAction::PlaceUnfence, Placing) => Ok(()),
             (MoveAction::PlaceSwitch { layout }, PlacingFenced) => self.place_switch(operation, &state, *layout),
-            (MoveAction::PlaceSwitch { layout }, Placed | Leftovers | Ended) if self.placement.layout >= *layout => Ok(()),
+            (MoveAction::PlaceSwitch { layout }, Placed | Leftovers | Ended) if self.placement.layout >= *layout => {
+                Ok(())
+            }
             (MoveAction::PlaceOpen, Placed) => self.place_open(operation, &state),
             (MoveAction::PlaceOpen, Leftovers | Ended) => Ok(()),
             (MoveAction::PlaceAbort, Claimed) => self.set_phase(operation, Ended),

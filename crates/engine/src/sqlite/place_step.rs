@@ -60,11 +60,7 @@ impl Writer {
         let unit = PartitionId::of_single(place.table.id);
         let is_single = matches!(place.table.kind, TableKind::Single { .. });
         let is_home = is_single && place.after == crate::Holding::All;
-        let after = TableSpec {
-            slot: before.slot,
-            table: place.table.clone(),
-            unit: is_home.then_some(unit),
-        };
+        let after = TableSpec { slot: before.slot, table: place.table.clone(), unit: is_home.then_some(unit) };
         let fence = after.fence_start();
         self.put(after)?;
         self.run_own(fence)?;

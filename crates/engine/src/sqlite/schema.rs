@@ -36,12 +36,7 @@ pub(crate) const OWN_TABLES: &str = "
 
 impl Writer {
     /// First ownership.
-    pub(crate) fn own(
-        &mut self,
-        units: &[PartitionId],
-        ownership: Generation,
-        layout: Generation,
-    ) -> Applied<Outcome> {
+    pub(crate) fn own(&mut self, units: &[PartitionId], ownership: Generation, layout: Generation) -> Applied<Outcome> {
         if ownership > self.placement.ownership {
             self.version += 1;
             self.change_placement(|placement| {

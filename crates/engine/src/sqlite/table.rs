@@ -276,7 +276,9 @@ impl TableSpec {
     /// The reverse of [`TableSpec::fence_start`].
     pub(crate) fn fence_end(&self) -> Vec<String> {
         let slot = self.slot;
-        ["insert", "delete", "update"].map(|event| format!("DROP TRIGGER IF EXISTS __pleat_fence_{event}_{slot}")).into()
+        ["insert", "delete", "update"]
+            .map(|event| format!("DROP TRIGGER IF EXISTS __pleat_fence_{event}_{slot}"))
+            .into()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod looking;
+mod place;
 mod resources;
 mod sessions;
 mod spread;

@@ -4,6 +4,7 @@
 mod api;
 mod locals;
 mod moves;
+mod place;
 mod txns;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -29,6 +30,7 @@ use uuid::Uuid;
 use crate::backend::Backend;
 
 pub use api::Client;
+pub use place::{Placing, place};
 pub use txns::{Step, Trap};
 
 pub const PARTITIONS: u32 = 16;
@@ -142,7 +144,11 @@ impl Cluster {
         let replica = Replica { store: Mutex::new(store), readers, index: AtomicU64::new(0), _dir: dir };
         self.shards.lock().insert(id, Arc::new(replica));
         let catalog = self.newest();
-        let own = Action::Own { units: catalog.units_of(id), ownership: catalog.shards[&id].ownership, layout: 0 };
+        let own = Action::Own {
+            units: catalog.units_of(id),
+            ownership: catalog.shards[&id].ownership,
+            layout: catalog.layout,
+        };
         self.propose(id, own);
         self.apply(&Command::ActivateShard { shard: id, at: 2 });
     }
@@ -222,6 +228,9 @@ impl Cluster {
             return;
         }
         let OperationKind::Ddl { effect, sql } = &operation.kind else { return };
+        if let DdlEffect::PlaceTable { .. } = effect {
+            return place(self, id);
+        }
         // What the catalog will hold is what the shards get.
         let mut after = Catalog::clone(&catalog);
         after.apply(&Command::CommitOperation { epoch: 1, operation: id, at: 3 }).unwrap();

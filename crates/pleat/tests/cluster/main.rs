@@ -6,6 +6,7 @@ mod faults;
 mod flights_test;
 mod growth;
 mod harness;
+mod place;
 mod rebuild;
 mod reference;
 mod scale_out;

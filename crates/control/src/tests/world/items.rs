@@ -105,9 +105,7 @@ impl Inner {
         let statements = vec![Statement::new(sql, [Value::Integer(row.0), Value::Text(row.1.clone())])];
         let idempotency = key.map(|key| Idempotency { key: format!("c/{key}"), fingerprint: key, ttl_ms: 600_000 });
         let (shard, action) = match way(&catalog, row) {
-            Way::Unit(shard, unit) => {
-                (shard, Action::Write { idempotency, units: vec![unit], statements, base: None })
-            }
+            Way::Unit(shard, unit) => (shard, Action::Write { idempotency, units: vec![unit], statements, base: None }),
             Way::Reference => (catalog.anchor().unwrap(), Action::ReferenceWrite { idempotency, statements }),
         };
         let repeated = key.is_some_and(|key| self.items.keyed.iter().any(|(known, _)| *known == key));
@@ -154,7 +152,8 @@ impl Inner {
         let sql = "SELECT n FROM items WHERE a = ?1 AND b = ?2";
         match self.read_as(shard, sql, None, params, check, Some(catalog.layout)) {
             Ok(rows) => {
-                let expected: Vec<_> = self.items.rows.get(&row).map(|n| vec![Value::Integer(*n)]).into_iter().collect();
+                let expected: Vec<_> =
+                    self.items.rows.get(&row).map(|n| vec![Value::Integer(*n)]).into_iter().collect();
                 assert_eq!(rows, expected, "{row:?} on {shard}, call {}", self.calls);
                 self.items.answered += 1;
             }
@@ -170,7 +169,9 @@ impl Inner {
         let sql = "SELECT count(*), coalesce(sum(n), 0) FROM items";
         let (shards, filtered) = match &table.kind {
             TableKind::Sharded { key, .. } => {
-                let all = catalog.active_shards().map(|shard| (shard.id, OwnershipCheck::Scatter { ownership: shard.ownership }));
+                let all = catalog
+                    .active_shards()
+                    .map(|shard| (shard.id, OwnershipCheck::Scatter { ownership: shard.ownership }));
                 (all.collect(), Some(format!("{sql} WHERE pleat_owned({key})")))
             }
             TableKind::Single { shard } => {
@@ -215,7 +216,10 @@ impl Inner {
             copies.push(rows);
             // Neither captured nor fenced, and no number table.
             let own = "SELECT name FROM sqlite_schema WHERE name GLOB '__pl?at_capture*' OR name GLOB '__pl?at_fence*' OR name GLOB '__pl?at_renum*'";
-            assert_eq!(self.read(shard.id, own, None, Vec::new(), OwnershipCheck::None).unwrap(), Vec::<Vec<Value>>::new());
+            assert_eq!(
+                self.read(shard.id, own, None, Vec::new(), OwnershipCheck::None).unwrap(),
+                Vec::<Vec<Value>>::new()
+            );
         }
         assert_eq!(found, self.items.rows);
         match &table.kind {
