@@ -19,7 +19,13 @@
 //! coordinator whose clock is that far behind is refused every commit; therefore coordinators take the time at which a
 //! transaction begins to be no earlier than the ledger's time as their node knows it ([`Ledger::now`]).
 //!
-//! # Numbers
+//! # The order of commits
+//!
+//! Commits are numbered as they are decided. A shard has at most one transaction prepared at a time, and one is committed
+//! only when all its participants have prepared it; so the next that the shard prepares is decided later, and *every shard
+//! carries out its commits in the order of their numbers*. That is what a reader of several shards relies on.
+//!
+//! # Ids
 //!
 //! Ids of rows that are unique over all shards are given out in blocks. A block that is lost with its receiver leaves a
 //! gap and nothing else.
@@ -43,15 +49,21 @@ const SWEEP_EVERY_MS: Millis = 1_000;
 /// Ids in one block.
 pub const IDS_AT_ONCE_MAX: u32 = 1_000_000;
 
+/// The place of a commit among all that were ever decided, from 1.
+pub type CommitNumber = u64;
+
 /// See the module.
 ///
-/// Invariants: a decision never changes; `now` never goes back; a table's last id never goes back.
+/// Invariants: a decision never changes; `now` never goes back; a table's last id never goes back; no two commits have the
+/// same number, and a later one has a larger.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
     now: Millis,
     /// When aborts were last looked through for those that can be forgotten.
     swept: Millis,
     decisions: BTreeMap<TxnId, Decided>,
+    /// The number of the newest commit.
+    commits: CommitNumber,
     /// The last id given out, by table.
     sequences: BTreeMap<TableId, i64>,
 }
@@ -59,7 +71,8 @@ pub struct Ledger {
 /// What was decided about a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decided {
-    pub commit: bool,
+    /// `None`: it is aborted.
+    pub commit: Option<CommitNumber>,
     pub participants: Vec<ShardId>,
     pub began: Millis,
     pub at: Millis,
@@ -82,7 +95,7 @@ pub enum LedgerCommand {
 pub enum LedgerReply {
     /// What was decided, now or before.
     Decided {
-        commit: bool,
+        commit: Option<CommitNumber>,
     },
     Forgotten,
     /// The block is `first .. first + count`.
@@ -112,7 +125,7 @@ impl Ledger {
             LedgerCommand::Forget { txns } => {
                 // An abort has to be remembered for its time: its coordinator may still say "commit".
                 for txn in txns {
-                    if self.decisions.get(txn).is_some_and(|decided| decided.commit) {
+                    if self.decisions.get(txn).is_some_and(|decided| decided.commit.is_some()) {
                         self.decisions.remove(txn);
                     }
                 }
@@ -134,7 +147,7 @@ impl Ledger {
 
     /// Commits that are not known to be carried out by all participants.
     pub fn commits(&self) -> impl Iterator<Item = (TxnId, &Decided)> {
-        self.decisions.iter().filter(|(_, decided)| decided.commit).map(|(txn, decided)| (*txn, decided))
+        self.decisions.iter().filter(|(_, decided)| decided.commit.is_some()).map(|(txn, decided)| (*txn, decided))
     }
 
     /// Forgets the ids of tables that are gone, when there are more than `tables`. Their numbers are never used again.
@@ -161,6 +174,8 @@ impl Ledger {
         if commit && self.decisions.len() >= DECISIONS_MAX {
             return Err(LedgerError::Full);
         }
+        self.commits += u64::from(commit);
+        let commit = commit.then_some(self.commits);
         let decided = Decided { commit, participants: participants.to_vec(), began, at: self.now };
         self.decisions.insert(txn, decided);
         Ok(LedgerReply::Decided { commit })
@@ -172,8 +187,9 @@ impl Ledger {
             return;
         }
         self.swept = now;
-        self.decisions
-            .retain(|_, decided| decided.commit || now <= decided.at.max(decided.began).saturating_add(ABORT_KEPT_MS));
+        self.decisions.retain(|_, decided| {
+            decided.commit.is_some() || now <= decided.at.max(decided.began).saturating_add(ABORT_KEPT_MS)
+        });
     }
 
     fn allocate(&mut self, table: TableId, count: u32, at_least: Option<i64>) -> Result<LedgerReply, LedgerError> {

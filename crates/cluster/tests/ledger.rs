@@ -5,7 +5,7 @@ use pleat_cluster::{Ledger, LedgerCommand, LedgerError, LedgerReply, ShardId, Ta
 fn decide(ledger: &mut Ledger, txn: u128, commit: bool, began: u64, at: u64) -> bool {
     let participants = vec![ShardId(1), ShardId(2)];
     match ledger.apply(&LedgerCommand::Decide { txn: TxnId(txn), commit, participants, began, at }) {
-        Ok(LedgerReply::Decided { commit }) => commit,
+        Ok(LedgerReply::Decided { commit }) => commit.is_some(),
         other => panic!("{other:?}"),
     }
 }
@@ -19,6 +19,23 @@ fn the_first_word_counts() {
     assert!(!decide(&mut ledger, 2, true, 9_000_000, 9_000_000));
     let commits: Vec<_> = ledger.commits().map(|(txn, _)| txn).collect();
     assert_eq!(commits, [TxnId(1)]);
+}
+
+#[test]
+fn commits_are_numbered_in_the_order_of_their_decisions() {
+    let mut ledger = Ledger::default();
+    let mut number = |txn: u128, commit| {
+        let participants = vec![ShardId(1), ShardId(2)];
+        match ledger.apply(&LedgerCommand::Decide { txn: TxnId(txn), commit, participants, began: 1, at: 1 }) {
+            Ok(LedgerReply::Decided { commit }) => commit,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((number(9, true), number(8, false), number(7, true)), (Some(1), None, Some(2)));
+    assert_eq!((number(9, false), number(8, true), number(9, true)), (Some(1), None, Some(1)), "once and for all");
+    ledger.apply(&LedgerCommand::Forget { txns: vec![TxnId(9), TxnId(7)] }).unwrap();
+    assert!(decide(&mut ledger, 6, true, 1, 1));
+    assert_eq!(ledger.decided(TxnId(6)).unwrap().commit, Some(3), "a number that was forgotten is not given again");
 }
 
 #[test]

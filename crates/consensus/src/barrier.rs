@@ -5,6 +5,8 @@
 //! costs a message to each follower, so readers share it: one round is in flight, and those who come meanwhile
 //! wait for the next. (They can't join the one in flight: it may have begun before a write that they must see.)
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::error::{CheckIsLeaderError, RaftError};
@@ -39,19 +41,28 @@ type Reply = oneshot::Sender<Result<u64, ReadError>>;
 const ROUND_PAUSE: Duration = Duration::from_millis(30);
 
 /// The way to a group's quorum rounds.
-pub(crate) struct Barrier(mpsc::Sender<Reply>);
+pub(crate) struct Barrier {
+    readers: mpsc::Sender<Reply>,
+    confirmed: Arc<AtomicU64>,
+}
 
 impl Barrier {
     /// The barrier, and the task that makes its rounds.
     pub(crate) fn new(raft: Raft, readers_max: usize) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, readers) = mpsc::channel(readers_max);
-        (Barrier(sender), rounds(raft, readers))
+        let confirmed = Arc::<AtomicU64>::default();
+        (Barrier { readers: sender, confirmed: confirmed.clone() }, rounds(raft, readers, confirmed))
+    }
+
+    /// Rounds that a majority confirmed.
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.confirmed.load(Ordering::Relaxed)
     }
 
     /// The index that must be applied before a read that begins now.
     pub(crate) async fn pass(&self) -> Result<u64, ReadError> {
         let (reply, index) = oneshot::channel();
-        self.0.try_send(reply).map_err(|refused| match refused {
+        self.readers.try_send(reply).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => ReadError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => closed(),
         })?;
@@ -63,7 +74,7 @@ fn closed() -> ReadError {
     ReadError::Stopped("it is being closed".into())
 }
 
-async fn rounds(raft: Raft, mut readers: mpsc::Receiver<Reply>) {
+async fn rounds(raft: Raft, mut readers: mpsc::Receiver<Reply>, confirmed: Arc<AtomicU64>) {
     let mut waiting = Vec::new();
     loop {
         if waiting.is_empty() {
@@ -81,7 +92,10 @@ async fn rounds(raft: Raft, mut readers: mpsc::Receiver<Reply>) {
             continue;
         }
         let result = match raft.get_read_log_id().await {
-            Ok((index, _)) => Ok(index.map_or(0, |last| last.index)),
+            Ok((index, _)) => {
+                confirmed.fetch_add(1, Ordering::Relaxed);
+                Ok(index.map_or(0, |last| last.index))
+            }
             Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => {
                 tokio::time::sleep(ROUND_PAUSE).await;
                 continue;

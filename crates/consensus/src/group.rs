@@ -114,6 +114,11 @@ impl Group {
         self.0.status.clone()
     }
 
+    /// How often a majority confirmed here that this node leads, so that strong reads could go on. Readers share these rounds.
+    pub fn read_rounds(&self) -> u64 {
+        self.0.barrier.confirmed()
+    }
+
     /// Replicates a proposal and gives what applying it gave. On the leader only; a leader that is not
     /// ready yet lets it wait. Proposals that wait while a flush is under way travel in one entry.
     ///

@@ -280,6 +280,29 @@ async fn writers_share_entries_and_groups_share_flushes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn strong_reads_share_one_quorum_round() {
+    let cluster = Cluster::calls(|_| {}).founded(3).await;
+    let leader = cluster.leader(1, 1..=3).await;
+    let group = cluster.group(leader, 1);
+    propose(&group, "a write that all must see").await.unwrap();
+    let before = group.read_rounds();
+    // All of them come while no round can succeed ...
+    cluster.cut(leader);
+    let mut readers: Vec<_> = (0..500).map(|_| Box::pin(group.read_barrier(PATIENCE))).collect();
+    for reader in &mut readers {
+        assert!(futures::poll!(reader).is_pending(), "nobody confirms that a leader leads whom nobody hears");
+    }
+    cluster.mend(leader);
+    for read in futures::future::join_all(readers).await {
+        read.unwrap();
+    }
+    // ... so that two are enough: one that may have begun before the last of them came, and one for the rest.
+    let rounds = group.read_rounds() - before;
+    assert!((1..=2).contains(&rounds), "{rounds} rounds for 500 reads");
+    assert!(cluster.disk(leader, 1).proposals().contains(&"a write that all must see".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_stays_within_its_bytes() {
     let cluster = Cluster::calls(|config| {
         config.checkpoint_bytes = 100_000;

@@ -48,6 +48,39 @@ async fn a_cluster_survives_its_leader_and_a_node_catches_up_by_snapshot() {
     assert!(cluster.disk(old, 1).installs.load(Ordering::Relaxed) >= 1);
 }
 
+/// TCP connections that this machine has to a port on loopback and that are established, as the kernel counts them.
+fn connections_to(address: &str) -> usize {
+    let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let fields = sockets.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // The local address in hexadecimal, and the state: 01 is established.
+    fields.filter(|fields| fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == "01").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_groups_share_one_connection_per_pair_of_nodes() {
+    let cluster = Cluster::grpc(3, |_| {}).founded(3).await;
+    let groups = 1..=12;
+    for group in groups.clone().skip(1) {
+        for node in 1..=3 {
+            cluster.start_group(node, group).await;
+        }
+        cluster.group(1, group).initialize(common::ids(1..=3)).await.unwrap();
+    }
+    for group in groups {
+        let leader = cluster.leader(group, 1..=3).await;
+        propose(&cluster.group(leader, group), "x").await.unwrap();
+        cluster.group(leader, group).read_barrier(PATIENCE).await.unwrap();
+        cluster.converged(group, 1..=3, 1).await;
+    }
+    // Every node is called by the two others, for all groups.
+    let Network::Grpc(addresses) = &cluster.network else { unreachable!() };
+    for address in addresses.values() {
+        // One that was given up may take a moment to close.
+        common::eventually("two connections", || (connections_to(address) <= 2).then_some(())).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_proposal_travels_and_a_larger_one_is_refused() {
     let cluster = Cluster::grpc(3, |_| {}).founded(3).await;

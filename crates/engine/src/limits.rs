@@ -52,8 +52,6 @@ pub const IDEMPOTENCY_OUTCOME_BYTES_MAX: usize = 64 << 10;
 pub const COMMITTED_KEPT_MS: u64 = 10 * 60 * 1_000;
 /// Committed transactions over several shards that a shard remembers.
 pub const COMMITTED_KEPT_MAX: i64 = 100_000;
-/// The newest of them, which a read's head names.
-pub const COMMITTED_NAMED_MAX: i64 = 1_000;
 
 /// Bytes of the statements of one interactive transaction: they have to fit into one entry of the log.
 pub const TXN_SCRIPT_BYTES_MAX: usize = 6 << 20;
@@ -71,6 +69,11 @@ pub const STATEMENTS_CACHED_MAX: usize = 256;
 pub const CHUNK_BYTES_MAX: usize = 256 << 10;
 /// Rows in one chunk of a result.
 pub const CHUNK_ROWS_MAX: usize = 4_096;
+
+/// Memory that a finisher begins with, in bytes. Half of it is for cached pages: room for a chunk that is gathered.
+pub const FINISHER_BYTES_MIN: u64 = 2 << 20;
+/// Memory that a finisher asks for before it runs its statement, if it has gathered little, in bytes: to sort in.
+pub const FINISHER_SORT_BYTES: u64 = 16 << 20;
 
 /// A move's snapshot that nobody asked for this long is closed, in seconds: it keeps the WAL from shrinking.
 pub const MOVE_SNAPSHOT_IDLE_SECONDS_MAX: u64 = 60;

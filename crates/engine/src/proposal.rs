@@ -3,14 +3,14 @@
 //! A [`Proposal`] carries everything that its effect depends on; a replica adds nothing of its own. Its
 //! [`Outcome`] is computed by every replica alike, and the leader's is the client's answer.
 
-use pleat_cluster::{Generation, Millis, PartitionId, ShardId, Table, TxnId, Value};
+use pleat_cluster::{CommitNumber, Generation, Millis, PartitionId, ShardId, Table, TxnId, Value};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{MoveState, MoveStep};
 
 /// The first byte of an encoded proposal or outcome. A replica that meets another one stops instead of guessing.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 /// One entry of a shard's log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,7 +99,8 @@ pub enum Action {
     /// prepared here.
     Decide {
         txn: TxnId,
-        commit: bool,
+        /// The number of the commit, or none: it is aborted.
+        commit: Option<CommitNumber>,
     },
 }
 
@@ -367,6 +368,14 @@ impl Proposal {
 }
 
 impl Outcome {
+    /// What a repeated write gives when it was one to a reference table, which is none any more.
+    pub(crate) fn of_a_write(self) -> Self {
+        match self {
+            Outcome::Reference { results, .. } => Outcome::Replayed { results, rows_kept: true },
+            other => other,
+        }
+    }
+
     /// As it is handed to the proposer.
     pub fn encode(&self) -> Vec<u8> {
         encode(self)

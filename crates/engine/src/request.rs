@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pleat_cluster::{Generation, Millis, PartitionId, ShardId, TxnId, Value};
+use pleat_cluster::{CommitNumber, Generation, Millis, PartitionId, ShardId, TxnId, Value};
 use serde::{Deserialize, Serialize};
 
 /// One read of one shard: its queries, all in one snapshot. A statement that is gathered from several tables
@@ -25,16 +25,22 @@ pub struct ReadRequest {
     pub names_txns: bool,
 }
 
-/// The transactions over several shards that a snapshot knows of. By it a reader of several shards finds out that
+/// The transactions over several shards that a snapshot shows. By it a reader of several shards finds out that
 /// one of its snapshots has a transaction and another doesn't yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TxnsSeen {
     /// The content version of the snapshot.
     pub version: u64,
-    /// Prepared and not decided: the snapshot doesn't show their effects.
-    pub prepared: Vec<TxnId>,
-    /// Committed lately, with all their participants: the snapshot shows their effects here.
-    pub committed: Vec<(TxnId, Vec<ShardId>)>,
+    /// For each shard, the newest commit here in which it took part; for this shard itself, the newest of all. A shard
+    /// carries out its commits in the order of their numbers, so this stands for all of them.
+    pub together: Vec<(ShardId, CommitNumber)>,
+}
+
+impl TxnsSeen {
+    /// The newest commit that shows here and in which a shard took part. 0: none.
+    pub fn newest_with(&self, shard: ShardId) -> CommitNumber {
+        self.together.iter().find(|(other, _)| *other == shard).map_or(0, |(_, newest)| *newest)
+    }
 }
 
 /// A transaction that is prepared on a shard and not decided.

@@ -38,8 +38,9 @@ fn prepare(txn: TxnId, statements: &[&str]) -> Action {
     prepare_keyed(txn, statements, None, None)
 }
 
+/// A commit has the transaction's own number.
 fn decide(txn: TxnId, commit: bool) -> Action {
-    Action::Decide { txn, commit }
+    Action::Decide { txn, commit: commit.then_some(txn.0 as u64) }
 }
 
 fn prepared(outcome: Outcome) -> Vec<StatementResult> {
@@ -214,19 +215,39 @@ fn a_base_holds_until_the_content_changes() {
 }
 
 #[test]
-fn a_head_names_what_its_snapshot_knows() {
+fn a_head_says_how_far_the_shard_has_come_with_each_other() {
     let mut replica = dice();
-    assert_eq!((seen(&replica).prepared, seen(&replica).committed), (vec![], vec![]));
+    let together = |replica: &Replica, shard| seen(replica).newest_with(ShardId(shard));
     replica.apply(prepare(ONE, &[ROLL]));
-    assert_eq!((seen(&replica).prepared, seen(&replica).committed), (vec![ONE], vec![]));
+    assert_eq!(seen(&replica).together, [], "what is only prepared does not show");
     replica.apply(decide(ONE, true));
-    assert_eq!(seen(&replica).committed, [(ONE, vec![ShardId(1), ShardId(2)])]);
-    // Ten minutes later it is forgotten, by the next commit.
+    assert_eq!((together(&replica, 1), together(&replica, 2), together(&replica, 3)), (1, 1, 0));
+    let with_third = |txn| match prepare(txn, &[ROLL]) {
+        Action::Prepare { began, idempotency, units, statements, base, .. } => Action::Prepare {
+            txn,
+            began,
+            participants: vec![ShardId(1), ShardId(3)],
+            idempotency,
+            units,
+            statements,
+            base,
+        },
+        other => other,
+    };
+    replica.apply(with_third(TWO));
+    replica.apply(decide(TWO, false));
+    assert_eq!((together(&replica, 2), together(&replica, 3)), (1, 0), "an abort is nothing");
+    // However many there are with others, and however long it takes.
+    for number in 2..1_300_u128 {
+        replica.apply(with_third(TxnId(number)));
+        replica.apply(decide(TxnId(number), true));
+    }
     replica.clock += 601_000;
-    replica.apply(prepare(TWO, &[ROLL]));
-    replica.apply(decide(TWO, true));
-    let named: Vec<_> = seen(&replica).committed.into_iter().map(|(txn, _)| txn).collect();
-    assert_eq!(named, [TWO]);
+    replica.apply(with_third(TxnId(2_000)));
+    replica.apply(decide(TxnId(2_000), true));
+    replica.apply(decide(TxnId(2_000), true));
+    assert_eq!((together(&replica, 1), together(&replica, 2), together(&replica, 3)), (2_000, 1, 2_000));
+    assert_eq!(seen(&replica).together.len(), 3);
 }
 
 #[test]

@@ -49,6 +49,7 @@ pub trait Backend: Send + Sync + 'static {
     fn txn_clock(&self) -> Millis;
     async fn ledger_command(&self, command: LedgerCommand, within: Duration) -> Result<LedgerReply, HostError>;
     async fn txn_step(&self, part: &mut TxnPart, step: TxnStep, within: Duration) -> Result<TxnReply, HostError>;
+    async fn touch_txn(&self, part: &TxnPart, within: Duration);
     async fn in_doubt(&self, within: Duration) -> Result<Vec<InDoubt>, HostError>;
     async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError>;
     async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError>;
@@ -135,6 +136,10 @@ impl Backend for Host {
 
     async fn txn_step(&self, part: &mut TxnPart, step: TxnStep, within: Duration) -> Result<TxnReply, HostError> {
         Host::txn_step(self, part, step, within).await
+    }
+
+    async fn touch_txn(&self, part: &TxnPart, within: Duration) {
+        Host::touch_txn(self, part, within).await
     }
 
     async fn in_doubt(&self, within: Duration) -> Result<Vec<InDoubt>, HostError> {

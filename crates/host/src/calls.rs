@@ -212,6 +212,13 @@ impl Host {
         reply
     }
 
+    /// Keep a transaction's part from being idle. Nobody minds when it gets lost, or is dropped.
+    pub async fn touch_txn(&self, part: &TxnPart, within: Duration) {
+        if let Some(home) = part.home {
+            let _ = self.ask_node(home, Request::TouchTxn { txn: part.txn.id, shard: part.shard }, within).await;
+        }
+    }
+
     async fn txn_call(
         &self,
         part: &mut TxnPart,
@@ -409,4 +416,29 @@ pub(crate) fn mismatch() -> HostError {
 
 fn internal(error: anyhow::Error) -> HostError {
     HostError::Internal(format!("{error:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt;
+    use pleat_cluster::Value;
+
+    use super::*;
+
+    async fn rows(pieces: Vec<Piece>) -> Result<Vec<Piece>, HostError> {
+        let pieces = futures::stream::iter(pieces.into_iter().map(Ok)).boxed();
+        rows_of(pieces, Instant::now() + Duration::from_secs(60)).await?.pieces.try_collect().await
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_was_cut_off_is_no_shorter_answer() {
+        let head = || Piece::Columns(vec!["id".into()]);
+        let row = || Piece::Rows(vec![vec![Value::Integer(1)]]);
+        assert_eq!(rows(vec![head(), row(), row(), Piece::End]).await.unwrap().len(), 2);
+        assert_eq!(rows(vec![head(), Piece::End]).await.unwrap().len(), 0, "an answer without rows");
+        for cut in [vec![head()], vec![head(), row()], vec![head(), row(), row()]] {
+            assert!(matches!(rows(cut).await, Err(HostError::Timeout(_))));
+        }
+        assert!(matches!(rows(vec![]).await, Err(HostError::Internal(_))));
+    }
 }

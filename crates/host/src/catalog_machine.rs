@@ -28,7 +28,7 @@ use crate::position::with_index;
 /// How many outcomes are remembered for commands that are sent again.
 const RECENT_COMMANDS: usize = 256;
 /// The format of the file, and of outcomes.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 /// The format of a proposal that is a catalog's command.
 const COMMAND: u8 = 1;
 /// The format of a proposal that is a ledger's command.
@@ -56,6 +56,12 @@ impl Envelope {
 /// A ledger's command as it stands in the log.
 pub fn encode_ledger(command: &LedgerCommand) -> anyhow::Result<Bytes> {
     encode_as(LEDGER, command)
+}
+
+/// Whether a proposal decides about a transaction.
+#[cfg(feature = "failpoints")]
+pub fn is_decision(proposal: &[u8]) -> bool {
+    matches!(decode_as(LEDGER, proposal), Ok(LedgerCommand::Decide { .. }))
 }
 
 /// The outcome of a proposal, as its proposer gets it back.
@@ -303,12 +309,12 @@ mod tests {
         let outcomes = machine.apply(entries, applied).unwrap();
         for outcome in &outcomes[0] {
             let (_, outcome) = crate::position::split_index(outcome).unwrap();
-            assert_eq!(decode_ledger_outcome(outcome).unwrap(), Ok(LedgerReply::Decided { commit: false }));
+            assert_eq!(decode_ledger_outcome(outcome).unwrap(), Ok(LedgerReply::Decided { commit: None }));
         }
         assert!(!seen.catalog.has_changed().unwrap());
         machine.checkpoint().unwrap();
         let (_, after) = CatalogMachine::open(one.path()).unwrap();
-        assert!(!after.ledger.read().decided(txn).unwrap().commit);
+        assert_eq!(after.ledger.read().decided(txn).unwrap().commit, None);
         let file = one.path().join("copy");
         let position = machine.snapshot().unwrap()(&file).unwrap();
         let (mut follower, copied) = CatalogMachine::open(two.path()).unwrap();

@@ -17,10 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use pleat_cluster::{LedgerCommand, LedgerReply, Millis, ShardId, ShardState, TxnId};
+use pleat_cluster::{CommitNumber, Decided, LedgerCommand, LedgerReply, Millis, ShardId, ShardState, TxnId};
 use pleat_engine::{Action, Outcome, PreparedTxn};
 
 use crate::calls::{group_of, mismatch};
+use crate::failpoint::reach;
 use crate::replica::{Replica, engine_error};
 use crate::route::Effect;
 use crate::rpc::{Request, Response};
@@ -60,7 +61,7 @@ impl Host {
         };
         let ledger = self.ledger().read();
         let doubt = |PreparedTxn { txn, began, participants, prepared_ms }| {
-            let decided = ledger.decided(txn).map(|decided| decided.commit);
+            let decided = ledger.decided(txn).map(|decided| decided.commit.is_some());
             InDoubt { txn, shard, participants, began, prepared_ms, decided }
         };
         Ok(prepared.into_iter().map(doubt).collect())
@@ -110,16 +111,19 @@ impl Host {
         for PreparedTxn { txn, began, participants, .. } in prepared {
             let at = self.now_ms();
             let abort = LedgerCommand::Decide { txn, commit: false, participants, began, at };
+            reach("recovery.before-ledger", Some(replica.shard));
             let LedgerReply::Decided { commit } = self.ledger_command(abort, DECIDE_LIMIT).await? else {
                 return Err(mismatch());
             };
-            tracing::info!(shard = %replica.shard, %txn, commit, "decided a transaction that its coordinator had left");
+            reach("recovery.decided", Some(replica.shard));
+            tracing::info!(shard = %replica.shard, %txn, ?commit, "decided a transaction that its coordinator had left");
             self.carry_out(replica.shard, txn, commit).await?;
+            reach("recovery.carried-out", Some(replica.shard));
         }
         Ok(())
     }
 
-    async fn carry_out(&self, shard: ShardId, txn: TxnId, commit: bool) -> Result<(), HostError> {
+    async fn carry_out(&self, shard: ShardId, txn: TxnId, commit: Option<CommitNumber>) -> Result<(), HostError> {
         let layout = self.catalog().layout;
         match self.write(shard, layout, Action::Decide { txn, commit }, DECIDE_LIMIT).await?.outcome {
             Outcome::Done { .. } => Ok(()),
@@ -142,15 +146,15 @@ impl Host {
 
     async fn forget_settled(&self) -> Result<(), HostError> {
         let left_before = self.txn_clock().saturating_sub(FORGET_AFTER_MS);
-        let left: Vec<(TxnId, Vec<ShardId>)> = (self.ledger().read().commits())
+        let left: Vec<(TxnId, Decided)> = (self.ledger().read().commits())
             .filter(|(_, decided)| decided.at <= left_before)
-            .map(|(txn, decided)| (txn, decided.participants.clone()))
+            .map(|(txn, decided)| (txn, decided.clone()))
             .take(FORGET_AT_ONCE_MAX)
             .collect();
         let mut settled = Vec::new();
         let mut failed = None;
-        for (txn, participants) in left {
-            match self.settle(txn, &participants).await {
+        for (txn, decided) in left {
+            match self.settle(txn, &decided).await {
                 Ok(()) => settled.push(txn),
                 Err(error) => failed = Some(error),
             }
@@ -162,10 +166,11 @@ impl Host {
     }
 
     /// Make sure that every participant that still exists has carried out a commit.
-    async fn settle(&self, txn: TxnId, participants: &[ShardId]) -> Result<(), HostError> {
+    async fn settle(&self, txn: TxnId, decided: &Decided) -> Result<(), HostError> {
         let catalog = self.catalog();
         let exists = |shard: &&ShardId| catalog.shards.get(shard).is_some_and(|s| s.state != ShardState::Removed);
-        let carried = participants.iter().filter(exists).map(|shard| self.carry_out(*shard, txn, true));
+        let participants = decided.participants.iter().filter(exists);
+        let carried = participants.map(|shard| self.carry_out(*shard, txn, decided.commit));
         join_all(carried).await.into_iter().collect()
     }
 }

@@ -394,7 +394,7 @@ impl Host {
         let opened = tokio::task::spawn_blocking(move || Store::open(&dir, config)).await?;
         let (store, readers) = opened.context("open the database")?;
         let digests = Arc::new(Digests::default());
-        let machine = Box::new(ShardMachine::new(store, digests.clone()));
+        let machine = Box::new(ShardMachine::new(id, store, digests.clone()));
         let founds = shard.state == ShardState::Creating && number == 0;
         let group = match founds {
             true => self.consensus.start_group(GroupId::from(id.0), machine).await,

@@ -11,7 +11,10 @@
 //! transaction over several shards doesn't wait at all for an older holder, but is refused.
 //!
 //! *No starving:* ordinary writes that wait when the lane is given back go before the next transaction, and who holds
-//! the lane has little time for it.
+//! the lane has little time for it. A write that met a prepared transaction in the log is *put off* ([`Lane::put_off`]) until
+//! that is decided; then it goes before the next that wants to prepare ([`Lane::pass_after`]). So it waits for one transaction
+//! or two, however many there are; and these wait for the writes that were put off at that moment, not for a stream of them,
+//! because none is put off while nothing is prepared.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -43,6 +46,8 @@ struct State {
     favoured: usize,
     holder: Option<Holder>,
     waiting: BTreeSet<Age>,
+    /// Ordinary writes that met a prepared transaction and were not done yet.
+    put_off: usize,
 }
 
 struct Holder {
@@ -54,13 +59,31 @@ struct Holder {
 /// A place in the lane, given back when dropped.
 pub struct Passing(Arc<Lane>);
 
+/// A write that was put off, until this is dropped.
+pub struct PutOff(Arc<Lane>);
+
 /// The lane for oneself, given back when dropped.
 pub struct Holding(Arc<Lane>, Age);
 
 impl Lane {
     /// Waits until no transaction has the lane. `None` when the deadline came first.
     pub async fn pass(self: &Arc<Self>, deadline: Instant) -> Option<Passing> {
-        if let Some(passing) = self.try_pass() {
+        self.pass_when(|_| true, deadline).await
+    }
+
+    /// The same, and until no write is put off.
+    pub async fn pass_after(self: &Arc<Self>, deadline: Instant) -> Option<Passing> {
+        self.pass_when(|state| state.put_off == 0, deadline).await
+    }
+
+    /// A write met a prepared transaction, and is to go before the next.
+    pub fn put_off(self: &Arc<Self>) -> PutOff {
+        self.state.lock().put_off += 1;
+        PutOff(self.clone())
+    }
+
+    async fn pass_when(self: &Arc<Self>, may: fn(&State) -> bool, deadline: Instant) -> Option<Passing> {
+        if let Some(passing) = self.try_pass_when(may) {
             return Some(passing);
         }
         let waiting = OrdinaryWaiting::new(self);
@@ -70,7 +93,7 @@ impl Lane {
             changed.as_mut().enable();
             {
                 let mut state = self.state.lock();
-                if state.holder.is_none() && (state.waiting.is_empty() || state.favoured > 0) {
+                if state.holder.is_none() && (state.waiting.is_empty() || state.favoured > 0) && may(&state) {
                     state.ordinary += 1;
                     drop(state);
                     drop(waiting);
@@ -82,9 +105,9 @@ impl Lane {
     }
 
     /// The same without waiting.
-    pub fn try_pass(self: &Arc<Self>) -> Option<Passing> {
+    fn try_pass_when(self: &Arc<Self>, may: fn(&State) -> bool) -> Option<Passing> {
         let mut state = self.state.lock();
-        if state.holder.is_some() || !state.waiting.is_empty() {
+        if state.holder.is_some() || !state.waiting.is_empty() || !may(&state) {
             return None;
         }
         state.ordinary += 1;
@@ -173,6 +196,13 @@ impl Drop for Passing {
     }
 }
 
+impl Drop for PutOff {
+    fn drop(&mut self) {
+        self.0.state.lock().put_off -= 1;
+        self.0.changed.notify_waiters();
+    }
+}
+
 /// An ordinary write that waits.
 struct OrdinaryWaiting<'a>(&'a Lane);
 
@@ -241,12 +271,12 @@ mod tests {
         while lane.state.lock().waiting.is_empty() {
             tokio::task::yield_now().await;
         }
-        assert!(lane.try_pass().is_none(), "who comes later waits behind the transaction");
+        assert!(lane.try_pass_when(|_| true).is_none(), "who comes later waits behind the transaction");
         drop((one, two));
         let holding = holding.await.unwrap();
         assert!(lane.pass(Instant::now()).await.is_none());
         drop(holding);
-        assert!(lane.try_pass().is_some());
+        assert!(lane.try_pass_when(|_| true).is_some());
     }
 
     #[tokio::test]
@@ -289,6 +319,24 @@ mod tests {
         let passing = passing.await.unwrap();
         assert!(!next.is_finished());
         drop(passing);
+        drop(next.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_write_that_was_put_off_goes_before_the_next_that_prepares() {
+        let lane = Arc::new(Lane::default());
+        let write = lane.pass(long()).await.unwrap();
+        let put_off = lane.put_off();
+        assert!(lane.pass_after(Instant::now()).await.is_none());
+        assert!(lane.try_pass_when(|_| true).is_some(), "other writes are in nobody's way");
+        let next = tokio::spawn({
+            let lane = lane.clone();
+            async move { lane.pass_after(long()).await.unwrap() }
+        });
+        while lane.state.lock().ordinary_waiting == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop((put_off, write));
         drop(next.await.unwrap());
     }
 }

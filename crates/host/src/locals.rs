@@ -7,6 +7,9 @@
 //! | commits: rolled back, its script is proposed | the outcome |
 //! | ended | the next step, which is told why; or a while later |
 //!
+//! A transaction that is at work on one shard is not idle on the others: its coordinator says so now and then
+//! ([`Locals::touch`]), for as long as a client waits for a statement. The limits of the whole stay.
+//!
 //! One step is taken at a time. What ends a part doesn't wait for the step at hand: it interrupts it.
 //!
 //! *What if the process dies?* The parts are gone with it. Nothing of them is in the log, except for one that commits,
@@ -22,6 +25,7 @@ use pleat_engine::{Action, EngineError, LocalTxn, Outcome, Script, StatementResu
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, watch};
 
+use crate::error::Overload;
 use crate::lane::{Age, Holding, Lane, Wound};
 use crate::replica::{Replica, engine_error};
 use crate::rpc::{Declined, Written};
@@ -214,13 +218,20 @@ impl Locals {
             return Err(HostError::TxnEnded(TxnEnd::Lost));
         }
         if parts.len() >= PARTS_MAX {
-            return Err(HostError::Overloaded(format!("{PARTS_MAX} transactions are open on the shard")));
+            return Err(HostError::Overloaded(Overload::Transactions { most: PARTS_MAX }));
         }
         let now = Instant::now();
         let (local, holding, end) = (None, None, None);
         let state = State { local, holding, begun: now, used: now, busy: false, commits: false, end };
         let part = Part { handle, next: Arc::default(), state: Mutex::new(state), stop: watch::Sender::new(false) };
         Ok(parts.entry(handle.id).or_insert(Arc::new(part)).clone())
+    }
+
+    /// The transaction does something, though not here.
+    pub fn touch(&self, txn: TxnId) {
+        if let Some(part) = self.parts.lock().get(&txn) {
+            part.state.lock().used = Instant::now();
+        }
     }
 
     fn forget(&self, txn: TxnId) {

@@ -2,18 +2,21 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use pleat_cluster::{Generation, Millis, PartitionId, ShardId, TxnId};
 use pleat_consensus::Group;
-use pleat_engine::{Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal};
+use pleat_engine::{
+    Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal, Wanted,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
 use uuid::Uuid;
 
+use crate::failpoint::reach;
 use crate::lane::Passing;
 use crate::locals::{Locals, Turn};
 use crate::meter::{Kind, Meter};
@@ -25,17 +28,17 @@ use crate::{Freshness, HostError, ShardObservation};
 
 /// Pieces of one read that wait for their receiver.
 const PIECES_WAITING_MAX: usize = 4;
-/// How long a read waits for a receiver that takes nothing before it is given up.
-const STALL_MAX: Duration = Duration::from_secs(15);
-/// Reads that run on one replica at one time. Below the engine's number of connections, so that a move's reads
-/// and the counting of rows never wait behind long scatters; further reads wait without holding a thread.
-const READS_AT_ONCE_MAX: usize = 12;
+/// Of the engine's connections, those that statements leave to a move's reads and the counting of rows, so that these
+/// never wait behind long scatters: one in so many.
+const CONNECTIONS_KEPT: usize = 4;
 
 /// What is left of a write's time after it has waited for another's decision, so that it can still be answered.
 const DECISION_MARGIN: Duration = Duration::from_millis(100);
 
 /// What takes a read's rows.
 type Sink<'a> = dyn FnMut(Chunk) -> ControlFlow<()> + 'a;
+/// Set when nobody wants a read's rows any more.
+type Cancelled = Arc<AtomicBool>;
 
 /// How long a transaction over several shards waits for the lane of one, while it may be prepared on others.
 const PREPARE_WAIT_MAX: Duration = Duration::from_millis(250);
@@ -70,7 +73,8 @@ impl Replica {
         partition_count: u32,
     ) -> Self {
         let meter = Meter::new(partition_count);
-        let reads = Arc::new(Semaphore::new(READS_AT_ONCE_MAX));
+        let reads_at_once = reads_at_once(&readers);
+        let reads = Arc::new(Semaphore::new(reads_at_once));
         Self {
             shard,
             number,
@@ -94,8 +98,20 @@ impl Replica {
         within: Duration,
     ) -> Result<Written, Declined> {
         let deadline = Instant::now() + within;
+        if let Some(refusal) = self.meets_another(&action) {
+            let index = self.group.status().applied;
+            return Ok(Written { outcome: Outcome::Refused(refusal), index, uncertain: false });
+        }
         let _passing = self.pass(&action, deadline).await?;
         self.write_in_lane(layout, action, now, within).await
+    }
+
+    /// Who wants to prepare while another transaction is prepared is refused, sooner or later; so at once, without an
+    /// entry in the log, and without waiting for writes that wait for that other.
+    fn meets_another(&self, action: &Action) -> Option<Refusal> {
+        let Action::Prepare { txn, .. } = action else { return None };
+        let other = self.readers.deciding().filter(|other| other != txn)?;
+        Some(Refusal::Prepared { txn: other })
     }
 
     /// A place in the write lane, unless the action needs none.
@@ -110,7 +126,11 @@ impl Replica {
             }
             _ => deadline.checked_sub(DECISION_MARGIN).unwrap_or(deadline),
         };
-        match lane.pass(deadline).await {
+        let passing = match action {
+            Action::Prepare { .. } => lane.pass_after(deadline).await,
+            _ => lane.pass(deadline).await,
+        };
+        match passing {
             Some(passing) => Ok(Some(passing)),
             None => {
                 let txn = lane.holder().map_or(TxnId(0), |(_, txn)| txn);
@@ -130,17 +150,29 @@ impl Replica {
         let deadline = Instant::now() + within;
         let counted = kind_of(&action);
         let waits = waits_for_decision(&action);
+        let places = places_of(&action);
+        if let Some((before, _)) = places {
+            reach(before, Some(self.shard));
+        }
         let _serving = counted.map(|kind| self.meter.begin(kind, units_of(&action)));
         let mut proposal = Proposal { id: Uuid::new_v4(), layout, now_ms: now, seed: rand::random(), action };
+        let mut put_off = None;
         let (index, outcome) = loop {
             proposal.now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);
             let left = deadline.saturating_duration_since(Instant::now());
             let (index, outcome) = self.propose(&proposal, left).await?;
-            let prepared = matches!(outcome, Outcome::Refused(Refusal::Prepared { .. }));
-            if !(prepared && waits && self.decided_before(deadline).await) {
+            if !(waits && matches!(outcome, Outcome::Refused(Refusal::Prepared { .. }))) {
+                break (index, outcome);
+            }
+            put_off.get_or_insert_with(|| self.locals.lane.put_off());
+            if !self.decided_before(deadline).await {
                 break (index, outcome);
             }
         };
+        drop(put_off);
+        if let Some((_, after)) = places {
+            reach(after, Some(self.shard));
+        }
         if counted.is_some() && matches!(outcome, Outcome::Failed(_)) {
             self.meter.failed();
         }
@@ -179,12 +211,12 @@ impl Replica {
         let left = deadline.saturating_duration_since(Instant::now());
         let place = tokio::time::timeout(left, self.reads.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
-            return Err(HostError::Engine(EngineError::Busy { connections: READS_AT_ONCE_MAX }).into());
+            return Err(HostError::Engine(EngineError::Busy { connections: reads_at_once(&self.readers) }).into());
         };
         let replica = self.clone();
         let stopped = watch::Sender::new(false).subscribe();
-        let read = move |sink: &mut Sink<'_>| {
-            let done = replica.readers.read(&request, sink);
+        let read = move |cancelled: &Cancelled, sink: &mut Sink<'_>| {
+            let done = replica.readers.read_unless(&request, cancelled, sink);
             drop(place);
             done.map_err(engine_error)
         };
@@ -200,24 +232,31 @@ impl Replica {
     ) -> Result<Pieces, Declined> {
         let local = self.locals.open(self, &turn.part, false, deadline).await?;
         let (units, stopped) = (read_units(&request.check).to_vec(), turn.part.stopped());
-        let read = move |sink: &mut Sink<'_>| local.read(&request, sink).map_err(|error| turn.part.failed(error));
+        // A transaction whose client goes away ends as a whole, by `stopped`.
+        let read = move |_: &Cancelled, sink: &mut Sink<'_>| {
+            local.read(&request, sink).map_err(|error| turn.part.failed(error))
+        };
         self.stream(units, read, stopped, deadline).await
     }
 
-    /// Run a read on a thread of its own, and hand its rows over as they are taken.
+    /// Run a read on a thread of its own, and hand its rows over as they are taken. It ends when they are not wanted any
+    /// more, whatever it is doing; but rows that are only not taken yet it keeps to the end of its time. They may be those of
+    /// a merge, which wants the rows of other shards first. A client that takes nothing is noticed by whoever serves it.
     async fn stream(
         self: &Arc<Self>,
         units: Vec<PartitionId>,
-        read: impl FnOnce(&mut Sink<'_>) -> Result<(), HostError> + Send + 'static,
+        read: impl FnOnce(&Cancelled, &mut Sink<'_>) -> Result<(), HostError> + Send + 'static,
         stopped: watch::Receiver<bool>,
         deadline: Instant,
     ) -> Result<Pieces, Declined> {
         let (sender, mut receiver) = mpsc::channel(PIECES_WAITING_MAX);
         let replica = self.clone();
         let runtime = Handle::current();
+        let wanted = Wanted::default();
+        let cancelled = wanted.cancelled();
         tokio::task::spawn_blocking(move || {
             let _serving = replica.meter.begin(Kind::Read, &units);
-            replica.read_blocking(read, &sender, stopped, deadline, &runtime);
+            replica.read_blocking(|sink| read(&cancelled, sink), &sender, stopped, deadline, &runtime);
         });
         // The first piece decides whether there is an answer at all.
         let first = match receiver.recv().await {
@@ -226,7 +265,8 @@ impl Replica {
             None => return Err(HostError::Internal("the read ended without an answer".into()).into()),
         };
         let rest = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        Ok(futures::stream::iter([Ok(first)]).chain(rest).boxed())
+        let pieces = futures::stream::iter([Ok(first)]).chain(rest);
+        Ok(pieces.inspect(move |_| _ = &wanted).boxed())
     }
 
     fn read_blocking(
@@ -237,9 +277,8 @@ impl Replica {
         deadline: Instant,
         runtime: &Handle,
     ) {
-        // A receiver that stands still must not hold a database connection, nor a transaction that has to end.
         let send = |piece| {
-            let left = deadline.saturating_duration_since(Instant::now()).min(STALL_MAX);
+            let left = deadline.saturating_duration_since(Instant::now());
             let mut stopped = stopped.clone();
             runtime.block_on(async {
                 tokio::select! {
@@ -262,7 +301,7 @@ impl Replica {
         });
         match outcome {
             Ok(()) if taken => drop(send(Ok(Piece::End))),
-            Ok(()) => {}
+            Ok(()) | Err(HostError::Engine(EngineError::Cancelled)) => {}
             Err(error) => {
                 self.meter.failed();
                 send(Err(error.into()));
@@ -292,10 +331,26 @@ impl Replica {
     }
 }
 
+/// Reads of statements that run on one replica at one time; further ones wait without holding a thread.
+fn reads_at_once(readers: &Readers) -> usize {
+    let connections = readers.connections();
+    (connections - connections / CONNECTIONS_KEPT).max(1)
+}
+
 /// Whether the action waits here for the decision of a transaction that is prepared, instead of being refused. One
 /// that prepares another must not: each could wait for the other. Its coordinator begins again.
 fn waits_for_decision(action: &Action) -> bool {
     !matches!(action, Action::Prepare { .. } | Action::Decide { .. })
+}
+
+/// Where a test may let the process die before the action is proposed, and after it was applied.
+fn places_of(action: &Action) -> Option<(&'static str, &'static str)> {
+    match action {
+        Action::Prepare { .. } => Some(("participant.before-prepare", "participant.prepared")),
+        Action::Decide { .. } => Some(("participant.before-decide", "participant.decided")),
+        Action::Write { .. } => Some(("participant.before-write", "participant.written")),
+        _ => None,
+    }
 }
 
 /// As what a client's write counts; none for what the cluster does of its own.

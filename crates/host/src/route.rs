@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use pleat_cluster::NodeId;
 use pleat_consensus::{GroupId, ProposeError, ReadError, TransportError};
 
+use crate::error::Overload;
 use crate::rpc::{self, Declined, Request, Response};
 use crate::{Host, HostError};
 
@@ -66,7 +67,7 @@ impl From<ProposeError> for Declined {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::NotLeader { leader } => Declined::NotLeader { leader },
-            ProposeError::Overloaded => HostError::Overloaded("the shard's queue of writes is full".into()).into(),
+            ProposeError::Overloaded => HostError::Overloaded(Overload::Writes).into(),
             ProposeError::TooLarge { limit_bytes } => {
                 HostError::TooLarge(format!("one write may take {limit_bytes} bytes in the log at most")).into()
             }
@@ -86,7 +87,7 @@ impl From<ReadError> for Declined {
             ReadError::Timeout => {
                 HostError::Unavailable("the leader could not confirm that it still leads".into()).into()
             }
-            ReadError::Overloaded => HostError::Overloaded("too many reads wait for the shard's leader".into()).into(),
+            ReadError::Overloaded => HostError::Overloaded(Overload::Reads).into(),
             ReadError::Stopped(why) => HostError::Unavailable(format!("the replica has stopped: {why}")).into(),
         }
     }
@@ -115,65 +116,7 @@ impl Host {
     where
         F: Future<Output = Result<T, Attempt>>,
     {
-        let deadline = Instant::now() + within;
-        let mut backoff = BACKOFF_MIN;
-        let mut last = "no node of the group is known".to_owned();
-        let mut next = self.said_to_lead(group);
-        let mut lost = false;
-        let mut spreading = None;
-        let mut redirected = false;
-        loop {
-            if Instant::now() >= deadline {
-                return Err(spreading.unwrap_or_else(|| gave_up(group, lost && effect != Effect::None, &last)));
-            }
-            let members = self.members(group);
-            let mut turn = next.take().into_iter().chain(members).collect::<Vec<_>>();
-            dedup_in_order(&mut turn);
-            for node in turn {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    break;
-                }
-                let limit = if effect == Effect::Idempotent { left.min(ATTEMPT_MAX) } else { left };
-                match attempt(node, limit).await {
-                    Ok(answer) => return Ok((answer, lost)),
-                    Err(Attempt::Failed(HostError::OutcomeUnknown(why))) if effect != Effect::Once => {
-                        lost = true;
-                        last = format!("{node}: {why}");
-                    }
-                    Err(Attempt::Failed(error @ HostError::Spreading(_))) if effect == Effect::Idempotent => {
-                        // Committed; asking again under the same key waits for the rest.
-                        lost = true;
-                        spreading = Some(error);
-                    }
-                    Err(Attempt::Failed(error)) if lost && effect == Effect::Idempotent && error.is_passing() => {
-                        last = format!("{node}: {error}");
-                    }
-                    Err(Attempt::Failed(error)) => return Err(error),
-                    Err(Attempt::Lost(why)) if effect == Effect::Once => {
-                        return Err(HostError::OutcomeUnknown(format!("{node} was lost while it answered: {why}")));
-                    }
-                    Err(Attempt::Lost(why)) => {
-                        lost = true;
-                        last = format!("{node}: {why}");
-                    }
-                    Err(Attempt::Elsewhere { leader, why }) => {
-                        last = format!("{node}: {why}");
-                        if let Some(leader) = leader.filter(|leader| *leader != node) {
-                            next = Some(leader);
-                            break;
-                        }
-                    }
-                }
-            }
-            // The first hint is followed at once; nodes that point at each other are asked again with pauses.
-            if next.is_none() || std::mem::replace(&mut redirected, true) {
-                let left = deadline.saturating_duration_since(Instant::now());
-                tokio::time::sleep(backoff.min(left)).await;
-                backoff = (backoff * 2).min(BACKOFF_MAX);
-            }
-            next = next.or_else(|| self.said_to_lead(group));
-        }
+        seek(group, || self.said_to_lead(group), || self.members(group), effect, within, attempt).await
     }
 
     /// One call to one node, this one included.
@@ -201,6 +144,79 @@ impl Host {
     }
 }
 
+/// Ask the nodes in turn, whoever is said to lead first.
+async fn seek<T, F>(
+    group: GroupId,
+    said_to_lead: impl Fn() -> Option<NodeId>,
+    members: impl Fn() -> Vec<NodeId>,
+    effect: Effect,
+    within: Duration,
+    attempt: impl Fn(NodeId, Duration) -> F,
+) -> Result<(T, bool), HostError>
+where
+    F: Future<Output = Result<T, Attempt>>,
+{
+    let deadline = Instant::now() + within;
+    let mut backoff = BACKOFF_MIN;
+    let mut last = "no node of the group is known".to_owned();
+    let mut next = said_to_lead();
+    let mut lost = false;
+    let mut spreading = None;
+    let mut redirected = false;
+    loop {
+        if Instant::now() >= deadline {
+            return Err(spreading.unwrap_or_else(|| gave_up(group, lost && effect != Effect::None, &last)));
+        }
+        let members = members();
+        let mut turn = next.take().into_iter().chain(members).collect::<Vec<_>>();
+        dedup_in_order(&mut turn);
+        for node in turn {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let limit = if effect == Effect::Idempotent { left.min(ATTEMPT_MAX) } else { left };
+            match attempt(node, limit).await {
+                Ok(answer) => return Ok((answer, lost)),
+                Err(Attempt::Failed(HostError::OutcomeUnknown(why))) if effect != Effect::Once => {
+                    lost = true;
+                    last = format!("{node}: {why}");
+                }
+                Err(Attempt::Failed(error @ HostError::Spreading(_))) if effect == Effect::Idempotent => {
+                    // Committed; asking again under the same key waits for the rest.
+                    lost = true;
+                    spreading = Some(error);
+                }
+                Err(Attempt::Failed(error)) if lost && effect == Effect::Idempotent && error.is_passing() => {
+                    last = format!("{node}: {error}");
+                }
+                Err(Attempt::Failed(error)) => return Err(error),
+                Err(Attempt::Lost(why)) if effect == Effect::Once => {
+                    return Err(HostError::OutcomeUnknown(format!("{node} was lost while it answered: {why}")));
+                }
+                Err(Attempt::Lost(why)) => {
+                    lost = true;
+                    last = format!("{node}: {why}");
+                }
+                Err(Attempt::Elsewhere { leader, why }) => {
+                    last = format!("{node}: {why}");
+                    if let Some(leader) = leader.filter(|leader| *leader != node) {
+                        next = Some(leader);
+                        break;
+                    }
+                }
+            }
+        }
+        // The first hint is followed at once; nodes that point at each other are asked again with pauses.
+        if next.is_none() || std::mem::replace(&mut redirected, true) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            tokio::time::sleep(backoff.min(left)).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+        next = next.or_else(&said_to_lead);
+    }
+}
+
 fn gave_up(group: GroupId, lost: bool, last: &str) -> HostError {
     let what = if group == 0 { "the control group".to_owned() } else { format!("shard-{group}") };
     match lost {
@@ -212,4 +228,65 @@ fn gave_up(group: GroupId, lost: bool, last: &str) -> HostError {
 fn dedup_in_order(nodes: &mut Vec<NodeId>) {
     let mut seen = std::collections::BTreeSet::new();
     nodes.retain(|node| seen.insert(*node));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use pleat_cluster::TxnId;
+    use pleat_engine::Refusal;
+
+    use super::*;
+
+    /// What comes of attempts that end like this, one after the other; the last again and again.
+    async fn after(effect: Effect, attempts: Vec<Result<u32, Attempt>>) -> Result<(u32, bool), HostError> {
+        let attempts = Mutex::new(attempts.into_iter());
+        let attempt = |_, _| {
+            let next = attempts.lock().unwrap().next();
+            async move { next.unwrap_or_else(|| Err(held())) }
+        };
+        seek(7, || None, || vec![NodeId(1), NodeId(2)], effect, Duration::from_millis(80), attempt).await
+    }
+
+    /// A transaction has the shard's lane.
+    fn held() -> Attempt {
+        Attempt::Failed(HostError::Refused(Refusal::Prepared { txn: TxnId(1) }))
+    }
+
+    fn lost() -> Attempt {
+        Attempt::Lost("the connection broke".into())
+    }
+
+    fn elsewhere() -> Attempt {
+        Attempt::Elsewhere { leader: None, why: "it does not lead".into() }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_after_a_lost_attempt_does_not_say_that_nothing_was_done() {
+        let unknown = |ended| matches!(ended, Err(HostError::OutcomeUnknown(_)));
+        assert!(unknown(after(Effect::Idempotent, vec![Err(lost()), Err(held())]).await));
+        let passing = [
+            HostError::Unavailable("no leader".into()),
+            HostError::Overloaded("full".into()),
+            HostError::Timeout("late".into()),
+        ];
+        for error in passing {
+            let attempts = vec![Err(lost()), Err(Attempt::Failed(error.clone())), Err(held())];
+            assert!(unknown(after(Effect::Idempotent, attempts).await), "{error}");
+        }
+        // An answer that comes after all is told to be uncertain; without a loss it is not.
+        assert_eq!(after(Effect::Idempotent, vec![Err(lost()), Err(held()), Ok(5)]).await.unwrap(), (5, true));
+        assert_eq!(after(Effect::Idempotent, vec![Err(elsewhere()), Ok(5)]).await.unwrap(), (5, false));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_the_first_attempt_is_the_answer() {
+        for effect in [Effect::None, Effect::Idempotent, Effect::Once] {
+            let refused = after(effect, vec![Err(elsewhere()), Err(held())]).await;
+            assert!(matches!(refused, Err(HostError::Refused(_))), "{effect:?} {refused:?}");
+        }
+        // What must not be done twice is not tried again when it may have been done.
+        assert!(matches!(after(Effect::Once, vec![Err(lost()), Ok(5)]).await, Err(HostError::OutcomeUnknown(_))));
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use pleat_cluster::{Generation, NodeId, PartitionId, ShardId, Value};
+use pleat_cluster::{Generation, NodeId, PartitionId, ShardId, TxnId, Value};
 use pleat_consensus::GroupId;
 use pleat_engine::{
     Action, ContentDigest, MoveChunk, MoveRead, Outcome, PreparedTxn, ReadRequest, StatementResult, TxnsSeen,
@@ -20,7 +20,7 @@ use crate::{Freshness, HostError, TxnHandle, TxnStep};
 pub const CALL: &str = "host.call";
 /// The transport's method for streams of rows.
 pub const READ: &str = "host.read";
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// A call to another node, with the time that the caller has for it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,6 +76,11 @@ pub enum Request {
         shard: ShardId,
         layout: Generation,
         step: TxnStep,
+    },
+    /// An interactive transaction is at work elsewhere: its part on the shard is not idle.
+    TouchTxn {
+        txn: TxnId,
+        shard: ShardId,
     },
 }
 

@@ -32,7 +32,13 @@ impl Host {
             Request::Ping => Ok(Response::Pong),
             Request::Command(envelope) => {
                 let control = self.control().ok_or(Declined::NotLeader { leader: None })?;
+                #[cfg(feature = "failpoints")]
+                let decides = crate::catalog_machine::is_decision(&envelope);
+                #[cfg(feature = "failpoints")]
+                reach_if(decides, "ledger.before-decision");
                 let answer = control.propose(envelope.into(), within).await?;
+                #[cfg(feature = "failpoints")]
+                reach_if(decides, "ledger.decided");
                 Ok(Response::Command(answer.to_vec()))
             }
             Request::ReadIndex(group) => {
@@ -74,6 +80,10 @@ impl Host {
                     Taken::Done => Response::TxnDone,
                     Taken::Decided(written) => Response::Written(written),
                 })
+            }
+            Request::TouchTxn { txn, shard } => {
+                self.led(shard)?.locals.touch(txn);
+                Ok(Response::TxnDone)
             }
             Request::Weights(shard) => {
                 let replica = self.led(shard)?;
@@ -198,6 +208,13 @@ impl Service for Host {
             Err(declined) => futures::stream::iter([Err(declined)]).boxed(),
         };
         Ok(pieces.map(|piece: Result<Piece, Declined>| encode(&piece)).boxed())
+    }
+}
+
+#[cfg(feature = "failpoints")]
+fn reach_if(here: bool, place: &'static str) {
+    if here {
+        crate::failpoint::reach(place, None);
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
+use pleat_cluster::ShardId;
 use pleat_consensus::{Applied, Entry, StateMachine};
 use pleat_engine::{Proposal, Store};
 
@@ -16,13 +17,27 @@ use crate::verify::Digests;
 
 /// A [`Store`] that follows a Raft log.
 pub struct ShardMachine {
+    shard: ShardId,
     store: Store,
     digests: Arc<Digests>,
 }
 
 impl ShardMachine {
-    pub fn new(store: Store, digests: Arc<Digests>) -> Self {
-        Self { store, digests }
+    pub fn new(shard: ShardId, store: Store, digests: Arc<Digests>) -> Self {
+        Self { shard, store, digests }
+    }
+
+    /// The log has these proposals, and the database doesn't.
+    #[cfg(feature = "failpoints")]
+    fn applying(&self, proposals: &[&[u8]]) {
+        use pleat_engine::Action;
+        for proposal in proposals.iter().filter_map(|bytes| Proposal::decode(bytes).ok()) {
+            match proposal.action {
+                Action::Prepare { .. } => crate::failpoint::reach("participant.applying-prepare", Some(self.shard)),
+                Action::Decide { .. } => crate::failpoint::reach("participant.applying-decide", Some(self.shard)),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -33,6 +48,8 @@ impl StateMachine for ShardMachine {
 
     fn apply(&mut self, entries: Vec<Entry>, applied: Applied) -> anyhow::Result<Vec<Vec<Bytes>>> {
         let proposals: Vec<&[u8]> = entries.iter().flat_map(|entry| &entry.proposals).map(|p| p.as_ref()).collect();
+        #[cfg(feature = "failpoints")]
+        self.applying(&proposals);
         let mut outcomes = self.store.apply(&proposals, &postcard::to_stdvec(&applied)?)?.into_iter();
         let of_entry = |entry: &Entry| {
             outcomes.by_ref().take(entry.proposals.len()).map(|outcome| with_index(entry.index, &outcome)).collect()

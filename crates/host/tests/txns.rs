@@ -3,13 +3,14 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
 use futures::TryStreamExt;
 use pleat_cluster::{LedgerCommand, LedgerReply, ShardId, TableId, TxnId, Value};
 use pleat_engine::{Action, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest, Refusal, Statement};
-use pleat_host::{Freshness, Host, HostError, Piece, TxnEnd, TxnHandle, TxnPart, TxnReply, TxnStep};
+use pleat_host::{Freshness, Host, HostError, Piece, TxnEnd, TxnHandle, TxnPart, TxnReply, TxnStep, Written};
 
 fn insert_of(id: i64) -> Vec<Statement> {
     vec![Statement::new("INSERT INTO t VALUES (?, 0)", vec![Value::Integer(id)])]
@@ -27,7 +28,8 @@ fn prepare(host: &Host, txn: TxnId, id: i64) -> Action {
     }
 }
 
-async fn decide(host: &Host, txn: TxnId, commit: bool) -> bool {
+/// The number of the commit, if it is one.
+async fn decide(host: &Host, txn: TxnId, commit: bool) -> Option<u64> {
     let (began, at) = (host.txn_clock(), host.now_ms());
     let command = LedgerCommand::Decide { txn, commit, participants: vec![SHARD, OTHER], began, at };
     match host.ledger_command(command, LIMIT).await.unwrap() {
@@ -133,7 +135,7 @@ async fn what_a_coordinator_leaves_behind_is_decided_by_others_and_never_by_halv
             Outcome::Refused(Refusal::Prepared { txn: other }) if other == txn
         ));
         if commit {
-            assert!(decide(&host, txn, true).await);
+            assert!(decide(&host, txn, true).await.is_some());
             // The leader of a participant goes, and with it what it knew.
             let leader = nodes.iter().position(|n| n.host.shard_status(SHARD).unwrap().is_leader).unwrap();
             drop(stop(nodes.remove(leader)).await);
@@ -142,13 +144,13 @@ async fn what_a_coordinator_leaves_behind_is_decided_by_others_and_never_by_halv
         let host = nodes[0].host.clone();
         done(host.write(OTHER, 0, insert(100 + round as i64, Some(format!("w{round}"))), LIMIT).await);
         until_decided(&nodes).await;
-        assert!(!decide(&host, txn, !commit).await || commit, "what was decided stays");
+        assert_eq!(decide(&host, txn, !commit).await.is_some(), commit, "what was decided stays");
         let committed = i64::from(commit);
         assert_eq!(counted(&host, SHARD).await, committed);
         assert_eq!(counted(&host, OTHER).await, committed + round as i64);
     }
     let rows = nodes[0].host.read(SHARD, select("SELECT 1"), Freshness::Strong, LIMIT).await.unwrap();
-    assert_eq!(rows.txns.unwrap().committed, [(TxnId(2), vec![SHARD, OTHER])]);
+    assert_eq!(rows.txns.unwrap().together, [(SHARD, 1), (OTHER, 1)], "the first commit of all");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -192,9 +194,10 @@ async fn an_interactive_transaction_runs_from_any_node() {
             let outcome = decided(host, part, step).await;
             assert!(matches!(outcome, Outcome::Prepared { .. }), "{outcome:?}");
         }
-        assert!(decide(host, txn.id, true).await);
+        let commit = decide(host, txn.id, true).await;
+        assert!(commit.is_some());
         for shard in [SHARD, OTHER] {
-            done(host.write(shard, 0, Action::Decide { txn: txn.id, commit: true }, LIMIT).await);
+            done(host.write(shard, 0, Action::Decide { txn: txn.id, commit }, LIMIT).await);
         }
         // One that is rolled back.
         let mut part = TxnPart::new(OTHER, handle(host, 0));
@@ -231,6 +234,91 @@ async fn who_keeps_others_waiting_is_rolled_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_at_work_elsewhere_is_not_idle() {
+    let nodes = settled_cluster().await;
+    let host = &nodes[0].host;
+    let mut part = TxnPart::new(SHARD, handle(host, 0));
+    wrote(host, &mut part, 1).await.unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1_500) {
+        host.touch_txn(&part, LIMIT).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Longer than a holder may do nothing.
+    wrote(host, &mut part, 2).await.unwrap();
+    let outcome = decided(host, &mut part, TxnStep::Commit { idempotency: None }).await;
+    assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+    assert_eq!(counted(host, SHARD).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_whose_transaction_ends_in_the_middle_is_no_shorter_answer() {
+    let nodes = settled_cluster().await;
+    let long =
+        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000000) SELECT n, 'a row' FROM c";
+    // Asked on the shard's leader, and on another node.
+    for node in &nodes {
+        let host = &node.host;
+        let mut young = TxnPart::new(SHARD, handle(host, 0));
+        wrote(host, &mut young, 1).await.unwrap();
+        let limits = ReadLimits { rows: u64::MAX, bytes: u64::MAX, ..ReadLimits::default() };
+        let read = TxnStep::Read(ReadRequest { limits, ..select(long) });
+        let TxnReply::Rows(rows) = host.txn_step(&mut young, read, LIMIT).await.unwrap() else { panic!("no rows") };
+        let mut old = TxnPart::new(SHARD, handle(host, 10_000));
+        wrote(host, &mut old, 1).await.unwrap();
+        let pieces: Result<Vec<Piece>, HostError> = rows.pieces.try_collect().await;
+        assert!(pieces.is_err(), "{} pieces", pieces.unwrap().len());
+        host.txn_step(&mut old, TxnStep::Rollback, LIMIT).await.unwrap();
+    }
+}
+
+/// Transactions on one shard, one after the other and several at once, until told to stop. Gives the entries of the log that
+/// committed one.
+async fn stream_of_transactions(host: Arc<Host>, first: i64, stop: Arc<AtomicBool>) -> Vec<u64> {
+    let mut committed = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let txn = TxnId(uuid::Uuid::new_v4().as_u128());
+        let id = first + committed.len() as i64;
+        match host.write(SHARD, 0, prepare(&host, txn, id), LIMIT).await {
+            Ok(Written { outcome: Outcome::Prepared { .. }, .. }) => {
+                let decided = host.write(SHARD, 0, Action::Decide { txn, commit: Some(1) }, LIMIT).await.unwrap();
+                committed.push(decided.index);
+            }
+            Ok(Written { outcome: Outcome::Refused(_), .. }) | Err(HostError::Refused(_)) => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    committed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_waits_for_a_transaction_or_two_and_not_for_a_stream_of_them() {
+    let nodes = settled_cluster().await;
+    let leader = nodes.iter().find(|node| node.host.shard_status(SHARD).unwrap().is_leader).unwrap().host.clone();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stream = |task: i64| tokio::spawn(stream_of_transactions(leader.clone(), 1_000_000 * task, stop.clone()));
+    let streams: Vec<_> = (1..=6).map(stream).collect();
+    let mut writes = Vec::new();
+    for id in 0..40 {
+        let before = leader.shard_status(SHARD).unwrap().applied;
+        let written = leader.write(SHARD, 0, insert(id, Some(format!("w{id}"))), LIMIT).await.unwrap();
+        writes.push((before, written.index));
+        done(Ok(written));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let committed: Vec<u64> =
+        futures::future::join_all(streams).await.into_iter().flat_map(|committed| committed.unwrap()).collect();
+    let passed = |(before, at): &(u64, u64)| committed.iter().filter(|one| (before + 1..*at).contains(*one)).count();
+    let passed: Vec<usize> = writes.iter().map(passed).collect();
+    println!("{} transactions; those that went before each write: {passed:?}", committed.len());
+    assert!(committed.len() >= 10, "the transactions were not kept out for ever: {}", committed.len());
+    // The one that is prepared, and one that was just on its way.
+    assert!(passed.iter().all(|passed| *passed <= 3), "{passed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_that_want_each_others_shards_the_older_one_wins() {
     let nodes = settled_cluster().await;
     let (one, two) = (nodes[0].host.clone(), nodes[1].host.clone());
@@ -247,9 +335,10 @@ async fn of_two_that_want_each_others_shards_the_older_one_wins() {
         assert!(matches!(decided(&one, part, step).await, Outcome::Prepared { .. }));
     }
     let txn = old_id(&old);
-    assert!(decide(&one, txn, true).await);
+    let commit = decide(&one, txn, true).await;
+    assert!(commit.is_some());
     for shard in [SHARD, OTHER] {
-        done(one.write(shard, 0, Action::Decide { txn, commit: true }, LIMIT).await);
+        done(one.write(shard, 0, Action::Decide { txn, commit }, LIMIT).await);
     }
     let (waited, mut young, two) = waits.await.unwrap();
     // On the shard that it waited for it may have got in afterwards; the one that it had is gone.

@@ -44,6 +44,7 @@ mod shard_sql;
 mod spread;
 mod statement;
 mod tree;
+mod views;
 mod why;
 mod write;
 
@@ -59,6 +60,6 @@ pub use read::{Bound, Fetch, ReadPlan, Route, Source, Units};
 pub use statement::{Schema, Statement, prepare, split_script};
 pub use why::{NotPushed, Why};
 pub use write::{
-    BulkIds, COMPUTED_ROWS_MAX, ComputedWrite, Ids, IdsGiven, IdsWanted, KeyedWrite, RowsWrite, SpreadWrite, WritePlan,
+    BulkIds, COMPUTED_ROWS_MAX, ComputedWrite, Ids, IdsWanted, KeyedWrite, RowsWrite, SpreadWrite, WritePlan,
     WriteRoute, WriteTarget, several_shards,
 };

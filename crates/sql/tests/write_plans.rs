@@ -33,6 +33,26 @@ fn explained() {
     assert_eq!(shown, script, "run with SHOW=1 to write what is shown now, and read it");
 }
 
+/// It runs on each copy in its turn, and one of them may have got another column by then.
+#[test]
+fn an_insert_into_a_reference_table_names_its_columns() {
+    let world = rich(false);
+    for (sql, wanted) in [
+        ("INSERT INTO r VALUES (900, 1, 'x')", "INSERT INTO r (\"id\", \"a\", \"c\") VALUES (900, 1, 'x')"),
+        (
+            "WITH x(i) AS (SELECT 901) INSERT OR IGNORE INTO r SELECT i, ?, 'y' FROM x ON CONFLICT DO NOTHING",
+            "WITH x(i) AS (SELECT 901) INSERT OR IGNORE INTO r (\"id\", \"a\", \"c\") SELECT i, ?1, 'y' FROM x ON CONFLICT DO NOTHING",
+        ),
+        ("INSERT INTO r (id) VALUES (902)", "INSERT INTO r (id) VALUES (902)"),
+        ("INSERT INTO r DEFAULT VALUES", "INSERT INTO r DEFAULT VALUES"),
+    ] {
+        let plan = write_plan(&world, sql).unwrap();
+        let values = vec![Value::Integer(1); usize::from(sql.contains('?'))];
+        let route = plan.route(&Params::Positional(&values), PARTITIONS, &Ids::none()).unwrap();
+        assert_eq!((&*route.statements[0].sql, &route.statements[0].params), (wanted, &values), "{sql}");
+    }
+}
+
 #[test]
 fn refused_with_what_to_do() {
     let world = rich(false);
@@ -62,6 +82,7 @@ fn refused_with_what_to_do() {
         ("DELETE FROM t RETURNING (SELECT max(x) FROM u)", "0A000", "RETURNING"),
         ("INSERT INTO r SELECT id + 100, a, c FROM r", "0A000", "ORDER BY"),
         ("INSERT INTO r SELECT a, a, c FROM one ORDER BY 1", "0A000", "can't read one"),
+        ("INSERT INTO r SELECT * FROM r AS x ORDER BY id", "0A000", "number of columns"),
         ("WITH t AS (SELECT 1) DELETE FROM t", "0A000", "has the name of the table"),
         ("WITH q AS (SELECT 1), DELETE FROM t", "42601", "syntax error"),
         ("WITH q AS (DELETE FROM t RETURNING *) SELECT * FROM q", "0A000", "inside WITH"),
@@ -180,8 +201,8 @@ fn ids_are_asked_for_and_given() {
         let values = [value];
         let params = Params::Positional(&values);
         let asked = plan.ids_wanted(&params).unwrap();
-        assert_eq!(asked.iter().map(|ids| (ids.table, ids.count)).collect::<Vec<_>>(), [(table, wanted)]);
-        assert_eq!(plan.ids_given(&params).unwrap()[0].max, given);
+        let asked: Vec<_> = asked.iter().map(|ids| (ids.table, ids.count, ids.above)).collect();
+        assert_eq!(asked, [(table, wanted, Some(given))]);
         let refused = plan.route(&params, PARTITIONS, &Ids::none()).unwrap_err();
         assert_eq!(refused.sqlstate(), "23502", "no ids were handed over");
         let route = plan.route(&params, PARTITIONS, &Ids::none().with(table, 500)).unwrap();
@@ -191,12 +212,15 @@ fn ids_are_asked_for_and_given() {
     let columns = vec!["a".to_owned()];
     let bulk = BulkIds::of(&world.tables["empty"], &columns).unwrap();
     let (mut columns, mut rows) = (columns, vec![vec![Value::Integer(1)], vec![Value::Null]]);
-    assert_eq!((bulk.wanted(rows.iter().map(Vec::as_slice)), bulk.given(rows.iter().map(Vec::as_slice))), (2, None));
+    let wanted = bulk.wanted(rows.iter().map(Vec::as_slice)).unwrap().unwrap();
+    assert_eq!((wanted.table, wanted.count, wanted.above), (table, 2, None));
     bulk.fill(&mut columns, &mut rows, 9);
     assert_eq!(columns, ["a", "k"]);
     assert_eq!(rows, [vec![Value::Integer(1), Value::Integer(9)], vec![Value::Null, Value::Integer(10)]]);
     let bulk = BulkIds::of(&world.tables["empty"], &["K".to_owned()]).unwrap();
-    assert_eq!(bulk.given([[Value::from("7")].as_slice(), &[Value::Null]]), Some(7));
+    let wanted = bulk.wanted([[Value::from("7")].as_slice(), &[Value::Null]]).unwrap().unwrap();
+    assert_eq!((wanted.count, wanted.above), (1, Some(7)));
+    assert_eq!(bulk.wanted([[Value::from("7")].as_slice()]).unwrap(), None);
     assert!(BulkIds::of(&world.tables["t"], &[]).is_none());
     assert_ne!(table, TableId(0));
 }

@@ -36,15 +36,6 @@ pub fn answers(name: &str, args: &[&str]) -> bool {
     command(name, args).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// What a program prints.
-pub fn output(name: &str, args: &[&str]) -> anyhow::Result<String> {
-    let output = command(name, args).stderr(Stdio::inherit()).output().with_context(|| format!("start {name}"))?;
-    if !output.status.success() {
-        bail!("`{name} {}` failed ({})", args.join(" "), output.status);
-    }
-    String::from_utf8(output.stdout).with_context(|| format!("what {name} printed is not UTF-8"))
-}
-
 fn command(name: &str, args: &[&str]) -> Command {
     let mut command = Command::new(name);
     command.args(args).current_dir(root());

@@ -38,7 +38,7 @@ fn check() -> anyhow::Result<Vec<Complaint>> {
         complaints.extend(layers::check(&text)?);
     }
     for path in files()? {
-        // A file that git lists may just have been deleted; one that is not text has no rules.
+        // One that is not text has no rules, and one that was just deleted neither.
         let Ok(text) = fs::read_to_string(root.join(&path)) else { continue };
         complaints.extend(source::check(&path, &text));
     }
@@ -61,10 +61,34 @@ fn folders(dir: &std::path::Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Everything that git has or would add, as paths from the root.
+/// Every file of the house, as paths from the root. Without git, which a machine that builds an archive of the sources
+/// need not have: folders that `.gitignore` names are left out, which is all that it may hold.
 fn files() -> anyhow::Result<Vec<String>> {
-    let listed = run::output("git", &["ls-files", "--cached", "--others", "--exclude-standard"])?;
-    Ok(listed.lines().map(str::to_string).collect())
+    let root = run::root();
+    let ignored = fs::read_to_string(root.join(".gitignore")).context("read .gitignore")?;
+    let names = ignored.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut skipped = vec![".git"];
+    for name in names {
+        let folder = name.strip_suffix('/').filter(|name| !name.contains(['*', '/', '!']));
+        skipped.push(folder.with_context(|| format!(".gitignore may name folders (\"name/\"), not \"{name}\""))?);
+    }
+    let mut found = Vec::new();
+    list(&root, "", &skipped, &mut found)?;
+    Ok(found)
+}
+
+fn list(dir: &std::path::Path, prefix: &str, skipped: &[&str], found: &mut Vec<String>) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = format!("{prefix}{name}");
+        if !entry.file_type()?.is_dir() {
+            found.push(path);
+        } else if !skipped.contains(&name.as_str()) {
+            list(&entry.path(), &format!("{path}/"), skipped, found)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

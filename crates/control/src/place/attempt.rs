@@ -150,7 +150,7 @@ impl Attempt<'_> {
             loop {
                 let (changes, next) = chunk;
                 self.receipt.read += changes.rows.len() as u64;
-                let sorted = self.sort(source, changes)?;
+                let sorted = self.sort(source, changes, false)?;
                 self.receipt.sent += sorted.values().map(|changes| changes.rows.len() as u64).sum::<u64>();
                 let work = self.work;
                 let Some(after) = next else {
@@ -184,8 +184,13 @@ impl Attempt<'_> {
         (rows.len() == self.sources.len()).then(|| rows.values().sum())
     }
 
-    fn sort(&self, source: ShardId, changes: TableChanges) -> Result<BTreeMap<ShardId, TableChanges>, Stop> {
-        Sorter::new(self.plan, self.catalog, source).sort(changes)
+    fn sort(
+        &self,
+        source: ShardId,
+        changes: TableChanges,
+        changed: bool,
+    ) -> Result<BTreeMap<ShardId, TableChanges>, Stop> {
+        Sorter::new(self.plan, self.catalog, source).sort(changes, changed)
     }
 
     /// Rows to the shards that they are for. To one shard goes one message at a time, so that each is newer than the
@@ -271,7 +276,7 @@ impl Attempt<'_> {
         self.receipt.changed += changed(&changes);
         self.send_keys(changes.idempotency).await?;
         for table in changes.tables {
-            let sorted = self.sort(source, table)?;
+            let sorted = self.sort(source, table, true)?;
             self.send(sorted).await?;
         }
         self.positions.insert(source, changes.position);

@@ -36,8 +36,9 @@
 //!
 //! # Why it is right
 //!
-//! 1. *One place for each row.* The primary key contains the shard key, old and new. So the primary key of a captured
-//!    change says where the row has to go, or to be deleted, and rows that are brought never collide with a shard's own.
+//! 1. *One source for each row.* The primary key contains the old shard key, so all changes of a row are captured by one
+//!    shard, in their order. Where it contains the new one, too, it says where the row has to go or to be deleted;
+//!    otherwise a change is deleted on all shards that it is not for. Rows that are brought never collide with a shard's own.
 //! 2. *One rule for each statement.* A statement carries the catalog's `layout` that it was planned by, and a shard refuses
 //!    any other, in the snapshot that it reads and at apply. So a scatter asks only shards of one layout.
 //! 3. *No write to both.* Writes to the table are refused from the fence on, on all shards, until all have switched. So

@@ -143,17 +143,17 @@ async fn at_calls(from: TableKind, to: TableKind, fault: impl Fn(u64) -> Fault, 
 #[tokio::test(start_paused = true)]
 async fn it_survives_a_leader_that_dies_before_or_after_any_call() {
     for (from, to) in directions() {
-        at_calls(from.clone(), to.clone(), Fault::CrashAfter, 2, false).await;
-        at_calls(from, to, Fault::CrashBefore, 5, false).await;
+        at_calls(from.clone(), to.clone(), Fault::CrashAfter, 5, false).await;
+        at_calls(from, to, Fault::CrashBefore, 19, false).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_survives_lost_answers_shards_that_are_restarted_and_late_messages() {
     for (from, to) in directions() {
-        at_calls(from.clone(), to.clone(), Fault::Lost, 5, true).await;
-        at_calls(from.clone(), to.clone(), Fault::Unreachable, 7, false).await;
-        at_calls(from.clone(), to.clone(), Fault::Restart, 7, false).await;
-        at_calls(from, to, |at| Fault::Late(at, 7), 7, false).await;
+        at_calls(from.clone(), to.clone(), Fault::Lost, 17, true).await;
+        at_calls(from.clone(), to.clone(), Fault::Unreachable, 23, false).await;
+        at_calls(from.clone(), to.clone(), Fault::Restart, 23, false).await;
+        at_calls(from, to, |at| Fault::Late(at, 7), 29, false).await;
     }
 }

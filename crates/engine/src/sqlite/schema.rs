@@ -30,7 +30,8 @@ pub(crate) const OWN_TABLES: &str = "
     CREATE INDEX __pleat_idempotency_internal ON __pleat_idempotency(expires_ms) WHERE substr(key, 1, 2) = 'i/';
     CREATE TABLE __pleat_prepared(txn BLOB PRIMARY KEY, kept BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE __pleat_committed(
-        seq INTEGER PRIMARY KEY, txn BLOB NOT NULL UNIQUE, at_ms INTEGER NOT NULL, participants BLOB NOT NULL);
+        seq INTEGER PRIMARY KEY, txn BLOB NOT NULL UNIQUE, at_ms INTEGER NOT NULL);
+    CREATE TABLE __pleat_together(shard INTEGER PRIMARY KEY, newest INTEGER NOT NULL);
     INSERT INTO __pleat_applied VALUES (0, x''), (1, 0), (2, 0);
 ";
 

@@ -4,13 +4,18 @@
 //! | --- | --- | --- |
 //! | unknown | nothing | `Prepare` → prepared, or a refusal or failure that leaves nothing |
 //! | prepared | the proposal, with its time and seed | `Decide(commit)` → committed, `Decide(abort)` → unknown |
-//! | committed | its id and participants, for a while | is forgotten |
+//! | committed | its id, for a while; for each participant its number, as the newest | is forgotten |
 //!
 //! At most one transaction is prepared at a time, and while one is, nothing else changes the shard's content: writes,
 //! schema changes and steps of moves are refused with [`Refusal::Prepared`], at apply, on every replica alike. So what
 //! the statements gave when they were tried, they give again when they are committed: they run on the same content
 //! with the same time and randomness. What is kept is therefore the statements, not their effects; and a replica that
 //! is restarted, or begins from a snapshot, has all it needs in its database.
+//!
+//! *What a snapshot shows.* Commits are carried out here in the order of their numbers (`pleat_cluster`'s `ledger` says why).
+//! So the newest number says how far the shard has come, and for each other shard the newest in which that one took part says
+//! how far *it* must have come for both to show the same: two numbers, however many commits there were, and however
+//! long ago.
 //!
 //! *What if a process dies?* All of this is content of the log and of the database. A transaction whose coordinator is
 //! gone stays prepared until somebody asks the ledger and proposes the decision; that is the host's job.
@@ -20,7 +25,7 @@
 //! A `Prepare` that arrives late, after the decision, finds the transaction among the committed ones and does nothing;
 //! after an abort it prepares anew, and is aborted again by whoever asks the ledger.
 
-use pleat_cluster::{Millis, PartitionId, ShardId, TxnId};
+use pleat_cluster::{CommitNumber, Millis, PartitionId, ShardId, TxnId};
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +34,7 @@ use super::failure::Applied;
 use super::idempotency;
 use super::store::Writer;
 use super::write::Scope;
-use crate::limits::{COMMITTED_KEPT_MAX, COMMITTED_KEPT_MS, COMMITTED_NAMED_MAX};
+use crate::limits::{COMMITTED_KEPT_MAX, COMMITTED_KEPT_MS};
 use crate::{Idempotency, Outcome, PreparedTxn, Refusal, Statement, StatementResult, TxnsSeen};
 
 /// A prepared transaction, as it is stored.
@@ -72,7 +77,7 @@ impl Writer {
             return Ok(Outcome::Replayed { results: Vec::new(), rows_kept: false });
         }
         if let Some(known) = self.known_or_checked(asked.idempotency.as_ref(), &asked.units, base, self.now_ms)? {
-            return Ok(known);
+            return Ok(known.of_a_write());
         }
         let results = self.try_out(&asked)?;
         self.db
@@ -94,28 +99,29 @@ impl Writer {
     }
 
     /// Carries out what was decided.
-    pub(crate) fn decide(&mut self, txn: TxnId, commit: bool) -> Applied<Outcome> {
+    pub(crate) fn decide(&mut self, txn: TxnId, commit: Option<CommitNumber>) -> Applied<Outcome> {
         if self.prepared != Some(txn) {
             return Ok(Outcome::Done { results: Vec::new() });
         }
         let kept = load(&self.db.conn, txn)?;
         self.db.conn.prepare_cached("DELETE FROM __pleat_prepared WHERE txn = ?1")?.execute([key(txn)])?;
         let results = match commit {
-            true => self.commit(txn, &kept)?,
-            false => Vec::new(),
+            Some(number) => self.commit(txn, number, &kept)?,
+            None => Vec::new(),
         };
         self.prepared = None;
         Ok(Outcome::Done { results })
     }
 
-    fn commit(&mut self, txn: TxnId, kept: &Kept) -> Applied<Vec<StatementResult>> {
+    fn commit(&mut self, txn: TxnId, number: CommitNumber, kept: &Kept) -> Applied<Vec<StatementResult>> {
         self.begin_at(kept.now_ms, kept.seed)?;
         let results = self.run_all(&kept.statements, Scope::Units(&kept.units))?;
         let done = Outcome::Done { results };
         if let Some(given) = &kept.idempotency {
             idempotency::remember(&self.db.conn, given, &kept.units, &done, self.now_ms)?;
         }
-        remember_commit(&self.db.conn, txn, &kept.participants, self.now_ms)?;
+        remember_commit(&self.db.conn, txn, self.now_ms)?;
+        remember_together(&self.db.conn, number, &kept.participants)?;
         if !kept.statements.is_empty() {
             self.version += 1;
         }
@@ -142,15 +148,9 @@ pub(crate) fn in_doubt(conn: &Connection) -> anyhow::Result<Vec<PreparedTxn>> {
 
 /// What the head of a read says.
 pub(crate) fn seen(conn: &Connection) -> anyhow::Result<TxnsSeen> {
-    let mut committed =
-        conn.prepare_cached("SELECT txn, participants FROM __pleat_committed ORDER BY seq DESC LIMIT ?1")?;
-    let mut rows = committed.query([COMMITTED_NAMED_MAX])?;
-    let mut named = Vec::new();
-    while let Some(row) = rows.next()? {
-        named.push((txn_of(row.get(0)?)?, postcard::from_bytes(row.get_ref(1)?.as_blob()?)?));
-    }
-    let version = content::version(conn)?;
-    Ok(TxnsSeen { version, prepared: prepared(conn)?.into_iter().collect(), committed: named })
+    let mut together = conn.prepare_cached("SELECT shard, newest FROM __pleat_together")?;
+    let together = together.query_map([], |row| Ok((ShardId(row.get(0)?), row.get::<_, i64>(1)? as CommitNumber)))?;
+    Ok(TxnsSeen { version: content::version(conn)?, together: together.collect::<Result<_, _>>()? })
 }
 
 fn load(conn: &Connection, txn: TxnId) -> Applied<Kept> {
@@ -164,17 +164,25 @@ fn was_committed(conn: &Connection, txn: TxnId) -> Applied<bool> {
 }
 
 /// Remembers a commit, and forgets those that are old or too many.
-fn remember_commit(conn: &Connection, txn: TxnId, participants: &[ShardId], now_ms: Millis) -> Applied<()> {
-    conn.prepare_cached("INSERT INTO __pleat_committed(txn, at_ms, participants) VALUES (?1, ?2, ?3)")?.execute((
-        key(txn),
-        now_ms as i64,
-        postcard::to_stdvec(participants)?,
-    ))?;
+fn remember_commit(conn: &Connection, txn: TxnId, now_ms: Millis) -> Applied<()> {
+    conn.prepare_cached("INSERT INTO __pleat_committed(txn, at_ms) VALUES (?1, ?2)")?
+        .execute((key(txn), now_ms as i64))?;
     conn.prepare_cached(
         "DELETE FROM __pleat_committed WHERE seq IN (SELECT seq FROM __pleat_committed \
          WHERE at_ms < ?1 OR seq <= (SELECT max(seq) FROM __pleat_committed) - ?2 ORDER BY seq LIMIT 8)",
     )?
     .execute((now_ms.saturating_sub(COMMITTED_KEPT_MS) as i64, COMMITTED_KEPT_MAX))?;
+    Ok(())
+}
+
+/// Remembers with which shards a commit was shared.
+fn remember_together(conn: &Connection, number: CommitNumber, participants: &[ShardId]) -> Applied<()> {
+    let mut newest = conn.prepare_cached(
+        "INSERT INTO __pleat_together VALUES (?1, ?2) ON CONFLICT DO UPDATE SET newest = max(newest, excluded.newest)",
+    )?;
+    for shard in participants {
+        newest.execute((shard.0, number as i64))?;
+    }
     Ok(())
 }
 

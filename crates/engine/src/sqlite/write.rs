@@ -62,7 +62,7 @@ impl Writer {
         now_ms: Millis,
     ) -> Applied<Outcome> {
         if let Some(outcome) = self.known_or_checked(idempotency, units, base, now_ms)? {
-            return Ok(outcome);
+            return Ok(outcome.of_a_write());
         }
         let results = self.run_all(statements, Scope::Units(units))?;
         self.version += 1;

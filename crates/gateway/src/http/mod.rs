@@ -14,6 +14,8 @@ mod decisions;
 mod document;
 mod events;
 mod extract;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 mod guard;
 mod health;
 mod ndjson;
@@ -104,11 +106,14 @@ impl Shared {
                 self.metrics.in_flight().inc();
                 Ok(Admitted { _permit: permit, metrics: self.metrics.clone() })
             }
-            Err(_) => Err(Problem(Failure::passing(
-                OVERLOADED,
-                format!("this node serves {} requests already", self.settings.limits.requests_in_flight),
-                "try again after a short pause, with fewer requests at once, or ask another node",
-            ))),
+            Err(_) => Err(Problem(
+                Failure::passing(
+                    OVERLOADED,
+                    format!("this node serves {} requests already", self.settings.limits.requests_in_flight),
+                    "try again after a short pause, with fewer requests at once, or ask another node",
+                )
+                .at_limit("requests_in_flight"),
+            )),
         }
     }
 }
@@ -175,6 +180,8 @@ pub(crate) fn router(app: &App, coordinator: bool) -> Router {
     for endpoint in endpoints().into_iter().filter(|endpoint| endpoint.coordinator || !coordinator) {
         router = router.route(endpoint.path, endpoint.handler);
     }
+    #[cfg(feature = "failpoints")]
+    let router = router.route("/failpoints", axum::routing::put(failpoints::configure));
     router
         .method_not_allowed_fallback(guard::method_not_allowed)
         .route_layer(from_fn_with_state(app.clone(), guard::measure))

@@ -1,9 +1,11 @@
 //! The interface as a client sees it, over real shards.
 
 mod bulk;
+mod gathers;
 mod looking;
 mod place;
 mod resources;
 mod sessions;
 mod spread;
 mod statements;
+mod views;

@@ -6,9 +6,9 @@
 //!
 //! Rows may also come with ids of their own, from users, from a bulk load, or from a time when their table was not
 //! sharded. So a new block begins above the largest id that the table has, which each shard finds at the end of a
-//! B-tree. An id that is given by hand *into* a block that some node holds is met when its turn comes: then the
+//! B-tree, and above those that the same request brings. An id that is given by hand *into* a block that some node holds is met when its turn comes: then the
 //! shard refuses the row as a duplicate, the node throws its block away, and the write goes again with ids from a new one
-//! ([`Executor::write`]).
+//! ([`Executor::write`]). Where the id is not the shard key no shard would meet it, and there only Pleat gives ids.
 //!
 //! # Repetitions
 //!
@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use pleat_cluster::{LedgerCommand, LedgerReply, TableId, Value};
 use pleat_engine::{Action, Outcome, Statement};
 use pleat_host::HostError;
+use pleat_host::failpoint::reach;
 use pleat_sql::{ComputedWrite, Ids, IdsWanted, WritePlan};
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -58,8 +59,9 @@ struct Block {
 }
 
 impl Block {
-    fn take(&mut self, count: u32) -> Option<i64> {
-        let first = self.next;
+    /// The first of `count` ids above `above`.
+    fn take(&mut self, count: u32, above: Option<i64>) -> Option<i64> {
+        let first = above.map_or(self.next, |above| self.next.max(above.saturating_add(1)));
         let after = first.checked_add(i64::from(count)).filter(|after| *after <= self.end)?;
         self.next = after;
         Some(first)
@@ -114,6 +116,21 @@ impl Executor {
         Ok(ids)
     }
 
+    /// The first of the ids that the rows of a batch get: the same in all attempts, and in all repetitions. A row that meets
+    /// a duplicate is rejected, and the batch does not go again, so it is looked for ids that were given by hand first.
+    pub(super) async fn ids_for_batch(&self, run: &Run, attempt: &Attempt, wanted: IdsWanted) -> Result<i64, Setback> {
+        let above = self.largest_id(run, attempt, &wanted).await?.max(wanted.above);
+        let first = self.take_ids(run, attempt, &IdsWanted { above, ..wanted }).await?;
+        if !run.key.is_from_client() {
+            return Ok(first);
+        }
+        let firsts = self.ids_of_repetition(run, attempt, vec![first]).await?;
+        firsts
+            .first()
+            .copied()
+            .ok_or_else(|| Failure::internal("the ids of this batch were remembered without values").into())
+    }
+
     /// The ids that rows get which a write has read.
     pub(super) async fn ids_for_rows(
         &self,
@@ -134,20 +151,22 @@ impl Executor {
         let count = u32::try_from(wanted.count).map_err(|_| too_many())?;
         let block = self.blocks.of(wanted.table);
         let mut block = block.lock().await;
-        if let Some(first) = block.take(count) {
+        if let Some(first) = block.take(count, wanted.above) {
             return Ok(first);
         }
-        let largest = self.largest_id(run, attempt, wanted).await?;
+        let largest = self.largest_id(run, attempt, wanted).await?.max(wanted.above);
         let asked = block.ask(count, Instant::now());
         let command = LedgerCommand::AllocateIds { table: wanted.table, count: asked, at_least: largest };
+        reach("ids.before-block", None);
         let reply = self.backend.ledger_command(command, run.deadline.left()).await;
+        reach("ids.block", None);
         // A block whose answer was lost is a gap. The next attempt gets another one.
         let reply = reply.map_err(nothing_done)?;
         let LedgerReply::Ids { first } = reply else {
             return Err(Failure::internal(format!("the ledger gave {reply:?} for ids")).into());
         };
         (block.next, block.end) = (first, first.saturating_add(i64::from(asked)));
-        block.take(count).ok_or_else(|| Failure::internal("a block has fewer ids than were asked for").into())
+        block.take(count, None).ok_or_else(|| Failure::internal("a block has fewer ids than were asked for").into())
     }
 
     /// The largest id in the table.
@@ -193,6 +212,7 @@ impl Executor {
             base: None,
         };
         let written = self.backend.write(owner, catalog.layout, action, run.deadline.left()).await;
+        reach("ids.remembered", None);
         // Whether they were remembered or not: no row was written.
         let written = written.map_err(nothing_done)?;
         let results = match written.outcome {
@@ -224,7 +244,8 @@ mod tests {
     fn a_block_gives_each_id_once_and_grows_when_it_does_not_last() {
         let now = Instant::now();
         let mut block = Block { next: 1, end: 4, size: BLOCK_MIN, taken_at: None };
-        assert_eq!((block.take(2), block.take(2), block.take(1), block.take(1)), (Some(1), None, Some(3), None));
+        let mut take = |count| block.take(count, None);
+        assert_eq!((take(2), take(2), take(1), take(1)), (Some(1), None, Some(3), None));
         assert_eq!(block.ask(1, now), BLOCK_MIN);
         assert_eq!(block.ask(1, now + BLOCK_LASTS_MIN), BLOCK_MIN);
         assert_eq!(block.ask(1, now + BLOCK_LASTS_MIN), 2 * BLOCK_MIN);
@@ -234,6 +255,12 @@ mod tests {
         }
         assert_eq!(block.size, BLOCK_MAX);
         let mut last = Block { next: i64::MAX - 1, end: i64::MAX, size: 1, taken_at: None };
-        assert_eq!((last.take(2), last.take(1)), (None, Some(i64::MAX - 1)));
+        assert_eq!((last.take(2, None), last.take(1, Some(i64::MAX))), (None, None));
+        assert_eq!(last.take(1, None), Some(i64::MAX - 1));
+        let mut above = Block { next: 10, end: 20, size: BLOCK_MIN, taken_at: None };
+        assert_eq!(
+            (above.take(1, Some(5)), above.take(1, Some(15)), above.take(1, Some(50))),
+            (Some(10), Some(16), None)
+        );
     }
 }

@@ -84,4 +84,13 @@ mod tests {
         let expected: Vec<_> = expected.iter().map(|n| vec![Value::Text(format!("row {n}"))]).collect();
         assert_eq!(rows, expected);
     }
+
+    #[tokio::test]
+    async fn a_source_that_breaks_off_ends_the_rest_with_its_error() {
+        let order = vec![Order { column: 0, descending: false, nulls_last: false, collation: Collation::Binary }];
+        let broken = stream::once(async { Err(Failure::internal("cut off")) });
+        let sources = vec![source(&[&[1, 2, 3]]), source(&[&[2]]).chain(broken).boxed()];
+        let ended: Result<Vec<_>, Failure> = merge(sources, order, 0).try_concat().await;
+        assert_eq!(ended.unwrap_err().message, "cut off");
+    }
 }

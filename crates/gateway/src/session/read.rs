@@ -129,7 +129,6 @@ impl Executor {
             return Err(place::would_scatter(by_shard.keys()).into());
         }
         let several = by_shard.len() > 1;
-        let begun = Instant::now();
         let open = |shard: ShardId, numbers: Vec<usize>, again: bool| {
             let owned = numbers.iter().any(|number| !matches!(fetches[*number].source, Source::Reference));
             let ownership = catalog.shards.get(&shard).map_or(0, |shard| shard.ownership);
@@ -144,7 +143,7 @@ impl Executor {
         let mut asked: Vec<Asked> = stream::iter(asked).buffered(SHARDS_ASKED_AT_ONCE_MAX).try_collect().await?;
         // Inside a transaction COMMIT finds out.
         if several && attempt.inside.is_none() {
-            self.make_whole(run, &mut asked, begun, open).await?;
+            self.make_whole(run, &mut asked, open).await?;
         }
         Ok(asked)
     }
@@ -154,22 +153,13 @@ impl Executor {
         &self,
         run: &Run,
         asked: &mut [Asked],
-        begun: Instant,
         open: impl Fn(ShardId, Vec<usize>, bool) -> BoxFuture<'a, Result<Asked, Setback>>,
     ) -> Result<(), Setback> {
-        let begun = (run.request.consistency == Consistency::Strong).then_some(begun);
-        let mut rounds = vec![0; asked.len()];
         let mut pause = whole::PAUSE_MIN;
         for round in 1.. {
             let none = TxnsSeen::default();
-            let seen: Vec<_> = (asked.iter().zip(&rounds))
-                .map(|(one, round)| whole::Seen {
-                    shard: one.shard,
-                    round: *round,
-                    txns: one.answer.txns.as_ref().unwrap_or(&none),
-                })
-                .collect();
-            let behind = whole::behind(&seen, &self.settled, begun);
+            let seen = asked.iter().map(|one| (one.shard, one.answer.txns.as_ref().unwrap_or(&none)));
+            let behind = whole::behind(&seen.collect::<Vec<_>>());
             if behind.is_empty() {
                 return Ok(());
             }
@@ -188,7 +178,6 @@ impl Executor {
             let again: Vec<_> = again.collect();
             for (at, opened) in futures::future::try_join_all(again).await? {
                 asked[at] = opened;
-                rounds[at] = round;
             }
         }
         Ok(())

@@ -29,7 +29,7 @@
 //! | --- | --- |
 //! | the coordinator, before it asked the ledger | the shards' leaders find a transaction that waits, tell the ledger "abort", and abort |
 //! | the coordinator, after | the same leaders are told "commit" by the ledger, and commit |
-//! | a participant's leader, before it answered its prepare | the vote is lost: the coordinator aborts and begins anew |
+//! | a participant's leader, before it answered its prepare | the vote is lost: the coordinator aborts, there too, and begins anew |
 //! | a participant's leader, after | its successor has the prepared part in its log, and is told like any other |
 //! | the ledger's leader, before it answered | the host asks its successor; the first word counts, so asking twice is harmless. Without an answer in time the outcome is unknown, and the client is told so |
 //!
@@ -49,8 +49,9 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
-use pleat_cluster::{Generation, LedgerCommand, LedgerReply, Millis, PartitionId, ShardId, TxnId};
+use pleat_cluster::{CommitNumber, Generation, LedgerCommand, LedgerReply, Millis, PartitionId, ShardId, TxnId};
 use pleat_engine::{Action, EngineError, Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult};
+use pleat_host::failpoint::reach;
 use pleat_host::{HostError, TxnPart, TxnReply, TxnStep, Written};
 use uuid::Uuid;
 
@@ -161,17 +162,29 @@ impl TwoPhase {
     async fn carry_out(mut self) -> Ended {
         let began = self.backend.txn_clock();
         let votes = self.vote(began).await;
-        let prepared: Vec<ShardId> =
-            votes.iter().filter(|(_, vote)| matches!(vote, Vote::Yes(_))).map(|(shard, _)| *shard).collect();
+        let of = |is: fn(&Vote) -> bool| -> Vec<ShardId> {
+            votes.iter().filter(|(_, vote)| is(vote)).map(|(shard, _)| *shard).collect()
+        };
+        let prepared = of(|vote| matches!(vote, Vote::Yes(_)));
         if prepared.len() < self.parts.len() {
-            self.tell(&prepared, false, ABORT_TIME_MAX).await;
+            reach("coordinator.before-abort", None);
+            let perhaps = of(|vote| matches!(vote, Vote::Trouble(_)));
+            self.tell(&prepared, None, ABORT_TIME_MAX).await;
+            reach("coordinator.aborted", None);
+            if !perhaps.is_empty() {
+                // Nobody waits for a shard that did not answer.
+                tokio::spawn(async move { self.tell(&perhaps, None, ABORT_TIME_MAX).await });
+            }
             return verdict(votes);
         }
-        match self.ask_ledger(true, began).await {
-            Ok(true) => self.commit(votes).await,
+        reach("coordinator.prepared", None);
+        let decided = self.ask_ledger(true, began).await;
+        reach("coordinator.decided", None);
+        match decided {
+            Ok(Some(number)) => self.commit(votes, number).await,
             // Recovery was faster, or this took too long.
-            Ok(false) => {
-                self.tell(&prepared, false, ABORT_TIME_MAX).await;
+            Ok(None) => {
+                self.tell(&prepared, None, ABORT_TIME_MAX).await;
                 Ended::Refused(Refusal::Prepared { txn: self.txn })
             }
             Err(error) => self.doubt(votes, began, &prepared, error).await,
@@ -213,8 +226,8 @@ impl TwoPhase {
         votes
     }
 
-    /// What the ledger decides when it is told this.
-    async fn ask_ledger(&self, commit: bool, began: Millis) -> Result<bool, HostError> {
+    /// What the ledger decides when it is told this: the number of the commit, if it is one.
+    async fn ask_ledger(&self, commit: bool, began: Millis) -> Result<Option<CommitNumber>, HostError> {
         let (txn, participants, at) = (self.txn, self.participants(), self.backend.txn_clock());
         let command = LedgerCommand::Decide { txn, commit, participants, began, at };
         let within = self.deadline.left().max(ENDING_TIME_MIN);
@@ -233,22 +246,23 @@ impl TwoPhase {
         error: HostError,
     ) -> Ended {
         match self.ask_ledger(false, began).await {
-            Ok(false) => {
-                self.tell(prepared, false, ABORT_TIME_MAX).await;
+            Ok(None) => {
+                self.tell(prepared, None, ABORT_TIME_MAX).await;
                 Ended::Trouble(error)
             }
-            Ok(true) => self.commit(votes).await,
+            Ok(Some(number)) => self.commit(votes, number).await,
             Err(again) => Ended::Unknown(format!("{error}; {again}")),
         }
     }
 
-    async fn commit(self, votes: BTreeMap<ShardId, Vote>) -> Ended {
+    async fn commit(self, votes: BTreeMap<ShardId, Vote>, number: CommitNumber) -> Ended {
         let participants = self.participants();
-        let told = self.tell(&participants, true, self.deadline.left().max(ENDING_TIME_MIN)).await;
+        let told = self.tell(&participants, Some(number), self.deadline.left().max(ENDING_TIME_MIN)).await;
         if told.len() < participants.len() {
             tracing::warn!(txn = %self.txn, "committed, but not every shard could be told in time; they find out themselves");
             return Ended::Unfinished;
         }
+        reach("coordinator.before-answer", None);
         self.forgetting.push(&self.backend, self.txn);
         let results = votes.into_iter().filter_map(|(shard, vote)| match vote {
             Vote::Yes(results) => Some((shard, (results, told.get(&shard).copied().unwrap_or(0)))),
@@ -258,21 +272,24 @@ impl TwoPhase {
     }
 
     /// Tell shards what was decided. Gives the position in the log of those that have carried it out.
-    async fn tell(&self, shards: &[ShardId], commit: bool, within: Duration) -> BTreeMap<ShardId, u64> {
+    async fn tell(&self, shards: &[ShardId], commit: Option<CommitNumber>, within: Duration) -> BTreeMap<ShardId, u64> {
         let txn = self.txn;
         let telling = shards.iter().map(|shard| async move {
-            match self.backend.write(*shard, self.layout, Action::Decide { txn, commit }, within).await {
+            reach("coordinator.before-decide", Some(*shard));
+            let told = self.backend.write(*shard, self.layout, Action::Decide { txn, commit }, within).await;
+            reach("coordinator.after-decide", Some(*shard));
+            match told {
                 Ok(Written { outcome: Outcome::Refused(refusal), .. }) => {
-                    tracing::warn!(%txn, %shard, commit, %refusal, "a decision was refused; recovery goes on with it");
+                    tracing::warn!(%txn, %shard, ?commit, %refusal, "a decision was refused; recovery goes on with it");
                     None
                 }
                 Ok(Written { outcome: Outcome::Done { .. }, index, .. }) => Some((*shard, index)),
                 Ok(Written { outcome, .. }) => {
-                    tracing::error!(%txn, %shard, commit, ?outcome, "a decision was not carried out; recovery goes on with it");
+                    tracing::error!(%txn, %shard, ?commit, ?outcome, "a decision was not carried out; recovery goes on with it");
                     None
                 }
                 Err(error) => {
-                    tracing::debug!(%txn, %shard, commit, %error, "a decision could not be told; recovery goes on with it");
+                    tracing::debug!(%txn, %shard, ?commit, %error, "a decision could not be told; recovery goes on with it");
                     None
                 }
             }
@@ -308,6 +325,13 @@ impl Ballot {
     }
 
     async fn ask(&self, shard: ShardId, part: &mut Part) -> Vote {
+        reach("coordinator.before-prepare", Some(shard));
+        let vote = self.send(shard, part).await;
+        reach("coordinator.after-prepare", Some(shard));
+        vote
+    }
+
+    async fn send(&self, shard: ShardId, part: &mut Part) -> Vote {
         let within = self.deadline.left();
         let (participants, idempotency) = (self.participants.clone(), self.idempotency.clone());
         let (units, statements, base) = match part {
@@ -374,6 +398,7 @@ impl Forgetting {
             tokio::spawn(async move {
                 tokio::time::sleep(FORGET_AFTER).await;
                 let txns = std::mem::take(&mut *this.0.lock());
+                reach("coordinator.before-forget", None);
                 if let Err(error) = backend.ledger_command(LedgerCommand::Forget { txns }, ENDING_TIME_MIN).await {
                     tracing::debug!(%error, "the ledger was not told what it may forget; it finds out itself");
                 }

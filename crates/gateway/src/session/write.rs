@@ -94,21 +94,32 @@ impl Executor {
         loop {
             let ids = self.ids_for(run, &attempt, plan).await?;
             match self.write_with(run, &attempt, plan, &ids).await {
-                Err(Setback::Failed(failure))
-                    if failure.code == "23505" && attempt.collisions < ids::COLLISIONS_MAX =>
-                {
-                    let wanted = plan.ids_wanted(&run.request.params.borrow())?;
-                    if wanted.is_empty() {
-                        return Err(failure.into());
-                    }
-                    // Perhaps one of the ids is in use that the rows were given: see `ids`.
-                    attempt.collisions += 1;
-                    *run.ids.lock() = None;
-                    wanted.iter().for_each(|wanted| self.blocks.give_up(wanted.table));
-                }
+                Err(Setback::Failed(failure)) => self.draw_again(run, &mut attempt, plan, failure)?,
                 done => return done,
             }
         }
+    }
+
+    /// After a write that failed, and so did nothing: whether it may go again with other ids, because one that a row was
+    /// given may be in use. See [`ids`].
+    pub(super) fn draw_again(
+        &self,
+        run: &Run,
+        attempt: &mut Attempt,
+        plan: &WritePlan,
+        failure: Failure,
+    ) -> Result<(), Setback> {
+        if failure.code != "23505" || attempt.collisions >= ids::COLLISIONS_MAX {
+            return Err(failure.into());
+        }
+        let wanted = plan.ids_wanted(&run.request.params.borrow())?;
+        if wanted.is_empty() {
+            return Err(failure.into());
+        }
+        attempt.collisions += 1;
+        *run.ids.lock() = None;
+        wanted.iter().for_each(|wanted| self.blocks.give_up(wanted.table));
+        Ok(())
     }
 
     async fn write_with(&self, run: &Run, attempt: &Attempt, plan: &WritePlan, ids: &Ids) -> Result<Response, Setback> {

@@ -185,7 +185,7 @@ impl Cluster {
                 let prepare = Action::Prepare { txn, began, participants, idempotency, units, statements, base };
                 let fault = self.trapped(Some(Step::Prepare(shard)));
                 let written = match fault {
-                    Some(Fault::NoLeader) => Err(HostError::Unavailable("no leader".to_owned())),
+                    Some(Fault::NoLeader | Fault::Broken) => Err(HostError::Unavailable("no leader".to_owned())),
                     Some(Fault::Never) => std::future::pending().await,
                     fault => {
                         let written = self.propose(shard, prepare);

@@ -19,7 +19,9 @@ use pleat_cluster::{
     OperationKind, PartitionId, Phase, Policy, Reply, ShardId, ShardState, TableKind, TxnId,
 };
 use pleat_consensus::Status;
-use pleat_engine::{Action, Outcome, Proposal, ReadRequest, Readers, SchemaChange, Store, StoreConfig};
+use pleat_engine::{
+    Action, Outcome, Proposal, ReadRequest, Readers, Refusal, SchemaChange, SqlFailure, Store, StoreConfig,
+};
 use pleat_host::{
     Freshness, HostError, InDoubt, NodeObservation, Quantiles, Resources, RowStream, ShardObservation, TxnPart,
     TxnReply, TxnStep, Written,
@@ -47,6 +49,10 @@ pub enum Fault {
     Never,
     /// It is done, and whoever asked for it never hears of it: as if that one had died then.
     DoneNever,
+    /// It is done, and nobody hears of it; and when it is sent again the shard is fenced.
+    LostThenFenced,
+    /// The shard fails at it, as it never should.
+    Broken,
 }
 
 /// Something that happens to a cluster.
@@ -73,8 +79,12 @@ pub struct Cluster {
     /// Parts of interactive transactions, and who has each shard's lane.
     locals: Mutex<BTreeMap<(ShardId, TxnId), locals::Local>>,
     lanes: Mutex<BTreeMap<ShardId, locals::Lane>>,
+    /// How often a transaction's part on a shard was kept from being idle.
+    pub touched: Mutex<BTreeMap<ShardId, u32>>,
     /// Schema changes wait until told otherwise.
     stalled: Mutex<bool>,
+    /// Renames are committed, and reach no shard until told otherwise.
+    lagging: Mutex<bool>,
     /// Whether shards answer when they are asked for figures.
     pub deaf: Mutex<bool>,
     /// Run after this many more reads were opened: something that happens between two shards of a scatter.
@@ -131,7 +141,9 @@ impl Cluster {
             trap: Mutex::new(None),
             locals: Mutex::default(),
             lanes: Mutex::default(),
+            touched: Mutex::default(),
             stalled: Mutex::new(false),
+            lagging: Mutex::new(false),
             deaf: Mutex::new(false),
             between: Mutex::new(None),
             clock: AtomicU64::new(1_760_000_000_000),
@@ -174,9 +186,23 @@ impl Cluster {
         }
     }
 
+    /// Let renames wait between the catalog's commit and the shards, or let the shards follow.
+    pub fn lag(&self, lag: bool) {
+        *self.lagging.lock() = lag;
+        if !lag {
+            let open: Vec<_> = self.newest().open_operations().map(|operation| operation.id).collect();
+            open.into_iter().for_each(|operation| self.carry_out(operation));
+        }
+    }
+
     /// Let the next writes go wrong.
     pub fn fail(&self, faults: &[Fault]) {
         self.faults.lock().extend(faults);
+    }
+
+    /// Forget faults that nothing met.
+    pub fn fail_no_more(&self) {
+        self.faults.lock().clear();
     }
 
     /// Do something after `reads` more reads were opened.
@@ -231,9 +257,21 @@ impl Cluster {
         if let DdlEffect::PlaceTable { .. } = effect {
             return place(self, id);
         }
+        if effect.is_of_view() {
+            self.apply(&Command::CommitOperation { epoch: 1, operation: id, at: 3 });
+            self.finish(id, Phase::Successful, "");
+            return;
+        }
+        let commit = Command::CommitOperation { epoch: 1, operation: id, at: 3 };
+        if *self.lagging.lock() && matches!(effect, DdlEffect::AlterTable { .. }) {
+            self.apply(&commit);
+            return;
+        }
         // What the catalog will hold is what the shards get.
         let mut after = Catalog::clone(&catalog);
-        after.apply(&Command::CommitOperation { epoch: 1, operation: id, at: 3 }).unwrap();
+        if !operation.committed {
+            after.apply(&commit).unwrap();
+        }
         let table = after.table(effect.table_after()).cloned();
         let ownership = after.generation;
         let change = match (&table, effect) {
@@ -264,7 +302,9 @@ impl Cluster {
                 return;
             }
         }
-        self.apply(&Command::CommitOperation { epoch: 1, operation: id, at: 3 });
+        if !operation.committed {
+            self.apply(&commit);
+        }
         self.finish(id, Phase::Successful, "");
     }
 
@@ -348,6 +388,16 @@ impl Backend for Cluster {
                 self.propose_as(shard, layout, action);
                 Err(HostError::OutcomeUnknown("the answer was lost".to_owned()))
             }
+            Some(Fault::LostThenFenced) => {
+                let Written { index, .. } = self.propose_as(shard, layout, action);
+                let outcome = Outcome::Refused(Refusal::Fenced { unit: PartitionId(0) });
+                Ok(Written { outcome, index, uncertain: true })
+            }
+            Some(Fault::Broken) => {
+                let (code, message) = ("XX000".to_owned(), "broken".to_owned());
+                let failure = SqlFailure { statement: 0, sqlite_code: 0, code, message, hint: None };
+                Ok(Written { outcome: Outcome::Failed(failure), index: 0, uncertain: false })
+            }
             None => Ok(self.propose_as(shard, layout, action)),
         }
     }
@@ -396,7 +446,9 @@ impl Backend for Cluster {
         let apply = || self.ledger.lock().apply(&command).map_err(HostError::Ledger);
         match self.trapped(Step::of_ledger(&command)) {
             None => apply(),
-            Some(Fault::NoLeader) => Err(HostError::Unavailable("no leader".to_owned())),
+            Some(Fault::NoLeader | Fault::LostThenFenced | Fault::Broken) => {
+                Err(HostError::Unavailable("no leader".to_owned()))
+            }
             Some(Fault::AnswerLost) => {
                 apply()?;
                 Err(HostError::OutcomeUnknown("the answer was lost".to_owned()))
@@ -413,6 +465,10 @@ impl Backend for Cluster {
         self.take_step(part, step, within).await
     }
 
+    async fn touch_txn(&self, part: &TxnPart, _: Duration) {
+        *self.touched.lock().entry(part.shard()).or_default() += 1;
+    }
+
     async fn in_doubt(&self, _: Duration) -> Result<Vec<InDoubt>, HostError> {
         let doubt = |(shard, prepared): (ShardId, pleat_engine::PreparedTxn)| InDoubt {
             txn: prepared.txn,
@@ -420,7 +476,7 @@ impl Backend for Cluster {
             participants: prepared.participants,
             began: prepared.began,
             prepared_ms: prepared.prepared_ms,
-            decided: self.ledger.lock().decided(prepared.txn).map(|decided| decided.commit),
+            decided: self.ledger.lock().decided(prepared.txn).map(|decided| decided.commit.is_some()),
         };
         Ok(self.prepared().into_iter().map(doubt).collect())
     }

@@ -1,7 +1,7 @@
 //! Transactions over several shards: making their steps go wrong, and finding out about what was left behind.
 
-use pleat_cluster::{LedgerCommand, LedgerReply, ShardId};
-use pleat_engine::{Action, PreparedTxn};
+use pleat_cluster::{LedgerCommand, LedgerReply, ShardId, TxnId};
+use pleat_engine::{Action, Outcome, PreparedTxn, Statement};
 
 use super::{Cluster, Fault};
 
@@ -53,6 +53,31 @@ impl Cluster {
         let shards: Vec<_> = self.shards.lock().keys().copied().collect();
         let prepared = |shard: ShardId| self.replica(shard).readers.in_doubt().unwrap();
         shards.into_iter().flat_map(|shard| prepared(shard).into_iter().map(move |txn| (shard, txn))).collect()
+    }
+
+    /// Carry out a transaction over these shards at once, with a statement on each, or none.
+    pub fn commit_over(&self, txn: TxnId, parts: &[(ShardId, Option<String>)]) {
+        let participants: Vec<ShardId> = parts.iter().map(|(shard, _)| *shard).collect();
+        for (shard, statement) in parts {
+            let prepare = Action::Prepare {
+                txn,
+                began: 1,
+                participants: participants.clone(),
+                idempotency: None,
+                units: self.partitions_of(*shard),
+                statements: statement.iter().map(|sql| Statement::new(sql.as_str(), [])).collect(),
+                base: None,
+            };
+            let outcome = self.propose(*shard, prepare).outcome;
+            assert!(matches!(outcome, Outcome::Prepared { .. }), "{outcome:?}");
+        }
+        let now = self.ledger.lock().now();
+        let decide = LedgerCommand::Decide { txn, commit: true, participants, began: now, at: now };
+        let Ok(LedgerReply::Decided { commit }) = self.ledger.lock().apply(&decide) else { panic!("no decision") };
+        assert!(commit.is_some());
+        for (shard, _) in parts {
+            self.propose(*shard, Action::Decide { txn, commit });
+        }
     }
 
     /// What each shard's leader does with transactions that wait too long.

@@ -9,6 +9,8 @@ use crate::options::NodeArgs;
 pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let options = args.into_options()?;
     crate::logging::start(&options.config.log)?;
+    #[cfg(feature = "failpoints")]
+    pleat_host::failpoint::from_environment().map_err(anyhow::Error::msg).context("FAILPOINTS")?;
     // Before anything else is touched: another process, or another node, may own what lies there.
     let claim = Claim::take(&options.data_dir)?;
     let incarnation = claim.as_node(&NodeIdentity { cluster_id: options.cluster_id.clone(), node: options.id })?;

@@ -27,7 +27,7 @@ pub const GRACE: Duration = Duration::from_secs(10);
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
 /// A process that ran for this long did start.
-const RAN_WELL: Duration = Duration::from_secs(30);
+const RAN_WELL: Duration = Duration::from_secs(5);
 
 /// What is run.
 #[derive(Clone, Debug)]

@@ -238,6 +238,21 @@ impl Cluster {
         self.wait_for("/operations?phase=pending,progressing", "operations to end", calm).await;
     }
 
+    /// Until a node answers that it is well.
+    pub async fn wait_for_node(&self, node: u16) {
+        let (begun, health) = (Instant::now(), format!("{}/health", self.url(node)));
+        while !self.http.get(&health).send().await.is_ok_and(|answer| answer.status().is_success()) {
+            assert!(begun.elapsed() < PATIENCE, "node-{node} does not come back\n{}", self.tail());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Tell a node's process where it is to die: `name=abort`, or `name=off`.
+    pub async fn fail_at(&self, node: u16, failpoint: &str) {
+        let told = self.http.put(format!("{}/failpoints", self.url(node))).body(failpoint.to_owned()).send().await;
+        assert!(told.as_ref().is_ok_and(|told| told.status().is_success()), "{failpoint}: {told:?}\n{}", self.tail());
+    }
+
     /// The number of the node that leads the shard, or the control group (`None`).
     pub async fn leader(&self, shard: Option<&str>) -> u16 {
         let begun = Instant::now();
@@ -305,7 +320,7 @@ impl Cluster {
         kill(Pid::from_raw(supervisor.id() as i32), signal).unwrap();
     }
 
-    fn pid_of(&self, node: u16) -> Option<Pid> {
+    pub fn pid_of(&self, node: u16) -> Option<Pid> {
         let supervisor = self.supervisor.as_ref()?.id();
         let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;
         // Children are listed by the thread that started them.

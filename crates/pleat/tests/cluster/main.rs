@@ -6,6 +6,7 @@ mod faults;
 mod flights_test;
 mod growth;
 mod harness;
+mod killed_at_every_step;
 mod place;
 mod rebuild;
 mod reference;

@@ -85,12 +85,24 @@ async fn kill_9_of_leaders_and_coordinators_leaves_every_transfer_whole_and_done
         let node = cluster.leader(victim).await;
         cluster.kill_node(node);
         progress(15).await;
-        let health = format!("{}/health", cluster.url(node));
+        cluster.wait_for_node(node).await;
+    }
+    // And where it hurts: between a transfer's steps, with others on their way.
+    for (place, shard) in [
+        ("participant.prepared@shard-2", Some("shard-2")),
+        ("coordinator.decided", Some("shard-1")),
+        ("participant.applying-decide@shard-3", Some("shard-3")),
+    ] {
+        let node = cluster.leader(shard).await;
+        let pid = cluster.pid_of(node);
+        cluster.fail_at(node, &format!("{place}=abort")).await;
         let begun = Instant::now();
-        while !cluster.http.get(&health).send().await.is_ok_and(|answer| answer.status().is_success()) {
-            assert!(begun.elapsed() < PATIENCE, "{node} does not come back\n{}", cluster.tail());
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        while cluster.pid_of(node) == pid {
+            assert!(begun.elapsed() < PATIENCE, "node-{node} does not die at {place}\n{}", cluster.tail());
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        progress(15).await;
+        cluster.wait_for_node(node).await;
     }
     stop.store(true, Ordering::Relaxed);
     for worker in working {

@@ -5,7 +5,7 @@
 
 use pleat_cluster::{DdlEffect, ShardId, Table, TableKind};
 
-use super::rules::{Rules, Unique, check_unique, no_autoincrement, sharded};
+use super::rules::{Rules, Unique, check_unique, sharded};
 use super::{DdlAction, DdlPlan, Placement, Reader, nothing};
 use crate::error::SqlError;
 use crate::lex::Tokens;
@@ -60,7 +60,7 @@ impl Reader<'_> {
     /// What the table and its unique indexes promise.
     fn rules_of(&self, table: &Table) -> Result<Rules, SqlError> {
         let tokens = Tokens::of(&table.create_sql)?;
-        let reader = Reader { tokens: &tokens, at: 0, end: tokens.len(), tables: self.tables };
+        let reader = Reader { tokens: &tokens, at: 0, end: tokens.len(), tables: self.tables, views: self.views };
         let open = (0..tokens.len()).find(|at| tokens.is_symbol(*at, "("));
         let mut rules = match open {
             Some(open) => reader.rules((open + 1, tokens.closing(open)))?,
@@ -70,7 +70,7 @@ impl Reader<'_> {
             let tokens = Tokens::of(&index.sql)?;
             let open = (0..tokens.len()).find(|at| tokens.is_symbol(*at, "("));
             let Some(open) = open.filter(|_| tokens.is(1, "UNIQUE")) else { continue };
-            let reader = Reader { tokens: &tokens, at: 0, end: tokens.len(), tables: self.tables };
+            let reader = Reader { tokens: &tokens, at: 0, end: tokens.len(), tables: self.tables, views: self.views };
             let columns = reader.indexed_columns((open + 1, tokens.closing(open)));
             rules.uniques.push(Unique { what: format!("the unique index {}", index.name), columns });
         }
@@ -89,7 +89,21 @@ impl DdlPlan {
         };
         let after = Table { kind, ..before.clone() };
         self.rules.uniques.iter().try_for_each(|unique| check_unique(&after, unique))?;
-        no_autoincrement(&self.rules, &after)?;
+        if self.rules.autoincrement {
+            return Err(SqlError::unsupported(format!(
+                "{} can't get another placement: its AUTOINCREMENT counter stays where it is",
+                before.name
+            ))
+            .hint("make a new table without AUTOINCREMENT, or with the other placement, and copy the rows"));
+        }
+        let in_primary_key = |key: &str| before.primary_key.iter().any(|column| column.eq_ignore_ascii_case(key));
+        if let Some((key, _)) = before.shard_key().filter(|(key, _)| !in_primary_key(key)) {
+            return Err(SqlError::unsupported(format!(
+                "{} can't get another placement: its primary key does not contain its shard key {key}",
+                before.name
+            ))
+            .hint("make a new table with the other placement, and copy the rows with INSERT … SELECT"));
+        }
         Ok(DdlEffect::PlaceTable { before: Box::new(before), after: Box::new(after) })
     }
 }

@@ -4,18 +4,22 @@
 //!
 //! - A PRIMARY KEY or UNIQUE contains the shard key: rows that agree in it agree in the shard key, too. One that
 //!   does not can collide on two shards, or when a partition moves to a shard that has the same value.
+//! - Unless Pleat gives out its values: the `INTEGER PRIMARY KEY` of a sharded table (see `write::ids`). If it is not the shard
+//!   key, only Pleat may give it, since no shard sees an id that a user gave on another one. AUTOINCREMENT promises that
+//!   ids are not given again, which Pleat's never are.
 //! - `UNIQUE (email) PER KEY` asks for just that: unique among the rows with the same shard key. It is written with the
 //!   shard key as one more column, which is what makes it safe to move.
 //! - A foreign key contains the shard key and refers to the other table's shard key with it: parent and child
 //!   lie on one shard. Between reference tables every shard can check it, since each has all rows of both.
 
-use pleat_cluster::{Column, DdlEffect, KeyType, ShardId, Table, TableKind};
+use pleat_cluster::{Column, DdlEffect, KeyType, Rewritten, ShardId, Table, TableKind};
 
 use super::{DdlAction, DdlPlan, Placement, Reader, check_name};
 use crate::clauses::{Span, list};
 use crate::error::{Code, SqlError};
 use crate::fetch::is_strict;
 use crate::lex::quote;
+use crate::write::id_column;
 
 /// What a definition says that SQLite's description of the columns does not.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -190,7 +194,17 @@ impl DdlPlan {
     /// What the change does to the catalog, once SQLite has described the table as it is after the statements
     /// (`None` for DROP TABLE). `single_on` is where a new single table will live. The description's `id`, `kind`
     /// and `indexes` don't matter for a new table.
-    pub fn effect(&self, described: Option<Table>, single_on: ShardId) -> Result<DdlEffect, SqlError> {
+    ///
+    /// `views` are those that SQLite wrote anew because they name what got another name.
+    pub fn effect(
+        &self,
+        described: Option<Table>,
+        views: Vec<Rewritten>,
+        single_on: ShardId,
+    ) -> Result<DdlEffect, SqlError> {
+        if let Some(effect) = self.view_effect() {
+            return Ok(effect);
+        }
         let table = self.table.clone();
         match &self.action {
             DdlAction::CreateTable(placement) => self.create_effect(placement, self.described(described)?, single_on),
@@ -198,7 +212,7 @@ impl DdlPlan {
             DdlAction::CreateIndex { index } => Ok(DdlEffect::CreateIndex { table, index: index.clone() }),
             DdlAction::DropIndex { index } => Ok(DdlEffect::DropIndex { table, index: index.clone() }),
             DdlAction::RenameTable { .. } | DdlAction::RenameColumn { .. } | DdlAction::DropColumn { .. } => {
-                self.alter_effect(self.described(described)?)
+                self.alter_effect(self.described(described)?, views)
             }
             DdlAction::Place(_) => self.place_effect(single_on),
             DdlAction::AddColumn { column } => {
@@ -207,7 +221,9 @@ impl DdlPlan {
                 let added = described.column(column).cloned().ok_or_else(|| self.not_described())?;
                 Ok(DdlEffect::AddColumn { table, column: added, create_sql: described.create_sql })
             }
-            DdlAction::Nothing => Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice")),
+            DdlAction::CreateView { .. } | DdlAction::DropView | DdlAction::Nothing => {
+                Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice"))
+            }
         }
     }
 
@@ -234,7 +250,10 @@ impl DdlPlan {
         for unique in &self.rules.uniques {
             check_unique(&table, unique)?;
         }
-        no_autoincrement(&self.rules, &table)?;
+        if self.rules.autoincrement && table.kind == TableKind::Reference {
+            return Err(SqlError::unsupported("AUTOINCREMENT on a reference table is not supported")
+                .hint("leave AUTOINCREMENT out: the INTEGER PRIMARY KEY numbers the rows all the same"));
+        }
         if self.rules.rollback {
             return Err(SqlError::unsupported("ON CONFLICT ROLLBACK is not supported")
                 .hint("ON CONFLICT ABORT (the default) undoes the whole request"));
@@ -301,15 +320,6 @@ fn invalid(message: String) -> SqlError {
     SqlError::new(Code::InvalidTable, message)
 }
 
-/// A counter of one shard can't be kept over several.
-pub(super) fn no_autoincrement(rules: &Rules, table: &Table) -> Result<(), SqlError> {
-    if !rules.autoincrement || matches!(table.kind, TableKind::Single { .. }) {
-        return Ok(());
-    }
-    Err(SqlError::unsupported(format!("AUTOINCREMENT on a {} table is not supported yet", table.kind_name()))
-        .hint("give ids in the statement (for example UUIDs as TEXT), or make the table SINGLE"))
-}
-
 /// The kind of a table that is to be sharded by `key`, if that can be done safely.
 pub(super) fn sharded(table: &Table, key: &str) -> Result<TableKind, SqlError> {
     let name = &table.name;
@@ -360,7 +370,8 @@ fn key_type(table: &Table, column: &Column) -> Result<KeyType, SqlError> {
 /// A sharded table's UNIQUE must contain the shard key.
 pub(super) fn check_unique(table: &Table, unique: &Unique) -> Result<(), SqlError> {
     let Some((key, _)) = table.shard_key() else { return Ok(()) };
-    if unique.columns.iter().any(|column| column.eq_ignore_ascii_case(key)) {
+    let is_id = |id: &str| matches!(unique.columns.as_slice(), [column] if column.eq_ignore_ascii_case(id));
+    if unique.columns.iter().any(|column| column.eq_ignore_ascii_case(key)) || id_column(table).is_some_and(is_id) {
         return Ok(());
     }
     Err(invalid(format!(

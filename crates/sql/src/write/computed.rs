@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use pleat_cluster::{PartitionId, TableId, Value};
 
-use super::ids::{Giver, Ids, IdsGiven, IdsWanted, given_refused, id_of};
+use super::ids::{Giver, Ids, IdsWanted, given_refused, id_of};
 use super::rows::KeyColumn;
 use crate::error::{Code, SqlError};
 use crate::params::Params;
@@ -71,7 +71,6 @@ pub(super) enum Step {
         insert: Template,
         old: usize,
         new: usize,
-        key_is_id: bool,
     },
 }
 
@@ -151,19 +150,9 @@ impl ComputedWrite {
         check_count(rows)?;
         let Step::Insert { id: Some(id), .. } = &self.recipe.step else { return Ok(None) };
         let count = rows.iter().filter(|row| *id.said(row) == Value::Null).count() as u64;
-        Ok((count > 0).then(|| IdsWanted { table: self.recipe.table, name: self.recipe.name.clone(), count }))
-    }
-
-    /// The largest id that these rows bring, as [`WritePlan::ids_given`](super::WritePlan::ids_given).
-    pub fn ids_given(&self, rows: &[Vec<Value>]) -> Result<Option<IdsGiven>, SqlError> {
-        check_count(rows)?;
-        let given = |row: &Vec<Value>| match &self.recipe.step {
-            Step::Insert { id: Some(id), .. } => id_of(id.said(row)),
-            Step::Move { new, key_is_id: true, .. } => id_of(row.get(*new)?),
-            _ => None,
-        };
-        let max = rows.iter().filter_map(given).max();
-        Ok(max.map(|max| IdsGiven { table: self.recipe.table, name: self.recipe.name.clone(), max }))
+        let above = rows.iter().filter_map(|row| id_of(id.said(row))).max();
+        let wanted = || IdsWanted { table: self.recipe.table, name: self.recipe.name.clone(), count, above };
+        Ok((count > 0).then(wanted))
     }
 
     /// The statements that write the rows that were read, in order.
@@ -200,7 +189,7 @@ impl ComputedWrite {
                 let unit = self.unit(at, row, *key)?;
                 found.stay.push(self.keyed(unit, statement, row, true));
             }
-            Step::Move { update, delete, insert, old, new, .. } => {
+            Step::Move { update, delete, insert, old, new } => {
                 let to = self.unit(at, row, *new)?;
                 if row.get(*old) == row.get(*new) {
                     found.stay.push(self.keyed(to, update, row, true));

@@ -5,8 +5,8 @@
 //! given before, and hands it to `route` or `spread`, which put the ids into the rows as values. When the id is the
 //! shard key it decides where the row goes. A table on a cluster of one shard takes the same way, since it may spread.
 //!
-//! Ids that a statement gives itself must never be given again: a caller's blocks begin above the largest id in the table,
-//! and an id that was given by hand into a block is met as a duplicate, upon which the write goes again with other ids.
+//! Ids that a statement gives itself must never be given again: a caller's blocks begin above the largest id in the table
+//! and in the request, and an id that was given by hand into a block is met as a duplicate, upon which the write goes again with other ids.
 //!
 //! **A repeated request must get the same ids**, or a row whose id decides its shard would be written twice: the second
 //! time elsewhere, where nobody knows the request's idempotency key. So the caller keeps the block with the key.
@@ -26,15 +26,8 @@ pub struct IdsWanted {
     /// The table's name, as declared.
     pub name: String,
     pub count: u64,
-}
-
-/// The largest id that a request gives itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IdsGiven {
-    pub table: TableId,
-    /// The table's name, as declared.
-    pub name: String,
-    pub max: i64,
+    /// The largest id that rows of the same request bring. The ids must be above it.
+    pub above: Option<i64>,
 }
 
 /// Blocks of ids, one for each table that wants some: `first`, `first + 1`, and so on.
@@ -165,48 +158,54 @@ impl RowIds {
 ///
 /// ```text
 /// if let Some(ids) = BulkIds::of(table, &columns) {
-///     raise the counter above ids.given(&rows), get a block of ids.wanted(&rows)
-///     ids.fill(&mut columns, &mut rows, first)
+///     if let Some(wanted) = ids.wanted(&rows)? {
+///         get ids for `wanted`, then ids.fill(&mut columns, &mut rows, first)
+///     }
 /// }
 /// ```
 #[derive(Clone, Debug)]
-pub struct BulkIds {
-    pub table: TableId,
-    column: String,
+pub struct BulkIds<'t> {
+    table: &'t Table,
+    column: &'t str,
     /// Where the id is among the columns, if it is there.
     place: Option<usize>,
 }
 
-impl BulkIds {
+impl<'t> BulkIds<'t> {
     /// `None` when the table's ids are none of Pleat's business.
-    pub fn of(table: &Table, columns: &[String]) -> Option<BulkIds> {
-        let column = id_column(table)?.to_owned();
-        let place = columns.iter().position(|name| name.eq_ignore_ascii_case(&column));
-        Some(BulkIds { table: table.id, column, place })
+    pub fn of(table: &'t Table, columns: &[String]) -> Option<Self> {
+        let column = id_column(table)?;
+        let place = columns.iter().position(|name| name.eq_ignore_ascii_case(column));
+        Some(BulkIds { table, column, place })
     }
 
     fn said<'r>(&self, row: &'r [Value]) -> &'r Value {
         self.place.and_then(|place| row.get(place)).unwrap_or(&Value::Null)
     }
 
-    /// How many ids the rows want.
-    pub fn wanted<'r>(&self, rows: impl IntoIterator<Item = &'r [Value]>) -> u64 {
-        rows.into_iter().filter(|row| *self.said(row) == Value::Null).count() as u64
-    }
-
-    /// The largest id that the rows bring.
-    pub fn given<'r>(&self, rows: impl IntoIterator<Item = &'r [Value]>) -> Option<i64> {
-        rows.into_iter().filter_map(|row| id_of(self.said(row))).max()
+    /// The ids that the rows want. An error when rows bring ids that only Pleat may give.
+    pub fn wanted<'r>(&self, rows: impl IntoIterator<Item = &'r [Value]>) -> Result<Option<IdsWanted>, SqlError> {
+        let (mut count, mut above) = (0, None);
+        for row in rows {
+            match self.said(row) {
+                Value::Null => count += 1,
+                _ if !may_be_given(self.table) => return Err(given_refused(&self.table.name, self.column)),
+                value => above = above.max(id_of(value)),
+            }
+        }
+        let wanted = || IdsWanted { table: self.table.id, name: self.table.name.clone(), count, above };
+        Ok((count > 0).then(wanted))
     }
 
     /// Gives the rows without an id `first`, `first + 1` and so on. Adds the column if it is not there.
     pub fn fill<'r>(&self, columns: &mut Vec<String>, rows: impl IntoIterator<Item = &'r mut Vec<Value>>, first: i64) {
         let place = self.place.unwrap_or(columns.len());
         if self.place.is_none() {
-            columns.push(self.column.clone());
+            columns.push(self.column.to_owned());
         }
         let mut next = first;
         for row in rows {
+            // A row that is too short or too long stays so, to be rejected as what it is.
             if self.place.is_none() {
                 row.insert(place.min(row.len()), Value::Null);
             }

@@ -66,7 +66,8 @@ use ids::Giver;
 use statement::WriteStatement;
 
 pub use computed::{COMPUTED_ROWS_MAX, ComputedWrite, KeyedWrite};
-pub use ids::{BulkIds, Ids, IdsGiven, IdsWanted};
+pub(crate) use ids::id_column;
+pub use ids::{BulkIds, Ids, IdsWanted};
 pub use rows::RowsWrite;
 pub(crate) use shape::verb;
 pub use spread::SpreadWrite;
@@ -157,28 +158,14 @@ impl WritePlan {
         let values = self.slots.bind(params)?;
         let mut wanted: Vec<IdsWanted> = Vec::new();
         for ids in self.statements.iter().filter_map(WriteStatement::ids) {
-            let count = ids.wanted(&values);
+            let (count, above) = (ids.wanted(&values), ids.given(&values));
             match wanted.iter_mut().find(|known| known.table == ids.table) {
-                Some(known) => known.count += count,
-                None if count > 0 => wanted.push(IdsWanted { table: ids.table, name: ids.name.clone(), count }),
-                None => {}
+                Some(known) => (known.count, known.above) = (known.count + count, known.above.max(above)),
+                None => wanted.push(IdsWanted { table: ids.table, name: ids.name.clone(), count, above }),
             }
         }
+        wanted.retain(|wanted| wanted.count > 0);
         Ok(wanted)
-    }
-
-    /// The largest ids that rows give themselves; one entry for each table. Raise the counters before writing.
-    pub fn ids_given(&self, params: &Params) -> Result<Vec<IdsGiven>, SqlError> {
-        let values = self.slots.bind(params)?;
-        let mut given: Vec<IdsGiven> = Vec::new();
-        for ids in self.statements.iter().filter_map(WriteStatement::ids) {
-            let Some(max) = ids.given(&values) else { continue };
-            match given.iter_mut().find(|known| known.table == ids.table) {
-                Some(known) => known.max = known.max.max(max),
-                None => given.push(IdsGiven { table: ids.table, name: ids.name.clone(), max }),
-            }
-        }
-        Ok(given)
     }
 
     /// Where the write goes with these values, and with the ids that it wanted.

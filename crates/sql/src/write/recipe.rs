@@ -112,7 +112,6 @@ pub(super) fn read_change(draft: &Draft, table: &Table, change: Change) -> Resul
             insert: insert(draft, table, &layout),
             old: key_place,
             new: key.as_ref().map_or(0, |key| layout.place(key, true)),
-            key_is_id: key.as_ref().is_some_and(|key| id_column(table).is_some_and(|id| id.eq_ignore_ascii_case(key))),
         },
     };
     finish(draft, table, owner, read, layout.identity.len(), step)
@@ -216,7 +215,7 @@ fn plan(draft: &Draft, text: &str) -> Result<ReadPlan, SqlError> {
     let Ast::Query(query) = parse::statement(&tokens, &slots, span.0, span.1)? else {
         return Err(SqlError::syntax("the rows to write could not be read by a SELECT"));
     };
-    plan_read(Analysis::new(draft.analysis.tables, &tokens, &slots), &query, span)
+    plan_read(Analysis::new(draft.analysis.schema, &tokens, &slots), &query, span)
 }
 
 fn rows_to_change(draft: &Draft, table: &Table, layout: &Layout, sets: &[SetValue]) -> Result<Template, SqlError> {

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{PartitionId, Table, TableId, TableKind, Value};
 use pleat_sql::{
-    Bound, ComputedWrite, Ids, IdsGiven, IdsWanted, Params, Route, SpreadWrite, SqlError, Statement, WritePlan,
-    WriteTarget,
+    Bound, ComputedWrite, Ids, IdsWanted, Params, Route, SpreadWrite, SqlError, Statement, WritePlan, WriteTarget,
 };
 use rusqlite::Connection;
 
@@ -34,13 +33,12 @@ struct Counters<'w>(&'w World);
 
 impl Counters<'_> {
     /// The ids that SQLite would give next in the whole database.
-    fn give(&self, wanted: &[IdsWanted], given: &[IdsGiven]) -> Ids {
+    fn give(&self, wanted: &[IdsWanted]) -> Ids {
         wanted.iter().fold(Ids::none(), |ids, wanted| {
             let id = &self.0.tables[&wanted.name.to_ascii_lowercase()].primary_key[0];
             let sql = format!("SELECT coalesce(max(\"{id}\"), 0) FROM \"{}\"", wanted.name);
             let known: i64 = self.0.whole.query_row(&sql, [], |row| row.get(0)).unwrap();
-            let given = given.iter().filter(|given| given.table == wanted.table).map(|given| given.max);
-            ids.with(wanted.table, given.fold(known, i64::max) + 1)
+            ids.with(wanted.table, wanted.above.map_or(known, |above| above.max(known)) + 1)
         })
     }
 }
@@ -89,8 +87,7 @@ impl World {
     fn spread_write(&self, sql: &str, values: &[Value]) -> Result<Vec<Effect>, Failure> {
         let Statement::Write(plan) = self.prepare(sql).map_err(Failure::Refused)? else { panic!("not a write: {sql}") };
         let params = Params::Positional(values);
-        let (wanted, given) = (plan.ids_wanted(&params), plan.ids_given(&params));
-        let ids = Counters(self).give(&wanted.map_err(Failure::Refused)?, &given.map_err(Failure::Refused)?);
+        let ids = Counters(self).give(&plan.ids_wanted(&params).map_err(Failure::Refused)?);
         let route = plan.route(&params, PARTITIONS, &ids).map_err(Failure::Refused)?;
         if let Some(shards) = self.one_place(&route.target) {
             self.count("one place");
@@ -179,10 +176,8 @@ impl World {
     }
 
     fn write_rows(&self, write: &ComputedWrite, read: &Answer, total: &mut Effect) -> Result<(), Failure> {
-        let (wanted, given) = (write.ids_wanted(&read.rows), write.ids_given(&read.rows));
-        let wanted: Vec<IdsWanted> = wanted.map_err(Failure::Refused)?.into_iter().collect();
-        let given: Vec<IdsGiven> = given.map_err(Failure::Refused)?.into_iter().collect();
-        let ids = Counters(self).give(&wanted, &given);
+        let wanted: Vec<IdsWanted> = write.ids_wanted(&read.rows).map_err(Failure::Refused)?.into_iter().collect();
+        let ids = Counters(self).give(&wanted);
         for keyed in write.statements(&read.rows, &ids).map_err(Failure::Refused)? {
             let shard = keyed.units.first().map_or(2, |unit| self.owner_of_unit(*unit));
             let effect = self.effect_on(shard, &keyed.statement)?;

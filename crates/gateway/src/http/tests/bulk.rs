@@ -10,9 +10,8 @@ const NDJSON: &str = "application/x-ndjson";
 async fn items(shards: u32) -> (std::sync::Arc<Cluster>, Client) {
     let cluster = Cluster::new(shards);
     let client = Client::new(&cluster);
-    client
-        .run("CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL CHECK (name <> 'bad')) SHARD BY (id)")
-        .await;
+    // INT, so that it is no rowid and Pleat gives no ids.
+    client.run("CREATE TABLE items (id INT PRIMARY KEY, name TEXT NOT NULL CHECK (name <> 'bad')) SHARD BY (id)").await;
     (cluster, client)
 }
 
@@ -149,11 +148,64 @@ async fn a_part_of_the_key_that_is_missing_is_named() {
 
 #[tokio::test]
 async fn the_largest_rowid_is_refused_with_what_to_do() {
-    let (_cluster, client) = items(1).await;
+    let client = Client::new(&Cluster::new(1));
+    client.run("CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT) SHARD BY (id)").await;
     let sql = "INSERT INTO items VALUES (9223372036854775807, 'x')";
     let answer = client.query(json!({ "query": sql })).await;
     assert_eq!(answer.json["code"], "2200H", "{}", answer.text);
     assert!(answer.json["hint"].as_str().unwrap().contains("9223372036854775806"), "{}", answer.text);
     let answer = client.query(json!({ "query": "SELECT 'a\u{0}b'" })).await;
     assert!(answer.json["hint"].as_str().unwrap().contains("char(0)"), "{}", answer.text);
+}
+
+#[tokio::test]
+async fn rows_without_an_id_are_given_one_and_a_batch_sent_again_gets_the_same() {
+    let cluster = Cluster::new(2);
+    let client = Client::new(&cluster);
+    client.run("CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT) SHARD BY (id)").await;
+    let path = "/tables/items/rows?batch_id=b1&columns=name";
+    let body: String = (0..50).map(|number| format!("[\"item {number}\"]\n")).collect();
+    let first = client.post(path, NDJSON, body.clone()).await;
+    assert_eq!((first.status, &first.json["inserted"]), (200, &json!(50)), "{}", first.text);
+    let ids = client.rows("SELECT id FROM items ORDER BY id").await;
+    cluster.split(ShardId(1), &(0..PARTITIONS / 4).map(PartitionId).collect::<Vec<_>>());
+    let again = client.post(path, NDJSON, body).await;
+    assert_eq!((&again.json["inserted"], &again.json["replayed"]), (&json!(50), &json!(true)), "{}", again.text);
+    assert_eq!(client.rows("SELECT id FROM items ORDER BY id").await, ids);
+
+    // Ids that were given by hand into the block that the node holds are not given again.
+    let body = lines(50..400);
+    let by_hand = client.post("/tables/items/rows", NDJSON, body).await;
+    let taken: u64 = ids.as_array().unwrap().iter().filter(|id| id[0].as_u64() >= Some(50)).count() as u64;
+    assert_eq!(by_hand.json["inserted"], json!(350 - taken), "{}", by_hand.text);
+    let mixed = "[null,\"a\"]\n[1000000,\"b\"]\n[null,\"c\"]\n";
+    let mixed = client.post("/tables/items/rows", NDJSON, mixed).await;
+    assert_eq!((&mixed.json["inserted"], &mixed.json["rejected"]), (&json!(3), &json!([])), "{}", mixed.text);
+    assert_eq!(
+        client.rows("SELECT name FROM items WHERE id >= 1000000 ORDER BY id").await,
+        json!([["b"], ["a"], ["c"]])
+    );
+}
+
+#[tokio::test]
+async fn a_primary_key_that_is_not_the_shard_key_is_given_by_pleat_alone() {
+    let cluster = Cluster::new(3);
+    let client = Client::new(&cluster);
+    client
+        .run("CREATE TABLE orders (id INTEGER PRIMARY KEY AUTOINCREMENT, customer TEXT, n INT) SHARD BY (customer)")
+        .await;
+    let body: String = (0..200).map(|number| format!("[\"customer {}\",{number}]\n", number % 17)).collect();
+    let loaded = client.post("/tables/orders/rows?columns=customer,n", NDJSON, body).await;
+    assert_eq!((loaded.status, &loaded.json["inserted"]), (200, &json!(200)), "{}", loaded.text);
+    client.run("INSERT INTO orders (customer, n) SELECT customer, n + 1000 FROM orders").await;
+    client.run("INSERT INTO orders (customer, n) VALUES ('x', 1), ('y', 2), ('z', 3)").await;
+    client.run("UPDATE orders SET customer = customer || '!' WHERE n % 10 = 0").await;
+    assert_eq!(client.rows("SELECT count(*), count(DISTINCT id) FROM orders").await, json!([[403, 403]]));
+    // A whole batch is refused, before any of its rows.
+    let refused = client.post("/tables/orders/rows", NDJSON, "[null,\"a\",1]\n[9,\"b\",2]\n").await;
+    assert_eq!((refused.status, refused.json["code"].as_str()), (400, Some("0A000")), "{}", refused.text);
+    for sql in ["INSERT INTO orders VALUES (5000, 'a', 1)", "UPDATE orders SET id = id + 1 WHERE customer = 'x'"] {
+        assert_eq!(client.refused(sql).await.1, "0A000", "{sql}");
+    }
+    assert_eq!(client.rows("SELECT count(*) FROM orders").await, json!([[403]]));
 }

@@ -279,6 +279,54 @@ async fn a_commit_over_two_shards_is_all_or_nothing_whatever_goes_wrong() {
 }
 
 #[tokio::test]
+async fn an_id_that_is_in_use_is_drawn_again_inside_of_a_transaction() {
+    let (_cluster, client) = cluster().await;
+    let session = Session::open(&client).await;
+    session.all(&["BEGIN", "INSERT INTO test (value) VALUES (1)"]).await;
+    let first = session.say("SELECT max(id) FROM test").await[0][0].as_i64().unwrap();
+    session.all(&["COMMIT"]).await;
+    // Given by hand into the block of ids that the node holds; also by the transaction itself.
+    for by_hand in [first + 1, first + 2] {
+        client.run(&format!("INSERT INTO test VALUES ({by_hand}, 7)")).await;
+    }
+    session.all(&["BEGIN", "INSERT INTO test (value) VALUES (2)"]).await;
+    let next = session.say("SELECT max(id) FROM test").await[0][0].as_i64().unwrap();
+    assert!(next > first + 2, "{next}");
+    session.all(&[&format!("INSERT INTO test VALUES ({}, 8)", next + 3)]).await;
+    // Rows on both shards, some of which meet it.
+    session.all(&["INSERT INTO test (value) VALUES (3), (3), (3), (3), (3), (3)", "COMMIT"]).await;
+    assert_eq!(client.rows("SELECT count(*), count(DISTINCT id) FROM test").await, json!([[11, 11]]));
+    assert_eq!(client.rows("SELECT count(*) FROM test WHERE value = 3").await, json!([[6]]));
+    // One that the client gave itself is its own to change.
+    session.all(&["BEGIN"]).await;
+    assert_eq!(session.say(&format!("INSERT INTO test VALUES ({first}, 9)")).await, "23505");
+    session.all(&["ROLLBACK"]).await;
+}
+
+#[tokio::test]
+async fn a_statement_that_waits_for_one_shard_keeps_the_transactions_others() {
+    let (cluster, client) = cluster().await;
+    let (a, b) = (keys(1, 1)[0], keys(2, 1)[0]);
+    let (older, younger) = (Session::open(&client).await, Session::open(&client).await);
+    older.all(&["BEGIN", &format!("INSERT INTO test VALUES ({a}, 1)")]).await;
+    younger.all(&["BEGIN", &format!("INSERT INTO test VALUES ({b}, 2)")]).await;
+    assert!(cluster.touched.lock().is_empty(), "nobody waits");
+    let write = format!("UPDATE test SET value = 3 WHERE id = {a}");
+    let write = [write.as_str()];
+    let waiting = younger.all(&write);
+    let ending = async {
+        while cluster.touched.lock().get(&ShardId(2)).is_none_or(|times| *times < 2) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        older.all(&["ROLLBACK"]).await;
+    };
+    tokio::join!(waiting, ending);
+    assert!(!cluster.touched.lock().contains_key(&ShardId(1)), "what takes a step is not idle");
+    younger.all(&["COMMIT"]).await;
+    assert_eq!(client.rows("SELECT count(*) FROM test").await, json!([[1]]));
+}
+
+#[tokio::test]
 async fn sessions_end_when_closed_or_unused_and_roll_back() {
     let (cluster, client) = cluster().await;
     let session = Session::open(&client).await;

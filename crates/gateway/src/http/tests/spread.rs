@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pleat_cluster::ShardId;
+use pleat_cluster::{ShardId, TxnId};
 use serde_json::{Value as Json, json};
 
 use crate::testing::{Client, Cluster, Fault, PARTITIONS, Step};
@@ -117,6 +117,63 @@ async fn every_step_that_goes_wrong_leaves_all_or_nothing() {
 }
 
 #[tokio::test]
+async fn a_shard_whose_vote_was_lost_is_told_of_the_abort() {
+    let (from, to) = (accounts_of(1)[0], accounts_of(3)[0]);
+    for fault in [Fault::AnswerLost, Fault::NoLeader] {
+        let (cluster, client) = bank().await;
+        let mut once = Some(fault);
+        cluster.trap(move |at| if at == Step::Prepare(SHARDS[2]) { once.take() } else { None });
+        let answer = client.query(json!({"query": transfer(from, to, 7), "timeout_ms": 10_000})).await;
+        // Nothing was done, and nobody but the coordinator is there to say so.
+        assert_eq!((answer.status, answer.json["code"].as_str()), (503, Some("57P03")), "{}", answer.text);
+        while !cluster.prepared().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(sum(&client).await, whole());
+    }
+}
+
+#[tokio::test]
+async fn a_decision_that_failed_on_a_shard_is_not_told_and_not_forgotten() {
+    let (from, to) = (accounts_of(1)[0], accounts_of(3)[0]);
+    let (cluster, client) = bank().await;
+    cluster.trap(|at| (at == Step::Decide(SHARDS[2])).then_some(Fault::Broken));
+    let answer = client.query(json!({"query": transfer(from, to, 7)})).await;
+    assert_eq!((answer.status, answer.json["code"].as_str()), (504, Some("08007")), "{}", answer.text);
+    // The control leader must find it among what is not settled, however long nobody comes by.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let undecided = cluster.ledger.lock().commits().map(|(txn, _)| txn).collect::<Vec<_>>();
+    assert_eq!(cluster.prepared().iter().map(|(_, txn)| txn.txn).collect::<Vec<_>>(), undecided);
+    assert_eq!(undecided.len(), 1);
+    cluster.untrap();
+    cluster.recover();
+    let balance = |id: i64| format!("SELECT balance FROM accounts WHERE id = {id}");
+    assert_eq!(client.rows(&balance(from)).await, json!([[93]]));
+    assert_eq!(client.rows(&balance(to)).await, json!([[107]]));
+}
+
+#[tokio::test]
+async fn nothing_was_done_is_not_said_after_an_attempt_that_was_lost() {
+    let (cluster, client) = bank().await;
+    let account = accounts_of(1)[0];
+    let take = format!("UPDATE accounts SET balance = balance - 1 WHERE id = {account}");
+    for again in [Fault::NoLeader, Fault::LostThenFenced] {
+        cluster.fail(&[Fault::LostThenFenced, again, Fault::NoLeader]);
+        let answer = client.query(json!({"query": take, "timeout_ms": 5_000})).await;
+        // It was done, and no later refusal makes that undone.
+        assert_eq!(answer.json["code"], "08007", "{again:?} {}", answer.text);
+        assert_eq!(answer.json["retryable"], false, "{again:?} {}", answer.text);
+        cluster.fail_no_more();
+    }
+    let keyed = json!({"query": take, "timeout_ms": 5_000, "idempotency_key": "k"});
+    cluster.fail(&[Fault::LostThenFenced, Fault::NoLeader]);
+    let answer = client.query(keyed.clone()).await;
+    assert_eq!((&answer.json["code"], &answer.json["retryable"]), (&json!("08007"), &json!(true)), "{}", answer.text);
+    assert_eq!(client.query(keyed).await.json["replayed"], true);
+    assert_eq!(client.rows(&format!("SELECT balance FROM accounts WHERE id = {account}")).await, json!([[97]]));
+}
+
+#[tokio::test]
 async fn a_repetition_gets_the_whole_answer_wherever_the_rows_have_gone() {
     let (cluster, client) = bank().await;
     let keyed = json!({"query": "UPDATE accounts SET balance = balance + 1 RETURNING id", "idempotency_key": "k"});
@@ -194,6 +251,22 @@ async fn a_read_never_sees_half_of_a_transfer() {
     };
     let (seen, ()) = tokio::join!(sum(&client), recovery);
     assert_eq!(seen, whole());
+}
+
+#[tokio::test]
+async fn a_read_never_sees_half_of_a_transfer_however_many_others_come_in_between() {
+    let (cluster, client) = bank().await;
+    let (from, to) = (accounts_of(1)[0], accounts_of(2)[0]);
+    let change = |by: i64, id: i64| Some(format!("UPDATE accounts SET balance = balance + {by} WHERE id = {id}"));
+    // The first shard's snapshot is open, the others' are not.
+    cluster.after_reads(1, move |cluster| {
+        cluster.commit_over(TxnId(1), &[(SHARDS[0], change(-7, from)), (SHARDS[1], change(7, to))]);
+        for txn in 2..=1_002 {
+            cluster.commit_over(TxnId(txn), &[(SHARDS[1], None), (SHARDS[2], None)]);
+        }
+    });
+    assert_eq!(sum(&client).await, whole());
+    assert_eq!(client.rows(&format!("SELECT balance FROM accounts WHERE id = {to}")).await, json!([[107]]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,8 @@
 //! piece is done once, wherever it and its partition are by now. Pieces of one partition follow each other;
 //! partitions go side by side.
 //!
+//! Rows without an `INTEGER PRIMARY KEY` are given ids first ([`ids`](super::ids)), which may decide their partitions.
+//!
 //! A row that can't be inserted (no key, a wrong type, a constraint) is named in the answer and the others are
 //! kept. Reference tables have no partitions: see [`reference`].
 
@@ -27,13 +29,16 @@ use std::time::Duration;
 
 use futures::future::FutureExt;
 use futures::stream::{self, StreamExt};
+use parking_lot::Mutex;
 use pleat_cluster::{Catalog, Generation, ShardId, Table, TableKind, Value};
 use pleat_engine::{Action, Outcome};
+use pleat_sql::{BulkIds, Hint};
+use uuid::Uuid;
 
 use super::deadline::Deadline;
 use super::reroute::Setback;
 use super::write::{Key, fingerprint_of};
-use super::{Executor, Failure};
+use super::{Attempt, Executor, Failure, Request, Run};
 use crate::settings::STATEMENT_TIMEOUT_MAX;
 use split::{Part, Piece};
 
@@ -77,6 +82,14 @@ pub struct BulkResponse {
     pub failure: Option<Failure>,
 }
 
+/// What is known of a batch before its rows are split.
+struct Numbered {
+    catalog: Arc<Catalog>,
+    columns: Vec<String>,
+    /// The id of the first row that has none.
+    first_id: Option<i64>,
+}
+
 /// What one piece gave.
 struct PieceDone {
     shard: Option<ShardId>,
@@ -89,29 +102,26 @@ impl Executor {
     /// Insert a batch. `Err` when nothing of it was tried.
     pub async fn bulk(&self, request: BulkRequest) -> Result<BulkResponse, Failure> {
         let limit = request.timeout.unwrap_or(self.settings.limits.statement_timeout).min(STATEMENT_TIMEOUT_MAX);
-        let deadline = Deadline::after(limit);
-        let name = &request.table;
-        let catalog = self.rerouting(&deadline, |attempt| async move {
-            known_table(&attempt.catalog, name)?;
-            Ok(attempt.catalog)
-        });
-        let catalog: Arc<Catalog> = catalog.await?;
-        let table = known_table(&catalog, name)?;
-        let columns = columns(table, request.columns)?;
-        let client = request.batch_id.map(|id| format!("b/{id}/{}", table.name.to_ascii_lowercase()));
-        let from_client = client.is_some();
-        let key = Key::new(client, 0, limit);
+        let run = self.batch(&request, limit);
+        let (deadline, key) = (run.deadline, &run.key);
+        let looked = self.rerouting(&deadline, |attempt| self.look_up(&run, attempt, &request)).await?;
+        let Numbered { catalog, mut columns, first_id } = looked;
+        let table = known_table(&catalog, &request.table)?;
+        let mut rows = request.rows;
+        if let (Some(ids), Some(first)) = (BulkIds::of(table, &columns), first_id) {
+            ids.fill(&mut columns, rows.iter_mut().map(|(_, row)| row), first);
+        }
 
         let (mut response, done) = match &table.kind {
             TableKind::Reference => {
-                let done = self.bulk_reference(table, &columns, request.rows, &key, &deadline).await;
+                let done = self.bulk_reference(table, &columns, rows, key, &deadline).await;
                 (BulkResponse::default(), vec![done])
             }
             TableKind::Sharded { .. } | TableKind::Single { .. } => {
-                let split = split::split(table, &columns, request.rows, catalog.partition_count);
+                let split = split::split(table, &columns, rows, catalog.partition_count);
                 let parts = split.parts.into_iter();
                 let parts: Vec<_> =
-                    parts.map(|part| self.bulk_part(table, &columns, part, &key, &deadline).boxed()).collect();
+                    parts.map(|part| self.bulk_part(table, &columns, part, key, &deadline).boxed()).collect();
                 let done = stream::iter(parts).buffer_unordered(PARTS_AT_ONCE_MAX).collect().await;
                 (BulkResponse { rejected: split.rejected, ..BulkResponse::default() }, done)
             }
@@ -135,9 +145,39 @@ impl Executor {
             response.shards = catalog.active_shards().map(|shard| shard.id).collect();
         }
         if let Some(failure) = &mut response.failure {
-            explain_partial(failure, response.inserted, from_client);
+            explain_partial(failure, response.inserted, key.is_from_client());
         }
         Ok(response)
+    }
+
+    /// What stays the same over all attempts at a batch.
+    fn batch(&self, request: &BulkRequest, limit: Duration) -> Run {
+        let table = request.table.to_ascii_lowercase();
+        let client = request.batch_id.as_ref().map(|id| format!("b/{id}/{table}"));
+        Run {
+            request: Request::default(),
+            hint: Hint::default(),
+            deadline: Deadline::after(limit),
+            now_ms: self.backend.now_ms(),
+            seed: Uuid::new_v4().as_u64_pair().1,
+            key: Key::new(client, 0, limit),
+            ids: Mutex::default(),
+        }
+    }
+
+    /// The table's columns that the rows are for, and ids for those that want one.
+    async fn look_up(&self, run: &Run, attempt: Attempt, request: &BulkRequest) -> Result<Numbered, Setback> {
+        let table = known_table(&attempt.catalog, &request.table)?;
+        let columns = columns(table, request.columns.as_deref())?;
+        let wanted = match BulkIds::of(table, &columns) {
+            Some(ids) => ids.wanted(request.rows.iter().map(|(_, row)| row.as_slice()))?,
+            None => None,
+        };
+        let first_id = match wanted {
+            Some(wanted) => Some(self.ids_for_batch(run, &attempt, wanted).await?),
+            None => None,
+        };
+        Ok(Numbered { columns, first_id, catalog: attempt.catalog })
     }
 
     /// The pieces of one partition, one after the other; up to the first that fails.
@@ -213,7 +253,7 @@ fn unknown(name: &str) -> Failure {
 }
 
 /// The columns that the rows' values are for, as declared.
-fn columns(table: &Table, named: Option<Vec<String>>) -> Result<Vec<String>, Failure> {
+fn columns(table: &Table, named: Option<&[String]>) -> Result<Vec<String>, Failure> {
     let insertable = || table.columns.iter().filter(|column| !column.generated).map(|column| column.name.clone());
     let Some(named) = named else { return Ok(insertable().collect()) };
     let hint = || format!("the columns of {} are {}", table.name, insertable().collect::<Vec<_>>().join(", "));
@@ -223,7 +263,7 @@ fn columns(table: &Table, named: Option<Vec<String>>) -> Result<Vec<String>, Fai
     let mut seen = BTreeSet::new();
     let mut columns = Vec::with_capacity(named.len());
     for name in named {
-        match table.column(&name) {
+        match table.column(name) {
             None => {
                 let message = format!("table {} has no column \"{name}\"", table.name);
                 return Err(Failure::new("42703", message, hint()));

@@ -81,7 +81,7 @@ impl Executor {
             Some(txn) => {
                 let entered = txn.enter();
                 let done = match entered {
-                    Ok(()) => self.execute_inside(&txn, request).await,
+                    Ok(()) => txn.awake(self.execute_inside(&txn, request)).await,
                     Err(failure) => Err(failure),
                 };
                 txn.leave().await;
@@ -206,7 +206,7 @@ impl Executor {
                 let attempt = Attempt { catalog, inside: Some(txn.clone()), ..attempt };
                 let done = self.attempt_inside(run, &attempt, txn).await;
                 let done = match done {
-                    Ok(_) if !txn.is_whole(&self.settled) => Err(half_seen(txn)),
+                    Ok(_) if !txn.is_whole() => Err(half_seen(txn)),
                     done => done,
                 };
                 match done {
@@ -245,7 +245,15 @@ impl Executor {
                 "the transaction only reads: it was begun with READ ONLY",
                 "begin it without READ ONLY",
             ))),
-            Statement::Write(plan) => self.write_inside(run, attempt, txn, plan).await,
+            Statement::Write(plan) => {
+                let mut attempt = attempt.clone();
+                loop {
+                    match self.write_inside(run, &attempt, txn, plan).await {
+                        Err(Setback::Failed(failure)) => self.draw_again(run, &mut attempt, plan, failure)?,
+                        done => return done,
+                    }
+                }
+            }
             Statement::Ddl(_) => Err(Setback::Failed(Failure::new(
                 "25001",
                 "the schema can't be changed inside a transaction",

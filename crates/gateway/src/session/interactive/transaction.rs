@@ -54,6 +54,11 @@ use crate::session::{Failure, whole};
 
 /// How long rolling back may take. A part that is not told ends by its own limits.
 const ROLLBACK_TIME_MAX: Duration = Duration::from_secs(2);
+/// How often parts are kept from being idle while their transaction waits elsewhere: well within the 250 ms that a shard
+/// gives to who keeps others waiting.
+const TOUCH_EVERY: Duration = Duration::from_millis(80);
+/// How long that may take. The next time is as good.
+const TOUCH_TIME_MAX: Duration = Duration::from_millis(500);
 /// Savepoints that may be open at one time.
 const SAVEPOINTS_MAX: usize = 100;
 /// Around a statement on several shards. No user can give a savepoint such a name.
@@ -75,8 +80,6 @@ struct State {
     catalog: Option<Arc<Catalog>>,
     parts: BTreeMap<ShardId, Touch>,
     savepoints: Vec<String>,
-    /// Statements so far.
-    statements: u32,
     /// Why nothing can be done any more.
     failed: Option<Failure>,
     /// A request is being carried out; if it is found so by the next one, that one's client went away.
@@ -87,8 +90,8 @@ struct State {
 struct Touch {
     part: Arc<AsyncMutex<TxnPart>>,
     wrote: bool,
-    /// What its snapshot says, and the number of the statement that took it.
-    seen: Option<(u32, TxnsSeen)>,
+    /// What its snapshot says.
+    seen: Option<TxnsSeen>,
 }
 
 /// What the user sees of an open transaction.
@@ -130,7 +133,6 @@ impl Txn {
     /// Begin a request, unless nothing can be done any more.
     pub(super) fn enter(&self) -> Result<(), Failure> {
         let mut state = self.state.lock();
-        state.statements += 1;
         if std::mem::replace(&mut state.busy, true) && state.failed.is_none() {
             state.failed = Some(Failure::new("40000", "a request of the transaction was given up by its client", ""));
         }
@@ -154,6 +156,34 @@ impl Txn {
         if failed {
             self.roll_back().await;
         }
+    }
+
+    /// Do something, while no part that holds its shard is taken for idle: one statement may wait for a shard for longer
+    /// than the others are patient.
+    pub(super) async fn awake<T>(&self, work: impl Future<Output = T>) -> T {
+        let touching = async {
+            loop {
+                tokio::time::sleep(TOUCH_EVERY).await;
+                self.touch().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = touching => unreachable!("it never ends"),
+        }
+    }
+
+    async fn touch(&self) {
+        let holds = |touch: &&Touch| touch.wrote || self.mode.immediate;
+        let parts: Vec<_> = self.state.lock().parts.values().filter(holds).map(|touch| touch.part.clone()).collect();
+        let touching = parts.iter().map(|part| async {
+            // One that is taking a step is not idle.
+            if let Ok(part) = part.try_lock() {
+                self.backend.touch_txn(&part, TOUCH_TIME_MAX).await;
+            }
+        });
+        join_all(touching).await;
     }
 
     /// Whether no shard was touched yet.
@@ -187,15 +217,11 @@ impl Txn {
     }
 
     /// Whether the snapshots show each transaction over several shards on all of its shards, or on none.
-    pub(super) fn is_whole(&self, settled: &whole::Settled) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         let state = self.state.lock();
-        let seen: Vec<_> = (state.parts.iter())
-            .filter_map(|(shard, touch)| {
-                let (round, txns) = touch.seen.as_ref()?;
-                Some(whole::Seen { shard: *shard, round: *round, txns })
-            })
-            .collect();
-        seen.len() <= 1 || whole::behind(&seen, settled, None).is_empty()
+        let seen: Vec<_> =
+            state.parts.iter().filter_map(|(shard, touch)| Some((*shard, touch.seen.as_ref()?))).collect();
+        whole::behind(&seen).is_empty()
     }
 
     /// Begin anew, because nothing was told to the client yet.
@@ -260,9 +286,8 @@ impl Txn {
         let reply = self.step(shard, catalog, TxnStep::Read(request), within).await?;
         let TxnReply::Rows(rows) = reply else { return Err(wrong_reply()) };
         let mut state = self.state.lock();
-        let statement = state.statements;
         if let (Some(seen), Some(touch)) = (&rows.txns, state.parts.get_mut(&shard)) {
-            touch.seen.get_or_insert_with(|| (statement, seen.clone()));
+            touch.seen.get_or_insert_with(|| seen.clone());
         }
         drop(state);
         Ok(rows)
@@ -459,7 +484,7 @@ impl Txn {
     /// Whether there was one moment at which all that was read was the present.
     async fn validate(&self, parts: &BTreeMap<ShardId, Touch>, deadline: &Deadline) -> Result<(), Failure> {
         let seen: BTreeMap<ShardId, TxnsSeen> =
-            parts.iter().filter_map(|(shard, touch)| Some((*shard, touch.seen.clone()?.1))).collect();
+            parts.iter().filter_map(|(shard, touch)| Some((*shard, touch.seen.clone()?))).collect();
         if seen.len() <= 1 {
             return Ok(());
         }
@@ -478,13 +503,8 @@ impl Txn {
         });
         let now: BTreeMap<ShardId, TxnsSeen> = try_join_all(asking).await?.into_iter().collect();
         let unchanged = seen.iter().all(|(shard, seen)| now.get(shard).is_some_and(|now| now.version == seen.version));
-        let halves = now.iter().any(|(shard, now)| {
-            let others = seen.iter().filter(|(other, _)| *other != shard);
-            now.prepared
-                .iter()
-                .any(|txn| others.clone().any(|(_, seen)| seen.committed.iter().any(|(committed, _)| committed == txn)))
-        });
-        match unchanged && !halves {
+        let seen: Vec<_> = seen.iter().map(|(shard, seen)| (*shard, seen)).collect();
+        match unchanged && whole::behind(&seen).is_empty() {
             true => Ok(()),
             false => Err(Failure::new(
                 "40001",

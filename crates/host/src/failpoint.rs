@@ -1,0 +1,132 @@
+//! Places where a test lets the process die.
+//!
+//! A commit over several shards has a dozen steps on four kinds of processes. That it survives a death after each of them
+//! is an argument in the module docs (`gateway/session/two_phase`, `host/decide`, `docs/rfd/0005`) and a table
+//! in `crates/pleat/tests/cluster/killed_at_every_step.rs`, which needs to stop a process exactly there. So the steps have
+//! names, and a process that was told to dies when it reaches one: by `abort`, without flushing, closing or telling anybody,
+//! as by kill -9.
+//!
+//! All of it exists only with the feature `failpoints`. Without it [`reach`] is empty. Tests have it (crate `pleat` asks
+//! for it among its dev-dependencies, which Cargo ignores when nothing but the program is built), `cargo build` and
+//! `cargo run` don't, unless told `--features failpoints`.
+//!
+//! A process is told by the environment, `FAILPOINTS="coordinator.decided=abort"`, or while it runs, by
+//! `PUT /failpoints` with the same text. In general it is a list `name=actions; …` in the language of the crate `fail`:
+//! `2*off->abort` dies at the third time, `sleep(500)` is late by half a second, `off` does nothing. A name may
+//! be narrowed to one shard: `participant.prepared@shard-2=abort`.
+
+use pleat_cluster::ShardId;
+
+/// Every place, in the order in which a commit comes by.
+///
+/// | prefix | on |
+/// | --- | --- |
+/// | `ids` | the node that gives ids to rows |
+/// | `coordinator` | the node that was asked for the write |
+/// | `participant` | the leader of a shard that takes part; `applying` is any replica, after the log and before SQLite |
+/// | `ledger` | the leader of the control group |
+/// | `recovery` | the leader of a shard that finds a transaction which its coordinator has left |
+pub const PLACES: &[&str] = &[
+    "ids.before-block",
+    "ids.block",
+    "ids.remembered",
+    "coordinator.before-prepare",
+    "participant.before-prepare",
+    "participant.applying-prepare",
+    "participant.prepared",
+    "coordinator.after-prepare",
+    "coordinator.prepared",
+    "coordinator.before-abort",
+    "coordinator.aborted",
+    "ledger.before-decision",
+    "ledger.decided",
+    "coordinator.decided",
+    "coordinator.before-decide",
+    "participant.before-decide",
+    "participant.applying-decide",
+    "participant.decided",
+    "coordinator.after-decide",
+    "coordinator.before-answer",
+    "coordinator.before-forget",
+    "recovery.before-ledger",
+    "recovery.decided",
+    "recovery.carried-out",
+    "participant.before-write",
+    "participant.written",
+];
+
+/// The process is at this place, on behalf of a shard if there is one.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn reach(_place: &'static str, _shard: Option<ShardId>) {}
+
+#[cfg(feature = "failpoints")]
+pub use with_feature::{configure, from_environment, reach};
+
+#[cfg(feature = "failpoints")]
+mod with_feature {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::{PLACES, ShardId};
+
+    /// Whether this process was ever told anything.
+    static ARMED: AtomicBool = AtomicBool::new(false);
+
+    /// The process is at this place, on behalf of a shard if there is one.
+    pub fn reach(place: &'static str, shard: Option<ShardId>) {
+        debug_assert!(PLACES.contains(&place), "{place} is in no list");
+        if !ARMED.load(Ordering::Relaxed) {
+            return;
+        }
+        die_at(place);
+        if let Some(shard) = shard {
+            die_at(&format!("{place}@{shard}"));
+        }
+    }
+
+    fn die_at(name: &str) {
+        fail::fail_point!(name, |_| {
+            eprintln!("died at {name}, as it was told");
+            std::process::abort()
+        });
+    }
+
+    /// Do what `FAILPOINTS` says, if it is set.
+    pub fn from_environment() -> Result<(), String> {
+        match std::env::var("FAILPOINTS") {
+            Ok(text) => configure(&text),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Do what a list says, beside what was said before.
+    pub fn configure(text: &str) -> Result<(), String> {
+        for one in text.split(';').map(str::trim).filter(|one| !one.is_empty()) {
+            let (name, actions) = one.split_once('=').ok_or_else(|| format!("'{one}' is not name=actions"))?;
+            let place = name.split_once('@').map_or(name, |(place, _)| place);
+            if !PLACES.contains(&place) {
+                return Err(format!("there is no failpoint {place}; there are {}", PLACES.join(", ")));
+            }
+            // What `return` does is up to the place: here it dies.
+            fail::cfg(name, &actions.replace("abort", "return"))?;
+            ARMED.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn what_is_not_understood_is_refused() {
+            for (text, why) in
+                [("coordinator.decided", "name=actions"), ("elsewhere=abort", "no failpoint"), ("ids.block=what", "")]
+            {
+                assert!(configure(text).unwrap_err().contains(why), "{text}");
+            }
+            configure("ids.block@shard-99=1*off->sleep(1); ;ids.remembered=off").unwrap();
+            reach("ids.block", None);
+        }
+    }
+}
