@@ -297,17 +297,18 @@ impl From<rusqlite::Error> for Collect {
 
 /// Steps a statement to its end and keeps its rows.
 fn collect(statement: &mut rusqlite::Statement<'_>, left: &mut ResultBudget) -> Result<StatementResult, Collect> {
-    let count = statement.column_count();
-    let columns = statement.column_names().map(str::to_owned).collect();
-    let mut result = StatementResult { columns, ..StatementResult::default() };
+    let mut result = StatementResult::default();
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next()? {
-        let values = values_of(row, count)?;
+        let values = values_of(row, row.as_ref().column_count())?;
         let bytes: usize = values.iter().map(Value::size).sum();
         left.rows = left.rows.checked_sub(1).ok_or(Collect::TooLarge)?;
         left.bytes = left.bytes.checked_sub(bytes).ok_or(Collect::TooLarge)?;
         result.rows.push(values);
     }
+    drop(rows);
+    // Not before the first step, which compiles a statement anew if the schema has changed since.
+    result.columns = statement.column_names().into_iter().map(str::to_owned).collect();
     Ok(result)
 }
 

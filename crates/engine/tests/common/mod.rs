@@ -152,6 +152,17 @@ pub fn read_all(readers: &Readers, request: &ReadRequest) -> Result<Vec<Vec<Valu
     Ok(rows)
 }
 
+/// The names of the columns that a read gives.
+pub fn read_columns(readers: &Readers, request: &ReadRequest) -> Vec<String> {
+    let mut columns = Vec::new();
+    let read = readers.read(request, &mut |chunk| {
+        columns.extend(chunk.columns.into_iter().flatten().map(|column| column.name));
+        ControlFlow::Continue(())
+    });
+    read.unwrap();
+    columns
+}
+
 /// All that a replica holds, as text: the schema and every row of every table with its rowid. The position in
 /// the log is left out: it says how far, not what.
 pub fn dump(file: &Path) -> String {
