@@ -86,7 +86,11 @@ impl<'a> Sorter<'a> {
     fn owner(&self, primary: &[&Value], key: Option<&Value>, name: &str, key_type: KeyType) -> Result<ShardId, Stop> {
         if let Some(place) = primary.iter().position(|value| **value == Value::Null) {
             let column = self.plan.after.primary_key.get(place).map_or(name, String::as_str);
-            return Err(self.unfit(primary, format!("its {column} is NULL, and it needs one to be told apart"), "23502"));
+            return Err(self.unfit(
+                primary,
+                format!("its {column} is NULL, and it needs one to be told apart"),
+                "23502",
+            ));
         }
         let partition = match key.unwrap_or(&Value::Null) {
             Value::Null => {
