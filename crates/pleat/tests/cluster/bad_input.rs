@@ -95,7 +95,7 @@ async fn bad_requests_change_nothing() {
 #[tokio::test]
 async fn broken_csv_is_rejected_line_by_line() {
     let cluster = Cluster::start(Options { shards: 2, ..Options::default() }).await;
-    cluster.query("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT) SHARD BY (id)").await;
+    cluster.query("CREATE TABLE users (id INT PRIMARY KEY, name TEXT) SHARD BY (id)").await;
     let file = cluster.dir.path().join("users.csv");
     std::fs::write(
         &file,

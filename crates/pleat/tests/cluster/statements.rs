@@ -147,7 +147,7 @@ async fn schema_changes(cluster: &Cluster) {
 }
 
 async fn bulk(cluster: &Cluster) {
-    cluster.query("CREATE TABLE items (id INTEGER PRIMARY KEY, v TEXT NOT NULL) SHARD BY (id)").await;
+    cluster.query("CREATE TABLE items (id INT PRIMARY KEY, v TEXT NOT NULL) SHARD BY (id)").await;
     let rows: Vec<_> =
         (0..500).map(|id| if id == 13 { json!([null, "x"]) } else { json!([id, format!("v{id}")]) }).collect();
     let body = json!({ "columns": ["id", "v"], "rows": rows });
