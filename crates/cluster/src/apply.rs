@@ -262,21 +262,18 @@ impl Catalog {
 
     fn admit_ddl(&self, effect: &DdlEffect) -> Applied {
         let name = effect.table();
-        let names = [name, effect.table_after()];
+        let names = effect.names();
         let touches = |other: &DdlEffect| {
-            let others = [other.table(), other.table_after()];
-            names.iter().any(|name| others.iter().any(|other| other.eq_ignore_ascii_case(name)))
+            other.names().iter().any(|other| names.iter().any(|name| other.eq_ignore_ascii_case(name)))
         };
         if let Some(other) = (self.open_operations())
             .find(|other| matches!(&other.kind, OperationKind::Ddl { effect, .. } if touches(effect)))
         {
-            return Err(busy(format!("{} is still changing table {name}", other.id)));
+            return Err(busy(format!("{} is still changing {name}", other.id)));
         }
         match effect {
             DdlEffect::CreateTable(table) => {
-                if self.table(name).is_some() {
-                    return Err(CommandError::Exists { what: format!("table {name}") });
-                }
+                self.free_name(name)?;
                 if self.tables.len() >= Self::TABLES_MAX {
                     return Err(invalid(format!("a cluster has at most {} tables", Self::TABLES_MAX)));
                 }
@@ -293,10 +290,7 @@ impl Catalog {
             }
             DdlEffect::CreateIndex { index, .. } => {
                 self.known_table(name)?;
-                match self.tables.values().flat_map(|t| &t.indexes).any(|i| i.name.eq_ignore_ascii_case(&index.name)) {
-                    true => Err(CommandError::Exists { what: format!("index {}", index.name) }),
-                    false => Ok(()),
-                }
+                self.free_name(&index.name)
             }
             DdlEffect::DropIndex { index, .. } => {
                 let table = self.known_table(name)?;
@@ -314,12 +308,32 @@ impl Catalog {
                 if self.known_table(name)? != &**before {
                     return Err(busy(format!("table {name} has just been changed")));
                 }
-                match self.table(&after.name).filter(|_| !after.name.eq_ignore_ascii_case(name)) {
-                    Some(_) => Err(CommandError::Exists { what: format!("table {}", after.name) }),
-                    None => Ok(()),
-                }
+                if after.name.eq_ignore_ascii_case(name) { Ok(()) } else { self.free_name(&after.name) }
             }
+            DdlEffect::CreateView(_) if self.views.len() >= Self::VIEWS_MAX => {
+                Err(invalid(format!("a cluster has at most {} views", Self::VIEWS_MAX)))
+            }
+            DdlEffect::CreateView(_) => self.free_name(name),
+            DdlEffect::DropView { .. } => match self.view(name) {
+                Some(_) => Ok(()),
+                None => Err(unknown(format!("view {name}"))),
+            },
         }
+    }
+
+    /// Tables, views and indexes share their names.
+    fn free_name(&self, name: &str) -> Applied {
+        let index = |table: &Table| table.indexes.iter().any(|index| index.name.eq_ignore_ascii_case(name));
+        let what = if self.table(name).is_some() {
+            "table"
+        } else if self.view(name).is_some() {
+            "view"
+        } else if self.tables.values().any(index) {
+            "index"
+        } else {
+            return Ok(());
+        };
+        Err(CommandError::Exists { what: format!("{what} {name}") })
     }
 
     /// A split that fails removes its shard, so until it has ended nothing else gets a home there.
@@ -462,9 +476,13 @@ impl Catalog {
             self.tables.insert(name, Table { id, ..table.clone() });
             return Ok(());
         }
+        if effect.is_of_view() {
+            self.change_view(effect, name);
+            return Ok(());
+        }
         let table = self.tables.get_mut(&name).ok_or_else(|| unknown(format!("table {name}")))?;
         match effect {
-            DdlEffect::CreateTable(_) => {}
+            DdlEffect::CreateTable(_) | DdlEffect::CreateView(_) | DdlEffect::DropView { .. } => {}
             DdlEffect::DropTable { .. } => {
                 self.tables.remove(&name);
             }
@@ -476,16 +494,29 @@ impl Catalog {
                 table.columns.push(column.clone());
                 table.create_sql = create_sql.clone();
             }
-            DdlEffect::AlterTable { after, .. } => {
+            DdlEffect::AlterTable { after, views, .. } => {
                 let after = Table { id: table.id, ..(**after).clone() };
                 self.tables.remove(&name);
                 self.tables.insert(after.name.to_ascii_lowercase(), after);
                 let generation = self.generation + 1;
                 let active = self.shards.values_mut().filter(|shard| shard.state == ShardState::Active);
                 active.for_each(|shard| shard.ownership = generation);
+                for rewritten in views {
+                    let view = self.views.get_mut(&rewritten.before.name.to_ascii_lowercase());
+                    if let Some(view) = view.filter(|view| **view == rewritten.before) {
+                        *view = rewritten.after.clone();
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    fn change_view(&mut self, effect: &DdlEffect, name: String) {
+        match effect {
+            DdlEffect::CreateView(view) => self.views.insert(name, view.clone()),
+            _ => self.views.remove(&name),
+        };
     }
 
     fn finish(&mut self, id: OperationId, phase: Phase, message: &str, at: Millis) -> Applied {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Decision, DecisionId, Generation, Node, NodeId, NodeState, Operation, OperationId, OperationKind, PartitionId,
-    Phase, Policy, Shard, ShardId, ShardState, Table, TableId, TableKind, Tables,
+    Phase, Policy, Shard, ShardId, ShardState, Table, TableId, TableKind, Tables, View, Views,
 };
 
 /// The state of the control group. Changed by [`Catalog::apply`] alone.
@@ -22,6 +22,7 @@ pub struct Catalog {
     /// The owner of each hash partition, by partition number.
     pub owners: Vec<ShardId>,
     pub tables: Tables,
+    pub views: Views,
     pub policy: Policy,
     pub operations: BTreeMap<OperationId, Operation>,
     pub decisions: BTreeMap<DecisionId, Decision>,
@@ -40,6 +41,7 @@ impl Catalog {
     /// Steps that one operation may journal.
     pub const STEPS_MAX: usize = 256;
     pub const TABLES_MAX: usize = 10_000;
+    pub const VIEWS_MAX: usize = 10_000;
 
     /// Whether the founding command was applied.
     pub fn is_initialised(&self) -> bool {
@@ -100,6 +102,11 @@ impl Catalog {
         self.tables.get(&name.to_ascii_lowercase())
     }
 
+    /// The view called `name`, in any case.
+    pub fn view(&self, name: &str) -> Option<&View> {
+        self.views.get(&name.to_ascii_lowercase())
+    }
+
     /// The table with this id.
     pub fn table_by_id(&self, id: TableId) -> Option<&Table> {
         self.tables.values().find(|table| table.id == id)
@@ -116,6 +123,7 @@ impl Catalog {
         let (changed, read) = match kind {
             OperationKind::Split { from, .. } => (vec![*from], self.anchor()),
             OperationKind::Move { from, to, .. } => (vec![*from, *to], self.anchor()),
+            OperationKind::Ddl { effect, .. } if effect.is_of_view() => return None,
             OperationKind::Ddl { .. } => (self.active_shards().map(|shard| shard.id).collect(), None),
             // It changes who holds a shard, and nothing in it.
             OperationKind::Rebuild { .. } => return None,

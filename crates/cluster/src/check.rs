@@ -33,6 +33,7 @@ impl Catalog {
         if self.is_initialised() {
             self.check_shards(&mut found);
             self.check_tables(&mut found);
+            self.check_views(&mut found);
             self.check_operations(&mut found);
         }
         found.into_iter().map(Violation).collect()
@@ -102,6 +103,17 @@ impl Catalog {
                     found.push(format!("table {name} lives on {shard}, which was removed"));
                 }
                 _ => {}
+            }
+        }
+    }
+
+    fn check_views(&self, found: &mut Vec<String>) {
+        for (name, view) in &self.views {
+            if *name != view.name.to_ascii_lowercase() {
+                found.push(format!("view {} stands under {name}", view.name));
+            }
+            if self.tables.contains_key(name) {
+                found.push(format!("{name} is a table and a view"));
             }
         }
     }

@@ -25,6 +25,7 @@ mod rebuild;
 mod shard;
 mod table;
 mod value;
+mod view;
 
 pub use catalog::Catalog;
 pub use check::Violation;
@@ -39,3 +40,4 @@ pub use policy::{Mode, Policy, Strategy, Thresholds};
 pub use shard::{Shard, ShardState};
 pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables};
 pub use value::Value;
+pub use view::{Rewritten, View, Views};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyType, ShardId, TableId};
+use crate::{KeyType, Rewritten, ShardId, TableId, View};
 
 /// The tables of a catalog, by lower-case name (SQLite's names are case-insensitive).
 pub type Tables = BTreeMap<String, Table>;
@@ -135,11 +135,19 @@ pub enum DdlEffect {
         after: Box<Table>,
         /// The ALTER TABLE that shards run.
         statement: String,
+        /// What views that name the old name say from then on.
+        views: Vec<Rewritten>,
+    },
+    /// Shards have no part in it.
+    CreateView(View),
+    /// Shards have no part in it.
+    DropView {
+        view: String,
     },
 }
 
 impl DdlEffect {
-    /// The table that changes.
+    /// The table that changes, or the view.
     pub fn table(&self) -> &str {
         match self {
             DdlEffect::CreateTable(table) => &table.name,
@@ -148,7 +156,24 @@ impl DdlEffect {
             | DdlEffect::DropIndex { table, .. }
             | DdlEffect::AddColumn { table, .. } => table,
             DdlEffect::AlterTable { before, .. } => &before.name,
+            DdlEffect::CreateView(view) => &view.name,
+            DdlEffect::DropView { view } => view,
         }
+    }
+
+    /// Whether it changes a view, which the catalog alone knows.
+    pub fn is_of_view(&self) -> bool {
+        matches!(self, DdlEffect::CreateView(_) | DdlEffect::DropView { .. })
+    }
+
+    /// The names that it makes, takes away or changes what they stand for: tables, views and indexes share them.
+    pub fn names(&self) -> Vec<&str> {
+        let index = match self {
+            DdlEffect::CreateIndex { index, .. } => Some(index.name.as_str()),
+            DdlEffect::DropIndex { index, .. } => Some(index.as_str()),
+            _ => None,
+        };
+        [self.table(), self.table_after()].into_iter().chain(index).collect()
     }
 
     /// The table's name when it is done.

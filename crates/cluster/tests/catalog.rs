@@ -300,6 +300,40 @@ fn tables_come_and_go_by_name_in_any_case() {
 }
 
 #[test]
+fn tables_views_and_indexes_share_their_names() {
+    let mut catalog = founded(3, 1);
+    run(&mut catalog, create("users", by_id()));
+    let view = |name: &str| View { name: name.into(), sql: format!("CREATE VIEW {name} AS SELECT id FROM users") };
+    let ddl = |effect| OperationKind::Ddl { effect, sql: String::new() };
+    run(&mut catalog, ddl(DdlEffect::CreateView(view("Names"))));
+    assert_eq!(catalog.view("NAMES"), Some(&view("Names")));
+    let index = Index { name: "names".into(), sql: "CREATE INDEX names ON users(v)".into() };
+    for taken in [
+        create("NAMES", by_id()),
+        ddl(DdlEffect::CreateView(view("USERS"))),
+        ddl(DdlEffect::CreateView(view("names"))),
+        ddl(DdlEffect::CreateIndex { table: "users".into(), index }),
+    ] {
+        let refused = catalog.apply(&start(taken)).unwrap_err();
+        assert!(matches!(refused, CommandError::Exists { .. }), "{refused}");
+    }
+    // A rename takes along what a view says, if the view is still as it was when that was found out.
+    let before = catalog.table("users").unwrap().clone();
+    let renamed = |old: &str| Rewritten { before: view(old), after: View { name: old.into(), sql: "anew".into() } };
+    let after = Table { name: "people".into(), ..before.clone() };
+    let views = vec![Rewritten { before: View { sql: "another".into(), ..view("Names") }, ..renamed("Names") }];
+    let (before, after) = (Box::new(before), Box::new(after));
+    run(&mut catalog, ddl(DdlEffect::AlterTable { before, after: after.clone(), statement: String::new(), views }));
+    assert_eq!(catalog.view("names"), Some(&view("Names")));
+    let (before, after) = (after.clone(), Box::new(Table { name: "all".into(), ..*after }));
+    let views = vec![renamed("Names")];
+    run(&mut catalog, ddl(DdlEffect::AlterTable { before, after, statement: String::new(), views }));
+    assert_eq!(catalog.view("names").map(|view| view.sql.as_str()), Some("anew"));
+    run(&mut catalog, ddl(DdlEffect::DropView { view: "NAMES".into() }));
+    assert!(catalog.views.is_empty());
+}
+
+#[test]
 fn a_single_table_is_a_unit_of_its_shard() {
     let mut catalog = founded(3, 2);
     run(&mut catalog, create("notes", TableKind::Single { shard: ShardId(2) }));

@@ -9,7 +9,8 @@
 //! | … of a *single* table | shards, catalog, its shard's ownership | a retryable refusal: the shard does not own the table's unit yet |
 //! | `CREATE INDEX`, `ADD COLUMN` | shards, catalog | the index is used, the column is not named, before all shards have it |
 //! | `DROP TABLE`, `DROP INDEX` | catalog, shards | the table is not known any more |
-//! | `RENAME`, `DROP COLUMN` | catalog, shards | a retryable refusal of scatter reads; keyed statements may get *no such column* |
+//! | `CREATE VIEW`, `DROP VIEW` | catalog | nothing: shards know no views |
+//! | `RENAME`, `DROP COLUMN` | catalog, shards | a retryable refusal of scatter reads; keyed statements wait in the gateway until their shard has followed |
 //!
 //! What can fail on the data of one shard (a unique index over duplicates, a column with a CHECK) thus
 //! happens *before* the commit: it is undone on the shards that have it, and the operation fails with that
@@ -108,14 +109,18 @@ pub(crate) async fn carry_out(work: &Work, effect: &DdlEffect, sql: &str) -> Res
         DdlEffect::CreateTable(table) => own_single(work, &table.name).await?,
         _ => None,
     };
-    let done = format!("{} on {}", describe(effect), counted(work.catalog().active_shards().count(), "shard"));
+    let done = match effect.is_of_view() {
+        true => describe(effect),
+        false => format!("{} on {}", describe(effect), counted(work.catalog().active_shards().count(), "shard")),
+    };
     work.finish(Phase::Successful, &message.unwrap_or(done)).await
 }
 
 async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(), Stop> {
-    match follows(effect) {
-        true => check_before(work, effect).await?,
-        false => change_shards(work, effect, sql).await?,
+    match effect {
+        _ if effect.is_of_view() => {}
+        _ if follows(effect) => check_before(work, effect).await?,
+        _ => change_shards(work, effect, sql).await?,
     }
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
     work.begin("commit").await?;
@@ -399,8 +404,10 @@ fn put_after(catalog: &Catalog, effect: &DdlEffect) -> Result<SchemaChange, Stop
             table.columns.push(column.clone());
             table.create_sql = create_sql.clone();
         }
-        // Made with the table, or after the commit.
+        // Made with the table, after the commit, or not on shards.
         DdlEffect::CreateTable(_)
+        | DdlEffect::CreateView(_)
+        | DdlEffect::DropView { .. }
         | DdlEffect::DropTable { .. }
         | DdlEffect::DropIndex { .. }
         | DdlEffect::AlterTable { .. } => {}
@@ -422,7 +429,11 @@ fn undoing(catalog: &Catalog, effect: &DdlEffect) -> Result<(String, SchemaChang
             format!("ALTER TABLE {} DROP COLUMN {}", quoted(table), quoted(&column.name)),
             SchemaChange::Put(known(catalog, effect)?.clone()),
         ),
-        DdlEffect::DropTable { .. } | DdlEffect::DropIndex { .. } | DdlEffect::AlterTable { .. } => {
+        DdlEffect::DropTable { .. }
+        | DdlEffect::DropIndex { .. }
+        | DdlEffect::AlterTable { .. }
+        | DdlEffect::CreateView(_)
+        | DdlEffect::DropView { .. } => {
             return Err(Stop::impossible("what follows the commit is not undone".to_owned()));
         }
     })
@@ -445,6 +456,8 @@ fn describe(effect: &DdlEffect) -> String {
         DdlEffect::DropIndex { table, index } => format!("index {index} of {table} was dropped"),
         DdlEffect::AddColumn { table, column, .. } => format!("column {} of {table} was added", column.name),
         DdlEffect::AlterTable { before, .. } => format!("table {} was altered", before.name),
+        DdlEffect::CreateView(view) => format!("view {} was created", view.name),
+        DdlEffect::DropView { view } => format!("view {view} was dropped"),
     }
 }
 

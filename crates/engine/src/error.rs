@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::VERIFY_DELTA_BYTES_MAX;
-use crate::{Refusal, SqlFailure};
+use crate::{NoRoom, Refusal, SqlFailure};
 
 /// Why there is no answer. What a *write* gives is an [`Outcome`](crate::Outcome) instead.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
@@ -22,8 +22,9 @@ pub enum EngineError {
     Rows { limit: u64 },
     #[error("the result is larger than {limit} bytes")]
     Bytes { limit: u64 },
-    #[error("gathering the rows took more than {limit} bytes of memory")]
-    Memory { limit: u64 },
+    /// A finisher has no room left.
+    #[error("{0}")]
+    NoRoom(NoRoom),
     /// Every read connection was busy for the whole time limit.
     #[error("all {connections} read connections of the shard are in use")]
     Busy { connections: usize },
@@ -52,11 +53,22 @@ impl EngineError {
             EngineError::Refused(refusal) => refusal.code(),
             EngineError::Time { .. } | EngineError::Cancelled => "57014",
             EngineError::Rows { .. } | EngineError::Bytes { .. } => "54000",
-            EngineError::Memory { .. } => "53200",
+            EngineError::NoRoom(NoRoom::DiskFull) => "53100",
+            EngineError::NoRoom(_) => "53200",
             EngineError::Busy { .. } => "53300",
             EngineError::SnapshotGone { .. } | EngineError::DeltaTooLarge { .. } => "55000",
             EngineError::TxnConflict => "40001",
             EngineError::Storage(_) => "58000",
+        }
+    }
+
+    /// The limit that was reached: the setting's name, or the request's field.
+    pub fn limit(&self) -> Option<&'static str> {
+        match self {
+            EngineError::Time { .. } => Some("timeout_ms"),
+            EngineError::NoRoom(no_room) => no_room.limit(),
+            EngineError::Busy { .. } => Some("limits.read_connections"),
+            _ => None,
         }
     }
 
@@ -69,7 +81,7 @@ impl EngineError {
             EngineError::Rows { .. } | EngineError::Bytes { .. } => {
                 "add a LIMIT or more conditions, or stream".to_owned()
             }
-            EngineError::Memory { .. } => "filter by the shard key, or aggregate fewer rows".to_owned(),
+            EngineError::NoRoom(no_room) => no_room.hint().to_owned(),
             EngineError::Busy { .. } => "try again in a moment".to_owned(),
             EngineError::SnapshotGone { .. } => "open the snapshot again".to_owned(),
             EngineError::DeltaTooLarge { .. } => "catch up first, then verify".to_owned(),
@@ -84,11 +96,11 @@ impl EngineError {
         match self {
             EngineError::Refused(refusal) => refusal.is_retryable(),
             EngineError::Busy { .. } | EngineError::SnapshotGone { .. } | EngineError::DeltaTooLarge { .. } => true,
+            EngineError::NoRoom(no_room) => no_room.is_passing(),
             EngineError::Sql(_)
             | EngineError::Time { .. }
             | EngineError::Rows { .. }
             | EngineError::Bytes { .. }
-            | EngineError::Memory { .. }
             | EngineError::TxnConflict
             | EngineError::Cancelled
             | EngineError::Storage(_) => false,

@@ -33,6 +33,7 @@
 //!
 //! No sockets, no async, no Raft, no clock that a result depends on (only time limits of reads look at one).
 
+mod cancel;
 mod digest;
 mod engine;
 mod error;
@@ -40,10 +41,12 @@ pub mod limits;
 mod moves;
 mod proposal;
 mod request;
+mod room;
 mod sqlite;
 mod sqlstate;
 mod units;
 
+pub use cancel::Wanted;
 pub use digest::{ContentDigest, TableDigest};
 pub use engine::{Engine, EngineKind};
 pub use error::EngineError;
@@ -58,10 +61,11 @@ pub use proposal::{
 pub use request::{
     Chunk, ColumnInfo, OwnershipCheck, PreparedTxn, Query, ReadLimits, ReadRequest, ShardStats, TxnsSeen,
 };
+pub use room::{NoRoom, Room, RoomLimits, RoomTaken};
 pub use sqlite::build::build;
-pub use sqlite::finisher::{Finisher, FinisherLimits};
+pub use sqlite::finisher::Finisher;
 pub use sqlite::local::{LocalTxn, Script};
 pub use sqlite::readers::Readers;
-pub use sqlite::scratch::{Scratch, validate_ddl};
+pub use sqlite::scratch::{Scratch, Tried, try_ddl, validate_ddl};
 pub use sqlite::store::{Copier, DigestJob, Store, StoreConfig};
 pub use units::UnitSet;

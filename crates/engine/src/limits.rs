@@ -70,6 +70,11 @@ pub const CHUNK_BYTES_MAX: usize = 256 << 10;
 /// Rows in one chunk of a result.
 pub const CHUNK_ROWS_MAX: usize = 4_096;
 
+/// Memory that a finisher begins with, in bytes. Half of it is for cached pages: room for a chunk that is gathered.
+pub const FINISHER_BYTES_MIN: u64 = 2 << 20;
+/// Memory that a finisher asks for before it runs its statement, if it has gathered little, in bytes: to sort in.
+pub const FINISHER_SORT_BYTES: u64 = 16 << 20;
+
 /// A move's snapshot that nobody asked for this long is closed, in seconds: it keeps the WAL from shrinking.
 pub const MOVE_SNAPSHOT_IDLE_SECONDS_MAX: u64 = 60;
 /// Snapshots that moves hold open on one shard.

@@ -425,32 +425,6 @@ fn weights_and_rows_are_those_of_owned_partitions() {
 }
 
 #[test]
-fn a_finisher_answers_like_one_database_and_keeps_to_its_memory() {
-    let mut finisher = Finisher::new(FinisherLimits { memory_bytes: 1 << 20 }).unwrap();
-    finisher.create("CREATE TABLE t(a INTEGER, b TEXT COLLATE NOCASE)").unwrap();
-    finisher.insert("t", &[vec![1.into(), "x".into()], vec![2.into(), "X".into()]]).unwrap();
-    let mut rows = Vec::new();
-    finisher
-        .run(
-            "SELECT b, sum(a), unixepoch('now') FROM t GROUP BY b",
-            &[],
-            5_000,
-            1,
-            ReadLimits::default(),
-            &mut |chunk| {
-                rows.extend(chunk.rows);
-                ControlFlow::Continue(())
-            },
-        )
-        .unwrap();
-    assert_eq!(rows[0][1..], [Value::Integer(3), Value::Integer(5)]);
-    let mut small = Finisher::new(FinisherLimits { memory_bytes: 1 << 20 }).unwrap();
-    small.create("CREATE TABLE t(a)").unwrap();
-    let error = small.insert("t", &vec![vec![Value::Blob(vec![0; 1 << 16])]; 64]).unwrap_err();
-    assert_eq!(error, EngineError::Memory { limit: 1 << 20 });
-}
-
-#[test]
 fn scratch_describes_a_table_as_sqlite_sees_it() {
     let sql = "CREATE TABLE T(Id INTEGER PRIMARY KEY, Name VARCHAR(20) NOT NULL COLLATE NOCASE DEFAULT 'x', Up TEXT AS (upper(Name)) STORED)";
     let described = |sql: &str| validate_ddl(&Default::default(), &[sql.to_owned()], "t", &TableKind::Reference);

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use pleat_cluster::Catalog;
 use pleat_consensus::Status;
+use pleat_engine::RoomTaken;
 use pleat_host::NodeObservation;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -135,6 +136,8 @@ pub struct Seen<'a> {
     /// The Raft groups with a replica here, by name.
     pub groups: Vec<(String, Status)>,
     pub uptime: Duration,
+    /// What queries that gather rows take.
+    pub room: RoomTaken,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -162,6 +165,7 @@ struct GroupLabel {
 fn gauges(seen: &Seen<'_>) -> Registry {
     let mut registry = Registry::with_prefix("pleat");
     catalog_gauges(&mut registry, seen);
+    room_gauges(&mut registry, &seen.room);
     group_gauges(&mut registry, &seen.groups);
     if let Some(observation) = seen.observation {
         resource_gauges(&mut registry, observation);
@@ -184,6 +188,14 @@ fn catalog_gauges(registry: &mut Registry, seen: &Seen<'_>) {
     single(registry, "shards", "Active shards of the cluster", catalog.active_shards().count() as f64);
     single(registry, "tables", "Tables of the cluster", catalog.tables.len() as f64);
     single(registry, "operations_open", "Operations that have not ended", catalog.open_operations().count() as f64);
+}
+
+fn room_gauges(registry: &mut Registry, room: &RoomTaken) {
+    single(registry, "gather_memory_bytes", "Memory given to queries that gather rows", room.memory as f64);
+    single(registry, "gather_disk_bytes", "Temporary files of queries that gather rows", room.disk as f64);
+    registry.register("gathers_spilled", "Queries whose rows did not fit into memory", ConstCounter::new(room.spilled));
+    let written = ConstCounter::new(room.spilled_bytes);
+    registry.register("gather_spilled_bytes", "Written to temporary files by queries that gather rows", written);
 }
 
 fn group_gauges(registry: &mut Registry, groups: &[(String, Status)]) {

@@ -1,7 +1,10 @@
 //! Every limit of the gateway, named with its unit, and the settings that a node is started with.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
+
+use pleat_engine::RoomLimits;
 
 /// The longest text of a request (one statement or several).
 pub const STATEMENT_BYTES_MAX: usize = 1 << 20;
@@ -22,8 +25,6 @@ pub const PING_EVERY: Duration = Duration::from_secs(20);
 pub const PING_TIME_MAX: Duration = Duration::from_secs(20);
 /// How long the body of a request may take to arrive.
 pub const BODY_TIME_MAX: Duration = Duration::from_secs(30);
-/// How long a gathered answer waits for a client that does not read before it is given up.
-pub const STALL_MAX: Duration = Duration::from_secs(10);
 /// How long a query waits for a place among those that gather rows on this node.
 pub const GATHER_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The most rows of one bulk batch.
@@ -77,14 +78,17 @@ pub struct Limits {
     pub statement_timeout: Duration,
     /// The largest result that is answered as one JSON document, in bytes of JSON. NDJSON has no limit.
     pub json_result_bytes: usize,
-    /// Memory for the rows gathered by one query, in bytes.
-    pub gather_bytes: usize,
+    /// Memory and disk for the rows that queries gather.
+    pub room: RoomLimits,
     /// Queries that gather rows at the same time on this node.
     pub gathers: usize,
     /// Statements that take longer are logged; none when zero.
     pub slow_query: Duration,
     /// Statements and bulk batches that this node serves at the same time; more are refused at once.
     pub requests_in_flight: usize,
+    /// How long an answer that is streamed waits for a client that reads nothing before it is given up, with all that it
+    /// holds on the shards.
+    pub client_stall: Duration,
 }
 
 impl Default for Limits {
@@ -92,20 +96,34 @@ impl Default for Limits {
         Self {
             statement_timeout: Duration::from_secs(30),
             json_result_bytes: 64 << 20,
-            gather_bytes: 512 << 20,
-            gathers: 8,
+            room: RoomLimits::default(),
+            gathers: 32,
             slow_query: Duration::from_secs(1),
             requests_in_flight: 512,
+            client_stall: Duration::from_secs(15),
         }
     }
 }
 
 /// What a gateway is started with.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     pub limits: Limits,
     /// `table_shard_keys` of the configuration: the shard key of tables that name none themselves.
     pub default_keys: BTreeMap<String, String>,
     /// The version that `/health` shows.
     pub version: String,
+    /// Where what doesn't fit into memory goes.
+    pub spill_dir: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            default_keys: BTreeMap::new(),
+            version: String::new(),
+            spill_dir: std::env::temp_dir(),
+        }
+    }
 }

@@ -22,9 +22,9 @@ pub enum HostError {
     /// Nobody who could do it was reached within the limit. Nothing was done.
     #[error("{0}")]
     Unavailable(String),
-    /// A queue is full. Nothing was done.
+    /// Something has as much to do as it may. Nothing was done.
     #[error("{0}")]
-    Overloaded(String),
+    Overloaded(Overload),
     /// It may or may not have been done, and asking again without an idempotency key could do it twice.
     #[error("{0}")]
     OutcomeUnknown(String),
@@ -45,7 +45,40 @@ pub enum HostError {
     Internal(String),
 }
 
+/// What has too much to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Overload {
+    #[error("the shard's queue of writes is full")]
+    Writes,
+    #[error("too many reads wait for the shard's leader")]
+    Reads,
+    #[error("{most} transactions are open on the shard")]
+    Transactions { most: usize },
+}
+
+impl Overload {
+    /// The limit's name, which is the setting's where there is one.
+    fn limit(self) -> &'static str {
+        match self {
+            Overload::Writes => "limits.queued_writes",
+            Overload::Reads => "queued_reads",
+            Overload::Transactions { .. } => "shard_transactions",
+        }
+    }
+}
+
 impl HostError {
+    /// The limit that was reached, if it is that: the setting's name, or the request's field.
+    pub fn limit(&self) -> Option<&'static str> {
+        match self {
+            HostError::Engine(error) => error.limit(),
+            HostError::Overloaded(overload) => Some(overload.limit()),
+            HostError::Timeout(_) => Some("timeout_ms"),
+            HostError::Ledger(LedgerError::Full) => Some("ledger"),
+            _ => None,
+        }
+    }
+
     /// The SQLSTATE.
     pub fn code(&self) -> &str {
         match self {

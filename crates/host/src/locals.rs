@@ -25,6 +25,7 @@ use pleat_engine::{Action, EngineError, LocalTxn, Outcome, Script, StatementResu
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, watch};
 
+use crate::error::Overload;
 use crate::lane::{Age, Holding, Lane, Wound};
 use crate::replica::{Replica, engine_error};
 use crate::rpc::{Declined, Written};
@@ -217,7 +218,7 @@ impl Locals {
             return Err(HostError::TxnEnded(TxnEnd::Lost));
         }
         if parts.len() >= PARTS_MAX {
-            return Err(HostError::Overloaded(format!("{PARTS_MAX} transactions are open on the shard")));
+            return Err(HostError::Overloaded(Overload::Transactions { most: PARTS_MAX }));
         }
         let now = Instant::now();
         let (local, holding, end) = (None, None, None);

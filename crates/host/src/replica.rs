@@ -2,14 +2,16 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use pleat_cluster::{Generation, Millis, PartitionId, ShardId, TxnId};
 use pleat_consensus::Group;
-use pleat_engine::{Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal};
+use pleat_engine::{
+    Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal, Wanted,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
 use uuid::Uuid;
@@ -26,17 +28,17 @@ use crate::{Freshness, HostError, ShardObservation};
 
 /// Pieces of one read that wait for their receiver.
 const PIECES_WAITING_MAX: usize = 4;
-/// How long a read waits for a receiver that takes nothing before it is given up.
-const STALL_MAX: Duration = Duration::from_secs(15);
-/// Reads that run on one replica at one time. Below the engine's number of connections, so that a move's reads
-/// and the counting of rows never wait behind long scatters; further reads wait without holding a thread.
-const READS_AT_ONCE_MAX: usize = 12;
+/// Of the engine's connections, those that statements leave to a move's reads and the counting of rows, so that these
+/// never wait behind long scatters: one in so many.
+const CONNECTIONS_KEPT: usize = 4;
 
 /// What is left of a write's time after it has waited for another's decision, so that it can still be answered.
 const DECISION_MARGIN: Duration = Duration::from_millis(100);
 
 /// What takes a read's rows.
 type Sink<'a> = dyn FnMut(Chunk) -> ControlFlow<()> + 'a;
+/// Set when nobody wants a read's rows any more.
+type Cancelled = Arc<AtomicBool>;
 
 /// How long a transaction over several shards waits for the lane of one, while it may be prepared on others.
 const PREPARE_WAIT_MAX: Duration = Duration::from_millis(250);
@@ -71,7 +73,8 @@ impl Replica {
         partition_count: u32,
     ) -> Self {
         let meter = Meter::new(partition_count);
-        let reads = Arc::new(Semaphore::new(READS_AT_ONCE_MAX));
+        let reads_at_once = reads_at_once(&readers);
+        let reads = Arc::new(Semaphore::new(reads_at_once));
         Self {
             shard,
             number,
@@ -208,12 +211,12 @@ impl Replica {
         let left = deadline.saturating_duration_since(Instant::now());
         let place = tokio::time::timeout(left, self.reads.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
-            return Err(HostError::Engine(EngineError::Busy { connections: READS_AT_ONCE_MAX }).into());
+            return Err(HostError::Engine(EngineError::Busy { connections: reads_at_once(&self.readers) }).into());
         };
         let replica = self.clone();
         let stopped = watch::Sender::new(false).subscribe();
-        let read = move |sink: &mut Sink<'_>| {
-            let done = replica.readers.read(&request, sink);
+        let read = move |cancelled: &Cancelled, sink: &mut Sink<'_>| {
+            let done = replica.readers.read_unless(&request, cancelled, sink);
             drop(place);
             done.map_err(engine_error)
         };
@@ -229,24 +232,31 @@ impl Replica {
     ) -> Result<Pieces, Declined> {
         let local = self.locals.open(self, &turn.part, false, deadline).await?;
         let (units, stopped) = (read_units(&request.check).to_vec(), turn.part.stopped());
-        let read = move |sink: &mut Sink<'_>| local.read(&request, sink).map_err(|error| turn.part.failed(error));
+        // A transaction whose client goes away ends as a whole, by `stopped`.
+        let read = move |_: &Cancelled, sink: &mut Sink<'_>| {
+            local.read(&request, sink).map_err(|error| turn.part.failed(error))
+        };
         self.stream(units, read, stopped, deadline).await
     }
 
-    /// Run a read on a thread of its own, and hand its rows over as they are taken.
+    /// Run a read on a thread of its own, and hand its rows over as they are taken. It ends when they are not wanted any
+    /// more, whatever it is doing; but rows that are only not taken yet it keeps to the end of its time. They may be those of
+    /// a merge, which wants the rows of other shards first. A client that takes nothing is noticed by whoever serves it.
     async fn stream(
         self: &Arc<Self>,
         units: Vec<PartitionId>,
-        read: impl FnOnce(&mut Sink<'_>) -> Result<(), HostError> + Send + 'static,
+        read: impl FnOnce(&Cancelled, &mut Sink<'_>) -> Result<(), HostError> + Send + 'static,
         stopped: watch::Receiver<bool>,
         deadline: Instant,
     ) -> Result<Pieces, Declined> {
         let (sender, mut receiver) = mpsc::channel(PIECES_WAITING_MAX);
         let replica = self.clone();
         let runtime = Handle::current();
+        let wanted = Wanted::default();
+        let cancelled = wanted.cancelled();
         tokio::task::spawn_blocking(move || {
             let _serving = replica.meter.begin(Kind::Read, &units);
-            replica.read_blocking(read, &sender, stopped, deadline, &runtime);
+            replica.read_blocking(|sink| read(&cancelled, sink), &sender, stopped, deadline, &runtime);
         });
         // The first piece decides whether there is an answer at all.
         let first = match receiver.recv().await {
@@ -255,7 +265,8 @@ impl Replica {
             None => return Err(HostError::Internal("the read ended without an answer".into()).into()),
         };
         let rest = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        Ok(futures::stream::iter([Ok(first)]).chain(rest).boxed())
+        let pieces = futures::stream::iter([Ok(first)]).chain(rest);
+        Ok(pieces.inspect(move |_| _ = &wanted).boxed())
     }
 
     fn read_blocking(
@@ -266,9 +277,8 @@ impl Replica {
         deadline: Instant,
         runtime: &Handle,
     ) {
-        // A receiver that stands still must not hold a database connection, nor a transaction that has to end.
         let send = |piece| {
-            let left = deadline.saturating_duration_since(Instant::now()).min(STALL_MAX);
+            let left = deadline.saturating_duration_since(Instant::now());
             let mut stopped = stopped.clone();
             runtime.block_on(async {
                 tokio::select! {
@@ -291,7 +301,7 @@ impl Replica {
         });
         match outcome {
             Ok(()) if taken => drop(send(Ok(Piece::End))),
-            Ok(()) => {}
+            Ok(()) | Err(HostError::Engine(EngineError::Cancelled)) => {}
             Err(error) => {
                 self.meter.failed();
                 send(Err(error.into()));
@@ -319,6 +329,12 @@ impl Replica {
             partition_load: rates.partition_load,
         })
     }
+}
+
+/// Reads of statements that run on one replica at one time; further ones wait without holding a thread.
+fn reads_at_once(readers: &Readers) -> usize {
+    let connections = readers.connections();
+    (connections - connections / CONNECTIONS_KEPT).max(1)
 }
 
 /// Whether the action waits here for the decision of a transaction that is prepared, instead of being refused. One

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use pleat_cluster::NodeId;
 use pleat_consensus::{GroupId, ProposeError, ReadError, TransportError};
 
+use crate::error::Overload;
 use crate::rpc::{self, Declined, Request, Response};
 use crate::{Host, HostError};
 
@@ -66,7 +67,7 @@ impl From<ProposeError> for Declined {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::NotLeader { leader } => Declined::NotLeader { leader },
-            ProposeError::Overloaded => HostError::Overloaded("the shard's queue of writes is full".into()).into(),
+            ProposeError::Overloaded => HostError::Overloaded(Overload::Writes).into(),
             ProposeError::TooLarge { limit_bytes } => {
                 HostError::TooLarge(format!("one write may take {limit_bytes} bytes in the log at most")).into()
             }
@@ -86,7 +87,7 @@ impl From<ReadError> for Declined {
             ReadError::Timeout => {
                 HostError::Unavailable("the leader could not confirm that it still leads".into()).into()
             }
-            ReadError::Overloaded => HostError::Overloaded("too many reads wait for the shard's leader".into()).into(),
+            ReadError::Overloaded => HostError::Overloaded(Overload::Reads).into(),
             ReadError::Stopped(why) => HostError::Unavailable(format!("the replica has stopped: {why}")).into(),
         }
     }

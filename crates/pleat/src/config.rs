@@ -61,8 +61,14 @@ pub struct Limits {
     pub statement_timeout_ms: u64,
     /// Largest result that is not streamed, in bytes.
     pub result_bytes: u64,
-    /// Most memory that gathering rows for one query may take, in bytes.
+    /// Memory for the rows that one query gathers, in bytes.
     pub gather_bytes: u64,
+    /// Memory for the rows that all queries of a node gather, in bytes.
+    pub node_gather_bytes: u64,
+    /// Temporary files for what one query gathers, in bytes.
+    pub spill_bytes: u64,
+    /// Temporary files for what all queries of a node gather, in bytes.
+    pub node_spill_bytes: u64,
     /// Queries that gather rows in memory at the same time on a node.
     pub gathers: u64,
     /// Most writes that wait for one shard.
@@ -107,8 +113,11 @@ impl Default for Limits {
         Self {
             statement_timeout_ms: 30_000,
             result_bytes: 64 << 20,
-            gather_bytes: 512 << 20,
-            gathers: 8,
+            gather_bytes: 64 << 20,
+            node_gather_bytes: 512 << 20,
+            spill_bytes: 2 << 30,
+            node_spill_bytes: 8 << 30,
+            gathers: 32,
             queued_writes: 4096,
             read_connections: 16,
             connections: 4096,
@@ -194,6 +203,9 @@ impl Config {
                 statement_timeout_ms: limit("statement_timeout_ms", default.limits.statement_timeout_ms),
                 result_bytes: limit("result_bytes", default.limits.result_bytes),
                 gather_bytes: limit("gather_bytes", default.limits.gather_bytes),
+                node_gather_bytes: limit("node_gather_bytes", default.limits.node_gather_bytes),
+                spill_bytes: limit("spill_bytes", default.limits.spill_bytes),
+                node_spill_bytes: limit("node_spill_bytes", default.limits.node_spill_bytes),
                 gathers: limit("gathers", default.limits.gathers),
                 queued_writes: limit("queued_writes", default.limits.queued_writes),
                 read_connections: limit("read_connections", default.limits.read_connections),

@@ -5,6 +5,7 @@
 //! DIR/cluster.json       which cluster this is, and what was fixed when it was made
 //! DIR/node-k/lock        held by node k while it runs
 //! DIR/node-k/node.json   which node of which cluster this is, and which life of its directory
+//! DIR/node-k/spill/      where queries have what doesn't fit into memory, in files without names
 //! ```
 //!
 //! The locks are the kernel's: they go with the process, kill -9 included, and leave nothing to tidy up. The

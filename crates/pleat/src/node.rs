@@ -16,6 +16,7 @@ use pleat_cluster::NodeId;
 use pleat_consensus::grpc::{self, GrpcTransport};
 use pleat_consensus::{Config as ConsensusConfig, Consensus, TransportError};
 use pleat_control::Control;
+use pleat_engine::RoomLimits;
 use pleat_gateway::Gateway;
 use pleat_gateway::server::{self, Serving};
 use pleat_host::{Founding, Host, Settings, StoreLimits};
@@ -60,7 +61,7 @@ pub async fn run(options: NodeOptions, incarnation: u64, mut shutdown: Shutdown)
     tokio::spawn(follow_addresses(host.clone(), addresses));
     let control = Control::start(host.clone(), pleat_control::Settings::default());
 
-    let gateway = Gateway::new(host.clone(), gateway_settings(&options.config));
+    let gateway = Gateway::new(host.clone(), gateway_settings(&options));
     // Paths that nobody serves are the gateway's to answer.
     let service = grpc::server(consensus, host.clone()).into_axum_router().reset_fallback();
     let mut servers = vec![serve(listener, gateway.router().merge(service), &options.config, shutdown.clone())];
@@ -163,19 +164,26 @@ fn absolute(dir: &Path) -> std::path::PathBuf {
     std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf())
 }
 
-fn gateway_settings(config: &Config) -> pleat_gateway::Settings {
+fn gateway_settings(options: &NodeOptions) -> pleat_gateway::Settings {
+    let config = &options.config;
     let limits = &config.limits;
     pleat_gateway::Settings {
         limits: pleat_gateway::Limits {
             statement_timeout: Duration::from_millis(limits.statement_timeout_ms),
             json_result_bytes: usize::try_from(limits.result_bytes).unwrap_or(usize::MAX),
-            gather_bytes: usize::try_from(limits.gather_bytes).unwrap_or(usize::MAX),
+            room: RoomLimits {
+                query_memory: limits.gather_bytes,
+                node_memory: limits.node_gather_bytes,
+                query_disk: limits.spill_bytes,
+                node_disk: limits.node_spill_bytes,
+            },
             slow_query: Duration::from_millis(config.slow_query_ms),
             gathers: usize::try_from(limits.gathers).unwrap_or(usize::MAX),
             ..Default::default()
         },
         default_keys: config.table_shard_keys.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        spill_dir: absolute(&options.data_dir).join("spill"),
     }
 }
 

@@ -31,12 +31,14 @@ pub enum Code {
     UnknownTable,
     /// `42703`: no such column.
     UnknownColumn,
-    /// `42704`: no such index.
+    /// `42704`: no such index or view.
     UnknownObject,
-    /// `42P07`: the table or index exists already.
+    /// `42P07`: the table, view or index exists already.
     Duplicate,
     /// `42939`: the name is Pleat's or SQLite's own.
     ReservedName,
+    /// `42809`: a view where a table has to be, or a table where a view has.
+    WrongObject,
     /// `42P16`: a table definition that Pleat can't keep its promises for.
     InvalidTable,
     /// `0A000`: not supported (yet).
@@ -63,6 +65,7 @@ impl Code {
             Code::UnknownObject => "42704",
             Code::Duplicate => "42P07",
             Code::ReservedName => "42939",
+            Code::WrongObject => "42809",
             Code::InvalidTable => "42P16",
             Code::Unsupported => "0A000",
             Code::NullKey => "23502",

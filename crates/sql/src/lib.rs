@@ -44,6 +44,7 @@ mod shard_sql;
 mod spread;
 mod statement;
 mod tree;
+mod views;
 mod why;
 mod write;
 

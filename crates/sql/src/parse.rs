@@ -87,6 +87,19 @@ pub(crate) fn token_of(span: Span) -> Option<usize> {
     usize::try_from(span.start.column).ok()?.checked_sub(1)
 }
 
+/// Whether token `index` ends an operand.
+pub(crate) fn ends_operand(tokens: &Tokens, index: usize) -> bool {
+    match tokens.kind(index) {
+        Some(Kind::Symbol) => tokens.str(index) == ")",
+        Some(Kind::Word) => {
+            let word = tokens.str(index).to_ascii_uppercase();
+            !is_keyword(&word) || matches!(word.as_str(), "END" | "NULL")
+        }
+        Some(_) => true,
+        None => false,
+    }
+}
+
 fn parser(tokens: Vec<TokenWithSpan>) -> Parser<'static> {
     const DIALECT: &SQLiteDialect = &SQLiteDialect {};
     Parser::new(DIALECT).with_recursion_limit(PARSER_RECURSION_MAX).with_tokens_with_locations(tokens)
@@ -237,16 +250,7 @@ impl Bend<'_> {
 
     /// Whether the token before `index` ends an operand, so that what follows is an infix or postfix.
     fn after_operand(&self, index: usize) -> bool {
-        let Some(before) = index.checked_sub(1) else { return false };
-        match self.tokens.kind(before) {
-            Some(Kind::Symbol) => self.tokens.str(before) == ")",
-            Some(Kind::Word) => {
-                let word = self.tokens.str(before).to_ascii_uppercase();
-                !is_keyword(&word) || matches!(word.as_str(), "END" | "NULL")
-            }
-            Some(_) => true,
-            None => false,
-        }
+        index.checked_sub(1).is_some_and(|before| ends_operand(self.tokens, before))
     }
 
     fn word(&mut self, index: usize, to: usize) -> usize {

@@ -12,12 +12,14 @@ use sqlparser::ast::{
 };
 
 use crate::clauses::{Clauses, Span, join_conditions};
+use crate::ddl::not_modified;
 use crate::error::{Code, SqlError};
 use crate::functions;
 use crate::keys::{Condition, Reach};
 use crate::lex::{Kind, Tokens};
 use crate::params::Slots;
 use crate::parse::token_of;
+use crate::statement::Schema;
 use crate::tree::{Constant, Part, argument, last_name, lower, order_parts, parts, window_parts};
 
 /// One mention of a table of the catalog.
@@ -69,6 +71,7 @@ pub(crate) enum Resolved {
 /// Everything that routing needs to know about a statement.
 #[derive(Debug)]
 pub(crate) struct Analysis<'a> {
+    pub schema: Schema<'a>,
     pub tables: &'a Tables,
     pub tokens: &'a Tokens<'a>,
     pub slots: &'a Slots,
@@ -89,9 +92,10 @@ pub(crate) struct Analysis<'a> {
 }
 
 impl<'a> Analysis<'a> {
-    pub fn new(tables: &'a Tables, tokens: &'a Tokens<'a>, slots: &'a Slots) -> Self {
+    pub fn new(schema: Schema<'a>, tokens: &'a Tokens<'a>, slots: &'a Slots) -> Self {
         Analysis {
-            tables,
+            schema,
+            tables: schema.tables,
             tokens,
             slots,
             occurrences: Vec::new(),
@@ -507,7 +511,11 @@ impl<'a> Analysis<'a> {
         if let Some(found) = self.tables.get(&table) {
             return Ok(found);
         }
-        Err(error(internal_table(&table).unwrap_or_else(|| unknown_table(&table))))
+        let missing = || match self.schema.views.get(&table) {
+            Some(view) => not_modified(view),
+            None => unknown_table(&table),
+        };
+        Err(error(internal_table(&table).unwrap_or_else(missing)))
     }
 
     // ---- expressions ----

@@ -89,8 +89,11 @@ fn write_owned(analysis: &Analysis, at: usize, output: &mut Output) -> usize {
     }
     let space = if index.is_empty() { "" } else { " " };
     let key = table.shard_key().map_or("", |(key, _)| key);
+    // `main.t` may have been written because a CTE is called `t`.
+    let qualified = occurrence.tokens.0 > 1 && tokens.is_symbol(occurrence.tokens.0 - 1, ".");
+    let schema = if qualified { "main." } else { "" };
     output.word(&format!(
-        "(SELECT * FROM {}{space}{index} WHERE pleat_owned({})) AS {}",
+        "(SELECT * FROM {schema}{}{space}{index} WHERE pleat_owned({})) AS {}",
         quote(&table.name),
         quote(key),
         quote(&occurrence.alias)

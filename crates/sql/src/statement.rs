@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pleat_cluster::Tables;
+use pleat_cluster::{Tables, Views};
 use sqlparser::ast::Statement as Ast;
 
 use crate::clauses::Span;
@@ -13,12 +13,14 @@ use crate::params::Slots;
 use crate::parse::{self, STATEMENT_BYTES_MAX};
 use crate::read::{ReadPlan, plan_read};
 use crate::scope::Analysis;
+use crate::views::expand;
 use crate::write::{self, WritePlan, WritePlans};
 
 /// What a statement is planned against.
 #[derive(Clone, Copy, Debug)]
 pub struct Schema<'a> {
     pub tables: &'a Tables,
+    pub views: &'a Views,
     /// The configuration's `table_shard_keys`: the key's column by table.
     pub default_keys: &'a BTreeMap<String, String>,
 }
@@ -39,7 +41,16 @@ pub enum Statement {
 
 /// Plans a request: one statement, or several writes separated by `;`.
 pub fn prepare(text: &str, schema: &Schema<'_>) -> Result<Statement, SqlError> {
-    let tokens = read_tokens(text)?;
+    check_text(text)?;
+    match expand(text, schema.views)? {
+        None => prepare_tables(text, schema),
+        Some(written) => prepare_tables(&written.text, schema).map_err(|error| written.point_back(text, error)),
+    }
+}
+
+/// Plans a request that mentions no views.
+fn prepare_tables(text: &str, schema: &Schema<'_>) -> Result<Statement, SqlError> {
+    let tokens = Tokens::of(text)?;
     let spans = statements(&tokens);
     let slots = Slots::of(&tokens)?;
     match spans.as_slice() {
@@ -55,7 +66,7 @@ pub fn split_script(text: &str) -> Result<Vec<&str>, SqlError> {
     Ok(statements(&tokens).into_iter().map(|(from, to)| tokens.slice(from, to)).collect())
 }
 
-fn read_tokens(text: &str) -> Result<Tokens<'_>, SqlError> {
+fn check_text(text: &str) -> Result<(), SqlError> {
     if text.len() > STATEMENT_BYTES_MAX {
         return Err(SqlError::new(
             Code::TooLong,
@@ -67,7 +78,7 @@ fn read_tokens(text: &str) -> Result<Tokens<'_>, SqlError> {
         Some(at) => Err(SqlError::syntax("a statement can't contain a NUL character")
             .hint("pass text with NUL characters as a parameter, or write it as char(0)")
             .at(text, at)),
-        None => Tokens::of(text),
+        None => Ok(()),
     }
 }
 
@@ -108,10 +119,10 @@ fn plan(tokens: &Tokens, slots: &Slots, span: Span, schema: &Schema<'_>) -> Resu
             let Ast::Query(query) = parse::statement(tokens, slots, span.0, span.1)? else {
                 return Err(SqlError::syntax("a SELECT was expected").at(tokens.text, tokens.offset(span.0)));
             };
-            plan_read(Analysis::new(schema.tables, tokens, slots), &query, span).map(Statement::Read)
+            plan_read(Analysis::new(*schema, tokens, slots), &query, span).map(Statement::Read)
         }
         "REPLACE" => Err(SqlError::syntax("REPLACE is followed by INTO").at(tokens.text, tokens.offset(span.0))),
-        "CREATE" | "DROP" | "ALTER" => plan_ddl(tokens, span, schema.tables, schema.default_keys).map(Statement::Ddl),
+        "CREATE" | "DROP" | "ALTER" => plan_ddl(tokens, span, schema).map(Statement::Ddl),
         "EXPLAIN" => {
             let analyze = tokens.is(span.0 + 1, "ANALYZE");
             let skip = if tokens.are(span.0 + 1, &["QUERY", "PLAN"]) { 3 } else { 1 + usize::from(analyze) };
@@ -146,7 +157,7 @@ fn script(tokens: &Tokens, slots: &Slots, spans: &[Span], schema: &Schema<'_>) -
             .hint("send the statements one by one")
             .at(tokens.text, tokens.offset(span.0)));
         }
-        plans.add(Analysis::new(schema.tables, tokens, slots), *span, spans.len() == 1)?;
+        plans.add(Analysis::new(*schema, tokens, slots), *span, spans.len() == 1)?;
     }
     plans.finish().map(Statement::Write)
 }

@@ -1,4 +1,4 @@
-//! Generated SELECTs of every class that Pleat takes apart: subqueries and CTEs in FROM, joins by key, USING and NATURAL,
+//! Generated SELECTs of every class that Pleat takes apart: subqueries, views and CTEs in FROM, joins by key, USING and NATURAL,
 //! sets, windows, groups, DISTINCT aggregates, semi-joins, orders with collations. Each is run by its plan over three
 //! shards (every other time with rows on them that they don't own) and by one SQLite database; the answers are equal, or
 //! the statement is refused with `0A000`. `PLEAT_SEEDS=5000..9000` runs others.
@@ -75,26 +75,37 @@ fn table(dice: &mut Dice) -> (&'static str, Vec<&'static str>) {
     }
 }
 
-/// A query with named columns, for FROM or WITH.
-fn inner(dice: &mut Dice) -> (String, Vec<&'static str>) {
-    let filter = if dice.roll(2) == 0 {
-        ""
-    } else {
-        dice.pick(&[" WHERE a > 0", " WHERE k > 4", " WHERE c IS NOT NULL", " WHERE k IN (1, 2, 3)"])
-    };
-    match dice.roll(13) {
+const FILTERS: [&str; 5] = ["", " WHERE a > 0", " WHERE k > 4", " WHERE c IS NOT NULL", " WHERE k IN (1, 2, 3)"];
+const INNERS: usize = 13;
+const SETS: [&str; 4] = ["UNION", "UNION ALL", "EXCEPT", "INTERSECT"];
+
+/// A query with named columns, for FROM or WITH; and the view that is the same.
+fn inner(dice: &mut Dice) -> (String, Vec<&'static str>, String) {
+    let filter = if dice.roll(2) == 0 { 0 } else { 1 + dice.roll(4) };
+    let (number, set) = (dice.roll(INNERS), dice.roll(4));
+    let (query, columns) = inner_query(number, filter, set);
+    (query, columns, format!("v{number}_{filter}_{set}"))
+}
+
+/// A view for each of the inner queries; every other one names its columns.
+fn with_views(mut world: World) -> World {
+    for (number, filter, set) in (0..INNERS * FILTERS.len() * SETS.len()).map(|at| (at / 20, at / 4 % 5, at % 4)) {
+        let (query, columns) = inner_query(number, filter, set);
+        let list = if number % 2 == 0 { format!("({})", columns.join(", ")) } else { String::new() };
+        world.ddl(&format!("CREATE VIEW v{number}_{filter}_{set}{list} AS {query}")).unwrap();
+    }
+    world
+}
+
+fn inner_query(number: usize, filter: usize, set: usize) -> (String, Vec<&'static str>) {
+    let filter = FILTERS[filter];
+    match number {
         0 => (format!("SELECT k, a AS p, c AS q FROM t{filter}"), vec!["k", "p", "q"]),
         1 => (format!("SELECT * FROM t{filter}"), vec!["k", "id", "a", "c", "n", "b"]),
         2 => (format!("SELECT k, count(*) AS p, max(a) AS q FROM t{filter} GROUP BY k"), vec!["k", "p", "q"]),
         3 => (format!("SELECT c AS q, count(*) AS p FROM t{filter} GROUP BY c"), vec!["q", "p"]),
         4 => (format!("SELECT DISTINCT k, c AS q FROM t{filter}"), vec!["k", "q"]),
-        5 => (
-            format!(
-                "SELECT k FROM t{filter} {} SELECT k FROM u",
-                dice.pick(&["UNION", "UNION ALL", "EXCEPT", "INTERSECT"])
-            ),
-            vec!["k"],
-        ),
+        5 => (format!("SELECT k FROM t{filter} {} SELECT k FROM u", SETS[set]), vec!["k"]),
         6 => (
             format!("SELECT k, a AS p, row_number() OVER (PARTITION BY k ORDER BY id) AS q FROM t{filter}"),
             vec!["k", "p", "q"],
@@ -111,8 +122,9 @@ fn inner(dice: &mut Dice) -> (String, Vec<&'static str>) {
 fn source(dice: &mut Dice, alias: String, ctes: &[(String, Vec<&'static str>)]) -> Source {
     match dice.roll(10) {
         0 | 1 => {
-            let (query, columns) = inner(dice);
-            Source { text: format!("({query}) AS {alias}"), alias, columns }
+            let (query, columns, view) = inner(dice);
+            let query = if dice.roll(2) == 0 { view } else { format!("({query})") };
+            Source { text: format!("{query} AS {alias}"), alias, columns }
         }
         2..=4 if !ctes.is_empty() => {
             let (name, columns) = &ctes[dice.roll(ctes.len())];
@@ -312,7 +324,8 @@ fn query(dice: &mut Dice) -> String {
     let mut with = String::new();
     if dice.roll(4) == 0 {
         for at in 0..1 + dice.roll(2) {
-            let (text, columns) = inner(dice);
+            let (text, columns, view) = inner(dice);
+            let text = if dice.roll(4) == 0 { format!("SELECT * FROM {view}") } else { text };
             with += &format!("{} w{at} AS ({text})", if at == 0 { "WITH" } else { "," });
             ctes.push((format!("w{at}"), columns));
         }
@@ -359,7 +372,7 @@ fn query(dice: &mut Dice) -> String {
 
 #[test]
 fn wide_queries() {
-    let worlds: Vec<World> = [false, true].into_iter().map(rich).collect();
+    let worlds: Vec<World> = [false, true].into_iter().map(rich).map(with_views).collect();
     let (mut problems, mut refused, mut invalid) = (Vec::new(), 0usize, 0usize);
     let range = seeds();
     let count = range.end - range.start;

@@ -33,6 +33,26 @@ fn explained() {
     assert_eq!(shown, script, "run with SHOW=1 to write what is shown now, and read it");
 }
 
+/// It runs on each copy in its turn, and one of them may have got another column by then.
+#[test]
+fn an_insert_into_a_reference_table_names_its_columns() {
+    let world = rich(false);
+    for (sql, wanted) in [
+        ("INSERT INTO r VALUES (900, 1, 'x')", "INSERT INTO r (\"id\", \"a\", \"c\") VALUES (900, 1, 'x')"),
+        (
+            "WITH x(i) AS (SELECT 901) INSERT OR IGNORE INTO r SELECT i, ?, 'y' FROM x ON CONFLICT DO NOTHING",
+            "WITH x(i) AS (SELECT 901) INSERT OR IGNORE INTO r (\"id\", \"a\", \"c\") SELECT i, ?1, 'y' FROM x ON CONFLICT DO NOTHING",
+        ),
+        ("INSERT INTO r (id) VALUES (902)", "INSERT INTO r (id) VALUES (902)"),
+        ("INSERT INTO r DEFAULT VALUES", "INSERT INTO r DEFAULT VALUES"),
+    ] {
+        let plan = write_plan(&world, sql).unwrap();
+        let values = vec![Value::Integer(1); usize::from(sql.contains('?'))];
+        let route = plan.route(&Params::Positional(&values), PARTITIONS, &Ids::none()).unwrap();
+        assert_eq!((&*route.statements[0].sql, &route.statements[0].params), (wanted, &values), "{sql}");
+    }
+}
+
 #[test]
 fn refused_with_what_to_do() {
     let world = rich(false);
@@ -62,6 +82,7 @@ fn refused_with_what_to_do() {
         ("DELETE FROM t RETURNING (SELECT max(x) FROM u)", "0A000", "RETURNING"),
         ("INSERT INTO r SELECT id + 100, a, c FROM r", "0A000", "ORDER BY"),
         ("INSERT INTO r SELECT a, a, c FROM one ORDER BY 1", "0A000", "can't read one"),
+        ("INSERT INTO r SELECT * FROM r AS x ORDER BY id", "0A000", "number of columns"),
         ("WITH t AS (SELECT 1) DELETE FROM t", "0A000", "has the name of the table"),
         ("WITH q AS (SELECT 1), DELETE FROM t", "42601", "syntax error"),
         ("WITH q AS (DELETE FROM t RETURNING *) SELECT * FROM q", "0A000", "inside WITH"),

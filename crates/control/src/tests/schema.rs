@@ -2,6 +2,7 @@
 
 use super::world::Fault;
 use super::*;
+use pleat_cluster::View;
 
 fn unique_index() -> OperationKind {
     let sql = "CREATE UNIQUE INDEX users_v ON users(v)";
@@ -16,7 +17,7 @@ fn renamed() -> OperationKind {
     let after = Table { name: "people".to_owned(), create_sql, ..before.clone() };
     let statement = "ALTER TABLE users RENAME TO people".to_owned();
     let (before, after) = (Box::new(before), Box::new(after));
-    ddl(DdlEffect::AlterTable { before, after, statement: statement.clone() }, &statement)
+    ddl(DdlEffect::AlterTable { before, after, statement: statement.clone(), views: Vec::new() }, &statement)
 }
 
 /// Whether each shard's `users` has the index: a write that it forbids tells.
@@ -104,6 +105,7 @@ async fn every_schema_change_survives_a_leader_that_dies() {
         ddl(added, "ALTER TABLE users ADD COLUMN age INTEGER"),
         ddl(DdlEffect::DropTable { table: "cities".to_owned() }, "DROP TABLE cities"),
         renamed(),
+        ddl(DdlEffect::CreateView(view()), "CREATE VIEW names AS SELECT name FROM users"),
     ];
     for kind in changes {
         for at in 1.. {
@@ -130,6 +132,24 @@ async fn every_schema_change_survives_a_leader_that_dies() {
             }
         }
     }
+}
+
+fn view() -> View {
+    View { name: "names".to_owned(), sql: "CREATE VIEW names AS SELECT name FROM users".to_owned() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_is_the_catalogs_business_alone() {
+    let world = furnished(2).await;
+    world.with(|inner| inner.calls = 0);
+    let made = world.start(ddl(DdlEffect::CreateView(view()), &view().sql));
+    until_quiet(&world).await;
+    assert_eq!(operation(&world, made).message, "view names was created");
+    world.with(|inner| assert_eq!(inner.catalog.view("NAMES"), Some(&view())));
+    let dropped = world.start(ddl(DdlEffect::DropView { view: "names".to_owned() }, "DROP VIEW names"));
+    until_quiet(&world).await;
+    assert_eq!(operation(&world, dropped).phase, Phase::Successful);
+    world.with(|inner| assert!(inner.catalog.views.is_empty()));
 }
 
 #[tokio::test(start_paused = true)]

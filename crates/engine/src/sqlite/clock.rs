@@ -3,7 +3,8 @@
 //! Every form of "now" in SQLite (`CURRENT_TIMESTAMP`, `datetime('now')`, `julianday()`, `unixepoch()`, a DEFAULT)
 //! asks the VFS. So Pleat opens its databases with a copy of the platform's VFS whose two time functions answer
 //! with a number of the running thread: the proposal's or the query's `now_ms`. `localtime` would still look at
-//! the machine's time zone; it is made the same as UTC, for the whole process.
+//! the machine's time zone; it is made the same as UTC, for the whole process. (The same VFS gives finishers their temporary
+//! files: see `spill`.)
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -11,6 +12,8 @@ use std::sync::OnceLock;
 
 use pleat_cluster::Millis;
 use rusqlite::ffi;
+
+use super::spill;
 
 /// The name under which the VFS is registered.
 pub(crate) const VFS: &str = "pleat";
@@ -48,6 +51,7 @@ fn register_once() -> Result<(), String> {
         vfs.pNext = std::ptr::null_mut();
         vfs.xCurrentTime = Some(current_time);
         vfs.xCurrentTimeInt64 = Some(current_time_int64);
+        spill::hook(&mut vfs)?;
         ffi::sqlite3_vfs_register(Box::leak(Box::new(vfs)), 0)
     };
     if rc != ffi::SQLITE_OK {

@@ -31,6 +31,8 @@ pub(crate) enum Role {
     Local,
     Reader,
     Memory,
+    /// For what one query gathers.
+    Temporary,
 }
 
 /// Opens a database with Pleat's time, functions, authorizer and limits.
@@ -40,6 +42,8 @@ pub(crate) fn open(path: &Path, role: Role, partition_count: u32) -> rusqlite::R
         Role::Writer => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
         Role::Local => OpenFlags::SQLITE_OPEN_READ_WRITE,
         Role::Reader => OpenFlags::SQLITE_OPEN_READ_ONLY,
+        // Without a name it is in memory as far as its cache goes, and beyond in a temporary file.
+        Role::Temporary => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
         Role::Memory => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_MEMORY,
     };
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
@@ -57,6 +61,11 @@ pub(crate) fn open(path: &Path, role: Role, partition_count: u32) -> rusqlite::R
 /// The URI-free name of a database in memory.
 pub(crate) fn open_memory(partition_count: u32) -> rusqlite::Result<Db> {
     open(Path::new(":memory:"), Role::Memory, partition_count)
+}
+
+/// A database for one query's rows.
+pub(crate) fn open_temporary(partition_count: u32) -> rusqlite::Result<Db> {
+    open(Path::new(""), Role::Temporary, partition_count)
 }
 
 fn configure(conn: &Connection, role: Role) -> rusqlite::Result<()> {

@@ -21,6 +21,7 @@ mod reference;
 mod schema;
 pub(crate) mod scratch;
 mod session;
+mod spill;
 mod stats;
 pub(crate) mod store;
 mod table;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -209,6 +209,7 @@ impl Reader {
         let mut session = self.db.session.lock();
         session.mode = Mode::Internal;
         session.budget = Budget::Unlimited;
+        session.stop = None;
         drop(session);
         if self.db.conn.is_autocommit() {
             return true;
@@ -235,6 +236,11 @@ impl Readers {
         Self { shared }
     }
 
+    /// The most connections that read at the same time.
+    pub fn connections(&self) -> usize {
+        self.shared.config.read_connections.max(1)
+    }
+
     /// Runs the queries in one snapshot and hands their rows to `sink`, a chunk at a time; `sink` ends it with `Break`
     /// ([`EngineError::Cancelled`]). Blocks the calling thread.
     pub fn read(
@@ -242,9 +248,36 @@ impl Readers {
         request: &ReadRequest,
         sink: &mut dyn FnMut(Chunk) -> ControlFlow<()>,
     ) -> Result<(), EngineError> {
+        self.read_unless(request, &Arc::default(), sink)
+    }
+
+    /// The same, ended as well when `cancelled` is set, from any thread: a query may run for long without having a row
+    /// for `sink`.
+    pub fn read_unless(
+        &self,
+        request: &ReadRequest,
+        cancelled: &Arc<AtomicBool>,
+        sink: &mut dyn FnMut(Chunk) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        match self.read_until_stopped(request, cancelled, sink) {
+            Err(EngineError::Time { .. }) if cancelled.load(Ordering::SeqCst) => Err(EngineError::Cancelled),
+            ended => ended,
+        }
+    }
+
+    fn read_until_stopped(
+        &self,
+        request: &ReadRequest,
+        cancelled: &Arc<AtomicBool>,
+        sink: &mut dyn FnMut(Chunk) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
         let deadline = Instant::now() + request.limits.time;
         let mut reader = self.shared.take(deadline)?;
+        if cancelled.load(Ordering::SeqCst) {
+            return Err(EngineError::Cancelled);
+        }
         reader.begin()?;
+        reader.db.session.lock().stop = Some(cancelled.clone());
         reader.placement.check_read(&request.check)?;
         reader.set_units(UnitSet::default());
         let mut seen = match request.names_txns {

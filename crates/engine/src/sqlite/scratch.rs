@@ -1,7 +1,10 @@
 //! Trying a schema change out before it is journaled, in an in-memory database with the cluster's schema, and asking
 //! SQLite what the table is like afterwards: its own answer is the only one that is right in every case.
+//!
+//! Views are known to the catalog and to this database alone: here SQLite writes those anew that name a table or a column
+//! whose name changes, refuses to drop a column that one needs, and tells a view's columns.
 
-use pleat_cluster::{Column, Index, Table, TableId, TableKind, Tables};
+use pleat_cluster::{Column, Index, Rewritten, Table, TableId, TableKind, Tables, View, Views};
 use rusqlite::OptionalExtension;
 
 use super::authorize::Mode;
@@ -17,6 +20,15 @@ pub struct Scratch {
     ids: std::collections::BTreeMap<String, TableId>,
 }
 
+/// What a schema change comes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tried {
+    /// The table as it is afterwards; `None` when it is dropped.
+    pub table: Option<Table>,
+    /// The views that SQLite wrote anew.
+    pub views: Vec<Rewritten>,
+}
+
 /// Runs `statements` against `existing`'s schema; gives `table` as it is afterwards, or `None` when it is dropped.
 pub fn validate_ddl(
     existing: &Tables,
@@ -24,11 +36,22 @@ pub fn validate_ddl(
     table: &str,
     kind: &TableKind,
 ) -> Result<Option<Table>, SqlFailure> {
-    let mut scratch = Scratch::new(existing)?;
+    try_ddl(existing, &Views::new(), statements, table, kind).map(|tried| tried.table)
+}
+
+/// Runs `statements` against the schema of tables and views, and describes `table` afterwards.
+pub fn try_ddl(
+    existing: &Tables,
+    views: &Views,
+    statements: &[String],
+    table: &str,
+    kind: &TableKind,
+) -> Result<Tried, SqlFailure> {
+    let mut scratch = Scratch::with_views(existing, views)?;
     for (index, sql) in statements.iter().enumerate() {
         scratch.run(sql).map_err(|failure| SqlFailure { statement: index as u32, ..failure })?;
     }
-    scratch.describe(table, kind)
+    Ok(Tried { table: scratch.describe(table, kind)?, views: scratch.rewritten(views)? })
 }
 
 impl Scratch {
@@ -46,6 +69,45 @@ impl Scratch {
         Ok(scratch)
     }
 
+    /// With the tables, indexes and views of a catalog.
+    pub fn with_views(existing: &Tables, views: &Views) -> Result<Self, SqlFailure> {
+        let mut scratch = Self::new(existing)?;
+        for view in views.values() {
+            scratch.run(&view.sql)?;
+        }
+        Ok(scratch)
+    }
+
+    /// The views that are not defined as they were.
+    fn rewritten(&self, views: &Views) -> Result<Vec<Rewritten>, SqlFailure> {
+        let mut found = Vec::new();
+        for before in views.values() {
+            let sql: Option<String> = (self.db.conn)
+                .query_row("SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = ?1", [&before.name], |row| {
+                    row.get(0)
+                })
+                .optional()
+                .map_err(|error| failure::describe(0, None, error))?;
+            if let Some(sql) = sql.filter(|sql| *sql != before.sql) {
+                found.push(Rewritten { before: before.clone(), after: View { name: before.name.clone(), sql } });
+            }
+        }
+        Ok(found)
+    }
+
+    /// A view's columns; none when it can't be used, because something that it names is not there.
+    pub fn view_columns(&self, view: &str) -> Vec<Column> {
+        let column = |row: &rusqlite::Row<'_>| {
+            let (name, decl_type) = (row.get(0)?, row.get::<_, Option<String>>(1)?.unwrap_or_default());
+            Ok(Column { name, decl_type, collation: None, not_null: false, generated: false, has_default: false })
+        };
+        let ask = || -> rusqlite::Result<Vec<Column>> {
+            let mut described = self.db.conn.prepare("SELECT name, type FROM pragma_table_xinfo(?1) ORDER BY cid")?;
+            described.query_map([view], column)?.collect()
+        };
+        ask().unwrap_or_default()
+    }
+
     /// Runs one statement that changes the schema.
     pub fn run(&mut self, sql: &str) -> Result<(), SqlFailure> {
         /// A tenth of a second or so: nothing here has rows.
@@ -53,10 +115,10 @@ impl Scratch {
         check_text(0, sql)?;
         self.db.session.lock().budget = Budget::Steps(STEP_BLOCKS);
         let result = self.db.in_mode(Mode::Schema, |conn| {
-            let mut statement = conn.prepare(sql).map_err(Tried::Sqlite)?;
-            check_not_empty(0, &statement).map_err(Tried::Refused)?;
+            let mut statement = conn.prepare(sql).map_err(Failed::Sqlite)?;
+            check_not_empty(0, &statement).map_err(Failed::Refused)?;
             let mut rows = statement.raw_query();
-            while rows.next().map_err(Tried::Sqlite)?.is_some() {}
+            while rows.next().map_err(Failed::Sqlite)?.is_some() {}
             Ok(())
         });
         let mut session = self.db.session.lock();
@@ -64,8 +126,8 @@ impl Scratch {
         let denied = session.denied.take();
         drop(session);
         result.map_err(|error| match error {
-            Tried::Sqlite(error) => failure::describe(0, denied, error),
-            Tried::Refused(failure) => failure,
+            Failed::Sqlite(error) => failure::describe(0, denied, error),
+            Failed::Refused(failure) => failure,
         })
     }
 
@@ -151,7 +213,7 @@ impl Scratch {
     }
 }
 
-enum Tried {
+enum Failed {
     Sqlite(rusqlite::Error),
     Refused(SqlFailure),
 }

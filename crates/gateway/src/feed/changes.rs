@@ -1,6 +1,6 @@
 //! The difference between two catalogs, as events.
 
-use pleat_cluster::{Catalog, Decision, Node, NodeState, Operation, Shard, ShardState, Step, Table};
+use pleat_cluster::{Catalog, Decision, Node, NodeState, Operation, Shard, ShardState, Step, Table, View};
 use serde_json::{Value as Json, json};
 
 use crate::http::{DecisionBody, OperationBody, PolicyBody, StepBody};
@@ -27,6 +27,16 @@ pub fn changes(before: &Catalog, after: &Catalog) -> Vec<Change> {
     }
     for (_, table) in before.tables.iter().filter(|(name, _)| !after.tables.contains_key(*name)) {
         found.push(table_event(table, "dropped"));
+    }
+    for (name, view) in &after.views {
+        match before.views.get(name) {
+            None => found.push(view_event(view, "created")),
+            Some(before) if before != view => found.push(view_event(view, "changed")),
+            Some(_) => {}
+        }
+    }
+    for (_, view) in before.views.iter().filter(|(name, _)| !after.views.contains_key(*name)) {
+        found.push(view_event(view, "dropped"));
     }
     if before.policy != after.policy {
         found.push(Change { kind: "policy", data: json(&PolicyBody::from(&after.policy)) });
@@ -90,6 +100,10 @@ fn table_change(before: Option<&Table>, table: &Table) -> Option<Change> {
 
 fn table_event(table: &Table, change: &str) -> Change {
     Change { kind: "table", data: json!({ "table": table.name, "kind": table.kind_name(), "change": change }) }
+}
+
+fn view_event(view: &View, change: &str) -> Change {
+    Change { kind: "table", data: json!({ "table": view.name, "kind": "view", "change": change }) }
 }
 
 fn decision_event(decision: &Decision) -> Change {

@@ -73,7 +73,8 @@ impl Text {
                 "54000",
                 format!("the result is larger than {} bytes of JSON", self.limit),
                 "add a LIMIT, or ask for it as lines with Accept: application/x-ndjson, which has no limit",
-            )),
+            )
+            .at_limit("limits.result_bytes")),
         }
     }
 

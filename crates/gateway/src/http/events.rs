@@ -49,6 +49,7 @@ pub async fn events(
             format!("{EVENT_STREAMS_MAX} event streams are open at this node"),
             "close one, or follow another node",
         )
+        .at_limit("event_streams")
     })?;
     let header = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let joined = app.feed.join(header.or(query.after).as_deref());

@@ -106,11 +106,14 @@ impl Shared {
                 self.metrics.in_flight().inc();
                 Ok(Admitted { _permit: permit, metrics: self.metrics.clone() })
             }
-            Err(_) => Err(Problem(Failure::passing(
-                OVERLOADED,
-                format!("this node serves {} requests already", self.settings.limits.requests_in_flight),
-                "try again after a short pause, with fewer requests at once, or ask another node",
-            ))),
+            Err(_) => Err(Problem(
+                Failure::passing(
+                    OVERLOADED,
+                    format!("this node serves {} requests already", self.settings.limits.requests_in_flight),
+                    "try again after a short pause, with fewer requests at once, or ask another node",
+                )
+                .at_limit("requests_in_flight"),
+            )),
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! A task of its own takes rows from the shards and puts lines into a short queue that the connection
 //! empties; when the client reads slowly, the queue fills and the shards wait. The statement's time limits all
-//! of it, so a client that stopped reading can't hold a shard's snapshot for ever. The last line tells the end
-//! from a cut: an answer without it is not complete.
+//! of it, and a client that reads nothing for a while is given up before that: only here can it be told from one that
+//! reads on, whose shards may have to wait for one another. The last line tells the end from a cut: an answer without it
+//! is not complete.
 
 use std::time::Duration;
 
@@ -31,14 +32,19 @@ const LAST_LINE_TIME: Duration = Duration::from_secs(1);
 type Lines = mpsc::Sender<Result<Bytes, std::io::Error>>;
 
 /// The answer as lines. A failure before the first row is an error like any other.
-pub async fn response(answer: Answer, ends: Instant, permit: impl Send + 'static) -> Result<Response, Failure> {
+pub async fn response(
+    answer: Answer,
+    ends: Instant,
+    stall: Duration,
+    permit: impl Send + 'static,
+) -> Result<Response, Failure> {
     let trailer = Trailer::of(&answer);
     let body = match answer.output {
         Output::Effects(effects) => Body::from(effect_lines(&effects, &trailer)?),
         Output::Rows { columns, mut rows } => {
             let first = rows.try_next().await?;
             let (sender, lines) = mpsc::channel(BLOCKS_WAITING_MAX);
-            let pump = Pump { sender, ends, rows: 0 };
+            let pump = Pump { sender, ends, stall, rows: 0 };
             tokio::spawn(async move {
                 let _permit = permit;
                 pump.run(columns, first, rows, trailer).await;
@@ -55,6 +61,7 @@ struct Gone;
 struct Pump {
     sender: Lines,
     ends: Instant,
+    stall: Duration,
     rows: u64,
 }
 
@@ -92,7 +99,8 @@ impl Pump {
         if lines.is_empty() {
             return Ok(());
         }
-        match tokio::time::timeout_at(self.ends, self.sender.send(Ok(lines.into()))).await {
+        let until = self.ends.min(Instant::now() + self.stall);
+        match tokio::time::timeout_at(until, self.sender.send(Ok(lines.into()))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Gone),
         }
@@ -164,10 +172,12 @@ mod tests {
     }
 
     async fn lines(answer: Answer) -> Vec<String> {
-        let response = response(answer, Instant::now() + Duration::from_secs(60), ()).await.unwrap();
+        let response = response(answer, Instant::now() + MINUTE, MINUTE, ()).await.unwrap();
         let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
         String::from_utf8(body.to_vec()).unwrap().lines().map(str::to_owned).collect()
     }
+
+    const MINUTE: Duration = Duration::from_secs(60);
 
     fn row(n: i64) -> Vec<Value> {
         vec![Value::Integer(n), Value::Null]
@@ -195,21 +205,23 @@ mod tests {
     #[tokio::test]
     async fn a_failure_before_the_first_row_is_an_error() {
         let failed = answer(vec![Err(Failure::new("22012", "no", ""))]);
-        let failure = response(failed, Instant::now(), ()).await.map(|_| ()).unwrap_err();
+        let failure = response(failed, Instant::now(), MINUTE, ()).await.map(|_| ()).unwrap_err();
         assert_eq!(failure.code, "22012");
     }
 
     #[tokio::test]
     async fn a_client_that_stops_reading_is_cut_off() {
-        let chunks = (0..100).map(|n| Ok(vec![row(n)])).collect();
-        let place = std::sync::Arc::new(());
-        let ends = Instant::now() + Duration::from_millis(20);
-        let response = response(answer(chunks), ends, place.clone()).await.unwrap();
-        // The place is given back, without anybody reading.
-        while std::sync::Arc::strong_count(&place) > 1 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        let short = Duration::from_millis(20);
+        for (time, stall) in [(short, MINUTE), (MINUTE, short)] {
+            let chunks = (0..100).map(|n| Ok(vec![row(n)])).collect();
+            let place = std::sync::Arc::new(());
+            let response = response(answer(chunks), Instant::now() + time, stall, place.clone()).await.unwrap();
+            // The place is given back, without anybody reading.
+            while std::sync::Arc::strong_count(&place) > 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            assert!(!String::from_utf8(body.to_vec()).unwrap().contains("\"rows\""));
         }
-        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-        assert!(!String::from_utf8(body.to_vec()).unwrap().contains("\"rows\""));
     }
 }

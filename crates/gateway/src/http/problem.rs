@@ -33,6 +33,10 @@ pub struct ErrorBody {
     pub hint: String,
     /// Whether the very same request may be sent again, and may succeed then.
     pub retryable: bool,
+    /// The limit that was reached, if it is that: the name of its setting where there is one. The guide lists them all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "limits.spill_bytes")]
+    pub limit: Option<String>,
     /// Where in the statement, when it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
@@ -52,6 +56,7 @@ impl From<&Failure> for ErrorBody {
             code: failure.code.to_string(),
             hint: failure.hint.clone(),
             retryable: failure.retryable,
+            limit: failure.limit.map(str::to_owned),
             position: failure.position.map(|(line, column)| Position { line, column }),
         }
     }
@@ -69,6 +74,8 @@ pub fn status_of(failure: &Failure) -> StatusCode {
         CONFLICT | IDEMPOTENCY_CONFLICT | "42P07" | "42701" | "42710" => StatusCode::CONFLICT,
         "08003" => StatusCode::NOT_FOUND,
         "57014" | "08007" => StatusCode::GATEWAY_TIMEOUT,
+        // The query's own limit, which waiting doesn't change.
+        "53200" if !failure.retryable => StatusCode::UNPROCESSABLE_ENTITY,
         code => match code.get(..2) {
             Some("23") if code != "23502" => StatusCode::CONFLICT,
             // A transaction that has ended, or is in the wrong state: the same request can't help.
@@ -153,6 +160,7 @@ mod tests {
             (BODY_TOO_LARGE, 413),
             (UNSUPPORTED_MEDIA_TYPE, 415),
             ("54000", 422),
+            ("53200", 422),
             ("XX000", 500),
             (OVERLOADED, 503),
             ("53300", 503),
@@ -166,6 +174,7 @@ mod tests {
             assert_eq!(status_of(&Failure::new(code, "", "")).as_u16(), status, "{code}");
         }
         assert_eq!(status_of(&Failure::passing("40001", "", "")).as_u16(), 503, "the same request may succeed");
+        assert_eq!(status_of(&Failure::passing("53200", "", "")).as_u16(), 503, "when others have ended");
     }
 
     #[test]

@@ -151,7 +151,9 @@ pub(super) async fn answer_in(
         None => app.executor.execute(request).await,
     };
     let response = match answer {
-        Ok(answer) if as_lines => ndjson::response(answer, begun + limit, permit).await,
+        Ok(answer) if as_lines => {
+            ndjson::response(answer, begun + limit, app.settings.limits.client_stall, permit).await
+        }
         Ok(answer) => document::response(answer, app.settings.limits.json_result_bytes).await,
         Err(failure) => Err(failure),
     };

@@ -27,7 +27,8 @@ pub async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
     }
     let uptime = Duration::from_millis(app.backend.now_ms().saturating_sub(app.backend.started_at_ms()));
     let observation = look.nodes.get(&node).and_then(|seen| seen.as_ref().ok());
-    let seen = Seen { catalog: &catalog, observation, groups, uptime };
+    let room = app.executor.room();
+    let seen = Seen { catalog: &catalog, observation, groups, uptime, room };
     let text = app.metrics.render(&seen).map_err(|error| Failure::internal(format!("writing the metrics: {error}")))?;
     Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response())
 }

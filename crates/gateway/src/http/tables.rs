@@ -1,8 +1,9 @@
-//! `/tables`: what tables there are, how they are spread, and how many rows they hold.
+//! `/tables`: what tables and views there are, how tables are spread, and how many rows they hold.
 
 use axum::Json;
 use axum::extract::{Path, State};
-use pleat_cluster::{Catalog, KeyType, ShardId, Table, TableKind};
+use pleat_cluster::{Catalog, Column, KeyType, ShardId, Table, TableKind, View};
+use pleat_engine::Scratch;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -11,20 +12,21 @@ use super::problem::{ErrorBody, Problem};
 use crate::observer::Look;
 use crate::session::Failure;
 
-/// One table.
+/// One table, or one view.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TableBody {
     pub name: String,
-    /// `sharded`, `reference` or `single`.
+    /// `sharded`, `reference`, `single` or `view`.
     pub kind: String,
     pub shard_key: Option<String>,
     /// `integer`, `text` or `bytes`.
     pub key_type: Option<String>,
     /// The shards that hold rows of it.
     pub shards: Vec<String>,
-    /// Counted now; null when a shard can't be asked. While partitions move, rows that are at both ends
+    /// Counted now; null for a view, and when a shard can't be asked. While partitions move, rows that are at both ends
     /// count twice.
     pub rows: Option<u64>,
+    /// Of a view: what SQLite makes of its SELECT; empty when something that it names is missing.
     pub columns: Vec<ColumnBody>,
     pub primary_key: Vec<String>,
     pub indexes: Vec<IndexBody>,
@@ -70,7 +72,7 @@ fn describe(table: &Table, catalog: &Catalog, look: &Look) -> TableBody {
         key_type: key.map(|(_, key_type)| key_type_name(key_type).to_owned()),
         rows: rows(table, &shards, look),
         shards: shards.iter().map(ToString::to_string).collect(),
-        columns: table.columns.iter().map(|column| describe_column(column, table)).collect(),
+        columns: table.columns.iter().map(|column| describe_column(column, &table.primary_key)).collect(),
         primary_key: table.primary_key.clone(),
         indexes: (table.indexes.iter())
             .map(|index| IndexBody { name: index.name.clone(), sql: index.sql.clone() })
@@ -79,8 +81,38 @@ fn describe(table: &Table, catalog: &Catalog, look: &Look) -> TableBody {
     }
 }
 
-fn describe_column(column: &pleat_cluster::Column, table: &Table) -> ColumnBody {
-    let place = table.primary_key.iter().position(|name| name.eq_ignore_ascii_case(&column.name));
+/// Views as SQLite describes them, in a database with the same tables.
+async fn describe_views(catalog: &Catalog, views: Vec<View>) -> Result<Vec<TableBody>, Problem> {
+    if views.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (tables, all) = (catalog.tables.clone(), catalog.views.clone());
+    let describe = move || {
+        let scratch = Scratch::with_views(&tables, &all)?;
+        Ok(views.iter().map(|view| describe_view(view, scratch.view_columns(&view.name))).collect())
+    };
+    let described: Result<Vec<TableBody>, pleat_engine::SqlFailure> =
+        tokio::task::spawn_blocking(describe).await.map_err(|error| Problem(Failure::internal(error.to_string())))?;
+    described.map_err(|failure| Problem(failure.into()))
+}
+
+fn describe_view(view: &View, columns: Vec<Column>) -> TableBody {
+    TableBody {
+        name: view.name.clone(),
+        kind: "view".to_owned(),
+        shard_key: None,
+        key_type: None,
+        shards: Vec::new(),
+        rows: None,
+        columns: columns.iter().map(|column| describe_column(column, &[])).collect(),
+        primary_key: Vec::new(),
+        indexes: Vec::new(),
+        sql: view.sql.clone(),
+    }
+}
+
+fn describe_column(column: &Column, primary_key: &[String]) -> ColumnBody {
+    let place = primary_key.iter().position(|name| name.eq_ignore_ascii_case(&column.name));
     ColumnBody {
         name: column.name.clone(),
         decl_type: column.decl_type.clone(),
@@ -127,22 +159,27 @@ fn rows(table: &Table, shards: &[ShardId], look: &Look) -> Option<u64> {
     }
 }
 
-/// List tables.
+/// List tables and views.
 #[utoipa::path(get, path = "/tables", tag = "tables", responses((status = 200, body = TablesBody)))]
-pub async fn list(State(app): State<App>) -> Json<TablesBody> {
+pub async fn list(State(app): State<App>) -> Result<Json<TablesBody>, Problem> {
     let look = app.observer.look().await;
     let catalog = app.backend.catalog();
-    let tables = catalog.tables.values().map(|table| describe(table, &catalog, &look)).collect();
-    Json(TablesBody { tables })
+    let mut tables: Vec<_> = catalog.tables.values().map(|table| describe(table, &catalog, &look)).collect();
+    tables.extend(describe_views(&catalog, catalog.views.values().cloned().collect()).await?);
+    Ok(Json(TablesBody { tables }))
 }
 
-/// Show one table.
+/// Show one table or view.
 #[utoipa::path(get, path = "/tables/{table}", tag = "tables",
     params(("table" = String, Path, description = "The table's name, in any case")),
     responses((status = 200, body = TableBody), (status = 404, body = ErrorBody)))]
 pub async fn show(State(app): State<App>, Path(name): Path<String>) -> Result<Json<TableBody>, Problem> {
     let look = app.observer.look().await;
     let catalog = app.backend.catalog();
+    if let Some(view) = catalog.view(&name) {
+        let described = describe_views(&catalog, vec![view.clone()]).await?;
+        return described.into_iter().next().map(Json).ok_or_else(|| unknown(&name));
+    }
     let table = catalog.table(&name).ok_or_else(|| unknown(&name))?;
     Ok(Json(describe(table, &catalog, &look)))
 }

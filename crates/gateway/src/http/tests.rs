@@ -1,8 +1,10 @@
 //! The interface as a client sees it, over real shards.
 
 mod bulk;
+mod gathers;
 mod looking;
 mod resources;
 mod sessions;
 mod spread;
 mod statements;
+mod views;

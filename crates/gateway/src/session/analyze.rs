@@ -26,7 +26,14 @@ pub(super) struct Analysis {
 struct Taken {
     /// Each answer of a shard, in the order in which they were opened.
     shards: Vec<ShardTaken>,
-    finisher: Option<Duration>,
+    finisher: Option<FinisherTaken>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FinisherTaken {
+    time: Duration,
+    memory: u64,
+    spilled: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -67,9 +74,9 @@ impl Analysis {
         RowStream { pieces: pieces.boxed(), ..answer }
     }
 
-    /// The finisher has had all rows and run its statement in this time.
-    pub(super) fn finished(&self, time: Duration) {
-        self.taken.lock().finisher = Some(time);
+    /// The finisher has had all rows and run its statement in this time, with so many bytes of memory and of files.
+    pub(super) fn finished(&self, time: Duration, memory: u64, spilled: u64) {
+        self.taken.lock().finisher = Some(FinisherTaken { time, memory, spilled });
     }
 
     fn lines(&self) -> Vec<(String, String)> {
@@ -77,7 +84,13 @@ impl Analysis {
         let mut shards = taken.shards.clone();
         shards.sort_by_key(|shard| shard.shard);
         let mut lines: Vec<_> = shards.iter().map(|shard| (format!("took on {}", shard.shard), shard.text())).collect();
-        lines.extend(taken.finisher.map(|time| ("took in the finisher".to_owned(), millis(time))));
+        if let Some(FinisherTaken { time, memory, spilled }) = taken.finisher {
+            lines.push(("took in the finisher".to_owned(), millis(time)));
+            if spilled > 0 {
+                let detail = format!("{spilled} bytes written to temporary files, with {memory} bytes of memory");
+                lines.push(("spilled by the finisher".to_owned(), detail));
+            }
+        }
         lines
     }
 }

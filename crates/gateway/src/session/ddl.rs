@@ -35,12 +35,13 @@ impl Executor {
         if matches!(plan.action, DdlAction::Nothing) {
             return Ok(done(catalog, Touched::Many(Vec::new()), plan.notice.clone(), None));
         }
-        let described = self.describe(catalog, plan).await?;
+        let tried = self.try_out(catalog, plan).await?;
         let single_on = match plan.action {
             DdlAction::CreateTable(Placement::Single) => self.emptiest_shard(catalog).await?,
             _ => place::anchor(catalog)?,
         };
-        let effect = plan.effect(described, single_on)?;
+        let of_view = matches!(plan.action, DdlAction::CreateView { .. } | DdlAction::DropView);
+        let effect = plan.effect(tried.table, tried.views, single_on)?;
         // Shards run this text; elsewhere it is for people, and theirs.
         let sql = match (&plan.action, plan.statements.first()) {
             (DdlAction::AddColumn { .. }, Some(statement)) => statement.clone(),
@@ -64,23 +65,24 @@ impl Executor {
         let catalog = self.backend.catalog();
         let touched = match plan.action {
             DdlAction::CreateTable(Placement::Single) => Touched::One(single_on),
+            _ if of_view => Touched::Many(Vec::new()),
             _ => Touched::Many(catalog.active_shards().map(|shard| shard.id).collect()),
         };
         Ok(done(&catalog, touched, waits.or_else(|| plan.notice.clone()), Some(id)))
     }
 
-    /// The table after the change, as SQLite describes it; `None` when it is dropped.
-    async fn describe(&self, catalog: &Catalog, plan: &DdlPlan) -> Result<Option<pleat_cluster::Table>, Failure> {
-        let tables = catalog.tables.clone();
+    /// What the change comes to, as SQLite has it; no table when it is dropped.
+    async fn try_out(&self, catalog: &Catalog, plan: &DdlPlan) -> Result<pleat_engine::Tried, Failure> {
+        let (tables, views) = (catalog.tables.clone(), catalog.views.clone());
         let statements = plan.statements.clone();
         let name = plan.describes().to_owned();
         let drops = matches!(plan.action, DdlAction::DropTable);
         // The kind of a new table is the plan's to say; here any will do.
         let kind = catalog.table(&name).map_or(TableKind::Reference, |table| table.kind.clone());
-        let validate = move || pleat_engine::validate_ddl(&tables, &statements, &name, &kind);
-        let described = tokio::task::spawn_blocking(validate).await;
-        let described = described.map_err(|error| Failure::internal(format!("trying the statement: {error}")))??;
-        Ok(described.filter(|_| !drops))
+        let validate = move || pleat_engine::try_ddl(&tables, &views, &statements, &name, &kind);
+        let tried = tokio::task::spawn_blocking(validate).await;
+        let tried = tried.map_err(|error| Failure::internal(format!("trying the statement: {error}")))??;
+        Ok(pleat_engine::Tried { table: tried.table.filter(|_| !drops), ..tried })
     }
 
     /// The active shard with the fewest rows; with the fewest single tables, where that is the same.

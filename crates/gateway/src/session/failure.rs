@@ -16,6 +16,8 @@ pub struct Failure {
     pub retryable: bool,
     /// Line and column in the statement, from 1, where the parser knows them.
     pub position: Option<(u64, u64)>,
+    /// The limit that was reached, if it is that: the name of its setting where there is one, else one that stays.
+    pub limit: Option<&'static str>,
 }
 
 /// The same idempotency key came with another statement.
@@ -23,10 +25,20 @@ pub const IDEMPOTENCY_CONFLICT: &str = "idempotency_conflict";
 /// The node serves as many requests as it may.
 pub const OVERLOADED: &str = "overloaded";
 
+/// How the limit of a statement's time is called: as the field of the request.
+const TIMEOUT: &str = "timeout_ms";
+
 impl Failure {
     /// A failure that repeating does not mend.
     pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { code: code.into(), message: message.into(), hint: hint.into(), retryable: false, position: None }
+        Self {
+            code: code.into(),
+            message: message.into(),
+            hint: hint.into(),
+            retryable: false,
+            position: None,
+            limit: None,
+        }
     }
 
     /// A failure that passes: nothing was done, and the same request may be sent again.
@@ -36,11 +48,18 @@ impl Failure {
 
     /// The statement did not end within its time, which is told in milliseconds.
     pub fn timeout(limit: std::time::Duration) -> Self {
-        Self::new(
-            "57014",
-            format!("the statement did not end within {} ms", limit.as_millis()),
-            "narrow the statement, or raise timeout_ms",
-        )
+        let message = format!("the statement did not end within {} ms", limit.as_millis());
+        Self::new("57014", message, "narrow the statement, or raise timeout_ms").at_limit(TIMEOUT)
+    }
+
+    /// The same, with the limit that was reached.
+    pub fn at_limit(self, limit: &'static str) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
+
+    /// The same; if it is that the time is over, in terms of the whole statement's `limit`.
+    pub fn within(self, limit: std::time::Duration) -> Self {
+        if self.limit == Some(TIMEOUT) { Self::timeout(limit) } else { self }
     }
 
     /// Something that should not happen; `what` is told to the user and belongs into a bug report.
@@ -65,6 +84,7 @@ impl From<pleat_host::HostError> for Failure {
             hint: error.hint(),
             retryable: error.is_retryable(),
             position: None,
+            limit: error.limit(),
         }
     }
 }

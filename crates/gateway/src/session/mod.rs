@@ -39,6 +39,7 @@ mod ddl;
 mod deadline;
 mod explain;
 mod failure;
+mod follow;
 mod gather;
 mod ids;
 mod interactive;
@@ -60,6 +61,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pleat_cluster::{Catalog, Millis, ShardId};
+use pleat_engine::{Room, RoomTaken};
 use pleat_sql::{Hint, Ids, Statement};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -88,6 +90,8 @@ pub struct Executor {
     plans: Plans<Statement>,
     /// Queries that may gather rows in memory at the same time.
     gathers: Arc<Semaphore>,
+    /// Memory and disk that these share.
+    room: Arc<Room>,
     statements: Arc<Statements>,
     /// Ids that rows may be given.
     blocks: ids::Blocks,
@@ -120,6 +124,7 @@ impl Executor {
         metrics: Arc<Metrics>,
     ) -> Self {
         let gathers = Arc::new(Semaphore::new(settings.limits.gathers));
+        let room = Room::new(settings.spill_dir.clone(), settings.limits.room);
         let statements = Statements::new(settings.limits.slow_query, backend.now_ms());
         let sessions = Arc::new(interactive::Sessions::new(backend.node()));
         Self {
@@ -129,6 +134,7 @@ impl Executor {
             metrics,
             plans: Plans::new(),
             gathers,
+            room,
             statements,
             blocks: ids::Blocks::default(),
             forgetting: Arc::default(),
@@ -139,6 +145,11 @@ impl Executor {
     /// What this node's statements took.
     pub fn statements(&self) -> &Arc<Statements> {
         &self.statements
+    }
+
+    /// What queries that gather rows take on this node.
+    pub fn room(&self) -> RoomTaken {
+        self.room.taken()
     }
 
     /// Carry out a request that belongs to no session.
@@ -170,7 +181,8 @@ impl Executor {
             request,
         };
         self.see_token(&run).await?;
-        self.rerouting(&run.deadline, |attempt| self.attempt(&run, attempt)).await
+        let answer = self.rerouting(&run.deadline, |attempt| self.attempt(&run, attempt)).await;
+        answer.map_err(|failure| failure.within(limit))
     }
 
     /// A token's write may have been routed by a catalog that this node doesn't have yet.
@@ -205,7 +217,11 @@ impl Executor {
     }
 
     fn plan(&self, text: &str, catalog: &Arc<Catalog>) -> Result<Arc<Statement>, Failure> {
-        let schema = pleat_sql::Schema { tables: &catalog.tables, default_keys: &self.settings.default_keys };
+        let schema = pleat_sql::Schema {
+            tables: &catalog.tables,
+            views: &catalog.views,
+            default_keys: &self.settings.default_keys,
+        };
         let (plan, known) = self.plans.get(text, catalog, || pleat_sql::prepare(text, &schema))?;
         self.metrics.planned(known);
         Ok(plan)

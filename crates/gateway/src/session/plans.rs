@@ -1,6 +1,6 @@
 //! Plans kept ready by statement text, so that a text is parsed and split once, not once a request.
 //!
-//! A plan depends on the text and on the tables, not on who owns what, so it outlives moves. It is dropped
+//! A plan depends on the text and on the tables and views, not on who owns what, so it outlives moves. It is dropped
 //! when the tables change: the cache belongs to one state of the schema at a time, told by the catalog's
 //! generation and, when that rises, by comparing the tables. A request that still holds an older catalog
 //! than the cache plans for itself.
@@ -67,7 +67,7 @@ impl<P> Inner<P> {
             return false;
         }
         if catalog.generation > known.generation {
-            if catalog.tables != known.tables {
+            if catalog.tables != known.tables || catalog.views != known.views {
                 self.young.clear();
                 self.old.clear();
             }

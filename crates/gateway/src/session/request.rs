@@ -67,7 +67,8 @@ impl Touched {
     }
 }
 
-/// Rows as they arrive, in chunks of bounded size.
+/// Rows as they arrive, in chunks of bounded size. Whoever hands them on to a client drops them when it takes none any
+/// more: until then they hold places and snapshots on shards, to the end of the statement's time.
 pub type Rows = BoxStream<'static, Result<Vec<Vec<Value>>, Failure>>;
 
 /// What one statement of a write gave.

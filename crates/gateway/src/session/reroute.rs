@@ -15,7 +15,7 @@ use pleat_host::HostError;
 use tokio::sync::watch;
 
 use super::deadline::Deadline;
-use super::{Attempt, Executor, Failure, IDEMPOTENCY_CONFLICT};
+use super::{Attempt, Executor, Failure, IDEMPOTENCY_CONFLICT, follow};
 use crate::settings::STATUS_TIME_MAX;
 
 /// The pause before another attempt when the catalog does not change, at first and at most.
@@ -106,12 +106,28 @@ impl Executor {
         loop {
             let catalog = changes.borrow_and_update().clone();
             let generation = catalog.generation;
-            let fresh = Attempt { catalog, refused, analysis: None, collisions: 0, versions: None, inside: None };
+            let fresh = Attempt {
+                catalog: catalog.clone(),
+                refused,
+                analysis: None,
+                collisions: 0,
+                versions: None,
+                inside: None,
+            };
             match attempt(fresh).await {
                 Ok(value) => return Ok(value),
                 Err(Setback::Failed(failure)) => {
                     if let (Some(unsure), true) = (&unsure, says_nothing_was_done(&failure)) {
                         return Err(Failure::clone(unsure));
+                    }
+                    let open = follow::explains(&catalog, &failure);
+                    let open = open.or_else(|| follow::explains(&self.backend.catalog(), &failure));
+                    if let Some(change) = open {
+                        if deadline.is_over() {
+                            return Err(follow::still_changing(change, &failure));
+                        }
+                        follow::end_of(change, &mut changes, deadline).await;
+                        continue;
                     }
                     if schema_refreshed || !is_about_schema(&failure) {
                         return Err(failure);

@@ -81,6 +81,8 @@ pub struct Cluster {
     pub touched: Mutex<BTreeMap<ShardId, u32>>,
     /// Schema changes wait until told otherwise.
     stalled: Mutex<bool>,
+    /// Renames are committed, and reach no shard until told otherwise.
+    lagging: Mutex<bool>,
     /// Whether shards answer when they are asked for figures.
     pub deaf: Mutex<bool>,
     /// Run after this many more reads were opened: something that happens between two shards of a scatter.
@@ -139,6 +141,7 @@ impl Cluster {
             lanes: Mutex::default(),
             touched: Mutex::default(),
             stalled: Mutex::new(false),
+            lagging: Mutex::new(false),
             deaf: Mutex::new(false),
             between: Mutex::new(None),
             clock: AtomicU64::new(1_760_000_000_000),
@@ -172,6 +175,15 @@ impl Cluster {
     pub fn stall(&self, stall: bool) {
         *self.stalled.lock() = stall;
         if !stall {
+            let open: Vec<_> = self.newest().open_operations().map(|operation| operation.id).collect();
+            open.into_iter().for_each(|operation| self.carry_out(operation));
+        }
+    }
+
+    /// Let renames wait between the catalog's commit and the shards, or let the shards follow.
+    pub fn lag(&self, lag: bool) {
+        *self.lagging.lock() = lag;
+        if !lag {
             let open: Vec<_> = self.newest().open_operations().map(|operation| operation.id).collect();
             open.into_iter().for_each(|operation| self.carry_out(operation));
         }
@@ -232,9 +244,21 @@ impl Cluster {
             return;
         }
         let OperationKind::Ddl { effect, sql } = &operation.kind else { return };
+        if effect.is_of_view() {
+            self.apply(&Command::CommitOperation { epoch: 1, operation: id, at: 3 });
+            self.finish(id, Phase::Successful, "");
+            return;
+        }
+        let commit = Command::CommitOperation { epoch: 1, operation: id, at: 3 };
+        if *self.lagging.lock() && matches!(effect, DdlEffect::AlterTable { .. }) {
+            self.apply(&commit);
+            return;
+        }
         // What the catalog will hold is what the shards get.
         let mut after = Catalog::clone(&catalog);
-        after.apply(&Command::CommitOperation { epoch: 1, operation: id, at: 3 }).unwrap();
+        if !operation.committed {
+            after.apply(&commit).unwrap();
+        }
         let table = after.table(effect.table_after()).cloned();
         let ownership = after.generation;
         let change = match (&table, effect) {
@@ -265,7 +289,9 @@ impl Cluster {
                 return;
             }
         }
-        self.apply(&Command::CommitOperation { epoch: 1, operation: id, at: 3 });
+        if !operation.committed {
+            self.apply(&commit);
+        }
         self.finish(id, Phase::Successful, "");
     }
 

@@ -32,6 +32,10 @@ pub struct Node {
 pub type Founders = Vec<(NodeId, String, String)>;
 
 pub async fn cluster() -> (Vec<Node>, Founders) {
+    cluster_with(StoreLimits::default()).await
+}
+
+pub async fn cluster_with(store: StoreLimits) -> (Vec<Node>, Founders) {
     let mut listeners = Vec::new();
     for _ in 0..3 {
         listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -42,12 +46,22 @@ pub async fn cluster() -> (Vec<Node>, Founders) {
         .collect();
     let mut nodes = Vec::new();
     for (listener, (id, ..)) in listeners.into_iter().zip(&founders) {
-        nodes.push(start(listener, *id, &founders, tempfile::tempdir().unwrap()).await);
+        nodes.push(start_with(listener, *id, &founders, tempfile::tempdir().unwrap(), store.clone()).await);
     }
     (nodes, founders)
 }
 
 pub async fn start(listener: TcpListener, id: NodeId, founders: &Founders, dir: tempfile::TempDir) -> Node {
+    start_with(listener, id, founders, dir, StoreLimits::default()).await
+}
+
+async fn start_with(
+    listener: TcpListener,
+    id: NodeId,
+    founders: &Founders,
+    dir: tempfile::TempDir,
+    store: StoreLimits,
+) -> Node {
     let known: BTreeMap<NodeId, String> = founders.iter().map(|(id, _, address)| (*id, address.clone())).collect();
     let address = known[&id].clone();
     let transport = GrpcTransport::new("c", id, Arc::new(move |node| known.get(&node).cloned()));
@@ -65,7 +79,7 @@ pub async fn start(listener: TcpListener, id: NodeId, founders: &Founders, dir: 
         founding: Founding { partition_count: 4, replication_factor: 3, shards: SHARDS, policy: Policy::default() },
         incarnation: id.0 + 100,
         verify_every: None,
-        store: StoreLimits::default(),
+        store,
     };
     let host = Host::start(settings, consensus.clone(), transport).await.unwrap();
     let router = grpc::server(consensus, host.clone()).into_axum_router();

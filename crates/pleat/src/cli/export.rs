@@ -1,4 +1,5 @@
-//! `pleat export`: rows out of a cluster, as CSV, as lines of JSON, or as SQL.
+//! `pleat export`: rows out of a cluster, as CSV, as lines of JSON, or as SQL. A view's rows are exported as a table's are; in a
+//! whole database it is its definition, after the tables.
 //!
 //! A table is read by one query, so each shard gives its rows as of one moment; shards have no moment in common
 //! (`docs/guide/sql.md`), and neither have tables. Rows are passed on as they arrive, in bounded memory. A file appears under
@@ -36,7 +37,7 @@ pub struct ExportArgs {
     /// The table
     #[arg(long, required_unless_present = "all")]
     table: Option<String>,
-    /// The whole database as SQL: tables with their clauses, rows, indexes
+    /// The whole database as SQL: tables with their clauses, rows, indexes; views
     #[arg(long, conflicts_with = "table")]
     all: bool,
     /// How rows are written [default: csv, with --all sql]
@@ -89,6 +90,7 @@ async fn export(
     sink: &mut Sink,
 ) -> anyhow::Result<u64> {
     let mut rows = 0;
+    let (views, tables): (Vec<_>, Vec<_>) = tables.iter().partition(|table| args.all && is_view(table));
     for table in tables {
         let form = Form::new(format, table);
         if args.all {
@@ -100,7 +102,14 @@ async fn export(
             sink.write(&format!("{};\n", output::text(index, "sql")))?;
         }
     }
+    for view in views {
+        sink.write(&format!("{};\n", output::text(view, "sql")))?;
+    }
     Ok(rows)
+}
+
+fn is_view(table: &Value) -> bool {
+    table.get("kind").and_then(Value::as_str) == Some("view")
 }
 
 async fn export_rows(

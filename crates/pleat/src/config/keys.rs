@@ -1,5 +1,6 @@
 //! The table of known keys, and the one function that holds a tree against it.
 
+use pleat_engine::limits::FINISHER_BYTES_MIN;
 use serde_json::Value;
 
 /// What a key takes.
@@ -23,6 +24,8 @@ pub enum Kind {
 const DAY_SECONDS: f64 = 86_400.0;
 /// No byte limit is larger than this, 16 GiB.
 const BYTES_MAX: u64 = 16 << 30;
+/// No limit on disk is larger than this, 64 TiB.
+const DISK_BYTES_MAX: u64 = 64 << 40;
 
 /// Every key, by its dotted path. `docs/guide/configuration.md` describes each, which a test checks.
 pub const KEYS: &[(&str, Kind)] = &[
@@ -48,7 +51,10 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("verify_interval_s", Kind::Integer(0, 86_400 * 30)),
     ("limits.statement_timeout_ms", Kind::Integer(1, 86_400_000)),
     ("limits.result_bytes", Kind::Integer(1024, BYTES_MAX)),
-    ("limits.gather_bytes", Kind::Integer(1024, BYTES_MAX)),
+    ("limits.gather_bytes", Kind::Integer(FINISHER_BYTES_MIN, BYTES_MAX)),
+    ("limits.node_gather_bytes", Kind::Integer(FINISHER_BYTES_MIN, BYTES_MAX)),
+    ("limits.spill_bytes", Kind::Integer(0, DISK_BYTES_MAX)),
+    ("limits.node_spill_bytes", Kind::Integer(0, DISK_BYTES_MAX)),
     ("limits.gathers", Kind::Integer(1, 1024)),
     ("limits.queued_writes", Kind::Integer(1, 1_000_000)),
     ("limits.read_connections", Kind::Integer(1, 1024)),

@@ -100,7 +100,10 @@ fn every_key_arrives() {
         [limits]
         statement_timeout_ms = 1
         result_bytes = 2048
-        gather_bytes = 4096
+        gather_bytes = 4194304
+        node_gather_bytes = 8388608
+        spill_bytes = 0
+        node_spill_bytes = 9
         gathers = 2
         queued_writes = 3
         read_connections = 5
@@ -125,7 +128,10 @@ fn every_key_arrives() {
     let limits = Limits {
         statement_timeout_ms: 1,
         result_bytes: 2048,
-        gather_bytes: 4096,
+        gather_bytes: 4 << 20,
+        node_gather_bytes: 8 << 20,
+        spill_bytes: 0,
+        node_spill_bytes: 9,
         gathers: 2,
         queued_writes: 3,
         read_connections: 5,

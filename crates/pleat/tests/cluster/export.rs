@@ -33,6 +33,7 @@ async fn a_table_and_a_whole_database_come_back_as_they_were() {
     cluster.query("CREATE TABLE codes (code TEXT PRIMARY KEY, n INTEGER) WITHOUT ROWID, REFERENCE").await;
     cluster.query("CREATE INDEX codes_n ON codes (n)").await;
     cluster.query("CREATE TABLE alone (a INTEGER PRIMARY KEY, b REFERENCES alone) SINGLE").await;
+    cluster.query("CREATE VIEW \"some ü\"(code, twice) AS SELECT code, n + n FROM codes -- a remark").await;
     for row in ROWS {
         cluster.query(&format!("INSERT INTO everything (id, name, v, r, b) VALUES {row}")).await;
     }
@@ -56,6 +57,8 @@ async fn a_table_and_a_whole_database_come_back_as_they_were() {
     let (code, _, err) = cluster.cli(&["export", "--table", "nowhere", "--out", "n.csv"]);
     assert!(code == 1 && err.contains("nowhere") && !cluster.dir.path().join("n.csv").exists(), "{err}");
 
+    let (code, out, _) = cluster.cli(&["export", "--table", "some ü"]);
+    assert!(code == 0 && out.starts_with("\"code\",\"twice\"\n") && out.contains("\"a\",2\n"), "{out}");
     let (code, _, err) = cluster.cli(&["export", "--all", "--out", "all.sql.gz"]);
     assert_eq!(code, 0, "{err}");
     let other = Cluster::start(Options { nodes: 1, shards: 3, ..Options::default() }).await;
@@ -67,6 +70,7 @@ async fn a_table_and_a_whole_database_come_back_as_they_were() {
         other.rows("SELECT * FROM codes ORDER BY code").await,
         [[json!("a"), json!(1)], [json!("b"), json!(null)]]
     );
+    assert_eq!(other.rows("SELECT twice FROM \"some ü\" WHERE code = 'a'").await, [[json!(2)]]);
     assert_eq!(other.rows("SELECT count(*), max(b) FROM alone").await, [[json!(2), json!(1)]]);
     let kinds = |tables: &serde_json::Value| {
         let of = |table: &serde_json::Value| {

@@ -5,7 +5,7 @@
 //! reference tables are replayed from a log on each shard, and a text from before the rename could come after it; so
 //! reference tables keep their names and columns.
 
-use pleat_cluster::{DdlEffect, Table, TableKind};
+use pleat_cluster::{DdlEffect, Rewritten, Table, TableKind};
 
 use super::rules::Rules;
 use super::{DdlAction, DdlPlan, Reader, exists, not_yet, nothing};
@@ -21,6 +21,7 @@ impl Reader<'_> {
         let quietly = self.accept(&["IF", "EXISTS"]);
         let at = self.at;
         let name = self.name("a table's name")?;
+        self.no_view(&name, "DROP VIEW it and CREATE VIEW it anew")?;
         let Some(table) = self.tables.get(&name.to_ascii_lowercase()).cloned() else {
             return match quietly {
                 true => Ok(nothing(&name, format!("{name} does not exist: nothing to alter"))),
@@ -109,8 +110,8 @@ impl Reader<'_> {
         let at = self.at;
         let to = self.plain_name("the new name")?;
         self.end_here()?;
-        if self.tables.contains_key(&to.to_ascii_lowercase()) && !to.eq_ignore_ascii_case(&table.name) {
-            return exists(&to, "table", false).map_err(|error| error.at(self.tokens.text, self.tokens.offset(at)));
+        if let Some(what) = self.taken(&to).filter(|_| !to.eq_ignore_ascii_case(&table.name)) {
+            return exists(&to, what, false).map_err(|error| error.at(self.tokens.text, self.tokens.offset(at)));
         }
         let change = format!("RENAME TO {}", quote(&to));
         self.altered(table, DdlAction::RenameTable { to }, &change)
@@ -163,7 +164,7 @@ impl DdlPlan {
     }
 
     /// What a rename, or dropping a column, does to the catalog.
-    pub(super) fn alter_effect(&self, described: Table) -> Result<DdlEffect, SqlError> {
+    pub(super) fn alter_effect(&self, described: Table, views: Vec<Rewritten>) -> Result<DdlEffect, SqlError> {
         let before = self.before.clone().ok_or_else(|| self.not_described())?;
         let kind = match (&before.kind, &self.action) {
             (TableKind::Sharded { key, key_type }, DdlAction::RenameColumn { from, to })
@@ -175,7 +176,7 @@ impl DdlPlan {
         };
         let after = Table { id: before.id, kind, ..described };
         let statement = self.statements.first().cloned().unwrap_or_default();
-        Ok(DdlEffect::AlterTable { before: Box::new(before), after: Box::new(after), statement })
+        Ok(DdlEffect::AlterTable { before: Box::new(before), after: Box::new(after), statement, views })
     }
 }
 

@@ -8,21 +8,24 @@
 //!   SQLite calls equal (`1` and `1.0`, `'a'` and `'A'`) could land on two shards.
 //! - There is a primary key, and it and every UNIQUE contain the shard key: a shard can only check its own rows.
 //! - No AUTOINCREMENT on reference tables. What else a definition promises is
-//!   checked by `rules`; `alter` reads ALTER TABLE.
+//!   checked by `rules`; `alter` reads ALTER TABLE, `view` what concerns views.
 
 mod alter;
 mod rules;
+mod view;
 
 use std::collections::BTreeMap;
 
-use pleat_cluster::{Index, Table, Tables};
+use pleat_cluster::{Index, Table, Tables, View, Views};
 use serde::{Deserialize, Serialize};
 
 use crate::clauses::Span;
 use crate::error::{Code, SqlError};
 use crate::lex::{Tokens, quote};
 use crate::scope::unknown_table;
+use crate::statement::Schema;
 use rules::{Rules, Unique, check_unique};
+pub(crate) use view::not_modified;
 
 /// A planned change of the schema.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +66,10 @@ pub enum DdlAction {
     DropColumn {
         column: String,
     },
+    CreateView {
+        view: View,
+    },
+    DropView,
     /// `IF [NOT] EXISTS` said so.
     Nothing,
 }
@@ -80,18 +87,14 @@ struct Reader<'a> {
     at: usize,
     end: usize,
     tables: &'a Tables,
+    views: &'a Views,
 }
 
 /// Plans the CREATE, DROP or ALTER that `span` spells.
-pub(crate) fn plan_ddl(
-    tokens: &Tokens,
-    span: Span,
-    tables: &Tables,
-    default_keys: &BTreeMap<String, String>,
-) -> Result<DdlPlan, SqlError> {
-    let mut reader = Reader { tokens, at: span.0 + 1, end: span.1, tables };
+pub(crate) fn plan_ddl(tokens: &Tokens, span: Span, schema: &Schema<'_>) -> Result<DdlPlan, SqlError> {
+    let mut reader = Reader { tokens, at: span.0 + 1, end: span.1, tables: schema.tables, views: schema.views };
     match tokens.str(span.0).to_ascii_uppercase().as_str() {
-        "CREATE" => reader.create(span.0, default_keys),
+        "CREATE" => reader.create(span.0, schema),
         "DROP" => reader.drop(span.0),
         _ => reader.alter(),
     }
@@ -138,32 +141,32 @@ impl Reader<'_> {
     fn table(&mut self) -> Result<&Table, SqlError> {
         let at = self.at;
         let name = self.name("a table's name")?;
+        self.no_view(&name, "views have no indexes; index the tables that it reads")?;
         let found = self.tables.get(&name.to_ascii_lowercase());
         found.ok_or_else(|| unknown_table(&name).at(self.tokens.text, self.tokens.offset(at)))
     }
 
     // ---- CREATE ----
 
-    fn create(&mut self, start: usize, default_keys: &BTreeMap<String, String>) -> Result<DdlPlan, SqlError> {
+    fn create(&mut self, start: usize, schema: &Schema<'_>) -> Result<DdlPlan, SqlError> {
         if self.accept(&["TEMP"]) || self.accept(&["TEMPORARY"]) {
-            return Err(self.error_here(not_yet(
-                "temporary tables, views and triggers",
-                "use a CTE or a subquery for one statement, or a table",
-            )));
+            return Err(self.error_here(view::temporary()));
         }
         if self.accept(&["TABLE"]) {
-            return self.create_table(start, default_keys);
+            return self.create_table(start, schema.default_keys);
+        }
+        if self.accept(&["VIEW"]) {
+            return self.create_view(schema);
         }
         let unique = self.accept(&["UNIQUE"]);
         if self.accept(&["INDEX"]) {
             return self.create_index(unique);
         }
         Err(match self.tokens.str(self.at).to_ascii_uppercase().as_str() {
-            "VIEW" => self.error_here(not_yet("views", "write the view's SELECT as a CTE (WITH …) in the statement")),
             "TRIGGER" => self
                 .error_here(not_yet("triggers", "do the work in the same request: all its statements happen or none")),
             "VIRTUAL" => self.error_here(not_yet("virtual tables", "use an ordinary table")),
-            _ => self.expected("TABLE or INDEX"),
+            _ => self.expected("TABLE, VIEW or INDEX"),
         })
     }
 
@@ -171,8 +174,8 @@ impl Reader<'_> {
         let quietly = self.accept(&["IF", "NOT", "EXISTS"]);
         let name_at = self.at;
         let table = self.name("the new table's name")?;
-        if self.tables.contains_key(&table.to_ascii_lowercase()) {
-            return exists(&table, "table", quietly)
+        if let Some(what) = self.taken(&table) {
+            return exists(&table, what, quietly && what != "index")
                 .map_err(|error| error.at(self.tokens.text, self.tokens.offset(name_at)));
         }
         if self.accept(&["AS"]) {
@@ -265,8 +268,8 @@ impl Reader<'_> {
         let quietly = self.accept(&["IF", "NOT", "EXISTS"]);
         let name = self.name("the new index's name")?;
         let name_at = self.at - 1;
-        if owner_of_index(self.tables, &name).is_some() {
-            return exists(&name, "index", quietly)
+        if let Some(what) = self.taken(&name) {
+            return exists(&name, what, quietly && what == "index")
                 .map_err(|error| error.at(self.tokens.text, self.tokens.offset(name_at)));
         }
         if !self.accept(&["ON"]) {
@@ -308,17 +311,23 @@ impl Reader<'_> {
     // ---- DROP, ALTER ----
 
     fn drop(&mut self, start: usize) -> Result<DdlPlan, SqlError> {
+        if self.accept(&["VIEW"]) {
+            return self.drop_view();
+        }
         let table = self.accept(&["TABLE"]);
         if !table && !self.accept(&["INDEX"]) {
             return Err(match self.tokens.str(self.at).to_ascii_uppercase().as_str() {
-                "VIEW" | "TRIGGER" => self.error_here(not_yet("views and triggers", "there are none to drop")),
-                _ => self.expected("TABLE or INDEX"),
+                "TRIGGER" => self.error_here(not_yet("triggers", "there are none to drop")),
+                _ => self.expected("TABLE, VIEW or INDEX"),
             });
         }
         let quietly = self.accept(&["IF", "EXISTS"]);
         let at = self.at;
         let name = self.name("a name")?;
         self.end_here()?;
+        if table {
+            self.no_view(&name, "use DROP VIEW to drop a view")?;
+        }
         let found =
             if table { self.tables.get(&name.to_ascii_lowercase()) } else { owner_of_index(self.tables, &name) };
         let Some(found) = found else {

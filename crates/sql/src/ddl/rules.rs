@@ -12,7 +12,7 @@
 //! - A foreign key contains the shard key and refers to the other table's shard key with it: parent and child
 //!   lie on one shard. Between reference tables every shard can check it, since each has all rows of both.
 
-use pleat_cluster::{Column, DdlEffect, KeyType, ShardId, Table, TableKind};
+use pleat_cluster::{Column, DdlEffect, KeyType, Rewritten, ShardId, Table, TableKind};
 
 use super::{DdlAction, DdlPlan, Placement, Reader, check_name};
 use crate::clauses::{Span, list};
@@ -194,7 +194,17 @@ impl DdlPlan {
     /// What the change does to the catalog, once SQLite has described the table as it is after the statements
     /// (`None` for DROP TABLE). `single_on` is where a new single table will live. The description's `id`, `kind`
     /// and `indexes` don't matter for a new table.
-    pub fn effect(&self, described: Option<Table>, single_on: ShardId) -> Result<DdlEffect, SqlError> {
+    ///
+    /// `views` are those that SQLite wrote anew because they name what got another name.
+    pub fn effect(
+        &self,
+        described: Option<Table>,
+        views: Vec<Rewritten>,
+        single_on: ShardId,
+    ) -> Result<DdlEffect, SqlError> {
+        if let Some(effect) = self.view_effect() {
+            return Ok(effect);
+        }
         let table = self.table.clone();
         match &self.action {
             DdlAction::CreateTable(placement) => self.create_effect(placement, self.described(described)?, single_on),
@@ -202,7 +212,7 @@ impl DdlPlan {
             DdlAction::CreateIndex { index } => Ok(DdlEffect::CreateIndex { table, index: index.clone() }),
             DdlAction::DropIndex { index } => Ok(DdlEffect::DropIndex { table, index: index.clone() }),
             DdlAction::RenameTable { .. } | DdlAction::RenameColumn { .. } | DdlAction::DropColumn { .. } => {
-                self.alter_effect(self.described(described)?)
+                self.alter_effect(self.described(described)?, views)
             }
             DdlAction::AddColumn { column } => {
                 let described = self.described(described)?;
@@ -210,7 +220,9 @@ impl DdlPlan {
                 let added = described.column(column).cloned().ok_or_else(|| self.not_described())?;
                 Ok(DdlEffect::AddColumn { table, column: added, create_sql: described.create_sql })
             }
-            DdlAction::Nothing => Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice")),
+            DdlAction::CreateView { .. } | DdlAction::DropView | DdlAction::Nothing => {
+                Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice"))
+            }
         }
     }
 

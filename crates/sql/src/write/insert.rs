@@ -15,6 +15,7 @@ use super::statement::{Draft, Found, SpreadPlan, late_reads, single_unit};
 use crate::error::{Code, SqlError};
 use crate::lex::quote;
 use crate::scope::{Resolved, column_name, internal_table, is_rowid};
+use crate::spread::{Arm, arms};
 use crate::tree::{Constant, Part, bare, last_name};
 
 /// Reads an INSERT; `upserts` are all of its `ON CONFLICT` clauses.
@@ -38,6 +39,7 @@ pub(super) fn read<'a>(draft: &mut Draft<'a>, insert: &Insert, upserts: &[&OnIns
         check_reference(draft, table)?;
         if let Source::Query(query) = &source {
             check_order(draft, table, query)?;
+            check_width(table, &query.body)?;
         }
     }
     let target = Target { table, columns, late };
@@ -149,6 +151,23 @@ fn check_order(draft: &Draft, table: &Table, query: &Query) -> Result<(), SqlErr
         table.name
     ))
     .hint("add an ORDER BY over a unique key"))
+}
+
+/// How many columns a `*` has may change before the statement has reached every copy.
+fn check_width(table: &Table, body: &SetExpr) -> Result<(), SqlError> {
+    let Ok(arms) = arms(body) else { return Ok(()) };
+    let stars = |select: &Select| {
+        let star = |item: &SelectItem| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+        select.projection.iter().any(star)
+    };
+    match arms.iter().any(|(_, arm)| matches!(arm, Arm::Select(select) if stars(select))) {
+        false => Ok(()),
+        true => Err(SqlError::unsupported(format!(
+            "INSERT … SELECT * into the reference table {} could meet another number of columns in a copy",
+            table.name
+        ))
+        .hint("name the columns in the SELECT")),
+    }
 }
 
 impl<'a> Target<'a> {

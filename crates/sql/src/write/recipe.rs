@@ -215,7 +215,7 @@ fn plan(draft: &Draft, text: &str) -> Result<ReadPlan, SqlError> {
     let Ast::Query(query) = parse::statement(&tokens, &slots, span.0, span.1)? else {
         return Err(SqlError::syntax("the rows to write could not be read by a SELECT"));
     };
-    plan_read(Analysis::new(draft.analysis.tables, &tokens, &slots), &query, span)
+    plan_read(Analysis::new(draft.analysis.schema, &tokens, &slots), &query, span)
 }
 
 fn rows_to_change(draft: &Draft, table: &Table, layout: &Layout, sets: &[SetValue]) -> Result<Template, SqlError> {

@@ -14,8 +14,9 @@ use super::same::SamePlan;
 use super::shape::Shape;
 use super::spread::SpreadWrite;
 use super::{change, insert};
-use crate::clauses::Span;
+use crate::clauses::{Output, Span};
 use crate::error::SqlError;
+use crate::lex::quote;
 use crate::parse;
 use crate::read::{Bound, Template, Units, partitions};
 use crate::scope::Analysis;
@@ -114,7 +115,7 @@ impl<'a> Draft<'a> {
             TableKind::Sharded { .. } | TableKind::Reference => None,
         };
         WriteStatement {
-            whole: Template::verbatim(analysis, span, alone),
+            whole: self.whole(found.table, span, alone),
             table: found.table.name.clone(),
             target,
             reference: found.table.kind == TableKind::Reference,
@@ -126,6 +127,23 @@ impl<'a> Draft<'a> {
             spread: self.refuse_past().and(found.spread),
             must_spread: found.must_spread,
         }
+    }
+
+    /// The statement as it stands; but an INSERT into a reference table names its columns. It is run on each shard in its turn,
+    /// and on one of them the table may have a column more by then.
+    fn whole(&self, table: &Table, span: Span, alone: bool) -> Template {
+        let (analysis, shape) = (&self.analysis, &self.shape);
+        let inserts = shape.source.0 < shape.source.1 && !analysis.tokens.is(shape.source.0, "DEFAULT");
+        if table.kind != TableKind::Reference || !inserts || shape.columns.is_some() {
+            return Template::verbatim(analysis, span, alone);
+        }
+        let columns: Vec<String> =
+            (table.columns.iter()).filter(|column| !column.generated).map(|column| quote(&column.name)).collect();
+        let mut output = Output::default();
+        output.span(analysis.tokens, analysis.slots, (span.0, shape.source.0));
+        output.push(&format!(" ({})", columns.join(", ")));
+        output.span(analysis.tokens, analysis.slots, (shape.source.0, span.1));
+        output.into()
     }
 
     /// Reads the WITH before the write. Its names are then visible everywhere in it, except as the written table.

@@ -7,3 +7,7 @@ CREATE TABLE reviews (product INTEGER, customer INTEGER, stars INTEGER, text TEX
 CREATE TABLE products (product INTEGER PRIMARY KEY, title TEXT, price REAL) REFERENCE;
 CREATE TABLE countries (code TEXT PRIMARY KEY, name TEXT) REFERENCE;
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT) SINGLE;
+-- Views.
+CREATE VIEW open_orders AS SELECT customer, nr, placed, total, status FROM orders WHERE status IN ('open', 'paid');
+CREATE VIEW worth(buyer, worth) AS SELECT customer, sum(amount * price) FROM lines GROUP BY customer;
+CREATE VIEW good_customers AS SELECT buyer, worth FROM worth WHERE worth > 20;

@@ -9,7 +9,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{
-    Column, DdlEffect, Index, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, partition_of,
+    Column, DdlEffect, Index, KeyType, PartitionId, Rewritten, ShardId, Table, TableId, TableKind, Tables, Value, View,
+    Views, partition_of,
 };
 use pleat_sql::{
     Bound, DdlAction, Fetch, Ids, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, compare_rows,
@@ -37,6 +38,7 @@ pub enum Failure {
 
 pub struct World {
     pub tables: Tables,
+    pub views: Views,
     pub default_keys: BTreeMap<String, String>,
     whole: Connection,
     shards: Vec<Connection>,
@@ -49,6 +51,7 @@ impl World {
     pub fn new(shards: usize, foreign_rows: bool) -> World {
         World {
             tables: Tables::new(),
+            views: Views::new(),
             default_keys: BTreeMap::new(),
             whole: Connection::open_in_memory().unwrap(),
             shards: (0..shards).map(|index| shard(index, shards)).collect(),
@@ -62,7 +65,7 @@ impl World {
     }
 
     pub fn prepare(&self, sql: &str) -> Result<Statement, SqlError> {
-        prepare(sql, &Schema { tables: &self.tables, default_keys: &self.default_keys })
+        prepare(sql, &Schema { tables: &self.tables, views: &self.views, default_keys: &self.default_keys })
     }
 
     /// Carries out a schema change everywhere.
@@ -72,13 +75,16 @@ impl World {
         };
         for statement in &plan.statements {
             self.whole.execute_batch(statement).map_err(|error| Failure::Sqlite(error.to_string()))?;
-            self.shards.iter().for_each(|shard| shard.execute_batch(statement).unwrap());
+            // No shard knows a view.
+            if !matches!(plan.action, DdlAction::CreateView { .. } | DdlAction::DropView) {
+                self.shards.iter().for_each(|shard| shard.execute_batch(statement).unwrap());
+            }
         }
         if plan.action == DdlAction::Nothing {
             return Ok(());
         }
         let described = describe(&self.whole, plan.describes());
-        match plan.effect(described, ShardId(0)).map_err(Failure::Refused)? {
+        match plan.effect(described, self.rewritten(), ShardId(0)).map_err(Failure::Refused)? {
             DdlEffect::CreateTable(mut table) => {
                 table.id = TableId(u32::try_from(self.tables.len()).unwrap() + 1);
                 self.tables.insert(table.name.to_ascii_lowercase(), table);
@@ -97,7 +103,16 @@ impl World {
                 table.columns.push(column);
                 table.create_sql = create_sql;
             }
-            DdlEffect::AlterTable { before, mut after, .. } => {
+            DdlEffect::CreateView(view) => {
+                self.views.insert(view.name.to_ascii_lowercase(), view);
+            }
+            DdlEffect::DropView { view } => {
+                self.views.remove(&view.to_ascii_lowercase());
+            }
+            DdlEffect::AlterTable { before, mut after, views, .. } => {
+                for Rewritten { after, .. } in views {
+                    self.views.insert(after.name.to_ascii_lowercase(), after);
+                }
                 let sql =
                     "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL";
                 let mut indexes = self.whole.prepare(sql).unwrap();
@@ -108,6 +123,17 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The views that the whole database has otherwise than the catalog.
+    fn rewritten(&self) -> Vec<Rewritten> {
+        let changed = |view: &View| {
+            let sql = "SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = ?1";
+            let sql: Option<String> = self.whole.query_row(sql, [&view.name], |row| row.get(0)).ok();
+            let after = View { name: view.name.clone(), sql: sql.filter(|sql| *sql != view.sql)? };
+            Some(Rewritten { before: view.clone(), after })
+        };
+        self.views.values().filter_map(changed).collect()
     }
 
     /// Carries out a write where its plan says, and on the whole database; both must answer alike.

@@ -111,7 +111,8 @@ impl Executor {
                     "53300",
                     format!("{SESSIONS_MAX} sessions are open on this node already"),
                     "close those that are not needed (GET /sessions lists them), or ask another node",
-                ));
+                )
+                .at_limit("sessions"));
             }
             open.insert(session.id.clone(), session.clone());
         }

@@ -1,4 +1,4 @@
-//! What Tab offers: keywords, the cluster's tables and columns, and the shell's own commands.
+//! What Tab offers: keywords, the cluster's tables, views and columns, and the shell's own commands.
 //!
 //! Names are asked of the cluster when the shell starts and after each change of a table through it. After `TABLE.` only that
 //! table's columns are offered.
@@ -30,12 +30,14 @@ const KEYWORDS: &[&str] = &[
     "COUNT",
     "CREATE INDEX",
     "CREATE TABLE",
+    "CREATE VIEW",
     "DEFAULT",
     "DELETE FROM",
     "DESC",
     "DISTINCT",
     "DROP INDEX",
     "DROP TABLE",
+    "DROP VIEW",
     "ELSE",
     "END",
     "EXCEPT",

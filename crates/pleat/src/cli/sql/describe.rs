@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::cli::client::Client;
 use crate::cli::{ops, output};
 
-/// List the tables whose name fits `pattern`.
+/// List the tables and views whose name fits `pattern`.
 pub async fn tables(client: &Client, pattern: &str) -> anyhow::Result<()> {
     let answer = client.get("/tables").await?;
     let tables = output::items(&answer, "tables");
@@ -50,20 +50,21 @@ fn fits(pattern: &str, name: &str) -> bool {
     starts.into_iter().any(|at| fits(rest, &left[at..]))
 }
 
-/// Describe one table.
+/// Describe one table or view.
 pub async fn table(client: &Client, name: &str) -> anyhow::Result<()> {
     let table = client.get(&format!("/tables/{}", ops::path_segment(name))).await?;
     let by = match table.get("shard_key").and_then(Value::as_str) {
         Some(key) => format!(" by {key}"),
         None => String::new(),
     };
-    output::line(&format!(
-        "{}: {}{by}, {} rows on {}",
-        output::text(&table, "name"),
-        output::text(&table, "kind"),
-        output::count(&table, "rows"),
-        output::texts(&table, "shards")
-    ))?;
+    let (name, kind) = (output::text(&table, "name"), output::text(&table, "kind"));
+    output::line(&match kind.as_str() {
+        "view" => format!("{name}: view"),
+        _ => {
+            let (rows, shards) = (output::count(&table, "rows"), output::texts(&table, "shards"));
+            format!("{name}: {kind}{by}, {rows} rows on {shards}")
+        }
+    })?;
     let rows = output::items(&table, "columns").iter().map(column).collect();
     output::list(&["column", "type", "remarks"], &[], rows)?;
     for index in output::items(&table, "indexes") {

@@ -10,6 +10,10 @@
 //! can fsync is measured beside the writes, in the same rounds; SQLite can't be faster than that if it keeps its promise,
 //! and each of its writes must have changed a row, in WAL, with `synchronous=FULL`, or the run stops. A temporary
 //! directory in memory has no disk: `--dir` names another.
+//!
+//! Then reads of all rows of a table in three shards are compared: see [`scatter`].
+
+mod scatter;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -42,6 +46,15 @@ struct Args {
     /// Rounds, of which the median counts
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Rounds of the reads of all rows, of which the median counts
+    #[arg(long, default_value_t = 15)]
+    scatters: usize,
+    /// Only the reads of all rows
+    #[arg(long)]
+    only_scatters: bool,
+    /// Where the data set is that they read [default: where `cargo xtask test` puts it]
+    #[arg(long)]
+    data: Option<std::path::PathBuf>,
     /// Where the databases are made, on the disk to be measured [default: the system's temporary directory]
     #[arg(long)]
     dir: Option<std::path::PathBuf>,
@@ -74,9 +87,17 @@ fn main() -> anyhow::Result<()> {
         Some(parent) => tempfile::tempdir_in(parent)?,
         None => tempfile::tempdir()?,
     };
-    let bare = Bare::new(dir.path())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let cluster = Cluster::start(&args, dir.path())?;
+    if !args.only_scatters {
+        points(&args, dir.path(), &runtime)?;
+    }
+    runtime.block_on(scatter::run(&args, dir.path()))
+}
+
+/// Point reads and point writes.
+fn points(args: &Args, dir: &Path, runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
+    let bare = Bare::new(dir)?;
+    let cluster = Cluster::start(args, dir, 1)?;
     runtime.block_on(cluster.fill())?;
     println!("{} nodes, {} operations a round, median of {} rounds\n", args.nodes, args.operations, args.rounds);
     println!("{:<24}{:>10}{:>10}{:>14}{:>10}{:>10}", "", "per s", "ratio", "CPU µs each", "p50 ms", "p99 ms");
@@ -87,7 +108,7 @@ fn main() -> anyhow::Result<()> {
         for _ in 0..args.rounds {
             alone.push(bare.round(operation, args.operations)?);
             if operation == Operation::Write {
-                disk.push(fsyncs(dir.path(), args.operations)?);
+                disk.push(fsyncs(dir, args.operations)?);
             }
             for (samples, clients) in with.iter_mut().zip(&args.clients) {
                 samples.push(runtime.block_on(cluster.round(operation, args.operations, *clients))?);
@@ -215,11 +236,20 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start(args: &Args, dir: &Path) -> anyhow::Result<Cluster> {
+    fn start(args: &Args, dir: &Path, shards: u32) -> anyhow::Result<Cluster> {
         let coordinator = std::net::SocketAddr::new(args.listen.ip(), args.listen.port() + 100);
         let data = dir.join("cluster");
         let mut up = Command::new(env!("CARGO_BIN_EXE_pleat"))
-            .args(["up", "--json", "--nodes", &args.nodes.to_string(), "--listen", &args.listen.to_string()])
+            .args([
+                "up",
+                "--json",
+                "--nodes",
+                &args.nodes.to_string(),
+                "--shards",
+                &shards.to_string(),
+                "--listen",
+                &args.listen.to_string(),
+            ])
             .args(["--coordinator", &coordinator.to_string(), "--data-dir"])
             .arg(&data)
             .stdin(Stdio::null())
@@ -236,12 +266,12 @@ impl Cluster {
         Ok(Cluster { up, urls, pids, http: reqwest::Client::builder().no_proxy().build()? })
     }
 
-    async fn post(&self, client: u64, path: &str, body: &Value) -> anyhow::Result<()> {
+    async fn post(&self, client: u64, path: &str, body: &Value) -> anyhow::Result<String> {
         let url = &self.urls[client as usize % self.urls.len()];
         let response = self.http.post(format!("{url}{path}")).json(body).send().await?;
         let (status, text) = (response.status(), response.text().await?);
         anyhow::ensure!(status.is_success(), "{text}");
-        Ok(())
+        Ok(text)
     }
 
     async fn fill(&self) -> anyhow::Result<()> {
