@@ -268,7 +268,7 @@ mod tests {
         assert!(unknown(after(Effect::Idempotent, vec![Err(lost()), Err(held())]).await));
         let passing = [
             HostError::Unavailable("no leader".into()),
-            HostError::Overloaded("full".into()),
+            HostError::Overloaded(Overload::Writes),
             HostError::Timeout("late".into()),
         ];
         for error in passing {
