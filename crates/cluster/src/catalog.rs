@@ -21,6 +21,9 @@ pub struct Catalog {
     pub shards: BTreeMap<ShardId, Shard>,
     /// The owner of each hash partition, by partition number.
     pub owners: Vec<ShardId>,
+    /// The generation at which it last changed by what rule a table's rows are put on shards (`ALTER TABLE … SHARD
+    /// BY`). Statements name the one that they were planned under, and a shard that has another one refuses them.
+    pub layout: Generation,
     pub tables: Tables,
     pub views: Views,
     pub policy: Policy,

@@ -70,10 +70,14 @@ impl OperationKind {
         }
     }
 
-    /// The shard on which a `CREATE TABLE` of a single table puts it.
+    /// The shard on which this puts a single table.
     pub fn single_home(&self) -> Option<ShardId> {
         match self {
             OperationKind::Ddl { effect: DdlEffect::CreateTable(table), .. } => match table.kind {
+                TableKind::Single { shard } => Some(shard),
+                _ => None,
+            },
+            OperationKind::Ddl { effect: DdlEffect::PlaceTable { after, .. }, .. } => match after.kind {
                 TableKind::Single { shard } => Some(shard),
                 _ => None,
             },

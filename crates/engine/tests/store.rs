@@ -101,7 +101,7 @@ fn what_is_not_owned_or_not_routed_is_refused() {
     let mine = unit_of(1);
     let other = unit_of(3);
     assert_ne!(mine, other);
-    shard.apply(Action::Own { units: vec![mine], ownership: 5 });
+    shard.apply(Action::Own { units: vec![mine], ownership: 5, layout: 0 });
     shard.create(ITEMS, "items", sharded("k", KeyType::Integer));
     let mut write = |units: &[PartitionId], sql: &str| {
         shard.apply(Action::Write {
@@ -214,6 +214,33 @@ fn schema_changes_are_applied_once() {
     };
     assert_eq!(shard.apply(dropped), Outcome::Done { results: vec![] });
     assert_eq!(shard.failed("INSERT INTO t VALUES (1)").code, "42P01");
+}
+
+#[test]
+fn statements_that_are_kept_compiled_show_the_columns_that_there_are_now() {
+    let mut shard = Replica::new();
+    shard.own(0..PARTITIONS);
+    shard.create("CREATE TABLE t(k INTEGER PRIMARY KEY, a TEXT)", "t", sharded("k", KeyType::Integer));
+    shard.ok("INSERT INTO t VALUES (1, 'x')");
+    let (all, touch) = ("SELECT * FROM t", "UPDATE t SET k = k RETURNING *");
+    let shown = |shard: &mut Replica| {
+        let columns = shard.ok(touch)[0].columns.len();
+        (columns, shard.ok(touch)[0].rows[0].len(), shard.query(all)[0].len())
+    };
+    assert_eq!(shown(&mut shard), (2, 2, 2));
+    assert_eq!(shown(&mut shard), (2, 2, 2));
+    for (operation, sql, create, count) in [
+        (90, "ALTER TABLE t ADD COLUMN b TEXT", "CREATE TABLE t(k INTEGER PRIMARY KEY, a TEXT, b TEXT)", 3),
+        (91, "ALTER TABLE t DROP COLUMN b", "CREATE TABLE t(k INTEGER PRIMARY KEY, a TEXT)", 2),
+    ] {
+        let table = validate_ddl(&Default::default(), &[create.into()], "t", &sharded("k", KeyType::Integer));
+        let change = SchemaChange::Put(table.unwrap().unwrap());
+        let statements = vec![sql.to_owned()];
+        shard.apply(Action::Ddl { operation, statements, change, single: None, undoes: None });
+        assert_eq!(shown(&mut shard), (count, count, count), "{sql}");
+    }
+    shard.ok("DELETE FROM t");
+    assert_eq!(read_columns(&shard.readers, &request(all)), ["k", "a"]);
 }
 
 #[test]

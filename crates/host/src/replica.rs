@@ -92,7 +92,7 @@ impl Replica {
     /// Propose an action here, where the group should be led.
     pub async fn write(
         &self,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         now: Millis,
         within: Duration,
@@ -103,7 +103,7 @@ impl Replica {
             return Ok(Written { outcome: Outcome::Refused(refusal), index, uncertain: false });
         }
         let _passing = self.pass(&action, deadline).await?;
-        self.write_in_lane(generation, action, now, within).await
+        self.write_in_lane(layout, action, now, within).await
     }
 
     /// Who wants to prepare while another transaction is prepared is refused, sooner or later; so at once, without an
@@ -142,7 +142,7 @@ impl Replica {
     /// The same for whoever has a place in the write lane.
     pub async fn write_in_lane(
         &self,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         now: Millis,
         within: Duration,
@@ -155,7 +155,7 @@ impl Replica {
             reach(before, Some(self.shard));
         }
         let _serving = counted.map(|kind| self.meter.begin(kind, units_of(&action)));
-        let mut proposal = Proposal { id: Uuid::new_v4(), generation, now_ms: now, seed: rand::random(), action };
+        let mut proposal = Proposal { id: Uuid::new_v4(), layout, now_ms: now, seed: rand::random(), action };
         let mut put_off = None;
         let (index, outcome) = loop {
             proposal.now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);

@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use pleat_cluster::NodeId;
 use pleat_consensus::grpc::{self, GrpcTransport};
 use pleat_consensus::{Config as ConsensusConfig, Consensus, TransportError};
-use pleat_control::Control;
+use pleat_control::{Control, ControlHandle};
 use pleat_engine::RoomLimits;
 use pleat_gateway::Gateway;
 use pleat_gateway::server::{self, Serving};
@@ -36,49 +36,74 @@ type Addresses = Arc<RwLock<BTreeMap<NodeId, String>>>;
 
 /// Run a node until `shutdown` is requested.
 pub async fn run(options: NodeOptions, incarnation: u64, mut shutdown: Shutdown) -> anyhow::Result<()> {
-    let listener = bind(options.listen).await?;
-    let coordinator = match options.coordinator {
-        Some(address) => Some(bind(address).await?),
-        None => None,
-    };
-    let founders = founders(&options);
-    let addresses: Addresses =
-        Arc::new(RwLock::new(founders.iter().map(|(id, _, address)| (*id, address.clone())).collect()));
-    let resolve = addresses.clone();
-    let resolver = Arc::new(move |node: NodeId| resolve.read().get(&node).cloned());
-    let node = NodeId(options.id);
-    let build = pleat_engine::build()?;
-    let transport = GrpcTransport::of_build(options.cluster_id.clone(), build.clone(), node, resolver);
-    refuse_strangers(&transport, node, &founders).await?;
-
-    refuse_half_a_directory(&options)?;
-    let mut consensus = ConsensusConfig::new(node, options.cluster_id.clone(), options.data_dir.join("raft"));
-    consensus.build = build;
-    consensus.queue_proposals_max = usize::try_from(options.config.limits.queued_writes).unwrap_or(usize::MAX);
-    let consensus = Consensus::open(consensus, transport.clone()).await.context("open the log")?;
-    let settings = settings(&options, founders, incarnation, listener.local_addr()?);
-    let host = Host::start(settings, consensus.clone(), transport).await?;
-    tokio::spawn(follow_addresses(host.clone(), addresses));
-    let control = Control::start(host.clone(), pleat_control::Settings::default());
-
-    let gateway = Gateway::new(host.clone(), gateway_settings(&options));
-    // Paths that nobody serves are the gateway's to answer.
-    let service = grpc::server(consensus, host.clone()).into_axum_router().reset_fallback();
-    let mut servers = vec![serve(listener, gateway.router().merge(service), &options.config, shutdown.clone())];
-    if let Some(listener) = coordinator {
-        servers.push(serve(listener, gateway.coordinator_router(), &options.config, shutdown.clone()));
-    }
-    tracing::info!(node = %options.name, listen = %options.listen, "ready for connections");
-
+    let node = Node::start(options, incarnation, shutdown.clone()).await?;
     shutdown.requested().await;
-    gateway.close();
-    let drained = tokio::time::timeout(DRAIN_LIMIT, futures::future::join_all(servers)).await;
-    if drained.is_err() {
-        tracing::warn!("requests were still being served after {DRAIN_LIMIT:?} and are broken off");
-    }
-    control.shutdown().await;
-    host.shutdown().await;
+    node.stop().await;
     Ok(())
+}
+
+/// A node that runs.
+pub struct Node {
+    host: Arc<Host>,
+    control: ControlHandle,
+    gateway: Gateway,
+    servers: Vec<JoinHandle<()>>,
+}
+
+impl Node {
+    /// Start a node. Its servers take requests until `shutdown` is requested.
+    pub async fn start(options: NodeOptions, incarnation: u64, shutdown: Shutdown) -> anyhow::Result<Self> {
+        let listener = bind(options.listen).await?;
+        let coordinator = match options.coordinator {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        let founders = founders(&options);
+        let addresses: Addresses =
+            Arc::new(RwLock::new(founders.iter().map(|(id, _, address)| (*id, address.clone())).collect()));
+        let resolve = addresses.clone();
+        let resolver = Arc::new(move |node: NodeId| resolve.read().get(&node).cloned());
+        let node = NodeId(options.id);
+        let build = pleat_engine::build()?;
+        let transport = GrpcTransport::of_build(options.cluster_id.clone(), build.clone(), node, resolver);
+        refuse_strangers(&transport, node, &founders).await?;
+
+        refuse_half_a_directory(&options)?;
+        let mut consensus = ConsensusConfig::new(node, options.cluster_id.clone(), options.data_dir.join("raft"));
+        consensus.build = build;
+        consensus.queue_proposals_max = usize::try_from(options.config.limits.queued_writes).unwrap_or(usize::MAX);
+        let consensus = Consensus::open(consensus, transport.clone()).await.context("open the log")?;
+        let settings = settings(&options, founders, incarnation, listener.local_addr()?);
+        let host = Host::start(settings, consensus.clone(), transport).await?;
+        tokio::spawn(follow_addresses(host.clone(), addresses));
+        let control = Control::start(host.clone(), pleat_control::Settings::default());
+
+        let gateway = Gateway::new(host.clone(), gateway_settings(&options));
+        // Paths that nobody serves are the gateway's to answer.
+        let service = grpc::server(consensus, host.clone()).into_axum_router().reset_fallback();
+        let mut servers = vec![serve(listener, gateway.router().merge(service), &options.config, shutdown.clone())];
+        if let Some(listener) = coordinator {
+            servers.push(serve(listener, gateway.coordinator_router(), &options.config, shutdown));
+        }
+        tracing::info!(node = %options.name, listen = %options.listen, "ready for connections");
+        Ok(Self { host, control, gateway, servers })
+    }
+
+    /// The node's part of the cluster.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Stop, after the shutdown was requested: requests that are being served are waited for.
+    pub async fn stop(self) {
+        self.gateway.close();
+        let drained = tokio::time::timeout(DRAIN_LIMIT, futures::future::join_all(self.servers)).await;
+        if drained.is_err() {
+            tracing::warn!("requests were still being served after {DRAIN_LIMIT:?} and are broken off");
+        }
+        self.control.shutdown().await;
+        self.host.shutdown().await;
+    }
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

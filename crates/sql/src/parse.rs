@@ -7,7 +7,7 @@
 //! - a word that is no keyword of SQLite is handed over as a quoted name, so that `interval`, `array` or
 //!   `qualify` are plain columns;
 //! - `GLOB`, `MATCH` and `REGEXP` become `LIKE`, `IS x` becomes `IS NOT DISTINCT FROM x`, `ISNULL` and
-//!   `NOTNULL` are written out;
+//!   `NOTNULL` are written out; `<<` and `>>` become `&`, which binds as they do;
 //! - `INDEXED BY i`, `NOT INDEXED`, `[NOT] MATERIALIZED` and a frame's `EXCLUDE …` are dropped;
 //! - a type in `CAST` is reduced to one word, and `CROSS JOIN` (which may have an ON) becomes `JOIN`.
 //!
@@ -343,8 +343,6 @@ fn symbol(text: &str) -> Theirs {
         "->>" => Theirs::LongArrow,
         "->" => Theirs::Arrow,
         "||" => Theirs::StringConcat,
-        "<<" => Theirs::ShiftLeft,
-        ">>" => Theirs::ShiftRight,
         "<=" => Theirs::LtEq,
         ">=" => Theirs::GtEq,
         "<>" | "!=" => Theirs::Neq,
@@ -353,7 +351,7 @@ fn symbol(text: &str) -> Theirs {
         "|" => Theirs::Pipe,
         "<" => Theirs::Lt,
         ">" => Theirs::Gt,
-        "&" => Theirs::Ampersand,
+        "&" | "<<" | ">>" => Theirs::Ampersand,
         "~" => Theirs::Tilde,
         "+" => Theirs::Plus,
         "*" => Theirs::Mul,

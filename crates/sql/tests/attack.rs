@@ -3,8 +3,9 @@
 mod world;
 
 use pleat_cluster::Value;
+use pleat_generate::Dice;
 use pleat_sql::{NESTING_MAX, OPERATORS_MAX, STATEMENT_BYTES_MAX};
-use world::{Dice, rich};
+use world::rich;
 
 /// Plans on a stack as small as a server's worker threads have.
 fn on_a_small_stack(work: impl FnOnce() + Send + 'static) {

@@ -55,6 +55,8 @@ fn filters_and_keys() {
         "SELECT * FROM t WHERE k = +3",
         "SELECT * FROM t WHERE k = - -3",
         "SELECT * FROM t WHERE k = 0x5",
+        "SELECT * FROM t WHERE k = 1 << 2",
+        "SELECT id, a << 1, a >> 1, 1 + a << 2, a & 3 | 4 << 1 FROM t WHERE a << 2 > 8 AND k > 1 >> 1",
         "SELECT * FROM t WHERE k = 5 COLLATE NOCASE",
         "SELECT * FROM t WHERE k IS 5",
         "SELECT * FROM t WHERE k BETWEEN 2 AND 4 AND a IS NOT NULL",

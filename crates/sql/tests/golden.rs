@@ -10,7 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pleat_cluster::Value;
-use world::{Dice, World};
+use pleat_generate::Dice;
+use world::World;
 
 const STATEMENTS_MIN: usize = 80;
 

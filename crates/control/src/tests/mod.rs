@@ -2,6 +2,7 @@
 
 mod members;
 mod moves;
+mod place;
 mod rebuild;
 mod scale;
 mod schema;

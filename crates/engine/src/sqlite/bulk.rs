@@ -102,7 +102,8 @@ fn reason(index: u32, outcome: Outcome) -> Applied<RejectedRow> {
         Outcome::Failed(SqlFailure { code, message, .. }) if code != "54001" => {
             Ok(RejectedRow { index, code, reason: message })
         }
-        Outcome::Refused(refusal) => {
+        // A row that is refused for good is named; one that is refused for now takes the whole write with it.
+        Outcome::Refused(refusal) if !refusal.is_retryable() => {
             Ok(RejectedRow { index, code: refusal.code().to_owned(), reason: refusal.to_string() })
         }
         other => Err(Stop::Outcome(Box::new(other))),

@@ -164,14 +164,31 @@ pub(crate) fn store(conn: &Connection, row: &IdempotencyRow) -> Applied<()> {
     class.set_count(conn, before + 1 - replaced as i64)
 }
 
-/// The remembered writes after `seq` that concern one of the units which `wanted` accepts, and the last number
+/// Stands among a remembered write's units for all there are: its rows may be on any shard by now, and wherever it may
+/// be repeated it has to be known.
+pub(crate) const EVERY_UNIT: PartitionId = PartitionId(u32::MAX);
+
+/// Stores a remembered write whose rows are going elsewhere by another rule. What the shard itself remembers under the
+/// key stays: of a write over several shards each has its own part.
+pub(crate) fn store_everywhere(conn: &Connection, row: &IdempotencyRow, now_ms: Millis) -> Applied<()> {
+    let units = vec![EVERY_UNIT];
+    let known = conn
+        .prepare_cached("UPDATE __pleat_idempotency SET units = ?2 WHERE key = ?1 AND expires_ms > ?3")?
+        .execute((&row.key, postcard::to_stdvec(&units)?, signed(now_ms)))?;
+    match known {
+        0 => store(conn, &IdempotencyRow { units, ..row.clone() }),
+        _ => Ok(()),
+    }
+}
+
+/// The remembered writes after `seq` whose units `wanted` accepts, and the last number
 /// looked at; and whether there may be more. At most `limit` are looked at, and as many are given as fit.
 pub(crate) fn after(
     conn: &Connection,
     seq: i64,
     limit: usize,
     left: &mut Left,
-    wanted: impl Fn(PartitionId) -> bool,
+    wanted: impl Fn(&[PartitionId]) -> bool,
 ) -> anyhow::Result<(Vec<IdempotencyRow>, i64, bool)> {
     let mut statement = conn.prepare_cached(
         "SELECT seq, key, units, fingerprint, expires_ms, outcome FROM __pleat_idempotency WHERE seq > ?1 ORDER BY seq LIMIT ?2",
@@ -181,7 +198,7 @@ pub(crate) fn after(
     while let Some(row) = rows.next()? {
         let units_bytes = row.get_ref(2)?.as_blob()?;
         let units: Vec<PartitionId> = postcard::from_bytes(units_bytes)?;
-        let is_wanted = units.iter().any(|unit| wanted(*unit));
+        let is_wanted = wanted(&units);
         let bytes =
             || anyhow::Ok(row.get_ref(1)?.as_str()?.len() + units_bytes.len() + row.get_ref(5)?.as_blob()?.len());
         if is_wanted && !left.take(ROW_BYTES + bytes()?) {

@@ -54,16 +54,24 @@ fn rows(db: &Db, run: &Run<'_>, sink: &mut dyn FnMut(Chunk) -> ControlFlow<()>) 
     }
     check_parameters(0, statement.parameter_count(), run.params.len())?;
     bind(&mut statement, 1, run.params).map_err(failed)?;
-    let mut out = Output { chunk: Chunk { columns: Some(columns(&statement)), ..Chunk::default() }, bytes: 0, sink };
+    let mut out = Output { chunk: Chunk::default(), bytes: 0, sink };
     let (mut rows_left, mut bytes_left) = (run.limits.rows, run.limits.bytes);
-    let count = statement.column_count();
+    let mut count = None;
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next().map_err(failed)? {
+        let count = *count.get_or_insert_with(|| {
+            let shown = columns(row.as_ref());
+            out.chunk.columns.insert(shown).len()
+        });
         let values = values_of(row, count).map_err(failed)?;
         let bytes: usize = values.iter().map(Value::size).sum();
         rows_left = rows_left.checked_sub(1).ok_or(EngineError::Rows { limit: run.limits.rows })?;
         bytes_left = bytes_left.checked_sub(bytes as u64).ok_or(EngineError::Bytes { limit: run.limits.bytes })?;
         out.push(values, bytes, run)?;
+    }
+    drop(rows);
+    if count.is_none() {
+        out.chunk.columns = Some(columns(&statement));
     }
     out.flush()
 }
@@ -103,6 +111,8 @@ impl Output<'_> {
     }
 }
 
+/// A statement's columns, once it has been stepped: if the schema has changed since it was compiled, SQLite compiles it anew
+/// in the first step, and a `*` stands for other columns than before.
 fn columns(statement: &Statement<'_>) -> Vec<ColumnInfo> {
     let of = |column: &rusqlite::Column<'_>| ColumnInfo {
         name: column.name().to_owned(),

@@ -62,7 +62,7 @@ impl Writer {
         now_ms: Millis,
     ) -> Applied<Outcome> {
         if let Some(outcome) = self.known_or_checked(idempotency, units, base, now_ms)? {
-            return Ok(outcome);
+            return Ok(outcome.of_a_write());
         }
         let results = self.run_all(statements, Scope::Units(units))?;
         self.version += 1;
@@ -90,6 +90,10 @@ impl Writer {
             return Ok(Some(outcome));
         }
         self.check_undecided()?;
+        // What was decided on a content was planned by the layout of that content.
+        if base.is_none() {
+            self.placement.check_layout(self.layout)?;
+        }
         self.placement.check_units(units)?;
         self.check_base(base)?;
         if let Some(given) = idempotency {
@@ -293,17 +297,18 @@ impl From<rusqlite::Error> for Collect {
 
 /// Steps a statement to its end and keeps its rows.
 fn collect(statement: &mut rusqlite::Statement<'_>, left: &mut ResultBudget) -> Result<StatementResult, Collect> {
-    let count = statement.column_count();
-    let columns = statement.column_names().map(str::to_owned).collect();
-    let mut result = StatementResult { columns, ..StatementResult::default() };
+    let mut result = StatementResult::default();
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next()? {
-        let values = values_of(row, count)?;
+        let values = values_of(row, row.as_ref().column_count())?;
         let bytes: usize = values.iter().map(Value::size).sum();
         left.rows = left.rows.checked_sub(1).ok_or(Collect::TooLarge)?;
         left.bytes = left.bytes.checked_sub(bytes).ok_or(Collect::TooLarge)?;
         result.rows.push(values);
     }
+    drop(rows);
+    // Not before the first step, which compiles a statement anew if the schema has changed since.
+    result.columns = statement.column_names().into_iter().map(str::to_owned).collect();
     Ok(result)
 }
 

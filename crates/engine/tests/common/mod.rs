@@ -56,7 +56,7 @@ impl Replica {
 
     pub fn own(&mut self, units: std::ops::Range<u32>) {
         let units = units.map(PartitionId).collect();
-        assert!(matches!(self.apply(Action::Own { units, ownership: 1 }), Outcome::Done { .. }));
+        assert!(matches!(self.apply(Action::Own { units, ownership: 1, layout: 0 }), Outcome::Done { .. }));
     }
 
     pub fn create(&mut self, sql: &str, table: &str, kind: TableKind) {
@@ -124,7 +124,7 @@ pub fn ddl(operation: u64, statements: &[&str], table: Table) -> Action {
 }
 
 pub fn entry(action: Action, now_ms: u64, seed: u64) -> Vec<u8> {
-    Proposal { id: uuid::Uuid::from_u128(seed.into()), generation: 1, now_ms, seed, action }.encode()
+    Proposal { id: uuid::Uuid::from_u128(seed.into()), layout: 0, now_ms, seed, action }.encode()
 }
 
 pub fn unit_of(key: i64) -> PartitionId {
@@ -135,6 +135,7 @@ pub fn request(sql: &str) -> ReadRequest {
     ReadRequest {
         queries: vec![Query::new(sql)],
         check: OwnershipCheck::None,
+        layout: None,
         now_ms: 1_700_000_000_000,
         seed: 7,
         limits: ReadLimits { time: Duration::from_secs(60), ..ReadLimits::default() },
@@ -149,6 +150,17 @@ pub fn read_all(readers: &Readers, request: &ReadRequest) -> Result<Vec<Vec<Valu
         ControlFlow::Continue(())
     })?;
     Ok(rows)
+}
+
+/// The names of the columns that a read gives.
+pub fn read_columns(readers: &Readers, request: &ReadRequest) -> Vec<String> {
+    let mut columns = Vec::new();
+    let read = readers.read(request, &mut |chunk| {
+        columns.extend(chunk.columns.into_iter().flatten().map(|column| column.name));
+        ControlFlow::Continue(())
+    });
+    read.unwrap();
+    columns
 }
 
 /// All that a replica holds, as text: the schema and every row of every table with its rowid. The position in

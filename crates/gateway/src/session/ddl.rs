@@ -37,7 +37,9 @@ impl Executor {
         }
         let tried = self.try_out(catalog, plan).await?;
         let single_on = match plan.action {
-            DdlAction::CreateTable(Placement::Single) => self.emptiest_shard(catalog).await?,
+            DdlAction::CreateTable(Placement::Single) | DdlAction::Place(Placement::Single) => {
+                self.emptiest_shard(catalog).await?
+            }
             _ => place::anchor(catalog)?,
         };
         let of_view = matches!(plan.action, DdlAction::CreateView { .. } | DdlAction::DropView);

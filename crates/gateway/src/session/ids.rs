@@ -211,7 +211,7 @@ impl Executor {
             statements: firsts.iter().map(remember).collect(),
             base: None,
         };
-        let written = self.backend.write(owner, catalog.generation, action, run.deadline.left()).await;
+        let written = self.backend.write(owner, catalog.layout, action, run.deadline.left()).await;
         reach("ids.remembered", None);
         // Whether they were remembered or not: no row was written.
         let written = written.map_err(nothing_done)?;

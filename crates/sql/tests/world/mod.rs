@@ -12,6 +12,8 @@ use pleat_cluster::{
     Column, DdlEffect, Index, KeyType, PartitionId, Rewritten, ShardId, Table, TableId, TableKind, Tables, Value, View,
     Views, partition_of,
 };
+use pleat_generate::answer::{compare, is_ordered, normalize, same};
+use pleat_generate::{Answer, Dice, RICH};
 use pleat_sql::{
     Bound, DdlAction, Fetch, Ids, Params, Route, Schema, Source, SqlError, Statement, WriteTarget, compare_rows,
     prepare,
@@ -21,13 +23,6 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params_from_iter};
 
 pub const PARTITIONS: u32 = 64;
-
-/// An answer: column names and rows.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    pub columns: Vec<String>,
-    pub rows: Vec<Vec<Value>>,
-}
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -102,6 +97,10 @@ impl World {
                 let table = self.tables.get_mut(&table.to_ascii_lowercase()).unwrap();
                 table.columns.push(column);
                 table.create_sql = create_sql;
+            }
+            // Only for tables without rows: these would have to be brought to their new shards.
+            DdlEffect::PlaceTable { after, .. } => {
+                self.tables.insert(after.name.to_ascii_lowercase(), *after);
             }
             DdlEffect::CreateView(view) => {
                 self.views.insert(view.name.to_ascii_lowercase(), view);
@@ -288,8 +287,7 @@ impl World {
     /// Compares Pleat's answers (by the best route, and scattered) with the whole database's: `Ok(false)` when
     /// they are the same, `Ok(true)` when Pleat refused, otherwise the difference.
     pub fn check(&self, sql: &str, values: &[Value]) -> Result<bool, String> {
-        let upper = sql.to_ascii_uppercase();
-        self.check_ordered(sql, values, upper.rsplit(')').next().is_some_and(|tail| tail.contains("ORDER BY")))
+        self.check_ordered(sql, values, is_ordered(sql))
     }
 
     /// Like `check`; rows are compared as a set when they are not `ordered`.
@@ -334,42 +332,6 @@ impl World {
             |error| format!("{} {}", error.sqlstate(), error.message),
             |plan| plan.lines().into_iter().map(|(step, detail)| format!("  {step}: {detail}\n")).collect(),
         )
-    }
-}
-
-/// What differs between an answer and the expected one.
-fn compare(sql: &str, mut answer: Answer, mut expected: Answer, ordered: bool) -> Option<String> {
-    if answer.columns != expected.columns {
-        return Some(format!("columns {:?}\n  instead of {:?}", answer.columns, expected.columns));
-    }
-    let upper = sql.to_ascii_uppercase();
-    let merges = ["LIMIT", "DISTINCT", "GROUP BY", "UNION", "EXCEPT", "INTERSECT"];
-    if !ordered && upper.contains("LIMIT") {
-        // Which rows a LIMIT without ORDER BY gives is SQLite's choice; how many is not.
-        let (got, wanted) = (answer.rows.len(), expected.rows.len());
-        return (got != wanted).then(|| format!("{got} rows instead of {wanted}"));
-    }
-    // So are `a` and `A` under NOCASE.
-    if upper.contains(".N") {
-        fold(&mut answer.rows);
-        fold(&mut expected.rows);
-    }
-    // `5` and `5.0` are equal: which of them a tie, DISTINCT or GROUP BY shows first is SQLite's choice. So an order is
-    // checked by value, and the rows as a set by value and type where each row is there on its own.
-    let ordered_right = !ordered || same(&untyped(&answer.rows), &untyped(&expected.rows));
-    normalize(&mut answer.rows);
-    normalize(&mut expected.rows);
-    let exact = !merges.iter().any(|word| upper.contains(word)) || !ordered;
-    let differs = !ordered_right || (exact && !same(&answer.rows, &expected.rows));
-    differs.then(|| format!("answered {:?}\n  expected {:?}", answer.rows, expected.rows))
-}
-
-/// Text in lower case (of ASCII).
-fn fold(rows: &mut [Vec<Value>]) {
-    for value in rows.iter_mut().flatten() {
-        if let Value::Text(text) = value {
-            text.make_ascii_lowercase();
-        }
     }
 }
 
@@ -480,64 +442,7 @@ pub fn describe(connection: &Connection, name: &str) -> Option<Table> {
     })
 }
 
-/// The rows with whole reals as integers.
-fn untyped(rows: &[Vec<Value>]) -> Vec<Vec<Value>> {
-    let plain = |value: &Value| match value {
-        Value::Real(real) if real.fract() == 0.0 && real.abs() < 1e15 => Value::Integer(*real as i64),
-        other => other.clone(),
-    };
-    rows.iter().map(|row| row.iter().map(plain).collect()).collect()
-}
-
-/// Sorts rows, for answers whose order means nothing.
-fn normalize(rows: &mut [Vec<Value>]) {
-    let key = |value: &Value| match value {
-        Value::Real(real) => format!("real {real:.6e}"),
-        other => format!("{other:?}"),
-    };
-    rows.sort_by_cached_key(|row| row.iter().map(key).collect::<Vec<_>>());
-}
-
-/// Equal, reals to 1e-9.
-fn same(left: &[Vec<Value>], right: &[Vec<Value>]) -> bool {
-    let close = |left: &Value, right: &Value| match (left, right) {
-        (Value::Real(left), Value::Real(right)) => {
-            left == right || (left - right).abs() <= 1e-9 * left.abs().max(right.abs()).max(1.0)
-        }
-        (left, right) => left == right,
-    };
-    left.len() == right.len()
-        && left.iter().zip(right).all(|(left, right)| {
-            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| close(left, right))
-        })
-}
-
-/// A small generator of pseudo-random numbers (xorshift), so that a seed names a run.
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % sides as u64).unwrap()
-    }
-
-    pub fn pick<'t, T: ?Sized>(&mut self, list: &[&'t T]) -> &'t T {
-        list[self.roll(list.len())]
-    }
-}
-
 // ---- the data ----
-
-const SCHEMA: &[&str] = &[
-    "CREATE TABLE t (k INTEGER, id INTEGER, a INTEGER, b REAL, c TEXT, d NUMERIC, e BLOB, f, n TEXT COLLATE NOCASE, g INTEGER AS (a * 2), PRIMARY KEY (k, id)) SHARD BY (k)",
-    "CREATE TABLE u (id INTEGER, k INT NOT NULL, x INTEGER, y TEXT, PRIMARY KEY (k, id)) WITHOUT ROWID, SHARD BY (k)",
-    "CREATE TABLE s (w TEXT PRIMARY KEY, v INTEGER, k INTEGER) STRICT SHARD BY (w)",
-    "CREATE TABLE r (id INTEGER PRIMARY KEY, a INTEGER, c TEXT) REFERENCE",
-    "CREATE TABLE one (id INTEGER PRIMARY KEY, a INTEGER, c TEXT) SINGLE",
-    "CREATE TABLE empty (k INTEGER PRIMARY KEY, a) SHARD BY (k)",
-];
 
 /// A literal, often NULL, of any type, with 64-bit extremes. No `1.0` beside `1`: these are equal, and which of them
 /// DISTINCT, GROUP BY or a tie in ORDER BY shows first is SQLite's choice.
@@ -602,7 +507,7 @@ fn write(world: &World, sql: &str) {
 /// Three shards with rows full of NULLs, odd types and 64-bit extremes.
 pub fn rich(foreign_rows: bool) -> World {
     let mut world = World::new(3, foreign_rows);
-    for sql in SCHEMA {
+    for sql in RICH {
         world.ddl(sql).unwrap();
     }
     fill(&world, &mut Dice(42));

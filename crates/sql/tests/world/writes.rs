@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{PartitionId, Table, TableId, TableKind, Value};
+use pleat_generate::Answer;
+use pleat_generate::answer::{normalize, same};
 use pleat_sql::{
     Bound, ComputedWrite, Ids, IdsWanted, Params, Route, SpreadWrite, SqlError, Statement, WritePlan, WriteTarget,
 };
 use rusqlite::Connection;
 
-use super::{Answer, Failure, PARTITIONS, World, describe, normalize, run, same};
+use super::{Failure, PARTITIONS, World, describe, run};
 
 /// What one statement did: how many rows, and what RETURNING gave.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,0 +1,159 @@
+//! A table gets another placement while clients read and write it.
+
+use super::world::Fault;
+use super::*;
+
+fn by_a() -> TableKind {
+    TableKind::Sharded { key: "a".to_owned(), key_type: KeyType::Integer }
+}
+
+fn by_b() -> TableKind {
+    TableKind::Sharded { key: "b".to_owned(), key_type: KeyType::Text }
+}
+
+fn single() -> TableKind {
+    TableKind::Single { shard: ShardId(2) }
+}
+
+/// Every way from one placement to another.
+fn directions() -> Vec<(TableKind, TableKind)> {
+    vec![
+        (single(), by_a()),
+        (by_a(), by_b()),
+        (single(), TableKind::Reference),
+        (by_a(), TableKind::Reference),
+        (TableKind::Reference, by_b()),
+        (by_b(), single()),
+        (TableKind::Reference, single()),
+    ]
+}
+
+fn items(kind: TableKind) -> Table {
+    Table {
+        columns: vec![column("a", "INTEGER"), column("b", "TEXT"), column("n", "INTEGER")],
+        primary_key: vec!["a".to_owned(), "b".to_owned()],
+        rowid_alias: false,
+        create_sql: "CREATE TABLE items(a INTEGER, b TEXT, n INTEGER, PRIMARY KEY (a, b))".to_owned(),
+        ..table("items", "b", kind)
+    }
+}
+
+/// Three shards, the table with rows in it, and clients at work.
+async fn stocked(kind: TableKind) -> Arc<World> {
+    let world = World::new(3);
+    world.start(create(users()));
+    world.start(create(table("cities", "name", TableKind::Reference)));
+    until_quiet(&world).await;
+    world.start(create(items(kind)));
+    until_quiet(&world).await;
+    world.with(|inner| {
+        inner.begin();
+        for _ in 0..150 {
+            inner.put_item();
+        }
+        for _ in 0..10 {
+            inner.put_user();
+            inner.put_city();
+        }
+        inner.check_quiet();
+        inner.begin();
+        inner.clients = 2;
+        inner.items_change = 3;
+        inner.latency = Duration::from_millis(1);
+    });
+    world
+}
+
+fn place(world: &World, kind: TableKind) -> OperationKind {
+    let before = Box::new(world.with(|inner| inner.catalog.table("items").unwrap().clone()));
+    let after = Box::new(Table { kind, ..(*before).clone() });
+    ddl(DdlEffect::PlaceTable { before, after }, "ALTER TABLE items …")
+}
+
+fn kind(world: &World) -> TableKind {
+    world.with(|inner| inner.catalog.table("items").unwrap().kind.clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_goes_every_way_while_clients_write() {
+    for (from, to) in directions() {
+        let world = stocked(from.clone()).await;
+        let id = world.start(place(&world, to.clone()));
+        until_quiet(&world).await;
+        world.with(|inner| inner.check_quiet());
+        let operation = operation(&world, id);
+        assert_eq!(operation.phase, Phase::Successful, "{from:?} to {to:?}: {operation:#?}");
+        assert_eq!(kind(&world), to);
+        assert!(operation.steps.iter().all(|step| step.ended.is_some()));
+        assert!(operation.message.contains("writes to it paused for"), "{}", operation.message);
+        world.with(|inner| {
+            let items = &inner.items;
+            assert!(items.acknowledged > 60 && items.answered > 30 && items.repeated > 5, "clients got work done");
+        });
+        let carries = !matches!(from, TableKind::Reference);
+        let verify: &[&str] = if carries { &["verify"] } else { &[] };
+        let steps = [
+            &["check", "reach shards", "capture", "copy", "catch up"],
+            verify,
+            &["catch up", "fence", "commit", "switch", "open", "clean up"],
+        ];
+        assert_eq!(step_names(&operation), steps.concat());
+    }
+}
+
+/// One after the other on one table, in small messages and with many clients: what one leaves is what the next one meets.
+#[tokio::test(start_paused = true)]
+async fn a_table_goes_all_ways_in_turn() {
+    for seed in 0..4 {
+        let world = stocked(single()).await;
+        world.with(|inner| (inner.random, inner.chunk, inner.items_change) = (seed, (3, 150), 6));
+        let ways =
+            [by_a(), by_b(), TableKind::Reference, by_b(), single(), TableKind::Reference, single(), by_b(), by_a()];
+        for to in ways {
+            let id = world.start(place(&world, to.clone()));
+            until_quiet(&world).await;
+            world.with(|inner| inner.check_quiet());
+            let operation = operation(&world, id);
+            assert_eq!((operation.phase, kind(&world)), (Phase::Successful, to), "{operation:#?}");
+        }
+    }
+}
+
+/// Run it with one fault at every `stride`th of its calls in turn, until a run has fewer calls.
+async fn at_calls(from: TableKind, to: TableKind, fault: impl Fn(u64) -> Fault, stride: usize, redeliver: bool) {
+    for at in (1..).step_by(stride) {
+        let world = stocked(from.clone()).await;
+        let id = world.start(place(&world, to.clone()));
+        world.with(|inner| {
+            inner.calls = 0;
+            inner.faults = vec![fault(at)];
+            inner.redeliver = redeliver;
+        });
+        until_quiet(&world).await;
+        let operation = operation(&world, id);
+        assert_eq!(operation.phase, Phase::Successful, "{from:?} to {to:?}, {:?}: {operation:#?}", fault(at));
+        world.with(|inner| inner.check_quiet());
+        if world.with(|inner| inner.calls) < at {
+            assert!(at > 20, "the faults were spread over the whole operation");
+            return;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_survives_a_leader_that_dies_before_or_after_any_call() {
+    for (from, to) in directions() {
+        at_calls(from.clone(), to.clone(), Fault::CrashAfter, 5, false).await;
+        at_calls(from, to, Fault::CrashBefore, 19, false).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_survives_lost_answers_shards_that_are_restarted_and_late_messages() {
+    for (from, to) in directions() {
+        at_calls(from.clone(), to.clone(), Fault::Lost, 17, true).await;
+        at_calls(from.clone(), to.clone(), Fault::Unreachable, 23, false).await;
+        at_calls(from.clone(), to.clone(), Fault::Restart, 23, false).await;
+        at_calls(from, to, |at| Fault::Late(at, 7), 29, false).await;
+    }
+}
