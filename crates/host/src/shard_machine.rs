@@ -17,6 +17,10 @@ use crate::verify::Digests;
 
 /// A [`Store`] that follows a Raft log.
 pub struct ShardMachine {
+    #[cfg_attr(
+        not(feature = "failpoints"),
+        expect(dead_code, reason = "only failpoints ask on whose behalf it applies")
+    )]
     shard: ShardId,
     store: Store,
     digests: Arc<Digests>,
