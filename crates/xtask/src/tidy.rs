@@ -82,9 +82,12 @@ fn list(dir: &std::path::Path, prefix: &str, skipped: &[&str], found: &mut Vec<S
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = format!("{prefix}{name}");
+        if skipped.contains(&name.as_str()) {
+            continue; // In a second work tree `.git` is a file.
+        }
         if !entry.file_type()?.is_dir() {
             found.push(path);
-        } else if !skipped.contains(&name.as_str()) {
+        } else {
             list(&entry.path(), &format!("{path}/"), skipped, found)?;
         }
     }

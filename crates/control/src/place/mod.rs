@@ -203,10 +203,10 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
 
 /// Another attempt. Whatever an earlier one left on the shards goes first.
 async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Receipt, Stop> {
-    if number > 1 {
-        if let Some((_, stop)) = take_back(work, plan).await?.pop() {
-            return Err(taking_back(stop));
-        }
+    if number > 1
+        && let Some((_, stop)) = take_back(work, plan).await?.pop()
+    {
+        return Err(taking_back(stop));
     }
     plan.number = MoveNumber::new(work.id, number);
     attempt::attempt(work, plan).await

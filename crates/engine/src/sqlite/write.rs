@@ -308,7 +308,7 @@ fn collect(statement: &mut rusqlite::Statement<'_>, left: &mut ResultBudget) -> 
     }
     drop(rows);
     // Not before the first step, which compiles a statement anew if the schema has changed since.
-    result.columns = statement.column_names().into_iter().map(str::to_owned).collect();
+    result.columns = statement.column_names().map(str::to_owned).collect();
     Ok(result)
 }
 

@@ -60,7 +60,7 @@ impl Sqlite {
 
 fn query(connection: &Connection, sql: &str, values: &[Value]) -> rusqlite::Result<Answer> {
     let mut statement = connection.prepare(sql)?;
-    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let mut found = statement.query(params_from_iter(values.iter().map(to_sqlite)))?;
     let mut rows = Vec::new();
     while let Some(row) = found.next()? {
