@@ -68,7 +68,7 @@ mod finish;
 mod rows;
 
 use pleat_cluster::{Catalog, DdlEffect, Operation, Phase, ShardId, Table, TableKind};
-use pleat_engine::{Holding, MoveAction, TablePlace};
+use pleat_engine::{Holding, MoveAction, MovePhase, TablePlace};
 use tokio::time::sleep;
 
 use crate::mover::{ATTEMPT_PAUSE, ATTEMPTS_MAX, clean_up, cut_over, last_failure, taking_back};
@@ -194,7 +194,7 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
                 tracing::warn!(operation = %work.id, why, "placing the table is started anew");
                 let opened = open_gates(work, &plan).await;
                 work.break_off(&why).await?;
-                opened.into_iter().try_for_each(|(_, stop)| Err(stop))?;
+                opened.into_iter().try_for_each(|(_, opened)| opened.map(drop))?;
                 sleep(ATTEMPT_PAUSE * (attempts as u32 + 1)).await;
             }
         }
@@ -241,29 +241,33 @@ async fn take_all_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
 }
 
 /// Every shard takes writes to the table again and captures nothing, also one that has not heard of the attempt: a
-/// message of an earlier leader that is still on its way then finds that it has ended. Gives the shards where that failed.
-async fn open_gates(work: &Work, plan: &Plan) -> Vec<(ShardId, Stop)> {
+/// message of an earlier leader that is still on its way then finds that it has ended. Gives how far each shard is with it.
+async fn open_gates(work: &Work, plan: &Plan) -> Vec<(ShardId, Result<MovePhase, Stop>)> {
     if work.operation().is_ok_and(|operation| attempts(&operation) == 0) {
         return Vec::new();
     }
     let shards = plan.shards(work);
     let opened = shards.iter().map(|shard| async {
         let step = work.step(plan.number, *shard, MoveAction::PlaceAbort).await;
-        step.err().map(|stop| (*shard, stop))
+        (*shard, step.map(|state| state.phase))
     });
-    futures::future::join_all(opened).await.into_iter().flatten().collect()
+    futures::future::join_all(opened).await
 }
 
 /// Every shard as if there had been no attempt. Gives the shards where that failed.
 async fn take_back(work: &Work, plan: &Plan) -> Result<Vec<(ShardId, Stop)>, Stop> {
     work.note(clean_up::TAKE_BACK, false, "").await?;
-    let mut failed = open_gates(work, plan).await;
-    let (mut rows, tables) = (0, [plan.before.name.clone()]);
-    for shard in plan.shards(work) {
-        if failed.iter().any(|(gone, _)| *gone == shard) {
-            continue;
-        }
-        match clean_up::delete_foreign(work, plan.number, &tables, shard, clean_up::TAKE_BACK).await {
+    let (mut rows, mut failed, tables) = (0, Vec::new(), [plan.before.name.clone()]);
+    for (shard, opened) in open_gates(work, plan).await {
+        let deleted = match opened {
+            Ok(MovePhase::Discarding) => {
+                clean_up::delete_foreign(work, plan.number, &tables, shard, clean_up::TAKE_BACK).await
+            }
+            // Nothing was brought here, or an earlier leader came to the end of it.
+            Ok(_) => Ok(0),
+            Err(stop) => Err(stop),
+        };
+        match deleted {
             Ok(deleted) => rows += deleted,
             Err(stop @ Stop::Superseded(_)) => return Err(stop),
             Err(stop) => failed.push((shard, stop)),

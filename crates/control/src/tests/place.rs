@@ -122,20 +122,36 @@ async fn a_table_goes_all_ways_in_turn() {
 /// Run it with one fault at every `stride`th of its calls in turn, until a run has fewer calls.
 async fn at_calls(from: TableKind, to: TableKind, fault: impl Fn(u64) -> Fault, stride: usize, redeliver: bool) {
     for at in (1..).step_by(stride) {
-        let world = stocked(from.clone()).await;
-        let id = world.start(place(&world, to.clone()));
-        world.with(|inner| {
-            inner.calls = 0;
-            inner.faults = vec![fault(at)];
-            inner.redeliver = redeliver;
-        });
-        until_quiet(&world).await;
-        let operation = operation(&world, id);
-        assert_eq!(operation.phase, Phase::Successful, "{from:?} to {to:?}, {:?}: {operation:#?}", fault(at));
-        world.with(|inner| inner.check_quiet());
-        if world.with(|inner| inner.calls) < at {
+        if at_call(&from, &to, fault(at), redeliver).await < at {
             assert!(at > 20, "the faults were spread over the whole operation");
             return;
+        }
+    }
+}
+
+/// The same with one fault. Gives the number of calls.
+async fn at_call(from: &TableKind, to: &TableKind, fault: Fault, redeliver: bool) -> u64 {
+    let world = stocked(from.clone()).await;
+    let id = world.start(place(&world, to.clone()));
+    let told = format!("{from:?} to {to:?}, {fault:?}");
+    world.with(|inner| {
+        inner.calls = 0;
+        inner.faults = vec![fault];
+        inner.redeliver = redeliver;
+    });
+    until_quiet(&world).await;
+    let operation = operation(&world, id);
+    assert_eq!(operation.phase, Phase::Successful, "{told}: {operation:#?}");
+    world.with(|inner| inner.check_quiet());
+    world.with(|inner| inner.calls)
+}
+
+/// Some shards know of it then, and others don't.
+#[tokio::test(start_paused = true)]
+async fn it_survives_a_leader_that_dies_at_each_of_the_first_calls() {
+    for (from, to) in [(single(), by_a()), (by_a(), by_b()), (by_a(), TableKind::Reference)] {
+        for at in 1..=24 {
+            at_call(&from, &to, Fault::CrashAfter(at), false).await;
         }
     }
 }
