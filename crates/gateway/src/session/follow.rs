@@ -18,22 +18,42 @@ pub(super) fn explains(catalog: &Catalog, failure: &Failure) -> Option<Operation
     if !matches!(failure.code.as_ref(), "42P01" | "42703") {
         return None;
     }
-    let message = failure.message.to_lowercase();
+    let missing = missing(&failure.message)?.to_lowercase();
+    let of_table = failure.code == "42P01";
     let found = catalog.open_operations().find(|operation| match &operation.kind {
         OperationKind::Ddl { effect: DdlEffect::AlterTable { before, after, .. }, .. } => {
-            names(before, after).iter().any(|name| message.contains(name))
+            let names = if of_table { table_names(before, after) } else { column_names(before, after) };
+            names.iter().any(|name| {
+                missing
+                    .strip_suffix(name.as_str())
+                    .is_some_and(|before| matches!(before.chars().last(), None | Some('.')))
+            })
         }
         _ => false,
     });
     found.map(|operation| operation.id)
 }
 
-/// The names that come or go, in lower case.
-fn names(before: &Table, after: &Table) -> Vec<String> {
-    let mut names = Vec::new();
-    if !before.name.eq_ignore_ascii_case(&after.name) {
-        names.extend([before.name.to_lowercase(), after.name.to_lowercase()]);
+/// What does not exist, qualified if the statement qualified it: what SQLite's message and the planner's own ends with.
+fn missing(message: &str) -> Option<&str> {
+    let said = ["no such table: ", "no such column: ", "has no column named ", "has no column "];
+    let (_, name) = said.iter().find_map(|said| message.split_once(said))?;
+    let name = name.strip_suffix(" that can be set").unwrap_or(name);
+    // "no such column: "name" - should this be a string literal in single-quotes?"
+    Some(name.split_once(" - should this").map_or(name, |(name, _)| name).trim_matches('"'))
+}
+
+/// The table's names that come and go, in lower case.
+fn table_names(before: &Table, after: &Table) -> Vec<String> {
+    match before.name.eq_ignore_ascii_case(&after.name) {
+        true => Vec::new(),
+        false => vec![before.name.to_lowercase(), after.name.to_lowercase()],
     }
+}
+
+/// The columns' names that come or go, in lower case.
+fn column_names(before: &Table, after: &Table) -> Vec<String> {
+    let mut names = Vec::new();
     for (one, other) in [(before, after), (after, before)] {
         let changed = one.columns.iter().filter(|column| other.column(&column.name).is_none());
         names.extend(changed.map(|column| column.name.to_lowercase()));
@@ -60,4 +80,24 @@ pub(super) fn still_changing(change: OperationId, failure: &Failure) -> Failure 
         format!("{} ({change} is still giving it another name on the shards)", failure.message),
         format!("nothing was done: try again; GET /operations/{change} shows what it waits for"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_name_is_read_from_every_message() {
+        for (message, name) in [
+            ("no such table: main.people", "main.people"),
+            ("no such column: p.full name", "p.full name"),
+            ("no such column: \"name\" - should this be a string literal in single-quotes?", "name"),
+            ("table people has no column named name", "name"),
+            ("table people has no column name", "name"),
+            ("table people has no column name that can be set", "name"),
+        ] {
+            assert_eq!(missing(message), Some(name));
+        }
+        assert_eq!(missing("no such function: name"), None);
+    }
 }

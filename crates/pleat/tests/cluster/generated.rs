@@ -62,7 +62,8 @@ struct Test {
     overlapped: u64,
     handed_over: u64,
     begun_again: u64,
-    refusals: BTreeMap<String, u64>,
+    /// How often, and the first statement.
+    refusals: BTreeMap<String, (u64, String)>,
 }
 
 fn from_environment(name: &str, usual: u64) -> u64 {
@@ -230,8 +231,14 @@ impl Test {
         let mut notes = Vec::new();
         for sql in script {
             let moment = self.moves.now();
+            let begun = Instant::now();
             let done = self.client.run_in(session, sql).await;
             self.count_overlap(moment);
+            if let Err(refused) = &done
+                && refused.code == "57P03"
+            {
+                println!("{}: {refused} after {:?}: {sql} in {script:?}", self.place(), begun.elapsed());
+            }
             if let Err(refused) = &done
                 && refused.lost()
             {
@@ -266,7 +273,7 @@ impl Test {
     fn note(&mut self, class: &'static str, sql: &str, values: &[Value], compared: Result<(Ended, String), String>) {
         let (ended, why) = compared.unwrap_or_else(|what| panic!("{}: {sql} {values:?}\n  {what}", self.place()));
         if ended == Ended::Refused {
-            *self.refusals.entry(why).or_default() += 1;
+            self.refusals.entry(why).or_insert_with(|| (0, sql.to_owned())).0 += 1;
         }
         self.statements += u64::from(ended != Ended::Undetermined);
         *self.ended.entry((class, ended)).or_default() += 1;

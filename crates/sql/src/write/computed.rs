@@ -100,8 +100,8 @@ pub struct ComputedWrite {
 /// One statement of a computed write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyedWrite {
-    /// One partition, or one single table. Empty: any shard; it changes nothing and is only there for the names of
-    /// RETURNING's columns.
+    /// One partition, or one single table. Empty: any shard; it changes nothing of a sharded table and is only there for the
+    /// names of RETURNING's columns.
     pub units: BTreeSet<PartitionId>,
     pub statement: Bound,
     /// Whether its `rows_affected` and rows belong to the answer. The DELETE of a row that moves does not: the
@@ -178,7 +178,11 @@ impl ComputedWrite {
         }
         let mut found = found.in_order();
         if found.is_empty() {
-            found.extend(self.recipe.nothing.as_ref().map(|nothing| self.keyed(BTreeSet::new(), nothing, &[], true)));
+            let units = match &self.recipe.owner {
+                Owner::Single(unit) => BTreeSet::from([*unit]),
+                Owner::Key(_) => BTreeSet::new(),
+            };
+            found.extend(self.recipe.nothing.as_ref().map(|nothing| self.keyed(units, nothing, &[], true)));
         }
         Ok(found)
     }

@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// No sockets, files, clocks, threads or ambient randomness.
-pub const PURE: &[&str] = &["cluster", "plan", "sql", "generate"];
+pub const PURE: &[&str] = &["cluster", "plan", "sql"];
 
 /// What the pure crates may use from outside: all of it pure as well.
 const PURE_MAY_USE: &[&str] = &["md-5", "serde", "serde_json", "sqlparser", "thiserror"];
