@@ -132,7 +132,8 @@ impl Catalog {
             OperationKind::Rebuild { .. } => return None,
         };
         self.open_operations().find_map(|operation| {
-            let held = operation.holds().into_iter().find(|shard| changed.contains(shard));
+            let (holds, all) = (operation.holds(), operation.holds_all());
+            let held = changed.iter().copied().find(|shard| all || holds.contains(shard));
             // Moves complete reference tables from the anchor: it has to be there, and nothing of it changes.
             let shard = held.or(read.filter(|anchor| operation.waits_for.contains(anchor)))?;
             Some((operation, shard))

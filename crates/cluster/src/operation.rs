@@ -143,4 +143,11 @@ impl Operation {
             _ => self.waits_for.clone(),
         }
     }
+
+    /// Whether nothing may change on any shard until it is over: while it waits for one shard to follow, the others have the
+    /// table's new placement and take no writes to it, and a new one would have no part in that.
+    pub fn holds_all(&self) -> bool {
+        let places = matches!(self.kind, OperationKind::Ddl { effect: DdlEffect::PlaceTable { .. }, .. });
+        places && self.committed && self.is_waiting()
+    }
 }

@@ -101,12 +101,13 @@ async fn a_table_goes_every_way_while_clients_write() {
     }
 }
 
-/// One after the other on one table, in small messages and with many clients: what one leaves is what the next one meets.
+/// One after the other on one table, in small messages or with many clients (both at once, changes would come faster than
+/// they can be carried): what one leaves is what the next one meets.
 #[tokio::test(start_paused = true)]
 async fn a_table_goes_all_ways_in_turn() {
-    for seed in 0..4 {
+    for (seed, chunk, items_change) in [(0, (3, 150), 1), (1, (60, 6_000), 6), (2, (3, 150), 1), (3, (60, 6_000), 6)] {
         let world = stocked(single()).await;
-        world.with(|inner| (inner.random, inner.chunk, inner.items_change) = (seed, (3, 150), 6));
+        world.with(|inner| (inner.random, inner.chunk, inner.items_change) = (seed, chunk, items_change));
         let ways =
             [by_a(), by_b(), TableKind::Reference, by_b(), single(), TableKind::Reference, single(), by_b(), by_a()];
         for to in ways {
@@ -172,4 +173,41 @@ async fn it_survives_lost_answers_shards_that_are_restarted_and_late_messages() 
         at_calls(from.clone(), to.clone(), Fault::Restart, 23, false).await;
         at_calls(from, to, |at| Fault::Late(at, 7), 29, false).await;
     }
+}
+
+/// A shard is lost between the commit and its switch: until it is back nothing moves, on no shard.
+#[tokio::test(start_paused = true)]
+async fn nothing_moves_while_a_committed_change_waits_for_a_shard() {
+    let world = stocked(by_a()).await;
+    world.with(|inner| (inner.clients, inner.items_change) = (0, 0));
+    let id = world.start(place(&world, by_b()));
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        () = until_quiet(&world) => panic!(),
+        found = watch.wait_for(|catalog| catalog.operations[&id].committed) => drop(found.unwrap()),
+    }
+    world.with(|inner| inner.gone = Some(ShardId(2)));
+    let split = |world: &World| {
+        let partitions = world.with(|inner| inner.catalog.partitions_of(ShardId(3))[..2].to_vec());
+        OperationKind::Split { from: ShardId(3), to: ShardId(4), partitions }
+    };
+    let queued = world.start(split(&world));
+    let mut watch = world.watch_catalog();
+    tokio::select! {
+        () = until_quiet(&world) => panic!("shard-2 is gone"),
+        found = watch.wait_for(|catalog| catalog.operations[&id].is_waiting()) => drop(found.unwrap()),
+    }
+    tokio::select! {
+        () = until_quiet(&world) => panic!("shard-2 is still gone"),
+        () = tokio::time::sleep(Duration::from_secs(60)) => {}
+    }
+    assert_eq!(operation(&world, queued).phase, Phase::Pending);
+    let partitions = world.with(|inner| inner.catalog.partitions_of(ShardId(1))[..1].to_vec());
+    let kind = OperationKind::Move { from: ShardId(1), to: ShardId(3), partitions };
+    let refused = world.with(|inner| inner.catalog.held(&kind).map(|(held, _)| held.id));
+    assert_eq!(refused, Some(id));
+    world.with(|inner| (inner.gone, inner.clients, inner.items_change) = (None, 2, 3));
+    until_quiet(&world).await;
+    world.with(|inner| inner.check_quiet());
+    assert_eq!((operation(&world, id).phase, operation(&world, queued).phase), (Phase::Successful, Phase::Successful));
 }

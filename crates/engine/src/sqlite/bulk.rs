@@ -43,6 +43,7 @@ impl Writer {
             let hint = sqlstate::hint("42P01").unwrap_or_default();
             return Err(sqlstate::refuse(0, "42P01", message, hint).into());
         };
+        self.placement.check_table(table)?;
         match (&spec.table.kind, spec.unit) {
             (TableKind::Reference, _) => {
                 let message = format!("{table} is a reference table: rows go to all shards");

@@ -45,7 +45,7 @@ impl Writer {
         for row in idempotency {
             match state.place {
                 Some(_) => idempotency::store_everywhere(&self.db.conn, row, self.now_ms)?,
-                None => idempotency::store(&self.db.conn, row)?,
+                None => idempotency::store_moved(&self.db.conn, row, self.now_ms)?,
             }
         }
         if position.is_none() && cursor.is_none() {

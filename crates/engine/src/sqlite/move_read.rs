@@ -315,12 +315,17 @@ fn delta(
 }
 
 /// Whether a remembered write may have been one to the table that gets another placement. Of writes to sharded tables only
-/// the partitions are remembered. What other shards have sent is known everywhere already.
+/// the partitions are remembered.
+///
+/// Where all shards are sources, what a shard was only told of is for the one to tell that did it. A single source tells
+/// all that it knows: also what it was about to tell when an earlier attempt was broken off.
 fn goes_along(place: &TablePlace, units: &[PartitionId]) -> bool {
     let single = PartitionId::of_single(place.table.id);
     match place.before {
         Holding::Key(_) => units.iter().any(|unit| !unit.is_single()),
-        Holding::All | Holding::None => units.is_empty() || units.contains(&single),
+        Holding::All | Holding::None => {
+            units.is_empty() || units.contains(&single) || units.contains(&EVERY_UNIT)
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Applied;
 use crate::limits::MOVES_REMEMBERED_MAX;
-use crate::{Holding, MovePhase, MoveState, OwnershipCheck, ReadRequest, Refusal, UnitSet};
+use crate::{Holding, MovePhase, MoveState, OwnershipCheck, ReadRequest, Refusal, TablePlace, UnitSet};
 
 /// The shard's own view of ownership at a position of its log.
 ///
@@ -45,9 +45,20 @@ impl Placement {
 
     /// Whether writes to reference tables have to wait.
     pub(crate) fn check_reference_writes(&self) -> Result<(), Refusal> {
+        self.refuse_placing(|place| place.reference)
+    }
+
+    /// Whether a statement may write the table. The fence on it refuses each row that is written; a statement that finds
+    /// none would be remembered where its repetition, after the switch, does not come.
+    pub(crate) fn check_table(&self, table: &str) -> Result<(), Refusal> {
+        self.refuse_placing(|place| place.table.name.eq_ignore_ascii_case(table))
+    }
+
+    /// Refuses when one of the tables that take no writes now is such a one.
+    fn refuse_placing(&self, such: impl Fn(&TablePlace) -> bool) -> Result<(), Refusal> {
         let closed = |state: &&MoveState| matches!(state.phase, MovePhase::PlacingFenced | MovePhase::Placed);
         let mut closed = self.moves.values().filter(closed).filter_map(|state| state.place.as_ref());
-        match closed.find(|place| place.reference) {
+        match closed.find(|place| such(place)) {
             Some(place) => Err(Refusal::Placing { table: place.table.name.clone() }),
             None => Ok(()),
         }

@@ -239,6 +239,9 @@ impl Writer {
         let targets = self.targets.borrow();
         let Some(spec) = targets.get(sql).and_then(|target| self.specs.get(target)) else { return Ok(()) };
         let name = &spec.table.name;
+        if let Scope::Units(_) = scope {
+            self.placement.check_table(name)?;
+        }
         match (&spec.table.kind, scope) {
             (TableKind::Sharded { .. }, Scope::Units(_)) | (TableKind::Reference, Scope::Reference) => Ok(()),
             (TableKind::Single { .. }, Scope::Units(units)) => match spec.unit {

@@ -117,7 +117,7 @@ impl Executor {
             return Err(failure.into());
         }
         attempt.collisions += 1;
-        *run.ids.lock() = None;
+        run.ids.lock().clear();
         wanted.iter().for_each(|wanted| self.blocks.give_up(wanted.table));
         Ok(())
     }

@@ -140,3 +140,28 @@ async fn clients_of_a_node_that_lags_behind_are_never_answered_by_the_wrong_plac
         asked.await.unwrap();
     }
 }
+
+/// Ids that Pleat gave, that SQLite gave, and that users gave, and blocks of ids that a node still holds.
+#[tokio::test]
+async fn no_id_is_given_twice_wherever_the_rows_have_been() {
+    let cluster = Cluster::new(3);
+    let client = Client::new(&cluster);
+    client.run("CREATE TABLE notes (id INTEGER PRIMARY KEY, owner INTEGER, v) SHARD BY (id)").await;
+    let insert = "INSERT INTO notes (owner, v) VALUES (1, 0), (2, 0), (3, 0), (4, 0), (5, 0)";
+    client.run(insert).await;
+    client.run("ALTER TABLE notes SINGLE").await;
+    client.run(insert).await;
+    client.run("INSERT INTO notes VALUES (20, 7, 0)").await;
+    keyed(&client, "INSERT INTO notes (owner, v) VALUES (8, 0)", "eight").await;
+    client.run("ALTER TABLE notes SHARD BY (owner)").await;
+    client.run(insert).await;
+    let again = keyed(&client, "INSERT INTO notes (owner, v) VALUES (8, 0)", "eight").await;
+    assert_eq!(again["replayed"], true, "{again}");
+    keyed(&client, insert, "many").await;
+    keyed(&client, insert, "many").await;
+    assert_eq!(client.rows("SELECT count(*), count(DISTINCT id), max(owner) FROM notes").await, json!([[22, 22, 8]]));
+    // From here on two shards would capture changes of one row.
+    let refused = client.query(json!({ "query": "ALTER TABLE notes SINGLE" })).await;
+    assert_eq!(refused.json["code"], "0A000", "{}", refused.text);
+    assert!(refused.json["hint"].as_str().unwrap().contains("INSERT … SELECT"), "{}", refused.text);
+}
