@@ -234,6 +234,9 @@ impl Catalog {
                 self.active(*to)?;
                 self.admit_move(*from, partitions)
             }
+            OperationKind::Ddl { effect, layout, .. } if *layout != self.layout && !effect.is_of_view() => {
+                Err(busy("a table has just been given another placement".to_owned()))
+            }
             OperationKind::Ddl { effect, .. } => self.admit_ddl(effect),
             OperationKind::Rebuild { node, shard } => self.admit_rebuild(*node, *shard),
         }

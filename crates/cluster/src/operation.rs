@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DdlEffect, DecisionId, Millis, NodeId, OperationId, PartitionId, ShardId, TableKind};
+use crate::{DdlEffect, DecisionId, Generation, Millis, NodeId, OperationId, PartitionId, ShardId, TableKind};
 
 /// Where an operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +52,8 @@ pub enum OperationKind {
     Split { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
     /// Give `partitions` of `from` to the existing shard `to`.
     Move { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
-    /// Change the schema on every shard.
-    Ddl { effect: DdlEffect, sql: String },
+    /// Change the schema on every shard. What is allowed depends on the placements of tables, so it was planned by a `layout`.
+    Ddl { effect: DdlEffect, sql: String, layout: Generation },
     /// Make the node's replica of a shard anew from the others, or (`None`) all that the node held: its disk
     /// was lost, or its content differs.
     Rebuild { node: NodeId, shard: Option<ShardId> },

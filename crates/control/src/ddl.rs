@@ -472,7 +472,7 @@ fn counted(count: usize, what: &str) -> String {
 /// Whether the operation is a schema change, and which.
 pub(crate) fn of(kind: &OperationKind) -> Option<(&DdlEffect, &str)> {
     match kind {
-        OperationKind::Ddl { effect, sql } => Some((effect, sql)),
+        OperationKind::Ddl { effect, sql, .. } => Some((effect, sql)),
         OperationKind::Split { .. } | OperationKind::Move { .. } | OperationKind::Rebuild { .. } => None,
     }
 }

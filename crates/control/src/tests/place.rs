@@ -1,5 +1,7 @@
 //! A table gets another placement while clients read and write it.
 
+use pleat_engine::{Action, Outcome, Statement};
+
 use super::world::Fault;
 use super::*;
 
@@ -65,9 +67,10 @@ async fn stocked(kind: TableKind) -> Arc<World> {
 }
 
 fn place(world: &World, kind: TableKind) -> OperationKind {
-    let before = Box::new(world.with(|inner| inner.catalog.table("items").unwrap().clone()));
-    let after = Box::new(Table { kind, ..(*before).clone() });
-    ddl(DdlEffect::PlaceTable { before, after }, "ALTER TABLE items …")
+    let (before, layout) = world.with(|inner| (inner.catalog.table("items").unwrap().clone(), inner.catalog.layout));
+    let after = Box::new(Table { kind, ..before.clone() });
+    let effect = DdlEffect::PlaceTable { before: Box::new(before), after };
+    OperationKind::Ddl { effect, sql: "ALTER TABLE items …".to_owned(), layout }
 }
 
 fn kind(world: &World) -> TableKind {
@@ -207,4 +210,58 @@ async fn nothing_moves_while_a_committed_change_waits_for_a_shard() {
     until_quiet(&world).await;
     world.with(|inner| inner.check_quiet());
     assert_eq!((operation(&world, id).phase, operation(&world, queued).phase), (Phase::Successful, Phase::Successful));
+}
+
+/// A row that the new placement can't hold comes while the table is on its way: nothing is left of the attempt.
+#[tokio::test(start_paused = true)]
+async fn a_row_without_the_new_key_ends_it() {
+    let world = stocked(single()).await;
+    world.with(|inner| inner.items_change = 0);
+    let null = |inner: &mut Inner| {
+        let sql = "INSERT INTO items(a, b, n) VALUES (NULL, 'ß', 1)";
+        let unit = PartitionId::of_single(inner.catalog.table("items").unwrap().id);
+        let statements = vec![Statement::new(sql, [])];
+        let write = Action::Write { idempotency: None, units: vec![unit], statements, base: None };
+        assert!(matches!(inner.apply(ShardId(2), write), Ok(Outcome::Done { .. })));
+    };
+    let id = world.start(place(&world, by_b()));
+    let mut watch = world.watch_catalog();
+    let begun = |catalog: &Arc<Catalog>| catalog.operations[&id].steps.iter().any(|step| step.name == "copy");
+    tokio::select! {
+        () = until_quiet(&world) => panic!("it ended too soon"),
+        found = watch.wait_for(begun) => drop(found.unwrap()),
+    }
+    world.with(null);
+    until_quiet(&world).await;
+    let operation = operation(&world, id);
+    assert_eq!((operation.phase, operation.code.as_deref()), (Phase::Failed, Some("23502")), "{operation:#?}");
+    assert!(operation.message.contains("(a, b) = (NULL, 'ß') can't be placed: its a is NULL"), "{}", operation.message);
+    assert_eq!(kind(&world), single());
+    world.with(|inner| {
+        let unit = PartitionId::of_single(inner.catalog.table("items").unwrap().id);
+        let statements = vec![Statement::new("DELETE FROM items WHERE a IS NULL", [])];
+        let write = Action::Write { idempotency: None, units: vec![unit], statements, base: None };
+        inner.apply(ShardId(2), write).unwrap();
+        inner.check_quiet();
+    });
+}
+
+/// It happens whole or not at all, whenever someone asks for it to be cancelled.
+#[tokio::test(start_paused = true)]
+async fn it_can_be_cancelled_up_to_the_commit() {
+    let (mut cancelled, mut done) = (0, 0);
+    for (first, (from, to)) in (1..).step_by(7).zip(directions()) {
+        for at in (first..160).step_by(45) {
+            let world = stocked(from.clone()).await;
+            let id = world.start(place(&world, to.clone()));
+            world.with(|inner| (inner.calls, inner.faults) = (0, vec![Fault::Cancel(at, id)]));
+            until_quiet(&world).await;
+            world.with(|inner| inner.check_quiet());
+            match operation(&world, id).phase {
+                Phase::Skipped => (cancelled, _) = (cancelled + 1, assert_eq!(kind(&world), from)),
+                _ => (done, _) = (done + 1, assert_eq!(kind(&world), to)),
+            }
+        }
+    }
+    assert!(cancelled > 5 && done > 0, "{cancelled} cancelled, {done} done");
 }

@@ -194,8 +194,7 @@ pub(crate) fn store_everywhere(conn: &Connection, row: &IdempotencyRow, now_ms: 
 
 /// The units of a write that is remembered here.
 fn known_units(conn: &Connection, key: &str, now_ms: Millis) -> Applied<Option<Vec<PartitionId>>> {
-    let mut known =
-        conn.prepare_cached("SELECT units FROM __pleat_idempotency WHERE key = ?1 AND expires_ms > ?2")?;
+    let mut known = conn.prepare_cached("SELECT units FROM __pleat_idempotency WHERE key = ?1 AND expires_ms > ?2")?;
     let units: Option<Vec<u8>> = known.query_row((key, signed(now_ms)), |row| row.get(0)).optional()?;
     Ok(units.map(|units| postcard::from_bytes(&units)).transpose()?)
 }

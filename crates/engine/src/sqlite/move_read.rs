@@ -323,9 +323,7 @@ fn goes_along(place: &TablePlace, units: &[PartitionId]) -> bool {
     let single = PartitionId::of_single(place.table.id);
     match place.before {
         Holding::Key(_) => units.iter().any(|unit| !unit.is_single()),
-        Holding::All | Holding::None => {
-            units.is_empty() || units.contains(&single) || units.contains(&EVERY_UNIT)
-        }
+        Holding::All | Holding::None => units.is_empty() || units.contains(&single) || units.contains(&EVERY_UNIT),
     }
 }
 

@@ -88,7 +88,7 @@ impl From<&Operation> for OperationBody {
             OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => (None, None, None),
         };
         let (table, sql) = match &operation.kind {
-            OperationKind::Ddl { effect, sql } => (Some(effect.table().to_owned()), Some(sql.clone())),
+            OperationKind::Ddl { effect, sql, .. } => (Some(effect.table().to_owned()), Some(sql.clone())),
             _ => (None, None),
         };
         let (cause, id, by) = match &operation.cause {

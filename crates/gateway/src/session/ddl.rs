@@ -50,7 +50,7 @@ impl Executor {
             _ => run.request.text.clone(),
         };
         let command = Command::StartOperation {
-            kind: OperationKind::Ddl { effect, sql },
+            kind: OperationKind::Ddl { effect, sql, layout: catalog.layout },
             cause: Cause::Request(run.request.origin.to_owned()),
             reason: reason(&run.request.text),
             at: self.backend.now_ms(),

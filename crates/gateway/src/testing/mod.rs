@@ -253,7 +253,7 @@ impl Cluster {
             self.finish(id, Phase::Skipped, "cancelled");
             return;
         }
-        let OperationKind::Ddl { effect, sql } = &operation.kind else { return };
+        let OperationKind::Ddl { effect, sql, .. } = &operation.kind else { return };
         if let DdlEffect::PlaceTable { .. } = effect {
             return place(self, id);
         }
