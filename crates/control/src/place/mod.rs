@@ -47,7 +47,7 @@
 //!    accepts none of them from the fence to the opening if the table is, or becomes, one of them; those it had accepted
 //!    are on every shard before the commit.
 //! 5. *Idempotency keys* of writes that may have been to the table go to every shard, for the repetition may be routed
-//!    anywhere. A prepared transaction is decided before a shard takes any of these steps.
+//!    anywhere. Each attempt sends all of them anew: the one before may have reached some shards. A prepared transaction is decided before a shard takes any of these steps.
 //! 6. *Each step is newer than the one before it*, as a move's.
 //!
 //! # A process dies …
@@ -60,7 +60,8 @@
 //! | a shard's leader, anywhere | its successor has the log; open snapshots are lost, and the attempt is started anew |
 //!
 //! *Caveat.* A shard that is lost with all its majority between the commit and its switch keeps the table closed for writes
-//! everywhere until it is back: opening earlier would let it answer with what was. Every shard has answered within
+//! everywhere until it is back: opening earlier would let it answer with what was. It holds all shards meanwhile
+//! ([`Operation::holds_all`]): one that a split made now would have no part in the switch. Every shard has answered within
 //! [`FENCE_LIMIT`](cut_over::FENCE_LIMIT) before that moment.
 
 mod attempt;
