@@ -163,16 +163,16 @@ async fn it_survives_a_leader_that_dies_at_each_of_the_first_calls() {
 
 #[tokio::test(start_paused = true)]
 async fn it_survives_a_leader_that_dies_before_or_after_any_call() {
-    at_calls(Fault::CrashAfter, 17, false).await;
-    at_calls(Fault::CrashBefore, 43, false).await;
+    at_calls(Fault::CrashAfter, 23, false).await;
+    at_calls(Fault::CrashBefore, 53, false).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_survives_lost_answers_shards_that_are_restarted_and_late_messages() {
-    at_calls(Fault::Lost, 47, true).await;
-    at_calls(Fault::Unreachable, 61, false).await;
-    at_calls(Fault::Restart, 61, false).await;
-    at_calls(|at| Fault::Late(at, 7), 67, false).await;
+    at_calls(Fault::Lost, 61, true).await;
+    at_calls(Fault::Unreachable, 83, false).await;
+    at_calls(Fault::Restart, 83, false).await;
+    at_calls(|at| Fault::Late(at, 7), 83, false).await;
 }
 
 /// A shard is lost between the commit and its switch: until it is back nothing moves, on no shard.

@@ -25,6 +25,8 @@ async fn stocked(placement: &str) -> (Arc<Cluster>, Client) {
 #[tokio::test]
 async fn a_table_answers_the_same_wherever_its_rows_are() {
     let (_, client) = stocked("SINGLE").await;
+    client.run("CREATE VIEW seen AS SELECT b, count(*) AS n FROM \"ünits x\" GROUP BY b").await;
+    let view = "SELECT n FROM seen WHERE b = 'b3'";
     let (rows, mut expected) = (client.rows(ALL).await, 42);
     assert_eq!(rows.as_array().unwrap().len(), expected);
     let mut rows = rows;
@@ -36,6 +38,7 @@ async fn a_table_answers_the_same_wherever_its_rows_are() {
         let sql = format!("ALTER TABLE \"ünits x\" {clause}");
         assert!(client.run(&sql).await["operation"].is_string(), "{clause}");
         assert_eq!(client.rows(ALL).await, rows, "{clause}");
+        assert_eq!(client.rows(view).await, json!([[8]]), "{clause}");
         let one =
             client.rows("SELECT count(*) FROM \"ünits x\" WHERE a = 9223372036854775807 AND b = 'ß\u{1f642}'").await;
         assert_eq!(one, json!([[1]]), "{clause}");
