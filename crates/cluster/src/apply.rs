@@ -234,6 +234,9 @@ impl Catalog {
                 self.active(*to)?;
                 self.admit_move(*from, partitions)
             }
+            OperationKind::Ddl { effect, layout, .. } if *layout != self.layout && !effect.is_of_view() => {
+                Err(busy("a table has just been given another placement".to_owned()))
+            }
             OperationKind::Ddl { effect, .. } => self.admit_ddl(effect),
             OperationKind::Rebuild { node, shard } => self.admit_rebuild(*node, *shard),
         }
@@ -271,6 +274,15 @@ impl Catalog {
         {
             return Err(busy(format!("{} is still changing {name}", other.id)));
         }
+        // A foreign key is planned by the placements of both tables.
+        let ties = |one: &DdlEffect, other: &DdlEffect| {
+            matches!(one, DdlEffect::PlaceTable { .. }) && other.refers_to(one.table())
+        };
+        if let Some(other) = (self.open_operations()).find(
+            |other| matches!(&other.kind, OperationKind::Ddl { effect: open, .. } if ties(open, effect) || ties(effect, open)),
+        ) {
+            return Err(busy(format!("{} is still changing a table that a foreign key of this concerns", other.id)));
+        }
         match effect {
             DdlEffect::CreateTable(table) => {
                 self.free_name(name)?;
@@ -304,6 +316,7 @@ impl Catalog {
                 None => Ok(()),
             },
             DdlEffect::DropTable { .. } => self.known_table(name).map(|_| ()),
+            DdlEffect::PlaceTable { before, after } => self.admit_place(before, after),
             DdlEffect::AlterTable { before, after, .. } => {
                 if self.known_table(name)? != &**before {
                     return Err(busy(format!("table {name} has just been changed")));
@@ -318,6 +331,23 @@ impl Catalog {
                 Some(_) => Ok(()),
                 None => Err(unknown(format!("view {name}"))),
             },
+        }
+    }
+
+    /// Everything but the placement stays, and that is not the same.
+    fn admit_place(&self, before: &Table, after: &Table) -> Applied {
+        if self.known_table(&before.name)? != before {
+            return Err(busy(format!("table {} has just been changed", before.name)));
+        }
+        if (Table { kind: before.kind.clone(), ..after.clone() }) != *before || after.kind == before.kind {
+            return Err(invalid(format!("of table {} only the placement is to change", before.name)));
+        }
+        match &after.kind {
+            TableKind::Sharded { key, .. } if after.column(key).is_none() || after.primary_key.is_empty() => {
+                Err(invalid(format!("table {} needs the column {key} and a primary key to be sharded", after.name)))
+            }
+            TableKind::Single { shard } => self.admit_single(*shard),
+            _ => Ok(()),
         }
     }
 
@@ -507,6 +537,18 @@ impl Catalog {
                         *view = rewritten.after.clone();
                     }
                 }
+            }
+            DdlEffect::PlaceTable { before, after } => {
+                if *table != **before {
+                    return Err(invalid(format!("table {} is not as it was any more", before.name)));
+                }
+                if let TableKind::Single { shard } = after.kind {
+                    self.active(shard)?;
+                }
+                self.tables.insert(name, (**after).clone());
+                self.layout = self.generation + 1;
+                let active = self.shards.values_mut().filter(|shard| shard.state == ShardState::Active);
+                active.for_each(|shard| shard.ownership = self.layout);
             }
         }
         Ok(())

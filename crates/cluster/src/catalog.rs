@@ -21,6 +21,9 @@ pub struct Catalog {
     pub shards: BTreeMap<ShardId, Shard>,
     /// The owner of each hash partition, by partition number.
     pub owners: Vec<ShardId>,
+    /// The generation at which it last changed by what rule a table's rows are put on shards (`ALTER TABLE … SHARD
+    /// BY`). Statements name the one that they were planned under, and a shard that has another one refuses them.
+    pub layout: Generation,
     pub tables: Tables,
     pub views: Views,
     pub policy: Policy,
@@ -129,7 +132,8 @@ impl Catalog {
             OperationKind::Rebuild { .. } => return None,
         };
         self.open_operations().find_map(|operation| {
-            let held = operation.holds().into_iter().find(|shard| changed.contains(shard));
+            let (holds, all) = (operation.holds(), operation.holds_all());
+            let held = changed.iter().copied().find(|shard| all || holds.contains(shard));
             // Moves complete reference tables from the anchor: it has to be there, and nothing of it changes.
             let shard = held.or(read.filter(|anchor| operation.waits_for.contains(anchor)))?;
             Some((operation, shard))

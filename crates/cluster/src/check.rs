@@ -19,7 +19,7 @@ impl Catalog {
     ///
     /// 1. Each partition has exactly one owner, a shard that exists and was not removed.
     /// 2. A shard has replicas on nodes that exist, each once, and at most `replication_factor` of them.
-    /// 3. No shard's ownership is newer than the catalog.
+    /// 3. No shard's ownership is newer than the catalog, nor is the layout.
     /// 4. A table stands under its own name, its id is unique and was handed out; a sharded one has its key
     ///    among its columns and has a primary key; a single one lives on a shard that was not removed.
     /// 5. At most one open operation moves partitions, those that wait for a shard aside, and until it commits or is
@@ -51,6 +51,9 @@ impl Catalog {
                 }
                 Some(_) => {}
             }
+        }
+        if self.layout > self.generation {
+            found.push("the layout is newer than the catalog".to_owned());
         }
         for (id, shard) in &self.shards {
             if shard.id != *id {

@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DdlEffect, DecisionId, Millis, NodeId, OperationId, PartitionId, ShardId, TableKind};
+use crate::{DdlEffect, DecisionId, Generation, Millis, NodeId, OperationId, PartitionId, ShardId, TableKind};
 
 /// Where an operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +52,8 @@ pub enum OperationKind {
     Split { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
     /// Give `partitions` of `from` to the existing shard `to`.
     Move { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
-    /// Change the schema on every shard.
-    Ddl { effect: DdlEffect, sql: String },
+    /// Change the schema on every shard. What is allowed depends on the placements of tables, so it was planned by a `layout`.
+    Ddl { effect: DdlEffect, sql: String, layout: Generation },
     /// Make the node's replica of a shard anew from the others, or (`None`) all that the node held: its disk
     /// was lost, or its content differs.
     Rebuild { node: NodeId, shard: Option<ShardId> },
@@ -70,10 +70,14 @@ impl OperationKind {
         }
     }
 
-    /// The shard on which a `CREATE TABLE` of a single table puts it.
+    /// The shard on which this puts a single table.
     pub fn single_home(&self) -> Option<ShardId> {
         match self {
             OperationKind::Ddl { effect: DdlEffect::CreateTable(table), .. } => match table.kind {
+                TableKind::Single { shard } => Some(shard),
+                _ => None,
+            },
+            OperationKind::Ddl { effect: DdlEffect::PlaceTable { after, .. }, .. } => match after.kind {
                 TableKind::Single { shard } => Some(shard),
                 _ => None,
             },
@@ -138,5 +142,12 @@ impl Operation {
             }
             _ => self.waits_for.clone(),
         }
+    }
+
+    /// Whether nothing may change on any shard until it is over: while it waits for one shard to follow, the others have the
+    /// table's new placement and take no writes to it, and a new one would have no part in that.
+    pub fn holds_all(&self) -> bool {
+        let places = matches!(self.kind, OperationKind::Ddl { effect: DdlEffect::PlaceTable { .. }, .. });
+        places && self.committed && self.is_waiting()
     }
 }

@@ -80,19 +80,7 @@ impl Table {
     /// Whether the definition has a foreign key to `name`. Words are compared, so a definition that says
     /// `references name` in a comment counts too: a refusal that is easily explained, where missing one would not be.
     pub fn references(&self, name: &str) -> bool {
-        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-        let mut words = self.create_sql.split(|c: char| !is_word(c)).filter(|word| !word.is_empty()).peekable();
-        let wanted: Vec<&str> = name.split(|c: char| !is_word(c)).filter(|word| !word.is_empty()).collect();
-        while let Some(word) = words.next() {
-            let mut rest = words.clone();
-            if word.eq_ignore_ascii_case("references")
-                && !wanted.is_empty()
-                && wanted.iter().all(|want| rest.next().is_some_and(|word| word.eq_ignore_ascii_case(want)))
-            {
-                return true;
-            }
-        }
-        false
+        references(&self.create_sql, name)
     }
 
     /// `sharded`, `reference` or `single`.
@@ -103,6 +91,23 @@ impl Table {
             TableKind::Single { .. } => "single",
         }
     }
+}
+
+/// Whether a definition has a foreign key to `name`.
+fn references(create_sql: &str, name: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+    let mut words = create_sql.split(|c: char| !is_word(c)).filter(|word| !word.is_empty()).peekable();
+    let wanted: Vec<&str> = name.split(|c: char| !is_word(c)).filter(|word| !word.is_empty()).collect();
+    while let Some(word) = words.next() {
+        let mut rest = words.clone();
+        if word.eq_ignore_ascii_case("references")
+            && !wanted.is_empty()
+            && wanted.iter().all(|want| rest.next().is_some_and(|word| word.eq_ignore_ascii_case(want)))
+        {
+            return true;
+        }
+    }
+    false
 }
 
 /// What a schema change does to the catalog's tables once every shard has it.
@@ -144,6 +149,13 @@ pub enum DdlEffect {
     DropView {
         view: String,
     },
+    /// The same table, with its rows elsewhere: `ALTER TABLE … SHARD BY`, `… REFERENCE`, `… SINGLE`.
+    PlaceTable {
+        /// As it was when this was planned; if it isn't any more, this is refused.
+        before: Box<Table>,
+        /// The same but for its `kind`.
+        after: Box<Table>,
+    },
 }
 
 impl DdlEffect {
@@ -155,9 +167,18 @@ impl DdlEffect {
             | DdlEffect::CreateIndex { table, .. }
             | DdlEffect::DropIndex { table, .. }
             | DdlEffect::AddColumn { table, .. } => table,
-            DdlEffect::AlterTable { before, .. } => &before.name,
+            DdlEffect::AlterTable { before, .. } | DdlEffect::PlaceTable { before, .. } => &before.name,
             DdlEffect::CreateView(view) => &view.name,
             DdlEffect::DropView { view } => view,
+        }
+    }
+
+    /// Whether this gives a table a foreign key to `name`, where it had none.
+    pub fn refers_to(&self, name: &str) -> bool {
+        match self {
+            DdlEffect::CreateTable(table) => table.references(name),
+            DdlEffect::AddColumn { create_sql, .. } => references(create_sql, name),
+            _ => false,
         }
     }
 

@@ -90,8 +90,8 @@ impl Cluster for HostCluster {
     }
 
     async fn write(&self, shard: ShardId, action: Action, within: Duration) -> Result<Outcome, HostError> {
-        let generation = self.0.catalog().generation;
-        Ok(self.0.write(shard, generation, action, within).await?.outcome)
+        let layout = self.0.catalog().layout;
+        Ok(self.0.write(shard, layout, action, within).await?.outcome)
     }
 
     async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError> {
@@ -106,6 +106,7 @@ impl Cluster for HostCluster {
         let request = ReadRequest {
             queries: vec![Query::new("SELECT 1")],
             check: OwnershipCheck::None,
+            layout: None,
             now_ms: self.0.now_ms(),
             seed: 0,
             limits: ReadLimits { time: within, ..ReadLimits::default() },

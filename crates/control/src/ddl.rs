@@ -361,8 +361,9 @@ async fn check_before(work: &Work, effect: &DdlEffect) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Until a rename has reached every shard scatter reads are refused; so it isn't begun while one is gone.
-async fn all_reached(work: &Work) -> Result<(), Stop> {
+/// Until a rename, or another placement, has reached every shard some statements are refused; so it isn't begun while one
+/// is gone.
+pub(crate) async fn all_reached(work: &Work) -> Result<(), Stop> {
     let begun = Instant::now();
     work.begin(REACH_STEP).await?;
     loop {
@@ -410,7 +411,8 @@ fn put_after(catalog: &Catalog, effect: &DdlEffect) -> Result<SchemaChange, Stop
         | DdlEffect::DropView { .. }
         | DdlEffect::DropTable { .. }
         | DdlEffect::DropIndex { .. }
-        | DdlEffect::AlterTable { .. } => {}
+        | DdlEffect::AlterTable { .. }
+        | DdlEffect::PlaceTable { .. } => {}
     }
     Ok(SchemaChange::Put(table))
 }
@@ -432,6 +434,7 @@ fn undoing(catalog: &Catalog, effect: &DdlEffect) -> Result<(String, SchemaChang
         DdlEffect::DropTable { .. }
         | DdlEffect::DropIndex { .. }
         | DdlEffect::AlterTable { .. }
+        | DdlEffect::PlaceTable { .. }
         | DdlEffect::CreateView(_)
         | DdlEffect::DropView { .. } => {
             return Err(Stop::impossible("what follows the commit is not undone".to_owned()));
@@ -456,6 +459,7 @@ fn describe(effect: &DdlEffect) -> String {
         DdlEffect::DropIndex { table, index } => format!("index {index} of {table} was dropped"),
         DdlEffect::AddColumn { table, column, .. } => format!("column {} of {table} was added", column.name),
         DdlEffect::AlterTable { before, .. } => format!("table {} was altered", before.name),
+        DdlEffect::PlaceTable { before, .. } => format!("table {} was placed anew", before.name),
         DdlEffect::CreateView(view) => format!("view {} was created", view.name),
         DdlEffect::DropView { view } => format!("view {view} was dropped"),
     }
@@ -468,7 +472,7 @@ fn counted(count: usize, what: &str) -> String {
 /// Whether the operation is a schema change, and which.
 pub(crate) fn of(kind: &OperationKind) -> Option<(&DdlEffect, &str)> {
     match kind {
-        OperationKind::Ddl { effect, sql } => Some((effect, sql)),
+        OperationKind::Ddl { effect, sql, .. } => Some((effect, sql)),
         OperationKind::Split { .. } | OperationKind::Move { .. } | OperationKind::Rebuild { .. } => None,
     }
 }

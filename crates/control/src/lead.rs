@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::stop::Stop;
 use crate::work::{COMMAND_LIMIT, Tools, Work};
-use crate::{ddl, mover};
+use crate::{ddl, mover, place};
 
 /// The pause after something failed, at first and at most.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -113,7 +113,8 @@ async fn found_one(tools: &Tools, shard: &Shard) -> Result<(), Stop> {
     let provided = tools.provisioner.provide(shard, tools.settings.provision_limit).await;
     provided.map_err(|error| Stop::Again(error.to_string()))?;
     let units = tools.cluster.catalog().units_of(shard.id);
-    let own = Action::Own { units, ownership: shard.ownership };
+    let layout = tools.cluster.catalog().layout;
+    let own = Action::Own { units, ownership: shard.ownership, layout };
     crate::stop::took_effect(tools.cluster.write(shard.id, own, crate::work::EFFECT_LIMIT).await?)?;
     let activate = Command::ActivateShard { shard: shard.id, at: tools.cluster.now_ms() };
     tools.cluster.command(activate, COMMAND_LIMIT).await?;
@@ -144,6 +145,9 @@ pub(crate) async fn carry_out(tools: &Tools, id: OperationId) -> Result<(), Stop
     let operation = work.operation()?;
     tracing::info!(operation = %id, kind = operation.kind.name(), reason = operation.reason, "operation taken up");
     if let Some((effect, sql)) = ddl::of(&operation.kind) {
+        if let Some((before, after)) = place::of(effect) {
+            return place::carry_out(&work, before, after).await;
+        }
         return ddl::carry_out(&work, effect, sql).await;
     }
     match mover::Plan::of(&operation) {

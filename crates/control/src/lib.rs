@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `lead` | founds shards, then carries out operations, one at a time, oldest first |
 //! | `ddl` | a schema change on every shard |
+//! | `place` | gives a table another placement, while clients write |
 //! | `mover` | a split or a move of partitions, while clients write: start reading there |
 //! | `rebuild` | brings back nodes that lost their disk, and replicas that differ; beside the others |
 //! | `observer` | measures the cluster and lets `pleat-plan` decide |
@@ -22,6 +23,7 @@ mod ddl;
 mod lead;
 mod mover;
 mod observer;
+mod place;
 mod rebuild;
 mod stop;
 #[cfg(test)]

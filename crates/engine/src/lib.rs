@@ -51,8 +51,8 @@ pub use digest::{ContentDigest, TableDigest};
 pub use engine::{Engine, EngineKind};
 pub use error::EngineError;
 pub use moves::{
-    Changes, Cursor, IdempotencyRow, MoveAction, MoveChunk, MovePhase, MoveRead, MoveState, MoveStep, Position,
-    TableChanges,
+    Changes, Cursor, Holding, IdempotencyRow, MoveAction, MoveChunk, MovePhase, MoveRead, MoveState, MoveStep,
+    Position, TableChanges, TablePlace,
 };
 pub use proposal::{
     Action, Idempotency, Outcome, Proposal, ProposalError, ReferenceEntry, Refusal, RejectedRow, SchemaChange,

@@ -15,11 +15,22 @@
 //! nothing new is captured. The position up to which the target has them is stored at the target, in the
 //! transaction that applies them.
 //!
+//! # A table gets another placement
+//!
+//! The same words serve a table whose rows are put on shards by another rule, and then every shard takes part in both
+//! roles: it captures changes to its own rows, and takes in others' ([`TablePlace`]).
+//!
+//! ```text
+//! Claim -> PlaceStart -> (copy, deltas, verify), Import… -> PlaceFence -> (last delta) -> PlaceSwitch -> PlaceOpen
+//!                                                     PlaceUnfence <-'                   -> CleanUp… -> CleanUpDone
+//! abort: PlaceAbort -> CleanUp… -> CleanUpDone
+//! ```
+//!
 //! Each step carries the epoch of the leader that sends it; a shard that has seen a newer one refuses.
 
 use std::collections::BTreeMap;
 
-use pleat_cluster::{Generation, PartitionId, Value};
+use pleat_cluster::{Generation, PartitionId, Table, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::{ContentDigest, ReferenceEntry};
@@ -66,10 +77,54 @@ pub enum MoveAction {
     Activate { ownership: Generation },
     /// Target before `Activate`: what was imported will be cleaned up.
     ImportAbort,
+    /// Rows of a table will come and go, because it gets another placement.
+    PlaceStart { place: Box<TablePlace> },
+    /// Refuse writes to the table from here on. Reads go on.
+    PlaceFence,
+    /// Accept writes to the table again; capturing goes on.
+    PlaceUnfence,
+    /// The table has its new placement here, and this is the layout of the catalog that says so: statements that were
+    /// planned under another one are refused from here on. Writes to the table still are, too.
+    PlaceSwitch { layout: Generation },
+    /// Every shard has switched: accept writes to the table.
+    PlaceOpen,
+    /// Before `PlaceSwitch`: accept writes and capture no more; what was imported will be cleaned up.
+    PlaceAbort,
     /// Delete these rows (by primary key) where they belong to the move's units and not to this shard.
     CleanUp { table: String, keys: Vec<Vec<Value>> },
     /// Nothing of the units is left: the shard holds no foreign rows of this move any more.
     CleanUpDone,
+}
+
+/// A table that gets another placement, as one shard sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TablePlace {
+    /// The table as it is afterwards.
+    pub table: Table,
+    /// Which of the rows that are here belong here until the switch: the others have been brought.
+    pub before: Holding,
+    /// Which do from then on: the others are leftovers.
+    pub after: Holding,
+    /// Whether a row is told apart by its primary key on its way, because rowids are not the same on all shards.
+    /// Otherwise as ever: see `TableSpec::identity`.
+    pub by_primary_key: bool,
+    /// Whether rows go from here to other shards, so that changes are captured.
+    pub captures: bool,
+    /// Whether the table is, or is to be, a reference table: then no write to any of these is accepted while this one
+    /// takes none, because such writes are repeated on every shard, and must find the same rows there.
+    pub reference: bool,
+    /// Give the rows the rowids 1, 2, … in the order of their primary keys with the switch: the copies of a reference
+    /// table are alike down to these.
+    pub renumber: bool,
+}
+
+/// Which of a table's rows on a shard are its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Holding {
+    All,
+    None,
+    /// Those whose key, in this column, is of a partition that the shard owns.
+    Key(String),
 }
 
 /// Rows of one table on their way.
@@ -124,6 +179,12 @@ pub enum MovePhase {
     Importing,
     /// Target after an abort: what arrived is being deleted.
     Discarding,
+    /// A table's rows are captured, and others' arrive.
+    Placing,
+    /// The same, and the table takes no writes.
+    PlacingFenced,
+    /// The table has its new placement, and takes no writes yet.
+    Placed,
     /// Nothing to do any more on this shard.
     Ended,
 }
@@ -139,6 +200,8 @@ pub struct MoveState {
     /// Target: stored with the imported rows.
     pub position: Position,
     pub cursor: Option<Cursor>,
+    /// The table, when that is what moves.
+    pub place: Option<Box<TablePlace>>,
 }
 
 /// A question of the mover. Asked of the leader, after a read barrier.

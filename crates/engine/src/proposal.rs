@@ -17,8 +17,9 @@ const FORMAT: u8 = 3;
 pub struct Proposal {
     /// For people and logs; the log's order alone decides.
     pub id: Uuid,
-    /// The generation of the catalog that the proposer routed by.
-    pub generation: Generation,
+    /// The layout of the catalog that the proposer planned by (`Catalog::layout`): a write that was planned by another
+    /// one than the shard's is refused.
+    pub layout: Generation,
     /// What `now` is while this is applied, unless an entry before it had a later one: then that. So a shard's
     /// time never goes back, whichever leader's clock it came from.
     pub now_ms: Millis,
@@ -51,6 +52,8 @@ pub enum Action {
     Own {
         units: Vec<PartitionId>,
         ownership: Generation,
+        /// By what layout of the catalog its tables were made.
+        layout: Generation,
     },
     /// A schema change. Does nothing when `operation` was applied before.
     Ddl {
@@ -235,6 +238,12 @@ pub enum Refusal {
     /// The unit is being handed over.
     #[error("partition {unit} is being handed to another shard")]
     Fenced { unit: PartitionId },
+    /// The statement was planned by another layout of the catalog than the shard's.
+    #[error("this shard's tables are laid out as of generation {layout}, the statement was planned by {routed}")]
+    Layout { layout: Generation, routed: Generation },
+    /// The table is getting another placement, and this is the end of it.
+    #[error("table {table} is being given another placement and takes no writes at this moment")]
+    Placing { table: String },
     /// A row belongs to a partition that the statement was not routed by.
     #[error("a row of partition {unit} was written by a statement that was routed without it")]
     NotRouted { unit: PartitionId },
@@ -269,6 +278,8 @@ impl Refusal {
             Refusal::NotOwned { .. }
             | Refusal::Generation { .. }
             | Refusal::Fenced { .. }
+            | Refusal::Layout { .. }
+            | Refusal::Placing { .. }
             | Refusal::Prepared { .. }
             | Refusal::Conflict { .. } => "40001",
             Refusal::NotRouted { .. } => "0A000",
@@ -285,6 +296,8 @@ impl Refusal {
             Refusal::NotOwned { .. }
                 | Refusal::Generation { .. }
                 | Refusal::Fenced { .. }
+                | Refusal::Layout { .. }
+                | Refusal::Placing { .. }
                 | Refusal::Moving
                 | Refusal::Prepared { .. }
         )
@@ -293,8 +306,12 @@ impl Refusal {
     /// What the caller should do.
     pub fn hint(&self) -> &'static str {
         match self {
-            Refusal::NotOwned { .. } | Refusal::Generation { .. } => "refresh the catalog and route again",
-            Refusal::Fenced { .. } | Refusal::Moving | Refusal::Prepared { .. } => "try again in a moment",
+            Refusal::NotOwned { .. } | Refusal::Generation { .. } | Refusal::Layout { .. } => {
+                "refresh the catalog and route again"
+            }
+            Refusal::Fenced { .. } | Refusal::Placing { .. } | Refusal::Moving | Refusal::Prepared { .. } => {
+                "try again in a moment"
+            }
             Refusal::Conflict { .. } => "begin the transaction again",
             Refusal::NotRouted { .. } => {
                 "write rows of other keys in statements of their own, with the key in the statement"
@@ -351,6 +368,14 @@ impl Proposal {
 }
 
 impl Outcome {
+    /// What a repeated write gives when it was one to a reference table, which is none any more.
+    pub(crate) fn of_a_write(self) -> Self {
+        match self {
+            Outcome::Reference { results, .. } => Outcome::Replayed { results, rows_kept: true },
+            other => other,
+        }
+    }
+
     /// As it is handed to the proposer.
     pub fn encode(&self) -> Vec<u8> {
         encode(self)

@@ -13,6 +13,9 @@ pub struct ReadRequest {
     /// Answered one after the other.
     pub queries: Vec<Query>,
     pub check: OwnershipCheck,
+    /// The layout of the catalog that it was planned by: at another one the shard refuses. `None` asks for nothing that
+    /// depends on it.
+    pub layout: Option<Generation>,
     /// The same for every shard that one query asks.
     pub now_ms: Millis,
     pub seed: u64,

@@ -40,7 +40,7 @@ fn founding() -> Vec<Action> {
         validate_ddl(&Default::default(), &[T.to_owned()], "t", &sharded("k", KeyType::Integer)).unwrap().unwrap();
     let mut statements = vec![T];
     statements.extend(BESIDE);
-    vec![Action::Own { units: all_units(), ownership: 1 }, ddl(1, &statements, table)]
+    vec![Action::Own { units: all_units(), ownership: 1, layout: 0 }, ddl(1, &statements, table)]
 }
 
 /// A schema change beside the table `t`.

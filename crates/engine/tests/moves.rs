@@ -76,7 +76,7 @@ impl World {
         let (mut source, mut target, mut model) = (shard(), shard(), shard());
         source.own(0..PARTITIONS);
         model.own(0..PARTITIONS);
-        target.apply(Action::Own { units: vec![], ownership: 1 });
+        target.apply(Action::Own { units: vec![], ownership: 1, layout: 0 });
         Self { source, target, model, moving, moved: false, waiting: Vec::new() }
     }
 
@@ -386,6 +386,7 @@ fn fenced_and_released_partitions_answer_nobody() {
             &world.source.readers,
             &ReadRequest {
                 check,
+                layout: None,
                 queries: vec![Query { sql_filtered: filtered, ..Query::new("SELECT k FROM items") }],
                 ..request("")
             },
@@ -429,7 +430,7 @@ fn a_collision_with_a_row_that_stays_is_an_error_and_changes_nothing() {
     let mut world = World::new(vec![unit_of(1)]);
     // The target has another partition, with a row whose unique value the moving row has too.
     let theirs = PartitionId((0..PARTITIONS).find(|p| PartitionId(*p) == unit_of(3)).unwrap());
-    world.target.apply(Action::Own { units: vec![theirs], ownership: 2 });
+    world.target.apply(Action::Own { units: vec![theirs], ownership: 2, layout: 0 });
     let units = vec![theirs];
     let statements = vec![Statement::new("INSERT INTO items(k, n, u) VALUES (3, 1, 77)", vec![])];
     assert!(matches!(

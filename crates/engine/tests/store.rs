@@ -101,7 +101,7 @@ fn what_is_not_owned_or_not_routed_is_refused() {
     let mine = unit_of(1);
     let other = unit_of(3);
     assert_ne!(mine, other);
-    shard.apply(Action::Own { units: vec![mine], ownership: 5 });
+    shard.apply(Action::Own { units: vec![mine], ownership: 5, layout: 0 });
     shard.create(ITEMS, "items", sharded("k", KeyType::Integer));
     let mut write = |units: &[PartitionId], sql: &str| {
         shard.apply(Action::Write {

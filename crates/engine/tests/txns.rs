@@ -279,7 +279,7 @@ fn log() -> Vec<Vec<u8>> {
     let table = validate_ddl(&Default::default(), &[DICE.to_owned()], "dice", &sharded("k", KeyType::Integer))
         .unwrap()
         .unwrap();
-    let mut actions = vec![Action::Own { units: all_units(), ownership: 1 }, ddl(1, &[DICE], table)];
+    let mut actions = vec![Action::Own { units: all_units(), ownership: 1, layout: 0 }, ddl(1, &[DICE], table)];
     for round in 0..3u32 {
         let txn = TxnId(u128::from(round) + 10);
         let sql = format!("UPDATE dice SET r = random() WHERE k = {round}");

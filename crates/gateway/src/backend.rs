@@ -32,16 +32,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn write(
         &self,
         shard: ShardId,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError>;
-    async fn write_reference(
-        &self,
-        generation: Generation,
-        action: Action,
-        within: Duration,
-    ) -> Result<Written, HostError>;
+    async fn write_reference(&self, layout: Generation, action: Action, within: Duration)
+    -> Result<Written, HostError>;
     async fn read(
         &self,
         shard: ShardId,
@@ -104,20 +100,20 @@ impl Backend for Host {
     async fn write(
         &self,
         shard: ShardId,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
-        Host::write(self, shard, generation, action, within).await
+        Host::write(self, shard, layout, action, within).await
     }
 
     async fn write_reference(
         &self,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
-        Host::write_reference(self, generation, action, within).await
+        Host::write_reference(self, layout, action, within).await
     }
 
     async fn read(

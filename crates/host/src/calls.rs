@@ -88,12 +88,12 @@ impl Host {
     pub async fn write(
         &self,
         shard: ShardId,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
         let effect = effect_of(&action);
-        let request = || Request::Write { shard, generation, action: action.clone() };
+        let request = || Request::Write { shard, layout, action: action.clone() };
         match self.ask_leader(group_of(shard), effect, within, request).await? {
             (Response::Written(written), uncertain) => Ok(Written { uncertain, ..written }),
             _ => Err(mismatch()),
@@ -103,7 +103,7 @@ impl Host {
     /// Write to reference tables: put in order by the anchor shard, and on every active shard when this returns.
     pub async fn write_reference(
         &self,
-        generation: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
@@ -111,7 +111,7 @@ impl Host {
             return Err(HostError::Unavailable("no shard is active yet".into()));
         };
         let effect = effect_of(&action);
-        let request = || Request::WriteReference { anchor, generation, action: action.clone() };
+        let request = || Request::WriteReference { anchor, layout, action: action.clone() };
         match self.ask_leader(group_of(anchor), effect, within, request).await? {
             (Response::Written(written), uncertain) => Ok(Written { uncertain, ..written }),
             _ => Err(mismatch()),
@@ -235,10 +235,10 @@ impl Host {
         step: TxnStep,
         within: Duration,
     ) -> Result<TxnReply, HostError> {
-        let (shard, generation) = (part.shard, self.catalog().generation);
+        let (shard, layout) = (part.shard, self.catalog().layout);
         let (decides, ends) = (step.decides(), step.ends());
         let attempt = async |node, limit| {
-            let request = Request::Txn { at, shard, generation, step: step.clone() };
+            let request = Request::Txn { at, shard, layout, step: step.clone() };
             self.ask(node, request, limit).await.map(|response| (node, response))
         };
         let answer = match part.home {

@@ -41,12 +41,12 @@ pub enum Request {
     Quorum(GroupId),
     Write {
         shard: ShardId,
-        generation: Generation,
+        layout: Generation,
         action: Action,
     },
     WriteReference {
         anchor: ShardId,
-        generation: Generation,
+        layout: Generation,
         action: Action,
     },
     MoveRead {
@@ -74,7 +74,7 @@ pub enum Request {
     Txn {
         at: TxnAt,
         shard: ShardId,
-        generation: Generation,
+        layout: Generation,
         step: TxnStep,
     },
     /// An interactive transaction is at work elsewhere: its part on the shard is not idle.

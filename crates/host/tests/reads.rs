@@ -24,6 +24,7 @@ fn read(sql: &str) -> ReadRequest {
     ReadRequest {
         queries: vec![Query::new(sql)],
         check: OwnershipCheck::None,
+        layout: None,
         now_ms: 1,
         seed: 1,
         limits: ReadLimits { time: LONG, rows: u64::MAX, bytes: u64::MAX },
@@ -74,7 +75,7 @@ async fn asked_and_gone(host: &Arc<Host>, leader: &Host, sql: &'static str, cata
 async fn what_nobody_wants_any_more_frees_its_place_on_whatever_node_it_runs() {
     let (nodes, _) = cluster_with(StoreLimits { read_connections: Some(PLACES) }).await;
     let catalog = with_table(&nodes).await;
-    done(nodes[0].host.write(SHARD, 1, insert(1, None), LIMIT).await);
+    done(nodes[0].host.write(SHARD, 0, insert(1, None), LIMIT).await);
     let leads = leader(&nodes).await;
     for sql in [ENDLESS, RUSHING] {
         asked_and_gone(&nodes[leads].host, &nodes[leads].host, sql, &catalog).await;

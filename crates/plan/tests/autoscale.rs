@@ -321,7 +321,7 @@ fn a_decision_of_a_table_change_does_not_hinder() {
         create_sql: "CREATE TABLE users (id INTEGER PRIMARY KEY)".to_owned(),
         indexes: Vec::new(),
     };
-    let kind = OperationKind::Ddl { effect: DdlEffect::CreateTable(table), sql: String::new() };
+    let kind = OperationKind::Ddl { effect: DdlEffect::CreateTable(table), sql: String::new(), layout: 0 };
     let cause = Cause::Request("test".to_owned());
     run(&mut catalog, Command::StartOperation { kind, cause, reason: String::new(), at: NOW });
     assert!(first_look(&catalog, &seen([rows(101)])).start.is_some());

@@ -95,7 +95,10 @@ fn refusals_say_what_to_do() {
         ("CREATE UNIQUE INDEX i ON t (a)", "42P16", "does not contain the shard key k"),
         ("CREATE UNIQUE INDEX i ON s (w COLLATE NOCASE)", "42P16", "does not contain the shard key w"),
         ("CREATE UNIQUE INDEX i ON s (lower(w))", "42P16", "does not contain the shard key w"),
-        ("ALTER TABLE t SHARD BY (a)", "0A000", "where a table's rows live"),
+        ("ALTER TABLE t SHARD BY (nope)", "42703", "no such column"),
+        ("ALTER TABLE t SHARD BY (a, k)", "0A000", "several columns"),
+        ("ALTER TABLE t REFERENCE SINGLE", "42601", "the end of the statement"),
+        ("ALTER TABLE nope SINGLE", "42P01", "no such table"),
         ("ALTER TABLE t RENAME TO u", "42P07", "u exists already"),
         ("ALTER TABLE t RENAME TO sqlite_z", "42939", "reserved"),
         ("ALTER TABLE t RENAME a b", "42601", "TO and the new name was expected"),
@@ -251,6 +254,52 @@ fn schema_changes() {
     assert_eq!(table.columns.last().unwrap().name, "y");
     assert!(!world.tables.contains_key("u"));
     assert_eq!(world.check("SELECT k, z, y FROM t WHERE z = 'x' ORDER BY k, id LIMIT 3", &[]), Ok(false));
+}
+
+#[test]
+fn another_placement_keeps_every_promise() {
+    let mut world = World::new(3, false);
+    for sql in [
+        "CREATE TABLE s (\"a b\" INTEGER, Ключ TEXT, v, PRIMARY KEY (\"a b\", Ключ)) SINGLE",
+        "CREATE UNIQUE INDEX \"s (odd\" ON s (v, \"a b\") WHERE v > 0",
+        "CREATE TABLE counted (id INTEGER PRIMARY KEY AUTOINCREMENT, v) SINGLE",
+        "CREATE TABLE parent (id INTEGER PRIMARY KEY) REFERENCE",
+        "CREATE TABLE child (id INTEGER PRIMARY KEY, p REFERENCES parent) REFERENCE",
+        "CREATE TABLE tree (id INTEGER PRIMARY KEY, up REFERENCES tree) SINGLE",
+        "CREATE TABLE keyless (v INTEGER) SINGLE",
+        "CREATE TABLE beside (id INTEGER PRIMARY KEY, tenant TEXT) SHARD BY (tenant)",
+        "CREATE TABLE toward (id INTEGER PRIMARY KEY, tenant TEXT) SINGLE",
+        "CREATE TABLE per (k INTEGER, id INTEGER, email TEXT, PRIMARY KEY (k, id), UNIQUE (email) PER KEY) SHARD BY (k)",
+    ] {
+        world.ddl(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    for (sql, code, says) in [
+        ("ALTER TABLE s SHARD BY (Ключ)", "42P16", "the unique index s (odd of s does not contain the shard key Ключ"),
+        ("ALTER TABLE s SHARD BY (v)", "42P16", "has no declared type"),
+        ("ALTER TABLE counted REFERENCE", "0A000", "its AUTOINCREMENT counter"),
+        ("ALTER TABLE parent SINGLE", "0A000", "a foreign key ties it to child"),
+        ("ALTER TABLE child SINGLE", "0A000", "a foreign key ties it to parent"),
+        ("ALTER TABLE tree REFERENCE", "0A000", "a foreign key ties it to tree"),
+        ("ALTER TABLE beside SINGLE", "0A000", "its primary key does not contain its shard key tenant"),
+        ("ALTER TABLE keyless SHARD BY (v)", "42P16", "needs a primary key"),
+        ("ALTER TABLE per SHARD BY (id)", "42P16", "a UNIQUE constraint of per does not contain the shard key id"),
+    ] {
+        let error = refusal(&world, sql);
+        assert_eq!((error.sqlstate(), error.to_string().contains(says)), (code, true), "{sql}: {error}");
+    }
+    let kind = |world: &World| world.tables["s"].kind_name();
+    for (sql, expected) in [
+        ("ALTER TABLE S SHARD BY (\"A B\")", "sharded"),
+        ("ALTER TABLE s REFERENCE", "reference"),
+        ("ALTER TABLE IF EXISTS main.s SINGLE", "single"),
+        ("ALTER TABLE per REFERENCE", "single"),
+        ("ALTER TABLE toward SHARD BY (tenant)", "single"),
+    ] {
+        world.ddl(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        assert_eq!(kind(&world), expected, "{sql}");
+        let Ok(Statement::Ddl(again)) = world.prepare(sql) else { panic!("{sql}") };
+        assert!(again.notice.is_some_and(|notice| notice.contains("already: nothing to do")), "{sql}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use pleat_engine::{
 use pleat_host::HostError;
 use tokio::time::{Instant, sleep};
 
+use super::pace::Pace;
 use super::{Plan, copy, cut_over, is_active, reference};
 use crate::ddl;
 use crate::stop::{Stop, unexpected};
@@ -17,22 +18,18 @@ use crate::work::{SCAN_LIMIT, Work};
 
 pub(super) const CREATE_SHARD: &str = "create shard";
 pub(super) const COPY_SCHEMA: &str = "copy schema";
-pub(super) const CAPTURE: &str = "capture";
-pub(super) const CATCH_UP: &str = "catch up";
-pub(super) const VERIFY: &str = "verify";
+pub(crate) const CAPTURE: &str = "capture";
+pub(crate) const CATCH_UP: &str = "catch up";
+pub(crate) const VERIFY: &str = "verify";
 
 /// Rounds of catching up in one attempt.
-const ROUNDS_MAX: usize = 5_000;
-/// After this many rounds in which the pause would have been over the budget, a longer one is accepted.
-const ROUNDS_PER_BUDGET: u32 = 25;
-/// The budget for the pause is doubled at most this often: a slow disk must not keep a full shard from being split.
-const BUDGET_DOUBLINGS_MAX: u32 = 4;
+pub(crate) const ROUNDS_MAX: usize = 5_000;
 /// The pause between rounds that would have been over the budget.
-const ROUND_PAUSE: Duration = Duration::from_millis(40);
+pub(crate) const ROUND_PAUSE: Duration = Duration::from_millis(40);
 /// How often one attempt closes the gates and, when that takes too long, opens them again.
-const FENCES_MAX: usize = 3;
+pub(crate) const FENCES_MAX: usize = 3;
 /// How often a verification that met too many changes is tried.
-const VERIFICATIONS_MAX: usize = 20;
+pub(crate) const VERIFICATIONS_MAX: usize = 20;
 
 /// What a move did, for people.
 #[derive(Clone, Debug, Default)]
@@ -84,26 +81,6 @@ pub(super) fn describe(digest: &ContentDigest) -> String {
     digest.tables.iter().map(table).collect()
 }
 
-/// How long things take right now, as the moving averages of what they took.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
-    pub write: Duration,
-    pub read: Duration,
-    pub command: Duration,
-}
-
-impl Pace {
-    fn mix(average: &mut Duration, sample: Duration) {
-        *average = if average.is_zero() { sample } else { (*average + sample) / 2 };
-    }
-
-    /// The pause if the gates were closed now: fence, the rest (as the last round's), the check that nothing more came,
-    /// commit, activation.
-    fn predict(&self, rest: Duration) -> Duration {
-        self.write + self.read + rest + self.read + self.command + self.write
-    }
-}
-
 /// An attempt in progress.
 pub(super) struct Attempt<'a> {
     pub work: &'a Work,
@@ -112,7 +89,6 @@ pub(super) struct Attempt<'a> {
     pub position: Position,
     pub receipt: Receipt,
     pub pace: Pace,
-    budget: Duration,
 }
 
 /// Everything up to and with the commit.
@@ -127,8 +103,7 @@ pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<Receipt, Stop> {
         plan,
         position: Position::default(),
         receipt: Receipt::default(),
-        pace: Pace { write: Duration::ZERO, read: Duration::ZERO, command: Duration::ZERO },
-        budget: work.tools.settings.pause_budget,
+        pace: Pace::new(work.tools.settings.pause_budget),
     };
     attempt.capture().await?;
     copy::copy(&mut attempt).await?;
@@ -172,7 +147,8 @@ async fn copy_schema(work: &Work, plan: &Plan) -> Result<(), Stop> {
     }
     // The shard must know the ownership that routers will ask it for once it is active.
     if let Some(shard) = catalog.shards.get(&plan.to) {
-        work.write(plan.to, Action::Own { units: Vec::new(), ownership: shard.ownership }).await?;
+        work.write(plan.to, Action::Own { units: Vec::new(), ownership: shard.ownership, layout: catalog.layout })
+            .await?;
     }
     work.end(COPY_SCHEMA, &format!("{} tables", tables.len())).await
 }
@@ -206,7 +182,7 @@ impl Attempt<'_> {
         let begun = Instant::now();
         self.work.begin(CATCH_UP).await?;
         Pace::mix(&mut self.pace.command, begun.elapsed());
-        let (mut rows, mut over) = (0, 0);
+        let mut rows = 0;
         for round in 1..=ROUNDS_MAX {
             let (carried, more, took) = self.round().await?;
             rows += carried;
@@ -215,33 +191,14 @@ impl Attempt<'_> {
             if more {
                 continue;
             }
-            let predicted = self.pace.predict(took);
-            if predicted <= self.budget {
+            if let Some(predicted) = self.pace.allows(took)? {
                 self.receipt.predicted = predicted;
-                let (now, budget) = (predicted.as_millis(), self.budget.as_millis());
+                let (now, budget) = (predicted.as_millis(), self.pace.budget().as_millis());
                 return self.work.end(CATCH_UP, &detail(&format!("; predicted pause {now} ms of {budget} ms"))).await;
             }
-            over += 1;
-            self.widen(over, predicted)?;
             sleep(ROUND_PAUSE).await;
         }
         Err(Stop::Again(format!("after {ROUNDS_MAX} rounds changes still come faster than they are carried over")))
-    }
-
-    /// A machine that is slow at the moment gets a while to recover; then a longer pause is better than none.
-    fn widen(&mut self, over: u32, predicted: Duration) -> Result<(), Stop> {
-        if !over.is_multiple_of(ROUNDS_PER_BUDGET) {
-            return Ok(());
-        }
-        let limit = self.work.tools.settings.pause_budget * (1 << BUDGET_DOUBLINGS_MAX);
-        if self.budget >= limit {
-            let (now, limit) = (predicted.as_millis(), limit.as_millis());
-            return Err(Stop::Again(format!(
-                "the pause would take {now} ms, and more than {limit} ms is not accepted"
-            )));
-        }
-        self.budget *= 2;
-        Ok(())
     }
 
     /// One delta, read and applied: how many changes, whether there are more, and how long applying took.
@@ -345,17 +302,17 @@ impl Attempt<'_> {
     }
 }
 
-fn changed(changes: &Changes) -> u64 {
+pub(crate) fn changed(changes: &Changes) -> u64 {
     changes.tables.iter().map(|table| (table.rows.len() + table.deletes.len()) as u64).sum()
 }
 
 /// The bytes that a message's rows take, roughly.
-pub(super) fn bytes(changes: &TableChanges) -> usize {
+pub(crate) fn bytes(changes: &TableChanges) -> usize {
     changes.rows.iter().chain(&changes.deletes).flatten().map(pleat_cluster::Value::size).sum()
 }
 
 /// Cut changes into messages of at most about `limit` bytes, the order kept.
-fn pieces(tables: Vec<TableChanges>, limit: usize) -> Vec<Vec<TableChanges>> {
+pub(crate) fn pieces(tables: Vec<TableChanges>, limit: usize) -> Vec<Vec<TableChanges>> {
     let mut pieces = vec![Vec::new()];
     let mut filled = 0;
     for table in tables {
@@ -379,7 +336,7 @@ fn pieces(tables: Vec<TableChanges>, limit: usize) -> Vec<Vec<TableChanges>> {
 }
 
 /// Cut remembered writes into messages of at most about `limit` bytes.
-fn key_pieces(keys: Vec<IdempotencyRow>, limit: usize) -> Vec<Vec<IdempotencyRow>> {
+pub(crate) fn key_pieces(keys: Vec<IdempotencyRow>, limit: usize) -> Vec<Vec<IdempotencyRow>> {
     let mut pieces: Vec<Vec<IdempotencyRow>> = Vec::new();
     let mut filled = usize::MAX;
     for key in keys {

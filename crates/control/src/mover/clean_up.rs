@@ -12,21 +12,21 @@ use tokio::time::sleep;
 
 use super::{Plan, touched};
 use crate::stop::{Stop, unexpected};
-use crate::work::Work;
+use crate::work::{MoveNumber, Work};
 
 /// Rows deleted by one entry of the shard's log.
 const KEYS_MAX: usize = 1_000;
 /// The pause between two of them.
 const PAUSE: Duration = Duration::from_millis(2);
 
-const CLEAN_UP: &str = "clean up";
-const TAKE_BACK: &str = "take back";
+pub(crate) const CLEAN_UP: &str = "clean up";
+pub(crate) const TAKE_BACK: &str = "take back";
 
 /// After the commit: the source's leftovers. Gives the number of rows.
 pub(super) async fn leftovers(work: &Work, plan: &Plan) -> Result<u64, Stop> {
     work.begin(CLEAN_UP).await?;
     let rows = match work.step(plan.number, plan.from, MoveAction::Claim).await?.phase {
-        MovePhase::Leftovers => delete_foreign(work, plan, plan.from, CLEAN_UP).await?,
+        MovePhase::Leftovers => delete_foreign(work, plan.number, &sharded(work), plan.from, CLEAN_UP).await?,
         _ => 0, // an earlier leader came to the end of it
     };
     work.end(CLEAN_UP, &format!("{rows} rows deleted on {}", plan.from)).await?;
@@ -55,39 +55,50 @@ pub(super) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
 pub(super) async fn discard(work: &Work, plan: &Plan) -> Result<(), Stop> {
     work.note(TAKE_BACK, false, "").await?;
     let rows = match work.step(plan.number, plan.to, MoveAction::ImportAbort).await?.phase {
-        MovePhase::Discarding => delete_foreign(work, plan, plan.to, TAKE_BACK).await?,
+        MovePhase::Discarding => delete_foreign(work, plan.number, &sharded(work), plan.to, TAKE_BACK).await?,
         _ => 0,
     };
     work.end(TAKE_BACK, &format!("{rows} rows deleted on {}", plan.to)).await
 }
 
 /// How often taking back was broken off.
-pub(super) fn failures(operation: &Operation) -> usize {
+pub(crate) fn failures(operation: &Operation) -> usize {
     operation.steps.iter().filter(|step| step.name == TAKE_BACK && step.detail.contains("broken off: take the")).count()
 }
 
 /// Whether that is what the journal ends with.
-pub(super) fn is_taking_back(operation: &Operation) -> bool {
+pub(crate) fn is_taking_back(operation: &Operation) -> bool {
     operation.steps.last().is_some_and(|step| step.name == TAKE_BACK && step.ended.is_none())
 }
 
-/// Delete every row of the move's units that the shard does not own, then say that none is left.
-async fn delete_foreign(work: &Work, plan: &Plan, shard: ShardId, step: &str) -> Result<u64, Stop> {
+/// The tables that have rows of partitions.
+fn sharded(work: &Work) -> Vec<String> {
     let catalog = work.catalog();
     let tables = catalog.tables.values().filter(|table| matches!(table.kind, TableKind::Sharded { .. }));
+    tables.map(|table| table.name.clone()).collect()
+}
+
+/// Delete every row of the move's units that the shard does not own, then say that none is left.
+pub(crate) async fn delete_foreign(
+    work: &Work,
+    number: MoveNumber,
+    tables: &[String],
+    shard: ShardId,
+    step: &str,
+) -> Result<u64, Stop> {
     let limit = KEYS_MAX.min(work.tools.settings.chunk_rows);
     let mut rows = 0;
     for table in tables {
         let mut after = None;
         loop {
-            let (operation, table) = (plan.number.0, table.name.clone());
+            let (operation, table) = (number.0, table.clone());
             let request = MoveRead::CleanUpNext { operation, table: table.clone(), after, limit };
             let MoveChunk::Keys { keys, next } = work.ask(shard, request).await? else {
                 return Err(unexpected("cleaning up"));
             };
             if !keys.is_empty() {
                 rows += keys.len() as u64;
-                work.step(plan.number, shard, MoveAction::CleanUp { table, keys }).await?;
+                work.step(number, shard, MoveAction::CleanUp { table, keys }).await?;
                 work.said_so_far(step, rows).await?;
             }
             if next.is_none() {
@@ -97,7 +108,7 @@ async fn delete_foreign(work: &Work, plan: &Plan, shard: ShardId, step: &str) ->
             sleep(PAUSE).await;
         }
     }
-    work.step(plan.number, shard, MoveAction::CleanUpDone).await?;
+    work.step(number, shard, MoveAction::CleanUpDone).await?;
     Ok(rows)
 }
 

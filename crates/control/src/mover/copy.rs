@@ -7,10 +7,10 @@ use super::attempt::{Attempt, bytes};
 use crate::stop::{Stop, unexpected};
 use crate::work::Work;
 
-pub(super) const COPY: &str = "copy";
+pub(crate) const COPY: &str = "copy";
 
 /// An open snapshot of a shard.
-pub(super) struct Snapshot<'a> {
+pub(crate) struct Snapshot<'a> {
     work: &'a Work,
     shard: ShardId,
     id: u64,

@@ -13,15 +13,15 @@ use crate::stop::Stop;
 use crate::work::Work;
 
 /// From the fence to the moment before the commit. Past it the gates are opened again.
-pub(super) const FENCE_LIMIT: Duration = Duration::from_secs(3);
+pub(crate) const FENCE_LIMIT: Duration = Duration::from_secs(3);
 /// Rounds behind the closed gates: there is one delta, cut into messages.
-const ROUNDS_MAX: usize = 200;
+pub(crate) const ROUNDS_MAX: usize = 200;
 /// How long one proposal of the commit waits for its answer, and the pause before it is proposed again.
 const COMMIT_LIMIT: Duration = Duration::from_secs(2);
 const COMMIT_RETRY: Duration = Duration::from_millis(20);
 
-pub(super) const FENCE: &str = "fence";
-const COMMIT: &str = "commit";
+pub(crate) const FENCE: &str = "fence";
+pub(crate) const COMMIT: &str = "commit";
 const ACTIVATE: &str = "activate";
 const RELEASE: &str = "release";
 
@@ -43,7 +43,7 @@ pub(super) async fn cut_over(attempt: &mut Attempt<'_>) -> Result<CutOver, Stop>
     let limit = format!("the rest was not carried over within {} ms", FENCE_LIMIT.as_millis());
     let stop = match timeout(FENCE_LIMIT, close_gates(attempt)).await {
         Ok(Ok(())) => {
-            commit(work, attempt.plan).await?;
+            commit(work, &format!("give the partitions to {}", attempt.plan.to)).await?;
             return Ok(CutOver::Committed);
         }
         Ok(Err(Stop::Superseded(why))) => return Err(Stop::Superseded(why)),
@@ -78,13 +78,13 @@ async fn close_gates(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
 /// While the outcome is not known the gates stay closed: opening them beside a commit that took place would give the
 /// partitions two owners. So this proposes it again (a repetition succeeds and does nothing) until there is
 /// an answer, or until this node does not lead any more; then its successor finds out.
-async fn commit(work: &Work, plan: &Plan) -> Result<(), Stop> {
+pub(crate) async fn commit(work: &Work, what: &str) -> Result<(), Stop> {
     let (operation, epoch) = (work.id, work.tools.epochs.term());
     loop {
         let at = work.cluster().now_ms();
         match work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await {
             Ok(_) => return Ok(()),
-            Err(HostError::Command(error)) => return Err(refused(work, plan, error)),
+            Err(HostError::Command(error)) => return Err(refused(work, what, error)),
             Err(error) => tracing::warn!(%operation, %error, "the commit's outcome is not known yet"),
         }
         if work.cluster().epoch() != Some(epoch) {
@@ -94,11 +94,11 @@ async fn commit(work: &Work, plan: &Plan) -> Result<(), Stop> {
     }
 }
 
-fn refused(work: &Work, plan: &Plan, error: CommandError) -> Stop {
+fn refused(work: &Work, what: &str, error: CommandError) -> Stop {
     match work.operation() {
         Err(superseded) => superseded,
         Ok(operation) if operation.cancel_requested => Stop::Cancelled,
-        Ok(_) => Stop::impossible(format!("the catalog refused to give the partitions to {}: {error}", plan.to)),
+        Ok(_) => Stop::impossible(format!("the catalog refused to {what}: {error}")),
     }
 }
 

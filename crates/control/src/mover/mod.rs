@@ -51,11 +51,12 @@
 //! given up, the activation of one that was committed. Then the operation waits for that shard (`waits_for` in the
 //! catalog) and others go past it; see `cluster::operation`.
 
-mod attempt;
-mod clean_up;
-mod copy;
-mod cut_over;
-mod reference;
+pub(crate) mod attempt;
+pub(crate) mod clean_up;
+pub(crate) mod copy;
+pub(crate) mod cut_over;
+pub(crate) mod pace;
+pub(crate) mod reference;
 
 use std::time::Duration;
 
@@ -69,11 +70,11 @@ use attempt::Receipt;
 /// How often a move is started anew before it is given up.
 pub(crate) const ATTEMPTS_MAX: usize = 5;
 /// The pause before a move is started anew, times the number of attempts so far.
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
+pub(crate) const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 
 /// The pause before what follows the commit is tried again, at first and at most: clients wait for the first of it.
-const INSIST_PAUSE_MIN: Duration = Duration::from_millis(20);
-const INSIST_PAUSE_MAX: Duration = Duration::from_secs(2);
+pub(crate) const INSIST_PAUSE_MIN: Duration = Duration::from_millis(20);
+pub(crate) const INSIST_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What moves, and where to.
 #[derive(Clone, Debug)]
@@ -149,7 +150,7 @@ async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Receipt, St
 }
 
 /// Taking back does not fail for good: it is tried again.
-fn taking_back(stop: Stop) -> Stop {
+pub(crate) fn taking_back(stop: Stop) -> Stop {
     match stop {
         Stop::Superseded(why) => Stop::Superseded(why),
         other => Stop::Again(format!("take the move back: {}", other.reason())),
@@ -244,7 +245,7 @@ fn touched(work: &Work) -> Result<bool, Stop> {
     Ok(steps.iter().any(|step| step.name == attempt::COPY_SCHEMA || step.name == attempt::CAPTURE))
 }
 
-fn last_failure(work: &Work) -> Result<String, Stop> {
+pub(crate) fn last_failure(work: &Work) -> Result<String, Stop> {
     let steps = work.operation()?.steps;
     let broken = steps.iter().rev().find(|step| step.detail.contains("broken off: "));
     Ok(broken.map_or_else(|| "its leader was lost".to_owned(), |step| format!("{}: {}", step.name, step.detail)))

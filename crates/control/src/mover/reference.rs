@@ -138,7 +138,7 @@ pub(super) async fn complete(work: &Work, plan: &Plan) -> Result<(), Stop> {
 }
 
 /// Step 4: gives the number that the shard has reached.
-async fn catch_up(work: &Work, anchor: ShardId, to: ShardId) -> Result<u64, Stop> {
+pub(crate) async fn catch_up(work: &Work, anchor: ShardId, to: ShardId) -> Result<u64, Stop> {
     let goal = last(work, anchor).await?;
     let mut reached = last(work, to).await?;
     for _ in 0..LOG_ROUNDS_MAX {

@@ -2,6 +2,7 @@
 
 mod members;
 mod moves;
+mod place;
 mod rebuild;
 mod scale;
 mod schema;
@@ -79,7 +80,7 @@ fn table(name: &str, second: &str, kind: TableKind) -> Table {
 }
 
 fn ddl(effect: DdlEffect, sql: &str) -> OperationKind {
-    OperationKind::Ddl { effect, sql: sql.to_owned() }
+    OperationKind::Ddl { effect, sql: sql.to_owned(), layout: 0 }
 }
 
 fn create(table: Table) -> OperationKind {

@@ -19,6 +19,8 @@ use pleat_host::{
 use tempfile::TempDir;
 use tokio::sync::{Notify, watch};
 
+mod items;
+
 use super::members::Members;
 use crate::Cluster;
 
@@ -93,6 +95,9 @@ pub struct Inner {
     pub random: u64,
     pub users: BTreeMap<i64, String>,
     pub cities: BTreeMap<i64, String>,
+    pub items: items::Items,
+    /// Client operations on these at each call.
+    pub items_change: u32,
     pub acknowledged: u64,
     pub refused: u64,
     pub answered: u64,
@@ -144,6 +149,8 @@ impl World {
             random: 42,
             users: BTreeMap::new(),
             cities: BTreeMap::new(),
+            items: items::Items::default(),
+            items_change: 0,
             acknowledged: 0,
             refused: 0,
             answered: 0,
@@ -278,15 +285,20 @@ impl Inner {
         self.sent_ddl[&shard].clone()
     }
 
+    /// What the control loop does, and clients that know the newest layout.
     pub fn apply(&mut self, shard: ShardId, action: Action) -> Result<Outcome, HostError> {
+        self.apply_as(shard, action, self.catalog.layout)
+    }
+
+    /// What a router of this layout sends.
+    fn apply_as(&mut self, shard: ShardId, action: Action, layout: Generation) -> Result<Outcome, HostError> {
         self.now += 1;
         self.index += 1;
         let (now_ms, index) = (self.now, self.index);
-        let generation = self.catalog.generation;
         let Some((store, _)) = self.shards.get_mut(&shard) else {
             return Err(HostError::Unavailable(format!("{shard} has no replica")));
         };
-        let proposal = Proposal { id: uuid::Uuid::from_u128(index.into()), generation, now_ms, seed: index, action };
+        let proposal = Proposal { id: uuid::Uuid::from_u128(index.into()), layout, now_ms, seed: index, action };
         let outcomes = store.apply(&[&proposal.encode()], &index.to_le_bytes()).unwrap();
         Ok(Outcome::decode(&outcomes[0]).unwrap())
     }
@@ -310,9 +322,23 @@ impl Inner {
         params: Vec<Value>,
         check: OwnershipCheck,
     ) -> Result<Vec<Vec<Value>>, EngineError> {
+        self.read_as(shard, sql, filtered, params, check, None)
+    }
+
+    /// The same for a router of this layout.
+    fn read_as(
+        &self,
+        shard: ShardId,
+        sql: &str,
+        filtered: Option<&str>,
+        params: Vec<Value>,
+        check: OwnershipCheck,
+        layout: Option<Generation>,
+    ) -> Result<Vec<Vec<Value>>, EngineError> {
         let request = ReadRequest {
             queries: vec![Query { sql: sql.to_owned(), sql_filtered: filtered.map(str::to_owned), params }],
             check,
+            layout,
             now_ms: self.now,
             seed: 1,
             limits: ReadLimits::default(),
@@ -389,6 +415,9 @@ impl Inner {
                 _ => self.count_users(),
             }
         }
+        for _ in 0..self.items_change {
+            self.touch_items();
+        }
     }
 
     fn owner(&self, key: i64) -> (PartitionId, ShardId) {
@@ -422,10 +451,11 @@ impl Inner {
     }
 
     fn write_user(&mut self, key: i64, statement: Statement) -> bool {
-        let (partition, shard) = owner(&self.router(), key);
+        let router = self.router();
+        let (partition, shard) = owner(&router, key);
         let write =
             Action::Write { idempotency: None, units: vec![partition], statements: vec![statement], base: None };
-        match self.apply(shard, write) {
+        match self.apply_as(shard, write, router.layout) {
             Ok(Outcome::Done { .. }) => {
                 self.acknowledged += 1;
                 true
@@ -441,12 +471,14 @@ impl Inner {
 
     fn get_user(&mut self) {
         let key = self.random(300) as i64;
-        let (partition, shard) = owner(&self.router(), key);
+        let router = self.router();
+        let (partition, shard) = owner(&router, key);
         if !self.shards.contains_key(&shard) {
             return;
         }
         let check = OwnershipCheck::Keyed(vec![partition]);
-        match self.read(shard, "SELECT v FROM users WHERE id = ?1", None, vec![Value::Integer(key)], check) {
+        let (sql, layout) = ("SELECT v FROM users WHERE id = ?1", Some(router.layout));
+        match self.read_as(shard, sql, None, vec![Value::Integer(key)], check, layout) {
             Ok(rows) => {
                 let expected: Vec<_> = self.users.get(&key).map(|v| vec![Value::Text(v.clone())]).into_iter().collect();
                 assert_eq!(rows, expected, "user {key} on {shard}, call {}", self.calls);
@@ -469,7 +501,8 @@ impl Inner {
         for shard in catalog.active_shards() {
             let check = OwnershipCheck::Scatter { ownership: shard.ownership };
             let filtered = "SELECT count(*) FROM users WHERE pleat_owned(id)";
-            match self.read(shard.id, "SELECT count(*) FROM users", Some(filtered), Vec::new(), check) {
+            let (sql, layout) = ("SELECT count(*) FROM users", Some(catalog.layout));
+            match self.read_as(shard.id, sql, Some(filtered), Vec::new(), check, layout) {
                 Ok(rows) => match rows[0][0] {
                     Value::Integer(rows) => count += rows,
                     ref other => panic!("{other:?}"),
@@ -504,8 +537,9 @@ impl Inner {
     pub fn put_city(&mut self) {
         let (key, value) = (self.random(40) as i64, format!("{:x}", self.random(u64::from(u32::MAX))));
         let sql = "INSERT OR REPLACE INTO cities(id, name) VALUES (?1, ?2)";
-        self.write_cities(Statement::new(sql, [Value::Integer(key), Value::Text(value.clone())]));
-        self.cities.insert(key, value);
+        if self.write_cities(Statement::new(sql, [Value::Integer(key), Value::Text(value.clone())])) {
+            self.cities.insert(key, value);
+        }
     }
 
     fn delete_city(&mut self) {
@@ -513,16 +547,23 @@ impl Inner {
         self.write_cities(Statement::new("DELETE FROM cities WHERE id = ?1", [Value::Integer(key)]));
     }
 
-    fn write_cities(&mut self, statement: Statement) {
+    /// Whether the write was accepted.
+    fn write_cities(&mut self, statement: Statement) -> bool {
         let anchor = self.catalog.anchor().unwrap();
         let statements = vec![statement];
         let written = self.apply(anchor, Action::ReferenceWrite { idempotency: None, statements }).unwrap();
+        if let Outcome::Refused(refusal) = &written
+            && refusal.is_retryable()
+        {
+            return false;
+        }
         assert!(matches!(written, Outcome::Reference { .. }), "{written:?}");
         let others: Vec<_> =
             self.catalog.active_shards().map(|shard| shard.id).filter(|shard| *shard != anchor).collect();
         for shard in others {
             self.spread_to(anchor, shard);
         }
+        true
     }
 
     fn spread_to(&mut self, anchor: ShardId, shard: ShardId) {
@@ -571,6 +612,7 @@ impl Inner {
             self.read(shard.id, "SELECT 1", None, Vec::new(), check).unwrap();
         }
         assert_eq!(users, self.users);
+        self.check_items();
     }
 
     /// How an attempt at a move stands on a shard.

@@ -43,6 +43,7 @@ impl Writer {
             let hint = sqlstate::hint("42P01").unwrap_or_default();
             return Err(sqlstate::refuse(0, "42P01", message, hint).into());
         };
+        self.placement.check_table(table)?;
         match (&spec.table.kind, spec.unit) {
             (TableKind::Reference, _) => {
                 let message = format!("{table} is a reference table: rows go to all shards");
@@ -102,7 +103,8 @@ fn reason(index: u32, outcome: Outcome) -> Applied<RejectedRow> {
         Outcome::Failed(SqlFailure { code, message, .. }) if code != "54001" => {
             Ok(RejectedRow { index, code, reason: message })
         }
-        Outcome::Refused(refusal) => {
+        // A row that is refused for good is named; one that is refused for now takes the whole write with it.
+        Outcome::Refused(refusal) if !refusal.is_retryable() => {
             Ok(RejectedRow { index, code: refusal.code().to_owned(), reason: refusal.to_string() })
         }
         other => Err(Stop::Outcome(Box::new(other))),

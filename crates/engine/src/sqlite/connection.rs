@@ -163,6 +163,14 @@ fn functions(conn: &Connection, session: &SharedSession) -> rusqlite::Result<()>
         Ok(partition.is_some_and(|partition| session.moving.contains(partition)))
     })?;
     let shared = session.clone();
+    conn.create_scalar_function("pleat_placing", 1, volatile, move |context| {
+        let table = context.get::<String>(0)?;
+        match shared.lock().refuse_placing(table) {
+            Ok(()) => Ok(true),
+            Err(()) => Err(rusqlite::Error::UserFunctionError("row refused".into())),
+        }
+    })?;
+    let shared = session.clone();
     conn.create_scalar_function("pleat_check_row", 2, volatile, move |context| check_row(&shared, context))
 }
 

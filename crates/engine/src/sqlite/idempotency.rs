@@ -146,8 +146,8 @@ pub(crate) fn remember(
     prune(conn, now_ms)
 }
 
-/// Stores a remembered write, here or from another shard. The same key again (it had expired) is replaced.
-pub(crate) fn store(conn: &Connection, row: &IdempotencyRow) -> Applied<()> {
+/// Stores a remembered write. The same key again (it had expired) is replaced.
+fn store(conn: &Connection, row: &IdempotencyRow) -> Applied<()> {
     let class = Class::of(&row.key);
     let before = class.count(conn)?;
     let replaced = conn.prepare_cached("DELETE FROM __pleat_idempotency WHERE key = ?1")?.execute([&row.key])?;
@@ -164,14 +164,49 @@ pub(crate) fn store(conn: &Connection, row: &IdempotencyRow) -> Applied<()> {
     class.set_count(conn, before + 1 - replaced as i64)
 }
 
-/// The remembered writes after `seq` that concern one of the units which `wanted` accepts, and the last number
+/// Stands among a remembered write's units for all there are: its rows may be on any shard by now, and wherever it may
+/// be repeated it has to be known. Alone, it says that the write was done on another shard.
+pub(crate) const EVERY_UNIT: PartitionId = PartitionId(u32::MAX);
+
+/// Stores a remembered write that a move brings. What is known of the key here goes with its own units still.
+pub(crate) fn store_moved(conn: &Connection, row: &IdempotencyRow, now_ms: Millis) -> Applied<()> {
+    let mut units = row.units.clone();
+    units.extend(known_units(conn, &row.key, now_ms)?.unwrap_or_default());
+    units.sort();
+    units.dedup();
+    store(conn, &IdempotencyRow { units, ..row.clone() })
+}
+
+/// Stores a remembered write whose rows are going elsewhere by another rule. What the shard itself remembers under the
+/// key stays: of a write over several shards each has its own part. It keeps its units, too: a shard that dies before all
+/// others were told has to tell them again.
+pub(crate) fn store_everywhere(conn: &Connection, row: &IdempotencyRow, now_ms: Millis) -> Applied<()> {
+    let Some(mut units) = known_units(conn, &row.key, now_ms)? else {
+        return store(conn, &IdempotencyRow { units: vec![EVERY_UNIT], ..row.clone() });
+    };
+    if !units.contains(&EVERY_UNIT) {
+        units.push(EVERY_UNIT);
+        conn.prepare_cached("UPDATE __pleat_idempotency SET units = ?2 WHERE key = ?1")?
+            .execute((&row.key, postcard::to_stdvec(&units)?))?;
+    }
+    Ok(())
+}
+
+/// The units of a write that is remembered here.
+fn known_units(conn: &Connection, key: &str, now_ms: Millis) -> Applied<Option<Vec<PartitionId>>> {
+    let mut known = conn.prepare_cached("SELECT units FROM __pleat_idempotency WHERE key = ?1 AND expires_ms > ?2")?;
+    let units: Option<Vec<u8>> = known.query_row((key, signed(now_ms)), |row| row.get(0)).optional()?;
+    Ok(units.map(|units| postcard::from_bytes(&units)).transpose()?)
+}
+
+/// The remembered writes after `seq` whose units `wanted` accepts, and the last number
 /// looked at; and whether there may be more. At most `limit` are looked at, and as many are given as fit.
 pub(crate) fn after(
     conn: &Connection,
     seq: i64,
     limit: usize,
     left: &mut Left,
-    wanted: impl Fn(PartitionId) -> bool,
+    wanted: impl Fn(&[PartitionId]) -> bool,
 ) -> anyhow::Result<(Vec<IdempotencyRow>, i64, bool)> {
     let mut statement = conn.prepare_cached(
         "SELECT seq, key, units, fingerprint, expires_ms, outcome FROM __pleat_idempotency WHERE seq > ?1 ORDER BY seq LIMIT ?2",
@@ -181,7 +216,7 @@ pub(crate) fn after(
     while let Some(row) = rows.next()? {
         let units_bytes = row.get_ref(2)?.as_blob()?;
         let units: Vec<PartitionId> = postcard::from_bytes(units_bytes)?;
-        let is_wanted = units.iter().any(|unit| wanted(*unit));
+        let is_wanted = wanted(&units);
         let bytes =
             || anyhow::Ok(row.get_ref(1)?.as_str()?.len() + units_bytes.len() + row.get_ref(5)?.as_blob()?.len());
         if is_wanted && !left.take(ROW_BYTES + bytes()?) {

@@ -13,9 +13,11 @@ use std::sync::Arc;
 use super::failure::{Applied, Stop};
 use super::idempotency;
 use super::store::Writer;
-use super::table::TableSpec;
+use super::table::{Moving, TableSpec};
 use super::value::{bind, marks, quote, quoted_list, values_of};
-use crate::{Cursor, IdempotencyRow, MovePhase, MoveState, Position, Refusal, TableChanges, UnitSet, sqlstate};
+use crate::{
+    Cursor, IdempotencyRow, MovePhase, MoveState, Position, Refusal, TableChanges, TablePlace, UnitSet, sqlstate,
+};
 
 /// Unique constraints that one row may collide with.
 const COLLISIONS_MAX: usize = 64;
@@ -35,13 +37,16 @@ impl Writer {
             let reason = "rows of the copy came after a delta, and would undo it: copy first".to_owned();
             return Err(Refusal::MoveState { reason }.into());
         }
-        let specs: Vec<_> =
+        let targets: Vec<_> =
             changes.iter().map(|one| self.import_target(state, &units, one)).collect::<Result<_, _>>()?;
         self.apart_from_users(&units, |writer| {
-            changes.iter().zip(&specs).try_for_each(|(one, spec)| import_table(&writer.db.conn, spec, one))
+            changes.iter().zip(&targets).try_for_each(|(one, target)| import_table(&writer.db.conn, target, one))
         })?;
         for row in idempotency {
-            idempotency::store(&self.db.conn, row)?;
+            match state.place {
+                Some(_) => idempotency::store_everywhere(&self.db.conn, row, self.now_ms)?,
+                None => idempotency::store_moved(&self.db.conn, row, self.now_ms)?,
+            }
         }
         if position.is_none() && cursor.is_none() {
             return Ok(());
@@ -54,22 +59,31 @@ impl Writer {
         })
     }
 
-    /// Deletes rows of the move's units.
-    pub(crate) fn clean_up(&mut self, units: &UnitSet, table: &str, keys: &[Vec<Value>]) -> Applied<()> {
+    /// Deletes rows that are not the shard's.
+    pub(crate) fn clean_up(&mut self, state: &MoveState, table: &str, keys: &[Vec<Value>]) -> Applied<()> {
         let spec = self.known_table(table)?;
+        let units: &UnitSet = &state.partitions.iter().copied().collect();
+        let foreign = match &state.place {
+            Some(place) => foreign_of(&spec, place, state.phase),
+            None => Moving::units_of(spec),
+        };
         if let Some(unit) = units.common(&self.placement.owned) {
             return Err(Refusal::MoveState { reason: format!("this shard owns partition {unit}") }.into());
         }
         self.apart_from_users(units, |writer| {
-            let mut delete = Delete::new(&writer.db.conn, &spec)?;
+            let mut delete = Delete::new(&writer.db.conn, &foreign)?;
             keys.iter().try_for_each(|key| delete.run(key))
         })
     }
 
     /// The table that rows are for, if they may come here and are of its shape.
-    fn import_target(&self, state: &MoveState, units: &UnitSet, changes: &TableChanges) -> Applied<Arc<TableSpec>> {
+    fn import_target(&self, state: &MoveState, units: &UnitSet, changes: &TableChanges) -> Applied<Moving> {
         let spec = self.known_table(&changes.table)?;
+        let placing = matches!(state.phase, MovePhase::Placing | MovePhase::PlacingFenced);
         let moves = match spec.table.shard_key() {
+            _ if state.place.is_some() => {
+                placing && state.place.iter().all(|place| place.table.name == spec.table.name)
+            }
             Some(_) => state.phase == MovePhase::Importing,
             None if spec.is_reference() => true,
             None => spec.unit.is_some_and(|unit| units.contains(unit)),
@@ -78,14 +92,18 @@ impl Writer {
             let reason = format!("rows of {} are not part of this move", changes.table);
             return Err(Refusal::MoveState { reason }.into());
         }
-        let columns = spec.columns();
+        let target = match &state.place {
+            Some(place) => Moving { spec: Arc::new(spec.travelling(place)), rows: place.brought() },
+            None => Moving::units_of(spec),
+        };
+        let columns = target.spec.columns();
         let fits = changes.rows.is_empty() || columns == changes.columns;
         let width = changes.rows.iter().all(|row| row.len() == columns.len());
         if !fits || !width {
             let reason = format!("{} has other columns here ({})", changes.table, columns.join(", "));
             return Err(Refusal::MoveState { reason }.into());
         }
-        Ok(spec)
+        Ok(target)
     }
 
     fn known_table(&self, table: &str) -> Applied<Arc<TableSpec>> {
@@ -105,13 +123,23 @@ impl Writer {
     }
 }
 
+/// The rows of a table with another placement that are not this shard's: after the switch those that it has no more,
+/// after an abort those that it was brought.
+pub(crate) fn foreign_of(spec: &TableSpec, place: &TablePlace, phase: MovePhase) -> Moving {
+    let rows = match phase {
+        MovePhase::Discarding => place.brought(),
+        _ => place.leftovers(),
+    };
+    Moving { spec: Arc::new(spec.travelling(place)), rows }
+}
+
 /// Deletes rows by identity, if they are moving.
 struct Delete<'a>(Statement<'a>);
 
 impl<'a> Delete<'a> {
-    fn new(conn: &'a Connection, spec: &TableSpec) -> rusqlite::Result<Self> {
+    fn new(conn: &'a Connection, Moving { spec, rows }: &Moving) -> rusqlite::Result<Self> {
         let matches: Vec<_> = spec.identity().iter().map(|name| format!("{} = ?", quote(name))).collect();
-        let sql = format!("DELETE FROM {} WHERE {} AND {}", spec.quoted(), matches.join(" AND "), spec.moving_filter());
+        let sql = format!("DELETE FROM {} WHERE {} AND {rows}", spec.quoted(), matches.join(" AND "));
         Ok(Self(conn.prepare(&sql)?))
     }
 
@@ -127,8 +155,9 @@ impl<'a> Delete<'a> {
 }
 
 /// First all that goes, then all that comes: so that rows of one chunk that swap unique values don't collide.
-fn import_table(conn: &Connection, spec: &TableSpec, changes: &TableChanges) -> Applied<()> {
-    let mut delete = Delete::new(conn, spec)?;
+fn import_table(conn: &Connection, target: &Moving, changes: &TableChanges) -> Applied<()> {
+    let spec = &*target.spec;
+    let mut delete = Delete::new(conn, target)?;
     let places = spec.identity_places();
     for key in &changes.deletes {
         delete.run(key)?;
@@ -142,7 +171,7 @@ fn import_table(conn: &Connection, spec: &TableSpec, changes: &TableChanges) -> 
         bind(&mut insert, 1, row)?;
         match insert.raw_execute() {
             Ok(_) => {}
-            Err(error) if is_collision(&error) => resolve(conn, spec, &mut insert, row, error)?,
+            Err(error) if is_collision(&error) => resolve(conn, target, &mut insert, row, error)?,
             Err(error) => return Err(error.into()),
         }
     }
@@ -166,25 +195,30 @@ fn is_collision(error: &Error) -> bool {
 /// Deletes the moving rows that `row` collides with, and inserts it.
 fn resolve(
     conn: &Connection,
-    spec: &TableSpec,
+    target: &Moving,
     insert: &mut Statement<'_>,
     row: &[Value],
     mut error: Error,
 ) -> Applied<()> {
     let mut deleted = Vec::new();
     for _ in 0..COLLISIONS_MAX {
-        deleted.extend(delete_colliding(conn, spec, row, error)?);
+        deleted.extend(delete_colliding(conn, target, row, error)?);
         match insert.raw_execute() {
-            Ok(_) => return put_back(conn, spec, &deleted),
+            Ok(_) => return put_back(conn, &target.spec, &deleted),
             Err(again) if is_collision(&again) => error = again,
             Err(other) => return Err(other.into()),
         }
     }
-    Err(real_collision(spec, "it collides with too many rows"))
+    Err(real_collision(&target.spec, "it collides with too many rows"))
 }
 
 /// Deletes the rows that have the same values in the columns which the error names. Gives them back.
-fn delete_colliding(conn: &Connection, spec: &TableSpec, row: &[Value], error: Error) -> Applied<Vec<Vec<Value>>> {
+fn delete_colliding(
+    conn: &Connection,
+    Moving { spec, rows: moving }: &Moving,
+    row: &[Value],
+    error: Error,
+) -> Applied<Vec<Vec<Value>>> {
     let message = error.to_string();
     let Some(places) = colliding_columns(spec, &message) else {
         return Err(real_collision(spec, &message));
@@ -193,7 +227,7 @@ fn delete_colliding(conn: &Connection, spec: &TableSpec, row: &[Value], error: E
     let same: Vec<_> = places.iter().map(|place| format!("{} = ?", quote(&columns[*place]))).collect();
     let same = same.join(" AND ");
     let values: Vec<Value> = places.iter().map(|place| row[*place].clone()).collect();
-    let sql = format!("SELECT {}, {} FROM {} WHERE {same}", quoted_list(&columns), spec.moving_filter(), spec.quoted());
+    let sql = format!("SELECT {}, {moving} FROM {} WHERE {same}", quoted_list(&columns), spec.quoted());
     let mut found = conn.prepare(&sql)?;
     bind(&mut found, 1, &values)?;
     let mut rows = found.raw_query();

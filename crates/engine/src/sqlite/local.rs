@@ -32,7 +32,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use pleat_cluster::{Millis, PartitionId};
+use pleat_cluster::{Generation, Millis, PartitionId};
 use rusqlite::InterruptHandle;
 
 use super::authorize;
@@ -214,9 +214,11 @@ impl LocalTxn {
         &self,
         units: &[PartitionId],
         statements: &[Statement],
+        layout: Generation,
         now_ms: Millis,
     ) -> Result<Vec<StatementResult>, EngineError> {
         self.with(|core, open| {
+            open.writer.placement.check_layout(layout)?;
             open.writer.placement.check_units(units)?;
             open.start_writing(core)?;
             open.write(units, statements, now_ms)
@@ -338,7 +340,7 @@ impl Open {
 
     fn read(&self, request: &ReadRequest, sink: &mut dyn FnMut(Chunk) -> ControlFlow<()>) -> Result<(), EngineError> {
         let placement = &self.writer.placement;
-        placement.check_read(&request.check)?;
+        placement.check_read(request)?;
         let moving = std::mem::replace(&mut self.writer.db.session.lock().moving, Arc::new(UnitSet::default()));
         let mut seen = match request.names_txns {
             true => {

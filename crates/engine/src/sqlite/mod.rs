@@ -14,6 +14,7 @@ mod import;
 pub(crate) mod local;
 mod move_read;
 mod move_step;
+mod place_step;
 mod placement;
 pub(crate) mod readers;
 mod reading;

@@ -8,24 +8,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pleat_cluster::Value;
+use pleat_cluster::{PartitionId, Value};
 use rusqlite::{OptionalExtension, Row};
 
 use super::content::rows_digest;
 use super::failure::storage;
-use super::idempotency;
+use super::idempotency::{self, EVERY_UNIT};
+use super::import::foreign_of;
 use super::move_step::moving_tables;
 use super::readers::{Reader, Readers, Shared};
 use super::reference;
-use super::table::{self, Specs, TableSpec};
+use super::table::{self, Moving, Specs, TableSpec};
 use super::value::{bind, exact_value_of, marks, quote, quoted_list};
 use crate::limits::{
     MOVE_SNAPSHOT_IDLE_SECONDS_MAX, MOVE_SNAPSHOTS_MAX, REFERENCE_LOG_BYTES_MAX, VERIFY_DELTA_BYTES_MAX,
     VERIFY_DELTA_ROWS_MAX,
 };
 use crate::{
-    Changes, ContentDigest, EngineError, MoveChunk, MovePhase, MoveRead, MoveState, Position, Refusal, TableChanges,
-    UnitSet, sqlstate,
+    Changes, ContentDigest, EngineError, Holding, MoveChunk, MovePhase, MoveRead, MoveState, Position, Refusal,
+    TableChanges, TablePlace, UnitSet, sqlstate,
 };
 
 /// The snapshots that moves hold open.
@@ -40,7 +41,7 @@ struct Open {
 
 struct Snapshot {
     reader: Reader,
-    specs: Specs,
+    tables: Vec<Moving>,
     used: Instant,
 }
 
@@ -59,7 +60,7 @@ impl Snapshots {
         self.0.lock().by_id.retain(|_, snapshot| is_used(snapshot));
     }
 
-    fn add(&self, reader: Reader, specs: Specs) -> Result<u64, EngineError> {
+    fn add(&self, reader: Reader, tables: Vec<Moving>) -> Result<u64, EngineError> {
         self.close_idle();
         let mut open = self.0.lock();
         if open.by_id.len() >= MOVE_SNAPSHOTS_MAX {
@@ -67,7 +68,7 @@ impl Snapshots {
         }
         open.last += 1;
         let id = open.last;
-        open.by_id.insert(id, Arc::new(Mutex::new(Snapshot { reader, specs, used: Instant::now() })));
+        open.by_id.insert(id, Arc::new(Mutex::new(Snapshot { reader, tables, used: Instant::now() })));
         Ok(id)
     }
 
@@ -89,8 +90,9 @@ pub(crate) fn answer(shared: &Arc<Shared>, request: &MoveRead) -> Result<MoveChu
             let snapshot = shared.snapshots.get(*snapshot)?;
             let mut snapshot = snapshot.lock();
             snapshot.used = Instant::now();
-            let spec = known(&snapshot.specs, table)?;
-            copy_next(&snapshot.reader, &spec, after.as_deref(), *rows_max, *bytes_max)
+            let moving = snapshot.tables.iter().find(|moving| moving.spec.table.name.eq_ignore_ascii_case(table));
+            let moving = moving.ok_or_else(|| unknown(table))?;
+            copy_next(&snapshot.reader, moving, after.as_deref(), *rows_max, *bytes_max)
         }
         MoveRead::Close { snapshot } => {
             shared.snapshots.close(*snapshot);
@@ -105,26 +107,38 @@ fn in_snapshot(reader: &mut Reader, request: &MoveRead) -> Result<MoveChunk, Eng
     match request {
         MoveRead::State { operation } => Ok(MoveChunk::State(reader.placement.moves.get(operation).cloned())),
         MoveRead::Delta { operation, after, rows_max, bytes_max } => {
-            let (_, tables) = source(reader, &specs, *operation)?;
-            Ok(MoveChunk::Delta(delta(reader, &tables, after, *rows_max, *bytes_max)?))
+            let (state, tables) = source(reader, &specs, *operation)?;
+            Ok(MoveChunk::Delta(delta(reader, &state, &tables, after, *rows_max, *bytes_max)?))
         }
         MoveRead::Verify { operation, after } => {
-            let (_, tables) = source(reader, &specs, *operation)?;
-            let remaining = delta(reader, &tables, after, VERIFY_DELTA_ROWS_MAX, VERIFY_DELTA_BYTES_MAX)?;
+            let (state, mut tables) = source(reader, &specs, *operation)?;
+            let remaining = delta(reader, &state, &tables, after, VERIFY_DELTA_ROWS_MAX, VERIFY_DELTA_BYTES_MAX)?;
             if remaining.more {
                 return Err(EngineError::DeltaTooLarge { limit: VERIFY_DELTA_ROWS_MAX });
+            }
+            if let Some(place) = &state.place {
+                tables.iter_mut().for_each(|table| table.rows = place.carried());
             }
             Ok(MoveChunk::Verified { remaining, digest: digest(reader, &tables)? })
         }
         MoveRead::Digest { operation } => {
-            let tables = moving(reader, &specs, &state(reader, *operation)?);
+            let state = state(reader, *operation)?;
+            let mut tables = moving(reader, &specs, &state);
+            if let Some(place) = &state.place {
+                tables.iter_mut().for_each(|table| table.rows = place.brought());
+            }
             Ok(MoveChunk::Digest(digest(reader, &tables)?))
         }
         MoveRead::ReferenceDigest => Ok(MoveChunk::Digest(digest(reader, &reference_tables(&specs))?)),
         MoveRead::CleanUpNext { operation, table, after, limit } => {
-            moving(reader, &specs, &state(reader, *operation)?);
-            let spec = known(&specs, table)?;
-            let (keys, next) = page(reader, &spec, &spec.identity(), after.as_deref(), *limit, usize::MAX)?;
+            let state = state(reader, *operation)?;
+            moving(reader, &specs, &state);
+            let spec = specs.get(&table.to_ascii_lowercase()).cloned().ok_or_else(|| unknown(table))?;
+            let foreign = match &state.place {
+                Some(place) => foreign_of(&spec, place, state.phase),
+                None => Moving::units_of(spec),
+            };
+            let (keys, next) = page(reader, &foreign, &foreign.spec.identity(), after.as_deref(), *limit, usize::MAX)?;
             Ok(MoveChunk::Keys { keys, next })
         }
         MoveRead::ReferenceLog { after, limit } => {
@@ -143,7 +157,7 @@ fn copy_open(shared: &Arc<Shared>, operation: u64) -> Result<MoveChunk, EngineEr
     reader.begin()?;
     let specs = load_specs(&reader)?;
     let (_, tables) = source(&reader, &specs, operation)?;
-    opened(shared, reader, specs, &tables)
+    opened(shared, reader, tables)
 }
 
 fn reference_open(shared: &Arc<Shared>) -> Result<MoveChunk, EngineError> {
@@ -151,25 +165,25 @@ fn reference_open(shared: &Arc<Shared>) -> Result<MoveChunk, EngineError> {
     reader.begin()?;
     let specs = load_specs(&reader)?;
     let tables = reference_tables(&specs);
-    opened(shared, reader, specs, &tables)
+    opened(shared, reader, tables)
 }
 
-fn opened(
-    shared: &Arc<Shared>,
-    reader: Reader,
-    specs: Specs,
-    tables: &[Arc<TableSpec>],
-) -> Result<MoveChunk, EngineError> {
-    let tables = tables.iter().map(|spec| spec.table.name.clone()).collect();
+fn opened(shared: &Arc<Shared>, reader: Reader, tables: Vec<Moving>) -> Result<MoveChunk, EngineError> {
+    let names = tables.iter().map(|moving| moving.spec.table.name.clone()).collect();
     let reference_seq = reference::last_seq(&reader.db.conn).map_err(storage)?;
-    let snapshot = shared.snapshots.add(reader, specs)?;
-    Ok(MoveChunk::Opened { snapshot, tables, reference_seq })
+    let snapshot = shared.snapshots.add(reader, tables)?;
+    Ok(MoveChunk::Opened { snapshot, tables: names, reference_seq })
 }
 
 /// A move that this shard is the source of, with `pleat_moving()` set to it.
-fn source(reader: &Reader, specs: &Specs, operation: u64) -> Result<(MoveState, Vec<Arc<TableSpec>>), EngineError> {
+fn source(reader: &Reader, specs: &Specs, operation: u64) -> Result<(MoveState, Vec<Moving>), EngineError> {
     let state = state(reader, operation)?;
-    if !matches!(state.phase, MovePhase::Capturing | MovePhase::Fenced) {
+    let captures = match (&state.place, state.phase) {
+        (Some(place), MovePhase::Placing | MovePhase::PlacingFenced) => place.captures,
+        (None, MovePhase::Capturing | MovePhase::Fenced) => true,
+        _ => false,
+    };
+    if !captures {
         let reason = format!("changes are not captured here: the move is {:?} on this shard", state.phase);
         return Err(Refusal::MoveState { reason }.into());
     }
@@ -177,9 +191,16 @@ fn source(reader: &Reader, specs: &Specs, operation: u64) -> Result<(MoveState, 
     Ok((state, tables))
 }
 
-fn moving(reader: &Reader, specs: &Specs, state: &MoveState) -> Vec<Arc<TableSpec>> {
+/// The tables of a move, and which of their rows are the source's.
+fn moving(reader: &Reader, specs: &Specs, state: &MoveState) -> Vec<Moving> {
+    if let Some(place) = &state.place {
+        reader.set_units(UnitSet::default());
+        let spec = specs.get(&place.table.name.to_ascii_lowercase());
+        let own = |spec: &Arc<TableSpec>| Moving { spec: Arc::new(spec.travelling(place)), rows: place.before.own() };
+        return spec.map(own).into_iter().collect();
+    }
     let units: UnitSet = state.partitions.iter().copied().collect();
-    let tables = moving_tables(specs, &units);
+    let tables = moving_tables(specs, &units).into_iter().map(Moving::units_of).collect();
     reader.set_units(units);
     tables
 }
@@ -194,13 +215,14 @@ fn state(reader: &Reader, operation: u64) -> Result<MoveState, EngineError> {
 
 fn copy_next(
     reader: &Reader,
-    spec: &TableSpec,
+    moving: &Moving,
     after: Option<&[Value]>,
     rows_max: usize,
     bytes_max: usize,
 ) -> Result<MoveChunk, EngineError> {
+    let spec = &moving.spec;
     let columns = spec.columns();
-    let (rows, next) = page(reader, spec, &columns, after, rows_max, bytes_max)?;
+    let (rows, next) = page(reader, moving, &columns, after, rows_max, bytes_max)?;
     let changes = TableChanges {
         table: spec.table.name.clone(),
         columns,
@@ -217,7 +239,7 @@ type Page = (Vec<Vec<Value>>, Option<Vec<Value>>);
 /// Moving rows in the order of their identity, after one of them; and where to go on, unless that was the end.
 fn page(
     reader: &Reader,
-    spec: &TableSpec,
+    Moving { spec, rows: moving }: &Moving,
     columns: &[String],
     after: Option<&[Value]>,
     rows_max: usize,
@@ -231,10 +253,9 @@ fn page(
         None => String::new(),
     };
     let sql = format!(
-        "SELECT {}, {order} FROM {} WHERE {}{from} ORDER BY {order} LIMIT {rows_max}",
+        "SELECT {}, {order} FROM {} WHERE {moving}{from} ORDER BY {order} LIMIT {rows_max}",
         quoted_list(columns),
-        spec.quoted(),
-        spec.moving_filter()
+        spec.quoted()
     );
     let mut statement = reader.db.conn.prepare_cached(&sql).map_err(storage)?;
     bind(&mut statement, 1, after.unwrap_or_default()).map_err(storage)?;
@@ -258,20 +279,22 @@ fn page(
 /// The rows whose keys were captured after `after`, as they are in this snapshot.
 fn delta(
     reader: &Reader,
-    tables: &[Arc<TableSpec>],
+    state: &MoveState,
+    tables: &[Moving],
     after: &Position,
     rows_max: usize,
     bytes_max: usize,
 ) -> Result<Changes, EngineError> {
     let mut changes = Changes { position: after.clone(), ..Changes::default() };
     let mut left = Left { rows: rows_max.max(1), bytes: bytes_max, is_whole: true };
-    for spec in tables {
+    for table in tables {
+        let spec = &table.spec;
         if left.rows == 0 {
             changes.more = true;
             break;
         }
         let from = after.capture.get(&spec.table.name).copied().unwrap_or(0);
-        let (one, upto, more) = table_delta(reader, spec, from, &mut left)?;
+        let (one, upto, more) = table_delta(reader, table, from, &mut left)?;
         changes.more |= more;
         changes.position.capture.insert(spec.table.name.clone(), upto);
         if !one.rows.is_empty() || !one.deletes.is_empty() {
@@ -279,15 +302,29 @@ fn delta(
         }
     }
     let moving = reader.db.session.lock().moving.clone();
+    let wanted = |units: &[PartitionId]| match &state.place {
+        Some(place) => goes_along(place, units),
+        None => units.iter().any(|unit| *unit == EVERY_UNIT || moving.contains(*unit)),
+    };
     let (rows, upto, more) =
-        idempotency::after(&reader.db.conn, after.idempotency, rows_max.max(1), &mut left, |unit| {
-            moving.contains(unit)
-        })
-        .map_err(other)?;
+        idempotency::after(&reader.db.conn, after.idempotency, rows_max.max(1), &mut left, wanted).map_err(other)?;
     changes.idempotency = rows;
     changes.position.idempotency = upto;
     changes.more |= more;
     Ok(changes)
+}
+
+/// Whether a remembered write may have been one to the table that gets another placement. Of writes to sharded tables only
+/// the partitions are remembered.
+///
+/// Where all shards are sources, what a shard was only told of is for the one to tell that did it. A single source tells
+/// all that it knows: also what it was about to tell when an earlier attempt was broken off.
+fn goes_along(place: &TablePlace, units: &[PartitionId]) -> bool {
+    let single = PartitionId::of_single(place.table.id);
+    match place.before {
+        Holding::Key(_) => units.iter().any(|unit| !unit.is_single()),
+        Holding::All | Holding::None => units.is_empty() || units.contains(&single) || units.contains(&EVERY_UNIT),
+    }
 }
 
 /// What still fits into an answer.
@@ -312,7 +349,7 @@ impl Left {
 
 fn table_delta(
     reader: &Reader,
-    spec: &TableSpec,
+    Moving { spec, rows: moving }: &Moving,
     from: i64,
     left: &mut Left,
 ) -> Result<(TableChanges, i64, bool), EngineError> {
@@ -328,13 +365,8 @@ fn table_delta(
     let captured = format!("SELECT * FROM {} WHERE seq > ?1 ORDER BY seq", spec.capture_table());
     let mut captured = conn.prepare_cached(&captured).map_err(storage)?;
     let matches: Vec<_> = identity.iter().map(|name| format!("{} = ?", quote(name))).collect();
-    let present = format!(
-        "SELECT {} FROM {} WHERE {} AND {}",
-        quoted_list(&columns),
-        spec.quoted(),
-        matches.join(" AND "),
-        spec.moving_filter()
-    );
+    let present =
+        format!("SELECT {} FROM {} WHERE {} AND {moving}", quoted_list(&columns), spec.quoted(), matches.join(" AND "));
     let mut present = conn.prepare_cached(&present).map_err(storage)?;
     let mut seen = HashSet::new();
     let mut upto = from;
@@ -366,11 +398,10 @@ fn table_delta(
     Ok((changes, upto, false))
 }
 
-fn digest(reader: &Reader, tables: &[Arc<TableSpec>]) -> Result<ContentDigest, EngineError> {
+fn digest(reader: &Reader, tables: &[Moving]) -> Result<ContentDigest, EngineError> {
     let mut digest = ContentDigest::default();
-    for spec in tables {
-        let sql =
-            format!("SELECT {} FROM {} WHERE {}", quoted_list(&spec.columns()), spec.quoted(), spec.moving_filter());
+    for Moving { spec, rows: moving } in tables {
+        let sql = format!("SELECT {} FROM {} WHERE {moving}", quoted_list(&spec.columns()), spec.quoted());
         let mut rows = reader.db.conn.prepare_cached(&sql).map_err(storage)?;
         digest.tables.insert(spec.table.name.clone(), rows_digest(&mut rows).map_err(storage)?);
     }
@@ -398,15 +429,12 @@ fn exact_row(spec: &TableSpec, row: &Row<'_>, count: usize) -> Result<Vec<Value>
     (0..count).map(value).collect()
 }
 
-fn reference_tables(specs: &Specs) -> Vec<Arc<TableSpec>> {
-    specs.values().filter(|spec| spec.is_reference()).cloned().collect()
+fn reference_tables(specs: &Specs) -> Vec<Moving> {
+    specs.values().filter(|spec| spec.is_reference()).cloned().map(Moving::units_of).collect()
 }
 
-fn known(specs: &Specs, table: &str) -> Result<Arc<TableSpec>, EngineError> {
-    specs
-        .get(&table.to_ascii_lowercase())
-        .cloned()
-        .ok_or_else(|| EngineError::Sql(sqlstate::refuse(0, "42P01", format!("this shard has no table {table}"), "")))
+fn unknown(table: &str) -> EngineError {
+    EngineError::Sql(sqlstate::refuse(0, "42P01", format!("this shard has no table {table}"), ""))
 }
 
 fn load_specs(reader: &Reader) -> Result<Specs, EngineError> {

@@ -34,7 +34,9 @@ impl Writer {
     }
 
     fn take_step(&mut self, operation: u64, action: &MoveAction) -> Applied<()> {
-        use MovePhase::{Capturing, Claimed, Discarding, Ended, Fenced, Importing, Leftovers};
+        use MovePhase::{
+            Capturing, Claimed, Discarding, Ended, Fenced, Importing, Leftovers, Placed, Placing, PlacingFenced,
+        };
         let state = self.state(operation);
         let units: UnitSet = state.partitions.iter().copied().collect();
         match (action, state.phase) {
@@ -58,9 +60,10 @@ impl Writer {
 
             (MoveAction::ImportStart { partitions }, Claimed) => self.import_start(operation, partitions),
             (MoveAction::ImportStart { partitions }, Importing) if *partitions == state.partitions => Ok(()),
-            (MoveAction::Import { changes, idempotency, position, cursor }, Claimed | Importing) => {
-                self.import(&state, changes, idempotency, position.as_ref(), cursor.as_ref())
-            }
+            (
+                MoveAction::Import { changes, idempotency, position, cursor },
+                Claimed | Importing | Placing | PlacingFenced,
+            ) => self.import(&state, changes, idempotency, position.as_ref(), cursor.as_ref()),
             (MoveAction::ReferenceLoaded { seq }, Claimed | Importing) => {
                 if *seq > reference::last_seq(&self.db.conn)? {
                     reference::set_last_seq(&self.db.conn, *seq)?;
@@ -74,7 +77,23 @@ impl Writer {
             (MoveAction::ImportAbort, Discarding) => Ok(()),
             (MoveAction::ImportAbort, Ended) if !self.owns_all(&units) || units.is_empty() => Ok(()),
 
-            (MoveAction::CleanUp { table, keys }, Leftovers | Discarding) => self.clean_up(&units, table, keys),
+            (MoveAction::PlaceStart { place }, Claimed) => self.place_start(operation, place),
+            (MoveAction::PlaceStart { place }, Placing) if state.place.as_ref() == Some(place) => Ok(()),
+            (MoveAction::PlaceFence, Placing) => self.place_fence(operation, &state),
+            (MoveAction::PlaceFence, PlacingFenced) => Ok(()),
+            (MoveAction::PlaceUnfence, PlacingFenced) => self.place_unfence(operation, &state),
+            (MoveAction::PlaceUnfence, Placing) => Ok(()),
+            (MoveAction::PlaceSwitch { layout }, PlacingFenced) => self.place_switch(operation, &state, *layout),
+            (MoveAction::PlaceSwitch { layout }, Placed | Leftovers | Ended) if self.placement.layout >= *layout => {
+                Ok(())
+            }
+            (MoveAction::PlaceOpen, Placed) => self.place_open(operation, &state),
+            (MoveAction::PlaceOpen, Leftovers | Ended) => Ok(()),
+            (MoveAction::PlaceAbort, Claimed) => self.set_phase(operation, Ended),
+            (MoveAction::PlaceAbort, Placing | PlacingFenced) => self.place_abort(operation, &state),
+            (MoveAction::PlaceAbort, Discarding | Ended) => Ok(()),
+
+            (MoveAction::CleanUp { table, keys }, Leftovers | Discarding) => self.clean_up(&state, table, keys),
             (MoveAction::CleanUp { keys, .. }, Ended) if keys.is_empty() => Ok(()),
             (MoveAction::CleanUpDone, Leftovers | Discarding) => self.set_phase(operation, Ended),
             (MoveAction::CleanUpDone, Ended) => Ok(()),
@@ -94,9 +113,7 @@ impl Writer {
         })?;
         self.schema_changed = true;
         for spec in moving_tables(&self.specs, &partitions.iter().copied().collect()) {
-            for sql in spec.capture_start() {
-                self.db.conn.execute_batch(&sql)?;
-            }
+            self.run_own(spec.capture_start(false))?;
         }
         Ok(())
     }
@@ -104,10 +121,15 @@ impl Writer {
     fn capture_end(&mut self, units: &UnitSet) -> Applied<()> {
         self.schema_changed = true;
         for spec in moving_tables(&self.specs, units) {
-            for sql in spec.capture_end() {
-                self.db.conn.execute_batch(&sql)?;
-            }
+            self.run_own(spec.capture_end())?;
         }
+        Ok(())
+    }
+
+    /// Pleat's own changes of the schema.
+    pub(crate) fn run_own(&mut self, statements: Vec<String>) -> Applied<()> {
+        self.schema_changed = true;
+        statements.iter().try_for_each(|sql| self.db.conn.execute_batch(sql))?;
         Ok(())
     }
 
@@ -146,7 +168,7 @@ impl Writer {
         })
     }
 
-    fn set_phase(&mut self, operation: u64, phase: MovePhase) -> Applied<()> {
+    pub(crate) fn set_phase(&mut self, operation: u64, phase: MovePhase) -> Applied<()> {
         self.set_gates(operation, phase, |_| {})
     }
 
@@ -155,6 +177,9 @@ impl Writer {
             fence(&mut placement.fenced);
             if let Some(state) = placement.moves.get_mut(&operation) {
                 state.phase = phase;
+                if phase == MovePhase::Ended {
+                    state.place = None;
+                }
             }
         })
     }
@@ -200,6 +225,7 @@ fn new_state(operation: u64) -> MoveState {
         partitions: Vec::new(),
         position: Position::default(),
         cursor: None,
+        place: None,
     }
 }
 
@@ -216,6 +242,12 @@ fn does_not_fit(action: &MoveAction, phase: MovePhase) -> Refusal {
         MoveAction::ReferenceLoaded { .. } => "ReferenceLoaded",
         MoveAction::Activate { .. } => "Activate",
         MoveAction::ImportAbort => "ImportAbort",
+        MoveAction::PlaceStart { .. } => "PlaceStart",
+        MoveAction::PlaceFence => "PlaceFence",
+        MoveAction::PlaceUnfence => "PlaceUnfence",
+        MoveAction::PlaceSwitch { .. } => "PlaceSwitch",
+        MoveAction::PlaceOpen => "PlaceOpen",
+        MoveAction::PlaceAbort => "PlaceAbort",
         MoveAction::CleanUp { .. } => "CleanUp",
         MoveAction::CleanUpDone => "CleanUpDone",
     };

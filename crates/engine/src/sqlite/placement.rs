@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Applied;
 use crate::limits::MOVES_REMEMBERED_MAX;
-use crate::{MovePhase, MoveState, OwnershipCheck, Refusal, UnitSet};
+use crate::{Holding, MovePhase, MoveState, OwnershipCheck, ReadRequest, Refusal, TablePlace, UnitSet};
 
 /// The shard's own view of ownership at a position of its log.
 ///
@@ -21,16 +21,55 @@ pub(crate) struct Placement {
     pub(crate) ownership: Generation,
     pub(crate) owned: UnitSet,
     pub(crate) fenced: UnitSet,
+    /// The layout of the catalog by which the tables here are placed.
+    pub(crate) layout: Generation,
     /// By operation.
     pub(crate) moves: BTreeMap<u64, MoveState>,
 }
 
 impl Placement {
     /// Whether rows are here that belong to another shard, or are not complete yet.
+    ///
+    /// Of a table that gets another placement, only while which rows are the shard's own depends on their key: where all
+    /// are, none is foreign, and where none is, nobody reads them.
     pub(crate) fn has_foreign_rows(&self) -> bool {
-        self.moves
-            .values()
-            .any(|state| matches!(state.phase, MovePhase::Importing | MovePhase::Leftovers | MovePhase::Discarding))
+        use MovePhase::{Discarding, Importing, Leftovers, Placed, Placing, PlacingFenced};
+        let by_key = |holding: &Holding| matches!(holding, Holding::Key(_));
+        self.moves.values().any(|state| match (&state.place, state.phase) {
+            (Some(place), Placing | PlacingFenced | Discarding) => by_key(&place.before),
+            (Some(place), Placed | Leftovers) => by_key(&place.after),
+            (None, Importing | Leftovers | Discarding) => true,
+            _ => false,
+        })
+    }
+
+    /// Whether writes to reference tables have to wait.
+    pub(crate) fn check_reference_writes(&self) -> Result<(), Refusal> {
+        self.refuse_placing(|place| place.reference)
+    }
+
+    /// Whether a statement may write the table. The fence on it refuses each row that is written; a statement that finds
+    /// none would be remembered where its repetition, after the switch, does not come.
+    pub(crate) fn check_table(&self, table: &str) -> Result<(), Refusal> {
+        self.refuse_placing(|place| place.table.name.eq_ignore_ascii_case(table))
+    }
+
+    /// Refuses when one of the tables that take no writes now is such a one.
+    fn refuse_placing(&self, such: impl Fn(&TablePlace) -> bool) -> Result<(), Refusal> {
+        let closed = |state: &&MoveState| matches!(state.phase, MovePhase::PlacingFenced | MovePhase::Placed);
+        let mut closed = self.moves.values().filter(closed).filter_map(|state| state.place.as_ref());
+        match closed.find(|place| such(place)) {
+            Some(place) => Err(Refusal::Placing { table: place.table.name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a statement that was planned by this layout means here what it was planned to.
+    pub(crate) fn check_layout(&self, routed: Generation) -> Result<(), Refusal> {
+        match routed == self.layout {
+            true => Ok(()),
+            false => Err(Refusal::Layout { layout: self.layout, routed }),
+        }
     }
 
     /// Whether the schema must not change.
@@ -63,8 +102,9 @@ impl Placement {
     ///
     /// A scatter is refused while *anything* is fenced: after the hand-over a router of the old generation would
     /// not know the new owner, and would take the fenced rows for the present ones.
-    pub(crate) fn check_read(&self, check: &OwnershipCheck) -> Result<(), Refusal> {
-        match check {
+    pub(crate) fn check_read(&self, request: &ReadRequest) -> Result<(), Refusal> {
+        request.layout.map_or(Ok(()), |routed| self.check_layout(routed))?;
+        match &request.check {
             OwnershipCheck::None => Ok(()),
             OwnershipCheck::Keyed(units) => self.check_units(units),
             OwnershipCheck::Scatter { ownership } if *ownership != self.ownership => {

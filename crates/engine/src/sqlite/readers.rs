@@ -278,7 +278,7 @@ impl Readers {
         }
         reader.begin()?;
         reader.db.session.lock().stop = Some(cancelled.clone());
-        reader.placement.check_read(&request.check)?;
+        reader.placement.check_read(request)?;
         reader.set_units(UnitSet::default());
         let mut seen = match request.names_txns {
             true => Some(txn::seen(&reader.db.conn).map_err(|error| EngineError::Storage(error.to_string()))?),

@@ -25,6 +25,7 @@ impl Writer {
         if let Some(outcome) = self.known_or_checked(given, &[], None, now_ms)? {
             return Ok(outcome);
         }
+        self.placement.check_reference_writes()?;
         let results = self.run_all(statements, Scope::Reference)?;
         self.version += 1;
         let seq = last_seq(&self.db.conn)? + 1;

@@ -37,11 +37,12 @@ pub(crate) const OWN_TABLES: &str = "
 
 impl Writer {
     /// First ownership.
-    pub(crate) fn own(&mut self, units: &[PartitionId], ownership: Generation) -> Applied<Outcome> {
+    pub(crate) fn own(&mut self, units: &[PartitionId], ownership: Generation, layout: Generation) -> Applied<Outcome> {
         if ownership > self.placement.ownership {
             self.version += 1;
             self.change_placement(|placement| {
                 placement.ownership = ownership;
+                placement.layout = placement.layout.max(layout);
                 units.iter().for_each(|unit| placement.owned.insert(*unit));
             })?;
         }
@@ -122,7 +123,7 @@ impl Writer {
     }
 
     /// Stores what the engine knows of a table and makes its triggers anew.
-    fn put(&mut self, spec: TableSpec) -> Applied<()> {
+    pub(crate) fn put(&mut self, spec: TableSpec) -> Applied<()> {
         let conn = &self.db.conn;
         let name = spec.table.name.to_ascii_lowercase();
         let mut old = conn.prepare_cached(

@@ -161,6 +161,16 @@ impl Session {
         }
     }
 
+    /// Refuses a client's write to a table that takes none. A write to reference tables that the anchor has accepted
+    /// before is carried out on every shard.
+    pub(crate) fn refuse_placing(&mut self, table: String) -> Result<(), ()> {
+        if let RowCheck::Off = self.rows {
+            return Ok(());
+        }
+        self.refusal = Some(RowRefusal::Refused(Refusal::Placing { table }));
+        Err(())
+    }
+
     /// The check of one written row. `Err` is kept for whoever sees the statement fail.
     pub(crate) fn check_row(&mut self, key: Key<'_>, key_type: KeyType) -> Result<(), ()> {
         let RowCheck::Routed(routed) = &self.rows else { return Ok(()) };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pleat_cluster::PartitionId;
+use pleat_cluster::{PartitionId, TableKind};
 use rusqlite::types::ValueRef;
 
 use super::failure::storage;
@@ -54,6 +54,8 @@ fn count(reader: &Reader) -> Result<ShardStats, EngineError> {
     for spec in table::load(conn).map_err(|error| EngineError::Storage(error.to_string()))?.values() {
         let filter = match spec.table.shard_key().filter(|_| foreign_rows) {
             Some((key, _)) => format!(" WHERE pleat_owned({})", quote(key)),
+            // What is there of it while it comes or goes is another shard's.
+            None if spec.unit.is_none() && matches!(spec.table.kind, TableKind::Single { .. }) => " WHERE 0".to_owned(),
             None => String::new(),
         };
         let sql = format!("SELECT count(*) FROM {}{filter}", spec.quoted());

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
-use pleat_cluster::{Millis, TxnId};
+use pleat_cluster::{Generation, Millis, TxnId};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
@@ -74,6 +74,8 @@ pub(crate) struct Writer {
     placement_changed: bool,
     /// The log's time: the latest `now_ms` of the entries so far. It never goes back, and expiry goes by it.
     pub(crate) now_ms: Millis,
+    /// The layout that the entry being applied was planned by.
+    pub(crate) layout: Generation,
     /// How often the content was changed: what a transaction has read is as it was while this stays.
     pub(crate) version: u64,
     /// The transaction over several shards that waits for its decision.
@@ -253,6 +255,7 @@ impl Writer {
             schema_changed: false,
             placement_changed: false,
             now_ms: 0,
+            layout: 0,
             version: 0,
             prepared: None,
             stored: (0, 0),
@@ -360,6 +363,7 @@ impl Writer {
             }
         };
         self.advance(proposal.now_ms);
+        self.layout = proposal.layout;
         self.control("SAVEPOINT proposal /* __pleat_ */")?;
         self.begin(&proposal)?;
         let version = self.version;
@@ -400,7 +404,7 @@ impl Writer {
             Action::Bulk { idempotency, units, table, columns, rows } => {
                 self.bulk(idempotency.as_ref(), units, table, columns, rows, now_ms)
             }
-            Action::Own { units, ownership } => self.own(units, *ownership),
+            Action::Own { units, ownership, layout } => self.own(units, *ownership, *layout),
             Action::Ddl { operation, statements, change, single, undoes } => {
                 self.ddl(*operation, statements, change, *single, *undoes)
             }

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pleat_cluster::{PartitionId, Table, TableKind};
+use pleat_cluster::{KeyType, PartitionId, Table, TableKind};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::connection::key_type_number;
 use super::value::{quote, quoted_list};
+use crate::{Holding, TablePlace};
 
 /// The tables of a shard, by lower-case name.
 pub(crate) type Specs = BTreeMap<String, Arc<TableSpec>>;
@@ -24,7 +25,67 @@ pub(crate) struct TableSpec {
     pub(crate) unit: Option<PartitionId>,
 }
 
+/// A table whose rows are on their way, and which of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Moving {
+    pub(crate) spec: Arc<TableSpec>,
+    /// The condition that picks them.
+    pub(crate) rows: String,
+}
+
+impl Moving {
+    /// The rows of the moving units, as `pleat_moving()` knows them; all rows of a table that moves as a whole.
+    pub(crate) fn units_of(spec: Arc<TableSpec>) -> Self {
+        let rows = match spec.table.shard_key() {
+            Some((key, _)) => format!("pleat_moving({})", quote(key)),
+            None => "1".to_owned(),
+        };
+        Self { spec, rows }
+    }
+}
+
+impl Holding {
+    /// The condition for a row that is the shard's own.
+    pub(crate) fn own(&self) -> String {
+        match self {
+            Holding::All => "1".to_owned(),
+            Holding::None => "0".to_owned(),
+            Holding::Key(key) => format!("pleat_owned({})", quote(key)),
+        }
+    }
+}
+
+impl TablePlace {
+    /// The rows that were brought here before the switch.
+    pub(crate) fn brought(&self) -> String {
+        format!("NOT {}", self.before.own())
+    }
+
+    /// The rows that stay behind after the switch.
+    pub(crate) fn leftovers(&self) -> String {
+        format!("NOT {}", self.after.own())
+    }
+
+    /// The rows that other shards get from here.
+    pub(crate) fn carried(&self) -> String {
+        match self.table.kind {
+            TableKind::Reference => self.before.own(),
+            _ => format!("{} AND {}", self.before.own(), self.leftovers()),
+        }
+    }
+}
+
 impl TableSpec {
+    /// The table as its rows travel to their new placement.
+    pub(crate) fn travelling(&self, place: &TablePlace) -> TableSpec {
+        let mut spec = self.clone();
+        if let (true, Some(key)) = (place.by_primary_key, self.table.primary_key.first()) {
+            // As rows of sharded tables do.
+            spec.table.kind = TableKind::Sharded { key: key.clone(), key_type: KeyType::Integer };
+        }
+        spec
+    }
+
     /// The table's name, quoted.
     pub(crate) fn quoted(&self) -> String {
         quote(&self.table.name)
@@ -52,14 +113,6 @@ impl TableSpec {
         self.identity().iter().filter_map(place).collect()
     }
 
-    /// The condition that picks the moving rows: `1` for a table that moves as a whole.
-    pub(crate) fn moving_filter(&self) -> String {
-        match self.table.shard_key() {
-            Some((key, _)) => format!("pleat_moving({})", quote(key)),
-            None => "1".to_owned(),
-        }
-    }
-
     /// The AUTOINCREMENT counter's owner: only tables that are copied as a whole take it along.
     pub(crate) fn has_sequence(&self) -> bool {
         self.table.shard_key().is_none() && self.table.create_sql.to_ascii_uppercase().contains("AUTOINCREMENT")
@@ -75,7 +128,8 @@ impl TableSpec {
         format!("__pleat_capture_{}", self.slot)
     }
 
-    fn rowid_name(&self) -> Option<&'static str> {
+    /// The name of the rowid, where it tells rows apart.
+    pub(crate) fn rowid_name(&self) -> Option<&'static str> {
         let plain = self.table.shard_key().is_none() && !self.table.without_rowid && !self.table.rowid_alias;
         let free = ["rowid", "_rowid_", "oid"].into_iter().find(|name| self.table.column(name).is_none());
         free.filter(|_| plain)
@@ -156,14 +210,15 @@ impl TableSpec {
         }
     }
 
-    /// What captures changes while the table's rows move: the table of keys, then its triggers.
-    pub(crate) fn capture_start(&self) -> Vec<String> {
+    /// What captures changes while the table's rows move: the table of keys, then its triggers. Those of rows of the
+    /// moving units, or of all rows.
+    pub(crate) fn capture_start(&self, all: bool) -> Vec<String> {
         let identity = self.identity();
         let (slot, table, capture) = (self.slot, self.quoted(), self.capture_table());
         let keys: Vec<_> = (0..identity.len()).map(|n| format!("k{n}")).collect();
         let of =
             |row: &str| identity.iter().map(|name| format!("{row}.{}", quote(name))).collect::<Vec<_>>().join(", ");
-        let when = |row: &str| match self.table.shard_key() {
+        let when = |row: &str| match self.table.shard_key().filter(|_| !all) {
             Some((key, _)) => format!("pleat_moving({row}.{})", quote(key)),
             None => "1".to_owned(),
         };
@@ -202,6 +257,28 @@ impl TableSpec {
             .collect();
         statements.push(format!("DROP TABLE IF EXISTS {}", self.capture_table()));
         statements
+    }
+}
+
+impl TableSpec {
+    /// What refuses writes to the table at the end of its getting another placement.
+    pub(crate) fn fence_start(&self) -> Vec<String> {
+        let (slot, table, name) = (self.slot, self.quoted(), self.table.name.replace('\'', "''"));
+        let trigger = |event: &str| {
+            format!(
+                "CREATE TRIGGER __pleat_fence_{event}_{slot} BEFORE {event} ON {table} \
+                 BEGIN SELECT pleat_placing('{name}'); END"
+            )
+        };
+        ["insert", "delete", "update"].map(trigger).into()
+    }
+
+    /// The reverse of [`TableSpec::fence_start`].
+    pub(crate) fn fence_end(&self) -> Vec<String> {
+        let slot = self.slot;
+        ["insert", "delete", "update"]
+            .map(|event| format!("DROP TRIGGER IF EXISTS __pleat_fence_{event}_{slot}"))
+            .into()
     }
 }
 

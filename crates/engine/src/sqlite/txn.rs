@@ -77,7 +77,7 @@ impl Writer {
             return Ok(Outcome::Replayed { results: Vec::new(), rows_kept: false });
         }
         if let Some(known) = self.known_or_checked(asked.idempotency.as_ref(), &asked.units, base, self.now_ms)? {
-            return Ok(known);
+            return Ok(known.of_a_write());
         }
         let results = self.try_out(&asked)?;
         self.db

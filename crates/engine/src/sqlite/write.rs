@@ -62,7 +62,7 @@ impl Writer {
         now_ms: Millis,
     ) -> Applied<Outcome> {
         if let Some(outcome) = self.known_or_checked(idempotency, units, base, now_ms)? {
-            return Ok(outcome);
+            return Ok(outcome.of_a_write());
         }
         let results = self.run_all(statements, Scope::Units(units))?;
         self.version += 1;
@@ -90,6 +90,10 @@ impl Writer {
             return Ok(Some(outcome));
         }
         self.check_undecided()?;
+        // What was decided on a content was planned by the layout of that content.
+        if base.is_none() {
+            self.placement.check_layout(self.layout)?;
+        }
         self.placement.check_units(units)?;
         self.check_base(base)?;
         if let Some(given) = idempotency {
@@ -235,6 +239,9 @@ impl Writer {
         let targets = self.targets.borrow();
         let Some(spec) = targets.get(sql).and_then(|target| self.specs.get(target)) else { return Ok(()) };
         let name = &spec.table.name;
+        if let Scope::Units(_) = scope {
+            self.placement.check_table(name)?;
+        }
         match (&spec.table.kind, scope) {
             (TableKind::Sharded { .. }, Scope::Units(_)) | (TableKind::Reference, Scope::Reference) => Ok(()),
             (TableKind::Single { .. }, Scope::Units(units)) => match spec.unit {

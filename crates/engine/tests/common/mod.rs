@@ -56,7 +56,7 @@ impl Replica {
 
     pub fn own(&mut self, units: std::ops::Range<u32>) {
         let units = units.map(PartitionId).collect();
-        assert!(matches!(self.apply(Action::Own { units, ownership: 1 }), Outcome::Done { .. }));
+        assert!(matches!(self.apply(Action::Own { units, ownership: 1, layout: 0 }), Outcome::Done { .. }));
     }
 
     pub fn create(&mut self, sql: &str, table: &str, kind: TableKind) {
@@ -124,7 +124,7 @@ pub fn ddl(operation: u64, statements: &[&str], table: Table) -> Action {
 }
 
 pub fn entry(action: Action, now_ms: u64, seed: u64) -> Vec<u8> {
-    Proposal { id: uuid::Uuid::from_u128(seed.into()), generation: 1, now_ms, seed, action }.encode()
+    Proposal { id: uuid::Uuid::from_u128(seed.into()), layout: 0, now_ms, seed, action }.encode()
 }
 
 pub fn unit_of(key: i64) -> PartitionId {
@@ -135,6 +135,7 @@ pub fn request(sql: &str) -> ReadRequest {
     ReadRequest {
         queries: vec![Query::new(sql)],
         check: OwnershipCheck::None,
+        layout: None,
         now_ms: 1_700_000_000_000,
         seed: 7,
         limits: ReadLimits { time: Duration::from_secs(60), ..ReadLimits::default() },

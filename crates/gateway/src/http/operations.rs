@@ -2,7 +2,9 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use pleat_cluster::{Catalog, Cause, Command, CommandError, DdlEffect, Operation, OperationId, OperationKind, Phase};
+use pleat_cluster::{
+    Catalog, Cause, Command, CommandError, DdlEffect, Operation, OperationId, OperationKind, Phase, TableKind,
+};
 use pleat_host::HostError;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -86,7 +88,7 @@ impl From<&Operation> for OperationBody {
             OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => (None, None, None),
         };
         let (table, sql) = match &operation.kind {
-            OperationKind::Ddl { effect, sql } => (Some(effect.table().to_owned()), Some(sql.clone())),
+            OperationKind::Ddl { effect, sql, .. } => (Some(effect.table().to_owned()), Some(sql.clone())),
             _ => (None, None),
         };
         let (cause, id, by) = match &operation.cause {
@@ -172,10 +174,22 @@ fn describe(kind: &OperationKind) -> String {
             DdlEffect::CreateIndex { table, index } => format!("create index {} on {table}", index.name),
             DdlEffect::DropIndex { table, index } => format!("drop index {index} of {table}"),
             DdlEffect::AddColumn { table, column, .. } => format!("add column {} to {table}", column.name),
+            DdlEffect::PlaceTable { before, after } => {
+                format!("place table {}: {} to {}", before.name, placed(&before.kind), placed(&after.kind))
+            }
             DdlEffect::CreateView(view) => format!("create view {}", view.name),
             DdlEffect::DropView { view } => format!("drop view {view}"),
             DdlEffect::AlterTable { before, statement, .. } => format!("alter table {}: {statement}", before.name),
         },
+    }
+}
+
+/// A placement, as the statement says it.
+fn placed(kind: &TableKind) -> String {
+    match kind {
+        TableKind::Sharded { key, .. } => format!("SHARD BY ({key})"),
+        TableKind::Reference => "REFERENCE".to_owned(),
+        TableKind::Single { shard } => format!("SINGLE, on {shard}"),
     }
 }
 

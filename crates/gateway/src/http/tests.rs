@@ -3,6 +3,7 @@
 mod bulk;
 mod gathers;
 mod looking;
+mod place;
 mod resources;
 mod sessions;
 mod spread;

@@ -37,7 +37,9 @@ impl Executor {
         }
         let tried = self.try_out(catalog, plan).await?;
         let single_on = match plan.action {
-            DdlAction::CreateTable(Placement::Single) => self.emptiest_shard(catalog).await?,
+            DdlAction::CreateTable(Placement::Single) | DdlAction::Place(Placement::Single) => {
+                self.emptiest_shard(catalog).await?
+            }
             _ => place::anchor(catalog)?,
         };
         let of_view = matches!(plan.action, DdlAction::CreateView { .. } | DdlAction::DropView);
@@ -48,7 +50,7 @@ impl Executor {
             _ => run.request.text.clone(),
         };
         let command = Command::StartOperation {
-            kind: OperationKind::Ddl { effect, sql },
+            kind: OperationKind::Ddl { effect, sql, layout: catalog.layout },
             cause: Cause::Request(run.request.origin.to_owned()),
             reason: reason(&run.request.text),
             at: self.backend.now_ms(),

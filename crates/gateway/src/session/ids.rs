@@ -10,6 +10,10 @@
 //! shard refuses the row as a duplicate, the node throws its block away, and the write goes again with ids from a new one
 //! ([`Executor::write`]). Where the id is not the shard key no shard would meet it, and there only Pleat gives ids.
 //!
+//! A table can come to that from a placement where ids are given by hand or by SQLite ([`DdlEffect::PlaceTable`](pleat_cluster::DdlEffect)), perhaps
+//! into a block that a node still holds. So a block is good for one of the two ways alone ([`Way`]), and so is an id that a
+//! request was given before it was refused.
+//!
 //! # Repetitions
 //!
 //! When the id is the shard key it decides where the row goes, and a repeated request would go elsewhere with another
@@ -22,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
 use parking_lot::Mutex;
-use pleat_cluster::{LedgerCommand, LedgerReply, TableId, Value};
+use pleat_cluster::{Catalog, LedgerCommand, LedgerReply, TableId, Value};
 use pleat_engine::{Action, Outcome, Statement};
 use pleat_host::HostError;
 use pleat_host::failpoint::reach;
@@ -45,9 +49,15 @@ const TABLES_MAX: usize = 10_000;
 /// How often a write goes again because an id that it was given is in use.
 pub(super) const COLLISIONS_MAX: u32 = 5;
 
+/// A table, and whether its id is its shard key. No table comes back from where it isn't.
+type Way = (TableId, bool);
+
+/// The first of the ids that a request's rows were given.
+pub(super) type Firsts = HashMap<Way, i64>;
+
 /// The blocks that this node holds.
 #[derive(Default)]
-pub(super) struct Blocks(Mutex<HashMap<TableId, Arc<AsyncMutex<Block>>>>);
+pub(super) struct Blocks(Mutex<HashMap<Way, Arc<AsyncMutex<Block>>>>);
 
 /// Ids that no one else has: `next .. end`.
 #[derive(Debug)]
@@ -78,41 +88,44 @@ impl Block {
 }
 
 impl Blocks {
-    fn of(&self, table: TableId) -> Arc<AsyncMutex<Block>> {
+    fn of(&self, way: Way) -> Arc<AsyncMutex<Block>> {
         let mut blocks = self.0.lock();
-        if blocks.len() >= TABLES_MAX && !blocks.contains_key(&table) {
+        if blocks.len() >= TABLES_MAX && !blocks.contains_key(&way) {
             blocks.clear();
         }
         let new = || Arc::new(AsyncMutex::new(Block { next: 0, end: 0, size: BLOCK_MIN, taken_at: None }));
-        blocks.entry(table).or_insert_with(new).clone()
+        blocks.entry(way).or_insert_with(new).clone()
     }
 
-    /// Throw the table's block away: some of its ids are in use.
+    /// Throw the table's blocks away: some of their ids are in use.
     pub(super) fn give_up(&self, table: TableId) {
-        self.0.lock().remove(&table);
+        self.0.lock().retain(|(known, _), _| *known != table);
     }
+}
+
+fn way(catalog: &Catalog, table: TableId) -> Way {
+    let key = catalog.table_by_id(table).and_then(|table| Some((table.shard_key()?.0, table.primary_key.first()?)));
+    (table, key.is_some_and(|(key, id)| key.eq_ignore_ascii_case(id)))
 }
 
 impl Executor {
     /// The ids that a request's rows get: the same in all attempts, and in all repetitions.
     pub(super) async fn ids_for(&self, run: &Run, attempt: &Attempt, plan: &WritePlan) -> Result<Ids, Setback> {
         let wanted = plan.ids_wanted(&run.request.params.borrow())?;
-        if wanted.is_empty() {
-            return Ok(Ids::none());
-        }
-        if let Some(ids) = run.ids.lock().clone() {
-            return Ok(ids);
-        }
-        let mut firsts = Vec::with_capacity(wanted.len());
+        let mut ids = Ids::none();
         for wanted in &wanted {
-            firsts.push(self.take_ids(run, attempt, wanted).await?);
+            let way = way(&attempt.catalog, wanted.table);
+            let known = run.ids.lock().get(&way).copied();
+            let first = match known {
+                Some(first) => first,
+                None => {
+                    let first = self.take_ids(run, attempt, wanted).await?;
+                    self.id_of_repetition(run, attempt, way, first).await?
+                }
+            };
+            run.ids.lock().insert(way, first);
+            ids = ids.with(wanted.table, first);
         }
-        if run.key.is_from_client() {
-            firsts = self.ids_of_repetition(run, attempt, firsts).await?;
-        }
-        let with = |ids: Ids, (wanted, first): (&IdsWanted, i64)| ids.with(wanted.table, first);
-        let ids = wanted.iter().zip(firsts).fold(Ids::none(), with);
-        *run.ids.lock() = Some(ids.clone());
         Ok(ids)
     }
 
@@ -120,15 +133,8 @@ impl Executor {
     /// a duplicate is rejected, and the batch does not go again, so it is looked for ids that were given by hand first.
     pub(super) async fn ids_for_batch(&self, run: &Run, attempt: &Attempt, wanted: IdsWanted) -> Result<i64, Setback> {
         let above = self.largest_id(run, attempt, &wanted).await?.max(wanted.above);
-        let first = self.take_ids(run, attempt, &IdsWanted { above, ..wanted }).await?;
-        if !run.key.is_from_client() {
-            return Ok(first);
-        }
-        let firsts = self.ids_of_repetition(run, attempt, vec![first]).await?;
-        firsts
-            .first()
-            .copied()
-            .ok_or_else(|| Failure::internal("the ids of this batch were remembered without values").into())
+        let first = self.take_ids(run, attempt, &IdsWanted { above, ..wanted.clone() }).await?;
+        self.id_of_repetition(run, attempt, way(&attempt.catalog, wanted.table), first).await
     }
 
     /// The ids that rows get which a write has read.
@@ -149,7 +155,7 @@ impl Executor {
     async fn take_ids(&self, run: &Run, attempt: &Attempt, wanted: &IdsWanted) -> Result<i64, Setback> {
         let too_many = || Failure::new("54000", "too many rows want an id at once", "insert them in smaller requests");
         let count = u32::try_from(wanted.count).map_err(|_| too_many())?;
-        let block = self.blocks.of(wanted.table);
+        let block = self.blocks.of(way(&attempt.catalog, wanted.table));
         let mut block = block.lock().await;
         if let Some(first) = block.take(count, wanted.above) {
             return Ok(first);
@@ -196,36 +202,37 @@ impl Executor {
         Ok(largest)
     }
 
-    /// These ids, or those that the request got when it came for the first time.
-    async fn ids_of_repetition(&self, run: &Run, attempt: &Attempt, firsts: Vec<i64>) -> Result<Vec<i64>, Setback> {
+    /// This id, or the one that the request got when it came for the first time.
+    async fn id_of_repetition(&self, run: &Run, attempt: &Attempt, way: Way, first: i64) -> Result<i64, Setback> {
+        if !run.key.is_from_client() {
+            return Ok(first);
+        }
         let catalog = &attempt.catalog;
         let idempotency = run.key.idempotency();
         let home = home(&idempotency.key, catalog);
         let owner = catalog.owner(home).ok_or_else(|| Failure::internal(format!("partition {home} has no owner")))?;
-        let part = format!("ids{}", attempt.collisions);
-        let key = run.key.part(&part, fingerprint_of(&(idempotency.fingerprint, firsts.len())));
-        let remember = |first: &i64| Statement::new("SELECT ?1 AS first_id", [Value::Integer(*first)]);
+        let (table, is_key) = way;
+        let part = format!("ids{}/{}{}", attempt.collisions, table.0, if is_key { "" } else { "beside" });
+        let key = run.key.part(&part, fingerprint_of(&(idempotency.fingerprint, table.0)));
         let action = Action::Write {
             idempotency: Some(key.idempotency()),
             units: vec![home],
-            statements: firsts.iter().map(remember).collect(),
+            statements: vec![Statement::new("SELECT ?1 AS first_id", [Value::Integer(first)])],
             base: None,
         };
-        let written = self.backend.write(owner, catalog.generation, action, run.deadline.left()).await;
+        let written = self.backend.write(owner, catalog.layout, action, run.deadline.left()).await;
         reach("ids.remembered", None);
-        // Whether they were remembered or not: no row was written.
+        // Whether it was remembered or not: no row was written.
         let written = written.map_err(nothing_done)?;
         let results = match written.outcome {
             Outcome::Done { results } | Outcome::Replayed { results, .. } => results,
             Outcome::Refused(refusal) => return Err(super::reroute::refused(refusal)),
             _ => return Err(Failure::internal("remembering a request's ids was answered as something else").into()),
         };
-        let first = |result: &pleat_engine::StatementResult| match result.rows.first()?.first()? {
-            Value::Integer(first) => Some(*first),
-            _ => None,
-        };
-        let known: Option<Vec<i64>> = results.iter().map(first).collect();
-        known.ok_or_else(|| Failure::internal("the ids of this request were remembered without values").into())
+        match results.first().and_then(|result| result.rows.first()?.first()) {
+            Some(Value::Integer(first)) => Ok(*first),
+            _ => Err(Failure::internal("the ids of this request were remembered without values").into()),
+        }
     }
 }
 

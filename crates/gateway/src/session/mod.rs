@@ -62,7 +62,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use pleat_cluster::{Catalog, Millis, ShardId};
 use pleat_engine::{Room, RoomTaken};
-use pleat_sql::{Hint, Ids, Statement};
+use pleat_sql::{Hint, Statement};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -112,8 +112,8 @@ struct Run {
     seed: u64,
     /// The key under which a write is known to the shards.
     key: write::Key,
-    /// The ids that the request's rows are given, once they are known.
-    ids: Mutex<Option<Ids>>,
+    /// What ids the request's rows are given, once that is known.
+    ids: Mutex<ids::Firsts>,
 }
 
 impl Executor {

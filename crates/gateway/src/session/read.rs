@@ -92,7 +92,7 @@ impl Executor {
         check: OwnershipCheck,
     ) -> Result<Response, Setback> {
         let query = Query { sql: statement.sql.to_string(), sql_filtered: None, params: statement.params };
-        let request = read_request(run, vec![query], check);
+        let request = read_request(run, attempt, vec![query], check);
         let answer = self.open(run, attempt, shard, request, false).await?;
         let columns = answer.columns.clone();
         Ok(response(attempt, Touched::One(shard), columns, rows_of(answer)))
@@ -134,7 +134,7 @@ impl Executor {
             let ownership = catalog.shards.get(&shard).map_or(0, |shard| shard.ownership);
             let check = if owned { OwnershipCheck::Scatter { ownership } } else { OwnershipCheck::None };
             let queries = numbers.iter().map(|number| query_of(&fetches[*number])).collect();
-            let request = ReadRequest { names_txns: several, ..read_request(run, queries, check) };
+            let request = ReadRequest { names_txns: several, ..read_request(run, attempt, queries, check) };
             let opened = self.open(run, attempt, shard, request, again);
             // Boxed, because the compiler can't see through the borrows of an unnamed stream's futures.
             async move { Ok(Asked { shard, numbers, answer: opened.await? }) }.boxed()
@@ -264,10 +264,11 @@ fn query_of(fetch: &Fetch) -> Query {
     }
 }
 
-fn read_request(run: &Run, queries: Vec<Query>, check: OwnershipCheck) -> ReadRequest {
+fn read_request(run: &Run, attempt: &Attempt, queries: Vec<Query>, check: OwnershipCheck) -> ReadRequest {
     ReadRequest {
         queries,
         check,
+        layout: Some(attempt.catalog.layout),
         now_ms: run.now_ms,
         seed: run.seed,
         // How much a client takes is limited where it is kept: by the gather, or by the protocol.

@@ -178,8 +178,12 @@ impl Executor {
             return;
         }
         match refusal {
-            Refusal::NotOwned { ownership, .. } | Refusal::Generation { ownership, .. } if *ownership > generation => {
-                self.backend.catalog_reaches(*ownership, left.min(NAMED_GENERATION_WAIT_MAX)).await;
+            Refusal::NotOwned { ownership: named, .. }
+            | Refusal::Generation { ownership: named, .. }
+            | Refusal::Layout { layout: named, .. }
+                if *named > generation =>
+            {
+                self.backend.catalog_reaches(*named, left.min(NAMED_GENERATION_WAIT_MAX)).await;
             }
             _ => {
                 let _ = tokio::time::timeout(left.min(pause), changes.changed()).await;

@@ -4,6 +4,7 @@
 mod api;
 mod locals;
 mod moves;
+mod place;
 mod txns;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,6 +32,7 @@ use uuid::Uuid;
 use crate::backend::Backend;
 
 pub use api::Client;
+pub use place::{Placing, place};
 pub use txns::{Step, Trap};
 
 pub const PARTITIONS: u32 = 16;
@@ -154,7 +156,11 @@ impl Cluster {
         let replica = Replica { store: Mutex::new(store), readers, index: AtomicU64::new(0), _dir: dir };
         self.shards.lock().insert(id, Arc::new(replica));
         let catalog = self.newest();
-        let own = Action::Own { units: catalog.units_of(id), ownership: catalog.shards[&id].ownership };
+        let own = Action::Own {
+            units: catalog.units_of(id),
+            ownership: catalog.shards[&id].ownership,
+            layout: catalog.layout,
+        };
         self.propose(id, own);
         self.apply(&Command::ActivateShard { shard: id, at: 2 });
     }
@@ -221,10 +227,14 @@ impl Cluster {
     }
 
     fn propose(&self, shard: ShardId, action: Action) -> Written {
+        self.propose_as(shard, self.newest().layout, action)
+    }
+
+    /// What was planned by this layout of the catalog.
+    fn propose_as(&self, shard: ShardId, layout: Generation, action: Action) -> Written {
         let replica = self.replica(shard);
         let now_ms = self.clock.fetch_add(1, Ordering::Relaxed);
-        let generation = self.newest().generation;
-        let proposal = Proposal { id: Uuid::new_v4(), generation, now_ms, seed: now_ms, action };
+        let proposal = Proposal { id: Uuid::new_v4(), layout, now_ms, seed: now_ms, action };
         let index = replica.index.fetch_add(1, Ordering::Relaxed) + 1;
         let applied = index.to_be_bytes();
         let outcomes = replica.store.lock().apply(&[&proposal.encode()], &applied).unwrap();
@@ -243,7 +253,10 @@ impl Cluster {
             self.finish(id, Phase::Skipped, "cancelled");
             return;
         }
-        let OperationKind::Ddl { effect, sql } = &operation.kind else { return };
+        let OperationKind::Ddl { effect, sql, .. } = &operation.kind else { return };
+        if let DdlEffect::PlaceTable { .. } = effect {
+            return place(self, id);
+        }
         if effect.is_of_view() {
             self.apply(&Command::CommitOperation { epoch: 1, operation: id, at: 3 });
             self.finish(id, Phase::Successful, "");
@@ -356,7 +369,7 @@ impl Backend for Cluster {
     async fn write(
         &self,
         shard: ShardId,
-        _: Generation,
+        layout: Generation,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
@@ -367,16 +380,16 @@ impl Backend for Cluster {
         match fault {
             Some(Fault::Never) => std::future::pending().await,
             Some(Fault::DoneNever) => {
-                self.propose(shard, action);
+                self.propose_as(shard, layout, action);
                 std::future::pending().await
             }
             Some(Fault::NoLeader) => Err(HostError::Unavailable("no leader".to_owned())),
             Some(Fault::AnswerLost) => {
-                self.propose(shard, action);
+                self.propose_as(shard, layout, action);
                 Err(HostError::OutcomeUnknown("the answer was lost".to_owned()))
             }
             Some(Fault::LostThenFenced) => {
-                let Written { index, .. } = self.propose(shard, action);
+                let Written { index, .. } = self.propose_as(shard, layout, action);
                 let outcome = Outcome::Refused(Refusal::Fenced { unit: PartitionId(0) });
                 Ok(Written { outcome, index, uncertain: true })
             }
@@ -385,14 +398,14 @@ impl Backend for Cluster {
                 let failure = SqlFailure { statement: 0, sqlite_code: 0, code, message, hint: None };
                 Ok(Written { outcome: Outcome::Failed(failure), index: 0, uncertain: false })
             }
-            None => Ok(self.propose(shard, action)),
+            None => Ok(self.propose_as(shard, layout, action)),
         }
     }
 
-    async fn write_reference(&self, _: Generation, action: Action, _: Duration) -> Result<Written, HostError> {
+    async fn write_reference(&self, layout: Generation, action: Action, _: Duration) -> Result<Written, HostError> {
         let catalog = self.newest();
         let anchor = catalog.anchor().unwrap();
-        let written = self.propose(anchor, action);
+        let written = self.propose_as(anchor, layout, action);
         let log = pleat_engine::MoveRead::ReferenceLog { after: 0, limit: 10_000 };
         let chunk = self.replica(anchor).readers.move_read(&log).unwrap();
         let pleat_engine::MoveChunk::ReferenceLog { entries, .. } = chunk else { panic!("{chunk:?}") };

@@ -105,11 +105,11 @@ pub async fn with_table(nodes: &[Node]) -> Arc<Catalog> {
     let table = pleat_engine::validate_ddl(&Default::default(), &statements, "t", &kind).unwrap().unwrap();
     for shard in [SHARD, OTHER] {
         let ownership = catalog.shards[&shard].ownership;
-        done(host.write(shard, 1, Action::Own { units: ALL.to_vec(), ownership }, LIMIT).await);
+        done(host.write(shard, 0, Action::Own { units: ALL.to_vec(), ownership, layout: 0 }, LIMIT).await);
         host.command(Command::ActivateShard { shard, at: 1 }, LIMIT).await.unwrap();
         let (statements, change) = (statements.clone(), SchemaChange::Put(table.clone()));
         done(
-            host.write(shard, 1, Action::Ddl { operation: 1, statements, change, single: None, undoes: None }, LIMIT)
+            host.write(shard, 0, Action::Ddl { operation: 1, statements, change, single: None, undoes: None }, LIMIT)
                 .await,
         );
     }
@@ -140,6 +140,7 @@ pub async fn count(host: &Host, freshness: Freshness, catalog: &Catalog) -> Resu
     let request = ReadRequest {
         queries: vec![Query::new("SELECT count(*) FROM t")],
         check: OwnershipCheck::Scatter { ownership: catalog.shards[&SHARD].ownership },
+        layout: None,
         now_ms: 1,
         seed: 1,
         limits: ReadLimits::default(),

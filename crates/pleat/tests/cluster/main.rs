@@ -10,6 +10,7 @@ mod growth;
 mod harness;
 mod killed_at_every_step;
 mod moving;
+mod place;
 mod rebuild;
 mod reference;
 mod scale_out;

@@ -37,17 +37,14 @@ impl Reader<'_> {
         if self.accept(&["RENAME"]) {
             return if self.accept(&["TO"]) { self.rename_table(table) } else { self.rename_column(table) };
         }
-        let word = self.tokens.str(self.at).to_ascii_uppercase();
-        Err(self.error_here(match word.as_str() {
-            "SHARD" | "REFERENCE" | "SINGLE" => not_yet(
-                "changes of where a table's rows live",
-                "make a new table with the other placement, copy the rows with INSERT … SELECT, and drop the old one",
-            ),
-            _ => not_yet(
-                "this ALTER TABLE",
-                "ADD COLUMN, DROP COLUMN, RENAME COLUMN … TO and RENAME TO work; otherwise make a new table and copy the rows",
-            ),
-        }))
+        if let Some(placement) = self.placement()? {
+            return self.place_table(table, placement);
+        }
+        Err(self.error_here(not_yet(
+            "this ALTER TABLE",
+            "ADD COLUMN, DROP COLUMN, RENAME COLUMN … TO, RENAME TO, SHARD BY (…), REFERENCE and SINGLE work; otherwise \
+             make a new table and copy the rows",
+        )))
     }
 
     fn add_column(&mut self, table: Table) -> Result<DdlPlan, SqlError> {
@@ -86,7 +83,7 @@ impl Reader<'_> {
                 "{column} is the shard key of {}, which decides where its rows are",
                 table.name
             ))
-            .hint("make a new table sharded by another column, and copy the rows"));
+            .hint("shard by another column first: ALTER TABLE … SHARD BY (…)"));
         }
         let change = format!("DROP COLUMN {}", quote(&column));
         self.altered(table, DdlAction::DropColumn { column }, &change)
@@ -123,7 +120,7 @@ impl Reader<'_> {
             return Err(SqlError::unsupported(format!(
                 "nothing of the reference table {name} is {verb}: writes that name it are still on their way to the shards"
             ))
-            .hint("make a new reference table, copy the rows with INSERT … SELECT, and drop the old one"));
+            .hint("make it SINGLE first, and REFERENCE again afterwards"));
         }
         let others = self.tables.values().filter(|other| !other.name.eq_ignore_ascii_case(name));
         if let Some(other) = others.into_iter().find(|other| other.references(name)) {

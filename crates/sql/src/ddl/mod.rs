@@ -8,9 +8,11 @@
 //!   SQLite calls equal (`1` and `1.0`, `'a'` and `'A'`) could land on two shards.
 //! - There is a primary key, and it and every UNIQUE contain the shard key: a shard can only check its own rows.
 //! - No AUTOINCREMENT on reference tables. What else a definition promises is
-//!   checked by `rules`; `alter` reads ALTER TABLE, `view` what concerns views.
+//!   checked by `rules`; `alter` reads ALTER TABLE, `place` the part of it that changes where the rows are, `view` what
+//!   concerns views.
 
 mod alter;
+mod place;
 mod rules;
 mod view;
 
@@ -38,7 +40,7 @@ pub struct DdlPlan {
     /// Something that the user should know.
     pub notice: Option<String>,
     rules: Rules,
-    /// The table before it is renamed, or one of its columns renamed or dropped.
+    /// The table before it is renamed or placed anew, or one of its columns renamed or dropped.
     before: Option<Table>,
 }
 
@@ -70,11 +72,13 @@ pub enum DdlAction {
         view: View,
     },
     DropView,
-    /// `IF [NOT] EXISTS` said so.
+    /// The same table with its rows elsewhere.
+    Place(Placement),
+    /// `IF [NOT] EXISTS` said so, or it is so already.
     Nothing,
 }
 
-/// Where the statement (or the configuration) says that a new table's rows live.
+/// Where the statement (or the configuration) says that a table's rows live.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Placement {
     Sharded { key: String },
@@ -221,12 +225,8 @@ impl Reader<'_> {
             } else if self.accept(&["STRICT"]) {
                 options.push("STRICT");
                 None
-            } else if self.accept(&["SHARD", "BY"]) {
-                Some(Placement::Sharded { key: self.shard_key()? })
-            } else if self.accept(&["REFERENCE"]) {
-                Some(Placement::Reference)
-            } else if self.accept(&["SINGLE"]) {
-                Some(Placement::Single)
+            } else if let Some(placement) = self.placement()? {
+                Some(placement)
             } else if self.tokens.is_symbol(self.at, ",") && at + 1 < self.end {
                 self.at += 1;
                 None

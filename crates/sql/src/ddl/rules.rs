@@ -25,7 +25,7 @@ use crate::write::id_column;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Rules {
     /// The columns of each UNIQUE or PRIMARY KEY, in lower case; those with a collation of their own are left out.
-    uniques: Vec<Unique>,
+    pub uniques: Vec<Unique>,
     pub autoincrement: bool,
     parents: Vec<Parent>,
     rollback: bool,
@@ -214,6 +214,7 @@ impl DdlPlan {
             DdlAction::RenameTable { .. } | DdlAction::RenameColumn { .. } | DdlAction::DropColumn { .. } => {
                 self.alter_effect(self.described(described)?, views)
             }
+            DdlAction::Place(_) => self.place_effect(single_on),
             DdlAction::AddColumn { column } => {
                 let described = self.described(described)?;
                 self.check_references(&described, single_on)?;
@@ -320,7 +321,7 @@ fn invalid(message: String) -> SqlError {
 }
 
 /// The kind of a table that is to be sharded by `key`, if that can be done safely.
-fn sharded(table: &Table, key: &str) -> Result<TableKind, SqlError> {
+pub(super) fn sharded(table: &Table, key: &str) -> Result<TableKind, SqlError> {
     let name = &table.name;
     let column = table.column(key).ok_or_else(|| {
         SqlError::new(Code::UnknownColumn, format!("table {name} can't be sharded by {key}: it has no such column"))

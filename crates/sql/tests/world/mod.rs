@@ -98,6 +98,10 @@ impl World {
                 table.columns.push(column);
                 table.create_sql = create_sql;
             }
+            // Only for tables without rows: these would have to be brought to their new shards.
+            DdlEffect::PlaceTable { after, .. } => {
+                self.tables.insert(after.name.to_ascii_lowercase(), *after);
+            }
             DdlEffect::CreateView(view) => {
                 self.views.insert(view.name.to_ascii_lowercase(), view);
             }

@@ -329,7 +329,7 @@ impl Txn {
     ) -> Result<(Vec<Share>, Vec<StatementResult>), Setback> {
         let units: Vec<PartitionId> = part.units.into_iter().collect();
         let statements: Vec<Statement> = part.statements;
-        let step = TxnStep::Write { units, statements };
+        let step = TxnStep::Write { units, statements, layout: catalog.layout };
         let reply = self.step(shard, catalog, step, deadline.left()).await;
         if reply.is_ok()
             && let Some(touch) = self.state.lock().parts.get_mut(&shard)
@@ -428,7 +428,7 @@ impl Txn {
             }
             ([shard], 1) => self.commit_on(*shard, parts, idempotency, deadline).await,
             _ => {
-                let generation = catalog.map_or(0, |catalog| catalog.generation);
+                let layout = catalog.map_or(0, |catalog| catalog.layout);
                 let parts = parts.into_iter().map(|(shard, touch)| {
                     let part = Arc::into_inner(touch.part).map(AsyncMutex::into_inner);
                     part.map(|part| (shard, Part::Open(part)))
@@ -440,7 +440,7 @@ impl Txn {
                     backend: self.backend.clone(),
                     forgetting: forgetting.clone(),
                     txn: self.handle.id,
-                    generation,
+                    layout,
                     parts,
                     idempotency: Some(idempotency),
                     in_order: false,
@@ -492,6 +492,7 @@ impl Txn {
             let request = ReadRequest {
                 queries: vec![Query::new("SELECT 1")],
                 check: OwnershipCheck::None,
+                layout: None,
                 now_ms: self.handle.began,
                 seed: 0,
                 limits: ReadLimits { time: deadline.left(), ..ReadLimits::default() },
