@@ -55,6 +55,7 @@ fn table(name: &str, kind: TableKind) -> Table {
         without_rowid: false,
         create_sql: format!("CREATE TABLE {name}(id INTEGER PRIMARY KEY, v)"),
         indexes: vec![],
+        triggers: vec![],
     }
 }
 
