@@ -11,7 +11,7 @@
 //!
 //! If each route is the partition of that key and no other, the statement stays with the row: no constant and no other column
 //! falls into the same partition every time. (`OLD.key` and `NEW.key` are one: a change of the key is another statement,
-//! and refused where there are triggers.) For a single table the route is that table's shard. `RAISE` is for SQLite to understand; what is
+//! and refused where there are triggers.) Keys are of one type. For a single table the route is that table's shard. `RAISE` is for SQLite to understand; what is
 //! planned has its message in its place.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,6 +102,7 @@ impl<'a> Body<'a> {
                     Route::Concat { .. } | Route::Gather { .. } => Ok(None),
                 })
                 .map_err(pointed)?;
+                self.alike(plan.tables()).map_err(pointed)?;
                 self.reads.extend(plan.tables().iter().cloned());
             }
             Statement::Write(plan) => {
@@ -117,6 +118,7 @@ impl<'a> Body<'a> {
                     })
                 })
                 .map_err(pointed)?;
+                self.alike(plan.tables()).map_err(pointed)?;
                 self.writes.extend(plan.targets().map(str::to_owned));
                 self.reads.extend(plan.tables().iter().cloned());
             }
@@ -149,6 +151,22 @@ impl<'a> Body<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses sharded tables whose keys are of another type: `text_key = NEW.integer_key` compares as numbers, of which a text
+    /// has many forms, each in a partition of its own.
+    fn alike(&self, tables: &[String]) -> Result<(), SqlError> {
+        let own = self.home.table.shard_key().map(|(_, key_type)| key_type);
+        let found = tables.iter().filter_map(|name| self.schema.tables.get(name));
+        let other = |table: &&Table| table.shard_key().is_some_and(|(_, key_type)| Some(key_type) != own);
+        match found.into_iter().find(other) {
+            Some(other) => Err(SqlError::unsupported(format!(
+                "in the trigger: the shard key of {} is of another type than that of {}",
+                other.name, self.home.table.name
+            ))
+            .hint("shard both tables by keys of one type")),
+            None => Ok(()),
+        }
     }
 
     fn stays(&self, units: &Units, own: Option<PartitionId>) -> bool {
