@@ -172,6 +172,8 @@ fn describe(kind: &OperationKind) -> String {
             DdlEffect::CreateIndex { table, index } => format!("create index {} on {table}", index.name),
             DdlEffect::DropIndex { table, index } => format!("drop index {index} of {table}"),
             DdlEffect::AddColumn { table, column, .. } => format!("add column {} to {table}", column.name),
+            DdlEffect::CreateTrigger { table, trigger, .. } => format!("create trigger {} on {table}", trigger.name),
+            DdlEffect::DropTrigger { table, trigger } => format!("drop trigger {trigger} of {table}"),
             DdlEffect::CreateView(view) => format!("create view {}", view.name),
             DdlEffect::DropView { view } => format!("drop view {view}"),
             DdlEffect::AlterTable { before, statement, .. } => format!("alter table {}: {statement}", before.name),

@@ -7,4 +7,5 @@ mod resources;
 mod sessions;
 mod spread;
 mod statements;
+mod triggers;
 mod views;
