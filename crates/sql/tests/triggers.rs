@@ -11,6 +11,9 @@ const TABLES: &[&str] = &[
     "CREATE TABLE orders (k INTEGER, nr INTEGER, total INTEGER, status TEXT DEFAULT 'new', PRIMARY KEY (k, nr)) SHARD BY (k)",
     "CREATE TABLE totals (k INTEGER PRIMARY KEY, n INTEGER, total INTEGER) SHARD BY (k)",
     "CREATE TABLE journal (k INTEGER, seq INTEGER, what TEXT, PRIMARY KEY (k, seq)) SHARD BY (k)",
+    "CREATE TABLE parents (k INTEGER, nr INTEGER, x INTEGER, PRIMARY KEY (k, nr)) SHARD BY (k)",
+    "CREATE TABLE fosters (k INTEGER, nr INTEGER, PRIMARY KEY (k, nr), \
+     FOREIGN KEY (k, nr) REFERENCES parents (k, nr) ON UPDATE CASCADE) SHARD BY (k)",
     "CREATE TABLE kids (k INTEGER, nr INTEGER, x INTEGER, PRIMARY KEY (k, nr, x), \
      FOREIGN KEY (k, nr) REFERENCES orders (k, nr)) SHARD BY (k)",
     "CREATE TABLE tickets (k INTEGER, id INTEGER PRIMARY KEY, x INTEGER) SHARD BY (k)",
@@ -36,6 +39,7 @@ const TRIGGERS: &[&str] = &[
      UPDATE totals SET n = n - 1, total = total - OLD.total WHERE k = OLD.k; \
      DELETE FROM totals WHERE k = OLD.k AND n = 0; END",
     "CREATE TRIGGER noted AFTER INSERT ON journal BEGIN UPDATE totals SET n = n + 100 WHERE k = NEW.k AND NEW.seq % 3 = 0; END",
+    "CREATE TRIGGER fostered AFTER UPDATE ON fosters WHEN NEW.nr > 100 BEGIN SELECT RAISE(ABORT, 'far'); END",
     "CREATE TRIGGER told AFTER UPDATE ON settings WHEN NEW.x > 5 BEGIN \
      INSERT INTO changes_of_settings VALUES (NEW.name, (SELECT count(*) FROM kinds)); END",
 ];
@@ -106,6 +110,7 @@ fn writes_that_would_fire_other_triggers_are_refused() {
         "UPDATE OR REPLACE orders SET nr = 2 WHERE k = 1",
         "UPDATE orders SET k = 7 WHERE k = 1",
         "UPDATE orders SET total = 3 WHERE total > (SELECT avg(total) FROM orders)",
+        "UPDATE parents SET x = (SELECT max(x) FROM parents)",
         "UPDATE orders SET total = s.n FROM (SELECT count(*) AS n FROM orders) AS s",
     ] {
         write(&world, sql, Ended::Refused);

@@ -112,7 +112,11 @@ impl Reader<'_> {
                     .hint("write to the tables that the view reads"),
             ));
         }
-        Ok(!self.accept(&["AFTER"]) && (self.accept(&["BEFORE"]) || true))
+        let after = self.accept(&["AFTER"]);
+        if !after {
+            self.accept(&["BEFORE"]);
+        }
+        Ok(!after)
     }
 
     fn event(&mut self) -> Result<TriggerEvent, SqlError> {
@@ -151,7 +155,8 @@ impl Reader<'_> {
 
     /// The condition of WHEN, and the statements between BEGIN and END.
     fn body(&mut self) -> Result<(Option<Span>, Vec<Span>), SqlError> {
-        let begin = (self.at..self.end).find(|at| self.tokens.is(*at, "BEGIN"));
+        let is_begin = |at: &usize| self.tokens.is(*at, "BEGIN") && !self.tokens.is_symbol(*at - 1, ".");
+        let begin = (self.at..self.end).find(is_begin);
         let Some(begin) = begin else {
             self.at = self.end;
             return Err(self.expected("BEGIN and the trigger's statements"));

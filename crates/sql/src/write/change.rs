@@ -38,7 +38,7 @@ pub(super) fn read_update<'a>(draft: &mut Draft<'a>, update: &Update) -> Result<
     }
     let moves = table.shard_key().is_some_and(|(key, _)| update.assignments.iter().any(|one| assigns(one, key)));
     if moves {
-        refuse_other_update(table, true)?;
+        refuse_other_update(draft.analysis.tables, table, true)?;
     }
     let numbers = id_column(table).is_some_and(|id| update.assignments.iter().any(|one| assigns(one, id)));
     if numbers && !may_be_given(table) {
@@ -127,7 +127,7 @@ fn computed_update(
     late: usize,
     moves: bool,
 ) -> Result<SpreadPlan, SqlError> {
-    refuse_other_update(table, moves)?;
+    refuse_other_update(draft.analysis.tables, table, moves)?;
     if update.from.is_none() {
         update.assignments.iter().try_for_each(|one| refuse_self_reference(draft, table, &one.value))?;
     }

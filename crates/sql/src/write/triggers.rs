@@ -54,10 +54,14 @@ pub(super) fn refuse_replace(tokens: &Tokens, shape: &Shape, tables: &Tables, ta
 }
 
 /// Refuses to carry an UPDATE out as other statements.
-pub(super) fn refuse_other_update(table: &Table, moves: bool) -> Result<(), SqlError> {
-    let Some(trigger) = table.triggers.iter().find(|trigger| moves || trigger.event == TriggerEvent::Update) else {
-        return Ok(());
+pub(super) fn refuse_other_update(tables: &Tables, table: &Table, moves: bool) -> Result<(), SqlError> {
+    let own = || table.triggers.iter().find(|trigger| moves || trigger.event == TriggerEvent::Update);
+    // The actions of foreign keys may fire others.
+    let further = || {
+        let ids = if tables.values().all(|table| table.triggers.is_empty()) { BTreeSet::new() } else { reached(tables, [table.id]) };
+        tables.values().filter(|table| ids.contains(&table.id)).find_map(|table| table.triggers.first())
     };
+    let Some(trigger) = own().or_else(further) else { return Ok(()) };
     let (what, hint) = match moves {
         true => ("a change of the shard key of", "INSERT the row with its new key, and DELETE the old one"),
         false => (
@@ -66,7 +70,7 @@ pub(super) fn refuse_other_update(table: &Table, moves: bool) -> Result<(), SqlE
         ),
     };
     Err(SqlError::unsupported(format!(
-        "{what} {}, which has trigger {}, would fire other triggers than in SQLite",
+        "{what} {}, which fires trigger {}, would do something else than in SQLite",
         table.name, trigger.name
     ))
     .hint(hint))
