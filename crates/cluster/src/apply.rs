@@ -309,7 +309,8 @@ impl Catalog {
             DdlEffect::DropTable { .. } => self.admit_drop(name),
             DdlEffect::CreateTrigger { trigger, about, seen, .. } => self.admit_trigger(name, trigger, about, *seen),
             DdlEffect::DropTrigger { trigger, .. } => {
-                let ready = self.known_table(name)?.ready_triggers().any(|known| known.name.eq_ignore_ascii_case(trigger));
+                let ready =
+                    self.known_table(name)?.ready_triggers().any(|known| known.name.eq_ignore_ascii_case(trigger));
                 if ready { Ok(()) } else { Err(unknown(format!("trigger {trigger}"))) }
             }
             DdlEffect::AlterTable { before, after, .. } => {

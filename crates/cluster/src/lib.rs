@@ -42,7 +42,8 @@ pub use policy::{Mode, Policy, Strategy, Thresholds};
 pub use shard::{Shard, ShardState};
 pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables};
 pub use trigger::{
-    Trigger, TriggerEvent, TriggerState, circular, newest_trigger, reached, trigger_about, trigger_named, trigger_naming,
+    Trigger, TriggerEvent, TriggerState, circular, newest_trigger, reached, trigger_about, trigger_named,
+    trigger_naming,
 };
 pub use value::Value;
 pub use view::{Rewritten, View, Views};

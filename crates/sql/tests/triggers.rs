@@ -4,8 +4,8 @@
 mod world;
 
 use pleat_cluster::{TriggerState, circular};
-use world::{Failure, World};
 use world::writes::Ended;
+use world::{Failure, World};
 
 const TABLES: &[&str] = &[
     "CREATE TABLE orders (k INTEGER, nr INTEGER, total INTEGER, status TEXT DEFAULT 'new', PRIMARY KEY (k, nr)) SHARD BY (k)",
@@ -52,7 +52,9 @@ fn with_triggers(foreign_rows: bool) -> World {
     assert!(circular(&world.tables).is_none());
     assert_eq!(world.tables["orders"].triggers.len(), 5);
     assert!(world.tables["orders"].triggers.iter().all(|trigger| trigger.state == TriggerState::Ready));
-    for sql in ["INSERT INTO kinds VALUES ('new'), ('open'), ('paid')", "INSERT INTO settings VALUES ('a', 1), ('b', 2)"] {
+    for sql in
+        ["INSERT INTO kinds VALUES ('new'), ('open'), ('paid')", "INSERT INTO settings VALUES ('a', 1), ('b', 2)"]
+    {
         write(&world, sql, Ended::Done);
     }
     world
@@ -94,7 +96,11 @@ fn writes_fire_triggers_as_in_sqlite() {
             write(&world, sql, Ended::Done);
         }
         write(&world, "INSERT INTO orders VALUES (1, 50, 1, 'odd')", Ended::Failed);
-        write(&world, "INSERT INTO orders VALUES (1, 50, 1, 'new'), (2, 50, 1, 'new'), (3, 1, 2, 'odd')", Ended::Failed);
+        write(
+            &world,
+            "INSERT INTO orders VALUES (1, 50, 1, 'new'), (2, 50, 1, 'new'), (3, 1, 2, 'odd')",
+            Ended::Failed,
+        );
         let ways = world.ways();
         assert!(["one place", "rows", "same", "computed"].iter().all(|way| ways.contains_key(way)), "{ways:?}");
     }
@@ -127,7 +133,9 @@ fn a_request_that_reads_what_a_trigger_wrote_before_is_stepwise() {
         pleat_sql::Statement::Write(plan) => plan.is_stepwise(),
         _ => panic!("{sql} is no write"),
     };
-    assert!(stepwise("INSERT INTO orders VALUES (1, 1, 1, 'new'); DELETE FROM places WHERE n IN (SELECT n FROM totals)"));
+    assert!(stepwise(
+        "INSERT INTO orders VALUES (1, 1, 1, 'new'); DELETE FROM places WHERE n IN (SELECT n FROM totals)"
+    ));
     assert!(!stepwise("INSERT INTO totals VALUES (1, 1, 1); DELETE FROM places WHERE n IN (SELECT nr FROM orders)"));
 }
 
@@ -229,11 +237,16 @@ fn definitions_that_pleat_does_not_take_say_why() {
 #[test]
 fn triggers_do_not_meet_replace_from_the_other_side() {
     let mut world = with_triggers(false);
-    world.ddl("CREATE TRIGGER puts AFTER INSERT ON kids BEGIN REPLACE INTO journal VALUES (NEW.k, NEW.x, 'kid'); END").unwrap();
+    world
+        .ddl("CREATE TRIGGER puts AFTER INSERT ON kids BEGIN REPLACE INTO journal VALUES (NEW.k, NEW.x, 'kid'); END")
+        .unwrap();
     for (sql, reason) in [
         ("CREATE TRIGGER x AFTER DELETE ON journal BEGIN SELECT 1; END", "trigger puts may replace"),
         ("CREATE TRIGGER x AFTER DELETE ON totals BEGIN SELECT 1; END", "trigger puts may replace"),
-        ("CREATE TRIGGER x AFTER UPDATE ON kids BEGIN INSERT OR REPLACE INTO orders VALUES (NEW.k, 1, 1, 'new'); END", "DELETE triggers of orders"),
+        (
+            "CREATE TRIGGER x AFTER UPDATE ON kids BEGIN INSERT OR REPLACE INTO orders VALUES (NEW.k, 1, 1, 'new'); END",
+            "DELETE triggers of orders",
+        ),
     ] {
         match world.ddl(sql) {
             Err(Failure::Refused(error)) => assert!(error.message.contains(reason), "{sql}: {error:?}"),
@@ -246,7 +259,9 @@ fn triggers_do_not_meet_replace_from_the_other_side() {
 fn foreign_keys_are_ways_back_too() {
     let mut world = with_triggers(false);
     // Deleting an order may change its kids, and so fire what they have.
-    match world.ddl("CREATE TRIGGER x AFTER DELETE ON kids BEGIN DELETE FROM orders WHERE k = OLD.k AND nr = OLD.nr; END") {
+    match world
+        .ddl("CREATE TRIGGER x AFTER DELETE ON kids BEGIN DELETE FROM orders WHERE k = OLD.k AND nr = OLD.nr; END")
+    {
         Err(Failure::Refused(error)) => assert!(error.message.contains("to its own table kids again"), "{error:?}"),
         other => panic!("{other:?}"),
     }

@@ -204,7 +204,8 @@ async fn a_trigger_that_a_shard_refuses_is_taken_back_everywhere() {
     let broken = match shadow(&world) {
         OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql } => {
             // SQLite takes it for what it is: no trigger. The gateway tries that before.
-            let trigger = Trigger { sql: "CREATE TRIGGER shadow AFTER INSERT ON nowhere BEGIN SELECT 1; END".into(), ..trigger };
+            let trigger =
+                Trigger { sql: "CREATE TRIGGER shadow AFTER INSERT ON nowhere BEGIN SELECT 1; END".into(), ..trigger };
             OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql }
         }
         other => panic!("{other:?}"),

@@ -221,7 +221,8 @@ impl<'a> Body<'a> {
                     at += 3;
                 }
                 Some("new" | "old") => {
-                    let error = SqlError::unsupported("NEW and OLD are the trigger's rows and can name nothing else here");
+                    let error =
+                        SqlError::unsupported("NEW and OLD are the trigger's rows and can name nothing else here");
                     return Err(self.at(error.hint("use another alias; write table.new for a column"), at));
                 }
                 Some("raise") if tokens.is_symbol(at + 1, "(") => {
@@ -256,7 +257,8 @@ impl<'a> Body<'a> {
         }
         match id_column(table) {
             Some(id) if self.home.early && id.eq_ignore_ascii_case(&name) => Err(self.at(
-                SqlError::unsupported(format!("NEW.{id} is not known before the row is inserted")).hint("use AFTER INSERT"),
+                SqlError::unsupported(format!("NEW.{id} is not known before the row is inserted"))
+                    .hint("use AFTER INSERT"),
                 at,
             )),
             _ => Ok(name),

@@ -224,9 +224,7 @@ impl DdlPlan {
             | DdlAction::DropView
             | DdlAction::CreateTrigger { .. }
             | DdlAction::DropTrigger { .. }
-            | DdlAction::Nothing => {
-                Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice"))
-            }
+            | DdlAction::Nothing => Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice")),
         }
     }
 

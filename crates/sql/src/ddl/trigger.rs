@@ -15,8 +15,8 @@
 use std::collections::BTreeSet;
 
 use pleat_cluster::{
-    DdlEffect, Table, TableId, TableKind, Tables, Trigger, TriggerEvent, TriggerState, circular, newest_trigger, reached,
-    trigger_about, trigger_named, trigger_naming,
+    DdlEffect, Table, TableId, TableKind, Tables, Trigger, TriggerEvent, TriggerState, circular, newest_trigger,
+    reached, trigger_about, trigger_named, trigger_naming,
 };
 
 use super::body::{Body, Home};
@@ -108,8 +108,10 @@ impl Reader<'_> {
     fn timing(&mut self) -> Result<bool, SqlError> {
         if self.tokens.are(self.at, &["INSTEAD", "OF"]) {
             return Err(self.error_here(
-                SqlError::unsupported("INSTEAD OF triggers are not supported: shards know no views, which they are for")
-                    .hint("write to the tables that the view reads"),
+                SqlError::unsupported(
+                    "INSTEAD OF triggers are not supported: shards know no views, which they are for",
+                )
+                .hint("write to the tables that the view reads"),
             ));
         }
         let after = self.accept(&["AFTER"]);
@@ -228,7 +230,9 @@ impl Reader<'_> {
 }
 
 fn named(table: &Table, of: &Table, trigger: &Trigger, what: &str) -> SqlError {
-    let whose = if of.id == table.id { format!("it has trigger {}", trigger.name) } else {
+    let whose = if of.id == table.id {
+        format!("it has trigger {}", trigger.name)
+    } else {
         format!("trigger {} of table {} names it", trigger.name, of.name)
     };
     SqlError::unsupported(format!("nothing of {} is {what} while {whose}", table.name))
@@ -261,9 +265,8 @@ fn check_replace(tables: &Tables, table: &Table) -> Result<(), SqlError> {
         return refused("whose constraints say ON CONFLICT REPLACE".to_owned());
     }
     let replaced = |trigger: &&Trigger| {
-        let reaches = |id: TableId| {
-            trigger.writes.contains(&id) || reached(tables, trigger.writes.iter().copied()).contains(&id)
-        };
+        let reaches =
+            |id: TableId| trigger.writes.contains(&id) || reached(tables, trigger.writes.iter().copied()).contains(&id);
         replaces(&trigger.sql) && reaches(table.id)
     };
     match tables.values().flat_map(|table| &table.triggers).find(replaced) {

@@ -58,7 +58,11 @@ pub(super) fn refuse_other_update(tables: &Tables, table: &Table, moves: bool) -
     let own = || table.triggers.iter().find(|trigger| moves || trigger.event == TriggerEvent::Update);
     // The actions of foreign keys may fire others.
     let further = || {
-        let ids = if tables.values().all(|table| table.triggers.is_empty()) { BTreeSet::new() } else { reached(tables, [table.id]) };
+        let ids = if tables.values().all(|table| table.triggers.is_empty()) {
+            BTreeSet::new()
+        } else {
+            reached(tables, [table.id])
+        };
         tables.values().filter(|table| ids.contains(&table.id)).find_map(|table| table.triggers.first())
     };
     let Some(trigger) = own().or_else(further) else { return Ok(()) };

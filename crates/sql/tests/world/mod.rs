@@ -105,7 +105,11 @@ impl World {
                 table.triggers.push(Trigger { id: seen + 1, state: TriggerState::Ready, ..trigger });
             }
             DdlEffect::DropTrigger { table, trigger } => {
-                self.tables.get_mut(&table.to_ascii_lowercase()).unwrap().triggers.retain(|known| known.name != trigger);
+                self.tables
+                    .get_mut(&table.to_ascii_lowercase())
+                    .unwrap()
+                    .triggers
+                    .retain(|known| known.name != trigger);
             }
             DdlEffect::CreateView(view) => {
                 self.views.insert(view.name.to_ascii_lowercase(), view);

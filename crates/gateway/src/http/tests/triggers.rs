@@ -47,7 +47,12 @@ async fn a_bulk_load_fires_triggers() {
     let (_cluster, client) = orders().await;
     let rows = "{\"buyer\": 70, \"nr\": 1, \"total\": 5}\n{\"buyer\": 71, \"nr\": 1, \"total\": -5}\n";
     let loaded = client.post("/tables/orders/rows", "application/x-ndjson", rows).await;
-    assert_eq!((loaded.json["inserted"].as_u64(), loaded.json["rejected"].to_string().contains("P0001")), (Some(1), true), "{}", loaded.text);
+    assert_eq!(
+        (loaded.json["inserted"].as_u64(), loaded.json["rejected"].to_string().contains("P0001")),
+        (Some(1), true),
+        "{}",
+        loaded.text
+    );
     assert_eq!(client.rows(SUMS).await, json!([[25, 95]]));
 }
 
