@@ -352,7 +352,9 @@ fn trigger(name: &str, on: &Table, writes: &[&Table], seen: u32) -> OperationKin
 #[test]
 fn a_trigger_counts_from_its_operations_start_to_the_end_of_the_one_that_drops_it() {
     let mut catalog = founded(3, 1);
-    ["a", "b", "c"].into_iter().for_each(|name| drop(run(&mut catalog, create(name, by_id()))));
+    for name in ["a", "b", "c"] {
+        run(&mut catalog, create(name, by_id()));
+    }
     let now = |catalog: &Catalog, name: &str| catalog.table(name).unwrap().clone();
     let states = |catalog: &Catalog| -> Vec<TriggerState> {
         catalog.table("a").unwrap().triggers.iter().map(|trigger| trigger.state).collect()

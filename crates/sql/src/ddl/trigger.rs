@@ -173,11 +173,9 @@ impl Reader<'_> {
         }
         let mut statements = Vec::new();
         let mut start = begin + 1;
-        for at in start..self.end - 1 {
-            if self.tokens.is_symbol(at, ";") {
-                statements.push((start, at));
-                start = at + 1;
-            }
+        for end in (begin + 1..self.end - 1).filter(|at| self.tokens.is_symbol(*at, ";")) {
+            statements.push((start, end));
+            start = end + 1;
         }
         match statements.iter().any(|(from, to)| from == to) || statements.is_empty() {
             true => Err(self.expected("at least one statement, and none that is empty,")),
