@@ -55,10 +55,10 @@ impl Catalog {
     /// From the start of its operation on a trigger counts.
     pub(crate) fn announce_trigger(&mut self, kind: &OperationKind) {
         let OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, .. }, .. } = kind else { return };
+        let since = self.bump();
         let Some(table) = self.tables.get_mut(&table.to_ascii_lowercase()) else { return };
         self.last_trigger += 1;
-        table.triggers.push(Trigger { id: self.last_trigger, state: TriggerState::Coming, ..trigger.clone() });
-        self.bump();
+        table.triggers.push(Trigger { id: self.last_trigger, state: TriggerState::Coming, since, ..trigger.clone() });
     }
 
     /// At the end of its operation a trigger that did not come, or that went, is gone.

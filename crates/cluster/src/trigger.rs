@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Table, TableId, Tables};
+use crate::{Generation, Table, TableId, Tables};
 
 /// A trigger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct Trigger {
     /// The tables that its body or its WHEN reads.
     pub reads: BTreeSet<TableId>,
     pub state: TriggerState,
+    /// The generation from which on the catalog has it. A write that was planned by an older one may be what triggers forbid, so
+    /// shards that have the trigger refuse it, retryably.
+    pub since: Generation,
 }
 
 /// What fires a trigger.

@@ -343,6 +343,7 @@ fn trigger(name: &str, on: &Table, writes: &[&Table], seen: u32) -> OperationKin
         writes: writes.iter().map(|table| table.id).collect(),
         reads: Default::default(),
         state: TriggerState::Coming,
+        since: 0,
     };
     let about = [on].into_iter().chain(writes.iter().copied().filter(|table| table.id != on.id)).cloned().collect();
     let effect = DdlEffect::CreateTrigger { table: on.name.clone(), trigger, about, seen };
@@ -364,6 +365,7 @@ fn a_trigger_counts_from_its_operations_start_to_the_end_of_the_one_that_drops_i
     let made = catalog.apply(&start(trigger("x", &a, &[&b], 0))).unwrap().operation.unwrap();
     assert_eq!((states(&catalog), catalog.check()), (vec![TriggerState::Coming], vec![]));
     assert!(catalog.generation > generation, "routers look again");
+    assert_eq!(catalog.table("a").unwrap().triggers[0].since, catalog.generation);
     assert_eq!(catalog.table("a").unwrap().ready_triggers().count(), 0);
     // Its tables stay as they are.
     let drop_table = |name: &str| ddl(DdlEffect::DropTable { table: name.into() });

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use pleat_cluster::{KeyType, ShardId, TxnId, Value};
+use pleat_cluster::{KeyType, ShardId, Trigger, TriggerEvent, TriggerState, TxnId, Value};
 use pleat_engine::*;
 
 const LOG: &str = "CREATE TABLE log(k INTEGER, seq INTEGER, what TEXT, r DEFAULT (random()), at TEXT DEFAULT CURRENT_TIMESTAMP, \
@@ -158,6 +158,33 @@ fn a_row_of_another_partition_is_refused_however_it_comes() {
     let outcome = replica.apply(write);
     assert!(!matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
     assert_eq!((count(&replica, "items"), count(&replica, "log")), (0, 1));
+}
+
+#[test]
+fn a_write_that_was_planned_before_the_trigger_was_known_is_planned_again() {
+    let mut replica = replica();
+    let kind = sharded("k", KeyType::Integer);
+    let described = validate_ddl(&Default::default(), &[ITEMS.to_owned()], "items", &kind).unwrap().unwrap();
+    let trigger = Trigger {
+        id: 1,
+        name: "went".into(),
+        event: TriggerEvent::Delete,
+        sql: TRIGGERS[3].into(),
+        writes: Default::default(),
+        reads: Default::default(),
+        state: TriggerState::Coming,
+        since: 2,
+    };
+    let table = pleat_cluster::Table { triggers: vec![trigger], ..described };
+    assert!(matches!(replica.apply(ddl(800, &[], table)), Outcome::Done { .. }));
+    // Tests write by the catalog of generation 1.
+    let stale = |outcome| matches!(outcome, Outcome::Refused(Refusal::Generation { ownership: 2, routed: 1 }));
+    assert!(stale(replica.write("REPLACE INTO items(k, n) VALUES (1, 1)", vec![])));
+    assert!(stale(replica.apply(bulk(&[[1, 1]]))));
+    let action = write("INSERT INTO items(k, n) VALUES (1, 1)", vec![]);
+    let proposal = Proposal { id: Default::default(), generation: 2, now_ms: replica.clock, seed: 1, action };
+    let outcomes = replica.store().apply(&[&proposal.encode()], b"later").unwrap();
+    assert!(matches!(Outcome::decode(&outcomes[0]).unwrap(), Outcome::Done { .. }));
 }
 
 #[test]

@@ -147,6 +147,7 @@ fn shadow(world: &World) -> OperationKind {
         writes: [about[1].id].into(),
         reads: Default::default(),
         state: TriggerState::Coming,
+        since: 0,
     };
     ddl(DdlEffect::CreateTrigger { table: "users".to_owned(), trigger, about, seen: 0 }, sql)
 }

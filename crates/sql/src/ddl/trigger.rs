@@ -85,8 +85,9 @@ impl Reader<'_> {
         }
         statements.iter().try_for_each(|statement| body.statement(*statement))?;
         let (writes, reads) = body.tables();
-        let (id, state, event) = (0, TriggerState::Coming, head.event);
-        let trigger = Trigger { id, name, event, sql: sql.clone(), writes, reads, state };
+        // The catalog gives it a number, and says since when it is there.
+        let (id, state, event, since) = (0, TriggerState::Coming, head.event, 0);
+        let trigger = Trigger { id, name, event, sql: sql.clone(), writes, reads, state, since };
         check_circle(self.tables, &table, &trigger)?;
         if event == TriggerEvent::Delete {
             check_replace(self.tables, &table)?;
