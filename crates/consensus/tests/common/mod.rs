@@ -139,8 +139,9 @@ impl StateMachine for Recorder {
         let content: Content = postcard::from_bytes(&std::fs::read(from)?)?;
         assert_eq!(content.applied, applied, "the file is what the position says");
         *self.0.synced.lock() = content.clone();
+        // First the count, so that who sees the content sees that it was installed.
+        self.0.installs.fetch_add(1, Ordering::SeqCst);
         *self.0.now.lock() = content;
-        self.0.installs.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
