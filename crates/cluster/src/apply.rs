@@ -4,7 +4,7 @@
 use crate::{
     Catalog, Cause, Command, CommandError, DdlEffect, Decision, DecisionId, Generation, Millis, Node, NodeId,
     NodeState, Operation, OperationId, OperationKind, PARTITION_COUNT_MAX, PartitionId, Phase, Policy, Reply, Shard,
-    ShardId, ShardState, Step, Table, TableId, TableKind,
+    ShardId, ShardState, Step, Table, TableId, TableKind, TriggerState, trigger_about,
 };
 
 pub(crate) type Applied<T = ()> = Result<T, CommandError>;
@@ -190,6 +190,7 @@ impl Catalog {
             self.new_shard(*to, generation, at);
         }
         self.distrust(kind);
+        self.announce_trigger(kind);
         self.last_operation += 1;
         let id = OperationId(self.last_operation);
         let operation = Operation {
@@ -311,14 +312,22 @@ impl Catalog {
                     false => Err(unknown(format!("index {index}"))),
                 }
             }
-            DdlEffect::AddColumn { column, .. } => match self.known_table(name)?.column(&column.name) {
-                Some(_) => Err(CommandError::Exists { what: format!("column {name}.{}", column.name) }),
-                None => Ok(()),
-            },
-            DdlEffect::DropTable { .. } => self.known_table(name).map(|_| ()),
+            DdlEffect::AddColumn { column, create_sql, .. } => {
+                if self.known_table(name)?.column(&column.name).is_some() {
+                    return Err(CommandError::Exists { what: format!("column {name}.{}", column.name) });
+                }
+                self.admit_reference(name, create_sql)
+            }
+            DdlEffect::DropTable { .. } => self.admit_drop(name),
+            DdlEffect::CreateTrigger { trigger, about, seen, .. } => self.admit_trigger(name, trigger, about, *seen),
+            DdlEffect::DropTrigger { trigger, .. } => {
+                let ready =
+                    self.known_table(name)?.ready_triggers().any(|known| known.name.eq_ignore_ascii_case(trigger));
+                if ready { Ok(()) } else { Err(unknown(format!("trigger {trigger}"))) }
+            }
             DdlEffect::PlaceTable { before, after } => self.admit_place(before, after),
             DdlEffect::AlterTable { before, after, .. } => {
-                if self.known_table(name)? != &**before {
+                if self.known_table(name)? != &**before || trigger_about(&self.tables, name).is_some() {
                     return Err(busy(format!("table {name} has just been changed")));
                 }
                 if after.name.eq_ignore_ascii_case(name) { Ok(()) } else { self.free_name(&after.name) }
@@ -513,6 +522,8 @@ impl Catalog {
         let table = self.tables.get_mut(&name).ok_or_else(|| unknown(format!("table {name}")))?;
         match effect {
             DdlEffect::CreateTable(_) | DdlEffect::CreateView(_) | DdlEffect::DropView { .. } => {}
+            DdlEffect::CreateTrigger { trigger, .. } => table.set_trigger(&trigger.name, TriggerState::Ready),
+            DdlEffect::DropTrigger { trigger, .. } => table.set_trigger(trigger, TriggerState::Going),
             DdlEffect::DropTable { .. } => {
                 self.tables.remove(&name);
             }
@@ -578,6 +589,8 @@ impl Catalog {
         if let Some(step) = operation.steps.last_mut() {
             step.ended.get_or_insert(at);
         }
+        let (kind, committed) = (operation.kind.clone(), operation.committed);
+        self.forget_trigger(&kind, committed);
         Ok(())
     }
 
@@ -614,7 +627,7 @@ impl Catalog {
         }
     }
 
-    fn known_table(&self, name: &str) -> Applied<&Table> {
+    pub(crate) fn known_table(&self, name: &str) -> Applied<&Table> {
         self.table(name).ok_or_else(|| unknown(format!("table {name}")))
     }
 

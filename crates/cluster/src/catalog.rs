@@ -32,6 +32,7 @@ pub struct Catalog {
     pub(crate) last_operation: u64,
     pub(crate) last_decision: u64,
     pub(crate) last_table: u32,
+    pub(crate) last_trigger: u32,
 }
 
 impl Catalog {
@@ -45,6 +46,8 @@ impl Catalog {
     pub const STEPS_MAX: usize = 256;
     pub const TABLES_MAX: usize = 10_000;
     pub const VIEWS_MAX: usize = 10_000;
+    /// Triggers of one table.
+    pub const TRIGGERS_MAX: usize = 100;
 
     /// Whether the founding command was applied.
     pub fn is_initialised(&self) -> bool {

@@ -1,8 +1,9 @@
 //! Every invariant of a catalog, checked by one function.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::{Catalog, OperationKind, ShardState, TableKind};
+use crate::{Catalog, DdlEffect, OperationKind, ShardState, TableKind, Trigger, TriggerState, circular};
 
 /// A broken invariant, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,12 +29,15 @@ impl Catalog {
     ///    decided waits.
     /// 7. Histories are within their limits.
     /// 8. Replica numbers and distrust name replicas that the shard has.
+    /// 9. Triggers have ids that were handed out, each one name and one id; they name tables that exist, none comes back to
+    ///    its own table, and one that is not ready has an open operation.
     pub fn check(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         if self.is_initialised() {
             self.check_shards(&mut found);
             self.check_tables(&mut found);
             self.check_views(&mut found);
+            self.check_triggers(&mut found);
             self.check_operations(&mut found);
         }
         found.into_iter().map(Violation).collect()
@@ -118,6 +122,41 @@ impl Catalog {
             if self.tables.contains_key(name) {
                 found.push(format!("{name} is a table and a view"));
             }
+        }
+    }
+
+    fn check_triggers(&self, found: &mut Vec<String>) {
+        let all = || self.tables.values().flat_map(|table| table.triggers.iter().map(move |trigger| (table, trigger)));
+        let names: BTreeSet<String> = all().map(|(_, trigger)| trigger.name.to_ascii_lowercase()).collect();
+        let ids: BTreeSet<u32> = all().map(|(_, trigger)| trigger.id).collect();
+        if names.len() != all().count() || ids.len() != all().count() {
+            found.push("two triggers have one name or one id".to_owned());
+        }
+        let is_open = |trigger: &Trigger| {
+            self.open_operations().any(|operation| match &operation.kind {
+                OperationKind::Ddl { effect: DdlEffect::CreateTrigger { trigger: made, .. }, .. } => {
+                    trigger.state == TriggerState::Coming && made.name == trigger.name
+                }
+                OperationKind::Ddl { effect: DdlEffect::DropTrigger { trigger: dropped, .. }, .. } => {
+                    trigger.state == TriggerState::Going && dropped.eq_ignore_ascii_case(&trigger.name)
+                }
+                _ => false,
+            })
+        };
+        for (table, trigger) in all() {
+            let name = format!("trigger {} of table {}", trigger.name, table.name);
+            if trigger.id == 0 || trigger.id > self.last_trigger {
+                found.push(format!("{name} has an id that was never handed out"));
+            }
+            if let Some(id) = trigger.writes.iter().chain(&trigger.reads).find(|id| self.table_by_id(**id).is_none()) {
+                found.push(format!("{name} names {id}, which does not exist"));
+            }
+            if trigger.state != TriggerState::Ready && !is_open(trigger) {
+                found.push(format!("{name} comes or goes and no operation sees to it"));
+            }
+        }
+        if let Some((table, trigger)) = circular(&self.tables) {
+            found.push(format!("trigger {} comes back to its table {}", trigger.name, table.name));
         }
     }
 

@@ -11,6 +11,7 @@
 //! as an argument ([`Millis`]) and ids are handed out by the catalog itself.
 
 mod apply;
+mod apply_trigger;
 mod catalog;
 mod check;
 mod command;
@@ -24,6 +25,7 @@ mod policy;
 mod rebuild;
 mod shard;
 mod table;
+mod trigger;
 mod value;
 mod view;
 
@@ -39,5 +41,9 @@ pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, Strategy, Thresholds};
 pub use shard::{Shard, ShardState};
 pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables};
+pub use trigger::{
+    Trigger, TriggerEvent, TriggerState, circular, newest_trigger, reached, trigger_about, trigger_named,
+    trigger_naming,
+};
 pub use value::Value;
 pub use view::{Rewritten, View, Views};

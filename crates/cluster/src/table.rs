@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyType, Rewritten, ShardId, TableId, View};
+use crate::{KeyType, Rewritten, ShardId, TableId, Trigger, View};
 
 /// The tables of a catalog, by lower-case name (SQLite's names are case-insensitive).
 pub type Tables = BTreeMap<String, Table>;
@@ -61,6 +61,8 @@ pub struct Table {
     /// The `CREATE TABLE` that shards run, without Pleat's own clauses.
     pub create_sql: String,
     pub indexes: Vec<Index>,
+    /// In the order in which they were made: where several fire, the order decides which does first.
+    pub triggers: Vec<Trigger>,
 }
 
 impl Table {
@@ -143,6 +145,19 @@ pub enum DdlEffect {
         /// What views that name the old name say from then on.
         views: Vec<Rewritten>,
     },
+    /// The trigger's `id` is assigned by the catalog.
+    CreateTrigger {
+        table: String,
+        trigger: Trigger,
+        /// The trigger's table and those that it names, as they were when this was planned; if one isn't any more, this is refused.
+        about: Vec<Table>,
+        /// The newest trigger then ([`newest_trigger`](crate::newest_trigger)); if there is a newer one, this is refused.
+        seen: u32,
+    },
+    DropTrigger {
+        table: String,
+        trigger: String,
+    },
     /// Shards have no part in it.
     CreateView(View),
     /// Shards have no part in it.
@@ -166,6 +181,8 @@ impl DdlEffect {
             DdlEffect::DropTable { table }
             | DdlEffect::CreateIndex { table, .. }
             | DdlEffect::DropIndex { table, .. }
+            | DdlEffect::CreateTrigger { table, .. }
+            | DdlEffect::DropTrigger { table, .. }
             | DdlEffect::AddColumn { table, .. } => table,
             DdlEffect::AlterTable { before, .. } | DdlEffect::PlaceTable { before, .. } => &before.name,
             DdlEffect::CreateView(view) => &view.name,
@@ -194,7 +211,12 @@ impl DdlEffect {
             DdlEffect::DropIndex { index, .. } => Some(index.as_str()),
             _ => None,
         };
-        [self.table(), self.table_after()].into_iter().chain(index).collect()
+        let about: &[Table] = match self {
+            DdlEffect::CreateTrigger { about, .. } => about,
+            _ => &[],
+        };
+        let named = about.iter().map(|table| table.name.as_str());
+        [self.table(), self.table_after()].into_iter().chain(index).chain(named).collect()
     }
 
     /// The table's name when it is done.

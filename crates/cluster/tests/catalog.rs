@@ -55,6 +55,7 @@ fn table(name: &str, kind: TableKind) -> Table {
         without_rowid: false,
         create_sql: format!("CREATE TABLE {name}(id INTEGER PRIMARY KEY, v)"),
         indexes: vec![],
+        triggers: vec![],
     }
 }
 
@@ -352,6 +353,74 @@ fn tables_views_and_indexes_share_their_names() {
     assert!(catalog.views.is_empty());
 }
 
+fn trigger(name: &str, on: &Table, writes: &[&Table], seen: u32) -> OperationKind {
+    let trigger = Trigger {
+        id: 0,
+        name: name.into(),
+        event: TriggerEvent::Insert,
+        sql: format!("CREATE TRIGGER {name} …"),
+        writes: writes.iter().map(|table| table.id).collect(),
+        reads: Default::default(),
+        state: TriggerState::Coming,
+        since: 0,
+    };
+    let about = [on].into_iter().chain(writes.iter().copied().filter(|table| table.id != on.id)).cloned().collect();
+    let effect = DdlEffect::CreateTrigger { table: on.name.clone(), trigger, about, seen };
+    OperationKind::Ddl { effect, sql: String::new(), layout: 0 }
+}
+
+#[test]
+fn a_trigger_counts_from_its_operations_start_to_the_end_of_the_one_that_drops_it() {
+    let mut catalog = founded(3, 1);
+    for name in ["a", "b", "c"] {
+        run(&mut catalog, create(name, by_id()));
+    }
+    let now = |catalog: &Catalog, name: &str| catalog.table(name).unwrap().clone();
+    let states = |catalog: &Catalog| -> Vec<TriggerState> {
+        catalog.table("a").unwrap().triggers.iter().map(|trigger| trigger.state).collect()
+    };
+    let (a, b) = (now(&catalog, "a"), now(&catalog, "b"));
+    let generation = catalog.generation;
+    let made = catalog.apply(&start(trigger("x", &a, &[&b], 0))).unwrap().operation.unwrap();
+    assert_eq!((states(&catalog), catalog.check()), (vec![TriggerState::Coming], vec![]));
+    assert!(catalog.generation > generation, "routers look again");
+    assert_eq!(catalog.table("a").unwrap().triggers[0].since, catalog.generation);
+    assert_eq!(catalog.table("a").unwrap().ready_triggers().count(), 0);
+    // Its tables stay as they are.
+    let drop_table = |name: &str| ddl(DdlEffect::DropTable { table: name.into() });
+    assert!(matches!(catalog.apply(&start(drop_table("b"))), Err(CommandError::Busy { .. })));
+    finish(&mut catalog, made, Phase::Failed);
+    assert_eq!((states(&catalog), catalog.check()), (vec![], vec![]));
+    let (a, b, c) = (now(&catalog, "a"), now(&catalog, "b"), now(&catalog, "c"));
+    run(&mut catalog, trigger("x", &a, &[&b], 0));
+    assert_eq!((states(&catalog), catalog.check()), (vec![TriggerState::Ready], vec![]));
+    assert!(catalog.apply(&start(drop_table("b"))).is_err(), "x names b");
+    // What was planned before x was there is planned again.
+    let busy = |refused: Result<Reply, CommandError>| matches!(refused, Err(CommandError::Busy { .. }));
+    assert!(busy(catalog.apply(&start(trigger("y", &b, &[&c], 0)))));
+    assert!(busy(catalog.apply(&start(trigger("y", &a, &[&c], 2)))), "a has changed");
+    let a = now(&catalog, "a");
+    let refused = catalog.apply(&start(trigger("y", &b, &[&a], 2))).unwrap_err();
+    assert!(refused.to_string().contains("come back to its own table"), "{refused}");
+    assert!(matches!(catalog.apply(&start(trigger("X", &b, &[&c], 2))), Err(CommandError::Exists { .. })));
+    let dropped = ddl(DdlEffect::DropTrigger { table: "a".into(), trigger: "X".into() });
+    let id = catalog.apply(&start(dropped.clone())).unwrap().operation.unwrap();
+    assert!(busy(catalog.apply(&start(dropped))));
+    catalog.apply(&Command::CommitOperation { operation: id, epoch: 1, at: 8 }).unwrap();
+    assert_eq!((states(&catalog), catalog.check()), (vec![TriggerState::Going], vec![]));
+    finish(&mut catalog, id, Phase::Successful);
+    assert_eq!((states(&catalog), catalog.check()), (vec![], vec![]));
+    run(&mut catalog, drop_table("b"));
+}
+
+fn ddl(effect: DdlEffect) -> OperationKind {
+    OperationKind::Ddl { effect, sql: String::new(), layout: 0 }
+}
+
+fn finish(catalog: &mut Catalog, operation: OperationId, phase: Phase) {
+    catalog.apply(&Command::FinishOperation { operation, phase, message: String::new(), epoch: 1, at: 9 }).unwrap();
+}
+
 #[test]
 fn a_single_table_is_a_unit_of_its_shard() {
     let mut catalog = founded(3, 2);
@@ -403,10 +472,15 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
             }),
             (name.clone(), shard.clone()).prop_map(|(name, shard)| create(name, TableKind::Single { shard })),
             name.clone().prop_map(|name| create(name, by_id())),
-            name.prop_map(|name| OperationKind::Ddl {
-                effect: DdlEffect::DropTable { table: name.into() },
-                sql: String::new(),
-                layout: 0,
+            name.clone().prop_map(|name| ddl(DdlEffect::DropTable { table: name.into() })),
+            (any::<bool>(), any::<bool>(), 1u32..4, 1u32..4, 0u32..3).prop_map(|(swap, second, one, two, seen)| {
+                let of = |name: &str, id| Table { id: TableId(id), ..table(name, by_id()) };
+                let (on, writes) = if swap { (of("b", one), of("a", two)) } else { (of("a", one), of("b", two)) };
+                trigger(if second { "y" } else { "x" }, &on, &[&writes], seen)
+            }),
+            (name, any::<bool>()).prop_map(|(name, second)| {
+                let trigger = if second { "y" } else { "x" };
+                ddl(DdlEffect::DropTrigger { table: name.into(), trigger: trigger.into() })
             }),
         ];
     let kind = prop_oneof![

@@ -9,6 +9,8 @@
 //! | … of a *single* table | shards, catalog, its shard's ownership | a retryable refusal: the shard does not own the table's unit yet |
 //! | `CREATE INDEX`, `ADD COLUMN` | shards, catalog | the index is used, the column is not named, before all shards have it |
 //! | `DROP TABLE`, `DROP INDEX` | catalog, shards | the table is not known any more |
+//! | `CREATE TRIGGER` | catalog (coming), shards, catalog | it fires before all shards have it; what triggers forbid is refused from the beginning |
+//! | `DROP TRIGGER` | catalog (going), shards, catalog | it still fires, on shards that have it; what triggers forbid is refused to the end |
 //! | `CREATE VIEW`, `DROP VIEW` | catalog | nothing: shards know no views |
 //! | `RENAME`, `DROP COLUMN` | catalog, shards | a retryable refusal of scatter reads; keyed statements wait in the gateway until their shard has followed |
 //!
@@ -120,6 +122,11 @@ async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Resul
     match effect {
         _ if effect.is_of_view() => {}
         _ if follows(effect) => check_before(work, effect).await?,
+        DdlEffect::CreateTrigger { .. } => {
+            // It would fire on some shards for as long as another one is waited for.
+            all_reached(work).await?;
+            change_shards(work, effect, sql).await?;
+        }
         _ => change_shards(work, effect, sql).await?,
     }
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
@@ -139,6 +146,7 @@ async fn change_shards(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(),
     let statement = match effect {
         DdlEffect::CreateTable(table) => table.create_sql.clone(),
         DdlEffect::CreateIndex { index, .. } => index.sql.clone(),
+        DdlEffect::CreateTrigger { trigger, .. } => trigger.sql.clone(),
         _ => sql.to_owned(),
     };
     work.begin(CHANGE_STEP).await?;
@@ -290,6 +298,7 @@ async fn follow(work: &Work, effect: &DdlEffect) -> Result<Option<String>, Stop>
     let (statement, table) = match effect {
         DdlEffect::DropTable { table } => (drop("TABLE", table), None),
         DdlEffect::DropIndex { index, table } => (drop("INDEX", index), known(table)),
+        DdlEffect::DropTrigger { trigger, table } => (drop("TRIGGER", trigger), known(table)),
         DdlEffect::AlterTable { after, statement, .. } => (statement.clone(), known(&after.name)),
         _ => return Ok(None),
     };
@@ -318,9 +327,10 @@ async fn follow(work: &Work, effect: &DdlEffect) -> Result<Option<String>, Stop>
     Ok((!left.is_empty()).then(|| format!("{}, but not on {}", describe(effect), left.join("; "))))
 }
 
-/// A table and its indexes for a shard that has none yet.
+/// A table with its indexes and triggers for a shard that has none yet.
 pub(crate) fn copy_of(operation: u64, table: &Table) -> Action {
     let statements = [&table.create_sql].into_iter().chain(table.indexes.iter().map(|index| &index.sql));
+    let statements = statements.chain(table.ready_triggers().map(|trigger| &trigger.sql));
     Action::Ddl {
         operation: copy_id(operation, table.id),
         statements: statements.cloned().collect(),
@@ -349,20 +359,26 @@ pub(crate) fn by_reference(tables: &Tables) -> Vec<&Table> {
 
 /// Whether the catalog changes first and the shards follow.
 fn follows(effect: &DdlEffect) -> bool {
-    matches!(effect, DdlEffect::DropTable { .. } | DdlEffect::DropIndex { .. } | DdlEffect::AlterTable { .. })
+    matches!(
+        effect,
+        DdlEffect::DropTable { .. }
+            | DdlEffect::DropIndex { .. }
+            | DdlEffect::DropTrigger { .. }
+            | DdlEffect::AlterTable { .. }
+    )
 }
 
 /// What could keep shards from following is looked for before the commit.
 async fn check_before(work: &Work, effect: &DdlEffect) -> Result<(), Stop> {
     check_drop(&work.catalog(), effect)?;
-    if let DdlEffect::AlterTable { .. } = effect {
+    if let DdlEffect::AlterTable { .. } | DdlEffect::DropTrigger { .. } = effect {
         all_reached(work).await?;
     }
     Ok(())
 }
 
-/// Until a rename, or another placement, has reached every shard some statements are refused; so it isn't begun while one
-/// is gone.
+/// Until a rename, or another placement, has reached every shard some statements are refused, and until a trigger has it fires
+/// on some shards alone; so none of these is begun while a shard is gone.
 pub(crate) async fn all_reached(work: &Work) -> Result<(), Stop> {
     let begun = Instant::now();
     work.begin(REACH_STEP).await?;
@@ -405,8 +421,10 @@ fn put_after(catalog: &Catalog, effect: &DdlEffect) -> Result<SchemaChange, Stop
             table.columns.push(column.clone());
             table.create_sql = create_sql.clone();
         }
-        // Made with the table, after the commit, or not on shards.
+        // Made with the table, in the catalog already, after the commit, or not on shards.
         DdlEffect::CreateTable(_)
+        | DdlEffect::CreateTrigger { .. }
+        | DdlEffect::DropTrigger { .. }
         | DdlEffect::CreateView(_)
         | DdlEffect::DropView { .. }
         | DdlEffect::DropTable { .. }
@@ -431,8 +449,13 @@ fn undoing(catalog: &Catalog, effect: &DdlEffect) -> Result<(String, SchemaChang
             format!("ALTER TABLE {} DROP COLUMN {}", quoted(table), quoted(&column.name)),
             SchemaChange::Put(known(catalog, effect)?.clone()),
         ),
+        DdlEffect::CreateTrigger { trigger, .. } => (
+            format!("DROP TRIGGER IF EXISTS {}", quoted(&trigger.name)),
+            SchemaChange::Put(known(catalog, effect)?.clone()),
+        ),
         DdlEffect::DropTable { .. }
         | DdlEffect::DropIndex { .. }
+        | DdlEffect::DropTrigger { .. }
         | DdlEffect::AlterTable { .. }
         | DdlEffect::PlaceTable { .. }
         | DdlEffect::CreateView(_)
@@ -460,6 +483,8 @@ fn describe(effect: &DdlEffect) -> String {
         DdlEffect::AddColumn { table, column, .. } => format!("column {} of {table} was added", column.name),
         DdlEffect::AlterTable { before, .. } => format!("table {} was altered", before.name),
         DdlEffect::PlaceTable { before, .. } => format!("table {} was placed anew", before.name),
+        DdlEffect::CreateTrigger { table, trigger, .. } => format!("trigger {} of {table} was created", trigger.name),
+        DdlEffect::DropTrigger { table, trigger } => format!("trigger {trigger} of {table} was dropped"),
         DdlEffect::CreateView(view) => format!("view {} was created", view.name),
         DdlEffect::DropView { view } => format!("view {view} was dropped"),
     }
@@ -492,6 +517,7 @@ mod tests {
             without_rowid: false,
             create_sql: create_sql.to_owned(),
             indexes: Vec::new(),
+            triggers: Vec::new(),
         }
     }
 

@@ -232,7 +232,8 @@ pub enum Refusal {
     /// The shard does not own the unit. `ownership` is what it knows: a router that knows less must refresh.
     #[error("this shard does not own partition {unit} (its ownership is of generation {ownership})")]
     NotOwned { unit: PartitionId, ownership: Generation },
-    /// The scatter read was routed by another generation than the shard's.
+    /// The scatter read was routed by another generation than the shard's, or the write by an older one than that which knows the
+    /// shard's newest trigger.
     #[error("this shard's ownership is of generation {ownership}, the statement was routed by {routed}")]
     Generation { ownership: Generation, routed: Generation },
     /// The unit is being handed over.

@@ -37,6 +37,16 @@ const TABLES: [(&str, &str, &str, KeyType); 5] = [
     ),
 ];
 
+/// What users' triggers write is captured as what their statements write, and rows that move fire none.
+const TRIGGERS: [&str; 3] = [
+    "CREATE TRIGGER came BEFORE INSERT ON items BEGIN \
+     INSERT INTO acc VALUES (NEW.k, 0.5, 'n') ON CONFLICT (id) DO UPDATE SET v = v + 1; END",
+    "CREATE TRIGGER kept AFTER UPDATE ON items BEGIN \
+     INSERT INTO docs VALUES ('t' || NEW.n, NEW.k, NEW.data) ON CONFLICT (id, k) DO UPDATE SET body = excluded.body; END",
+    "CREATE TRIGGER gone AFTER DELETE ON items BEGIN \
+     DELETE FROM docs WHERE k = OLD.k AND id = 't' || OLD.n; UPDATE acc SET v = v + 10 WHERE id = OLD.k; END",
+];
+
 fn shard() -> Replica {
     let mut shard = Replica::new();
     for (sql, name, key, key_type) in TABLES {
@@ -78,6 +88,13 @@ impl World {
         model.own(0..PARTITIONS);
         target.apply(Action::Own { units: vec![], ownership: 1, layout: 0 });
         Self { source, target, model, moving, moved: false, waiting: Vec::new() }
+    }
+
+    fn with_triggers(mut self) -> Self {
+        for shard in [&mut self.source, &mut self.target, &mut self.model] {
+            shard.triggers(ITEMS, "items", sharded("k", KeyType::Integer), &TRIGGERS);
+        }
+        self
     }
 
     /// Sends a write where its owner should be; one that is fenced waits and is sent again.
@@ -285,8 +302,12 @@ proptest! {
         moving in proptest::sample::subsequence((0..PARTITIONS).map(PartitionId).collect::<Vec<_>>(), 1..=PARTITIONS as usize),
         rows_max in 1usize..6,
         pace in 0usize..8,
+        triggers: bool,
     ) {
         let mut world = World::new(moving);
+        if triggers {
+            world = world.with_triggers();
+        }
         for write in before {
             world.write(write);
         }
@@ -302,7 +323,7 @@ proptest! {
         during in proptest::collection::vec(generated(), 0..40),
         steps in 0usize..30,
     ) {
-        let mut world = World::new(vec![unit_of(1), unit_of(3)]);
+        let mut world = World::new(vec![unit_of(1), unit_of(3)]).with_triggers();
         for write in before {
             world.write(write);
         }

@@ -320,6 +320,7 @@ fn a_decision_of_a_table_change_does_not_hinder() {
         without_rowid: false,
         create_sql: "CREATE TABLE users (id INTEGER PRIMARY KEY)".to_owned(),
         indexes: Vec::new(),
+        triggers: Vec::new(),
     };
     let kind = OperationKind::Ddl { effect: DdlEffect::CreateTable(table), sql: String::new(), layout: 0 };
     let cause = Cause::Request("test".to_owned());

@@ -82,7 +82,7 @@ fn refusals_say_what_to_do() {
         ("CREATE TABLE x AS SELECT 1", "0A000", "AS SELECT"),
         ("CREATE TEMP TABLE x (a)", "0A000", "temporary"),
         ("CREATE TEMP VIEW v AS SELECT 1", "0A000", "temporary"),
-        ("CREATE TRIGGER x AFTER INSERT ON t BEGIN SELECT 1; SELECT 2; END", "0A000", "triggers"),
+        ("CREATE TRIGGER x AFTER INSERT ON r BEGIN SELECT 1; SELECT 2; END", "0A000", "triggers"),
         ("CREATE VIRTUAL TABLE x USING fts5(a)", "0A000", "virtual tables"),
         ("CREATE TABLE x (a) SHARD BY (a, b)", "0A000", "several columns"),
         ("CREATE TABLE x (a) SHARD BY a", "42601", "was expected"),

@@ -76,6 +76,7 @@ fn table(name: &str, second: &str, kind: TableKind) -> Table {
         without_rowid: false,
         create_sql: format!("CREATE TABLE {name}(id INTEGER PRIMARY KEY, {second} TEXT)"),
         indexes: Vec::new(),
+        triggers: Vec::new(),
     }
 }
 

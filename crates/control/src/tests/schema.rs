@@ -2,7 +2,7 @@
 
 use super::world::Fault;
 use super::*;
-use pleat_cluster::View;
+use pleat_cluster::{Trigger, TriggerEvent, TriggerState, View};
 
 fn unique_index() -> OperationKind {
     let sql = "CREATE UNIQUE INDEX users_v ON users(v)";
@@ -132,6 +132,108 @@ async fn every_schema_change_survives_a_leader_that_dies() {
             }
         }
     }
+}
+
+/// A new row of `users` has a shadow in `homes`.
+fn shadow(world: &World) -> OperationKind {
+    let sql = "CREATE TRIGGER shadow AFTER INSERT ON users BEGIN INSERT INTO homes VALUES (NEW.id, NEW.v); END";
+    let about: Vec<Table> =
+        world.with(|inner| ["users", "homes"].map(|name| inner.catalog.table(name).unwrap().clone()).to_vec());
+    let trigger = Trigger {
+        id: 0,
+        name: "shadow".to_owned(),
+        event: TriggerEvent::Insert,
+        sql: sql.to_owned(),
+        writes: [about[1].id].into(),
+        reads: Default::default(),
+        state: TriggerState::Coming,
+        since: 0,
+    };
+    ddl(DdlEffect::CreateTrigger { table: "users".to_owned(), trigger, about, seen: 0 }, sql)
+}
+
+async fn with_homes() -> std::sync::Arc<World> {
+    let world = furnished(3).await;
+    let kind = TableKind::Sharded { key: "id".to_owned(), key_type: KeyType::Integer };
+    world.start(create(table("homes", "city", kind)));
+    until_quiet(&world).await;
+    world
+}
+
+fn shards_with_trigger(world: &World) -> Vec<bool> {
+    world.with(|inner| {
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'shadow'";
+        let shards: Vec<_> = inner.catalog.active_shards().map(|shard| shard.id).collect();
+        let count = |shard| inner.read(shard, sql, None, vec![], pleat_engine::OwnershipCheck::None).unwrap();
+        shards.into_iter().map(|shard| count(shard)[0][0] == Value::Integer(1)).collect()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trigger_comes_to_all_shards_and_leaves_all_of_them_whoever_dies() {
+    for fault in [Fault::CrashBefore as fn(u64) -> Fault, Fault::CrashAfter] {
+        for at in 1.. {
+            let world = with_homes().await;
+            world.with(|inner| {
+                inner.calls = 0;
+                inner.faults = vec![fault(at)];
+            });
+            let made = world.start(shadow(&world));
+            until_quiet(&world).await;
+            assert_eq!(operation(&world, made).phase, Phase::Successful, "{at}: {:#?}", operation(&world, made));
+            assert_eq!(shards_with_trigger(&world), [true; 3]);
+            world.with(|inner| assert_eq!(inner.catalog.table("users").unwrap().ready_triggers().count(), 1));
+            let drop = DdlEffect::DropTrigger { table: "users".to_owned(), trigger: "shadow".to_owned() };
+            let dropped = world.start(ddl(drop, "DROP TRIGGER shadow"));
+            until_quiet(&world).await;
+            assert_eq!(operation(&world, dropped).phase, Phase::Successful, "{at}: {:#?}", operation(&world, dropped));
+            assert_eq!(shards_with_trigger(&world), [false; 3]);
+            world.with(|inner| {
+                assert!(inner.catalog.table("users").unwrap().triggers.is_empty());
+                assert_eq!(inner.catalog.check(), []);
+            });
+            if world.with(|inner| inner.calls) < at {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trigger_that_a_shard_refuses_is_taken_back_everywhere() {
+    let world = with_homes().await;
+    let broken = match shadow(&world) {
+        OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql } => {
+            // SQLite takes it for what it is: no trigger. The gateway tries that before.
+            let trigger =
+                Trigger { sql: "CREATE TRIGGER shadow AFTER INSERT ON nowhere BEGIN SELECT 1; END".into(), ..trigger };
+            OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql }
+        }
+        other => panic!("{other:?}"),
+    };
+    let made = world.start(broken);
+    until_quiet(&world).await;
+    assert_eq!(operation(&world, made).phase, Phase::Failed);
+    assert_eq!(shards_with_trigger(&world), [false; 3]);
+    world.with(|inner| assert!(inner.catalog.table("users").unwrap().triggers.is_empty()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_shard_has_the_triggers_of_the_others() {
+    let world = with_homes().await;
+    world.start(shadow(&world));
+    until_quiet(&world).await;
+    let partitions = world.with(|inner| inner.catalog.partitions_of(ShardId(1))[..1].to_vec());
+    let split = world.start(OperationKind::Split { from: ShardId(1), to: ShardId(4), partitions });
+    until_quiet(&world).await;
+    assert_eq!(operation(&world, split).phase, Phase::Successful, "{:#?}", operation(&world, split));
+    assert_eq!(shards_with_trigger(&world), [true; 4]);
+    // Rows that moved fired none.
+    world.with(|inner| {
+        let count = |sql| inner.read(ShardId(4), sql, None, vec![], pleat_engine::OwnershipCheck::None).unwrap();
+        assert_eq!(count("SELECT count(*) FROM homes"), [[Value::Integer(0)]]);
+        assert_ne!(count("SELECT count(*) FROM users"), [[Value::Integer(0)]]);
+    });
 }
 
 fn view() -> View {

@@ -27,9 +27,8 @@ impl Writer {
         self.set_scope(Scope::Units(units));
         let inserted = self.insert_all(table, columns, rows);
         self.clear_scope();
-        let rejected = inserted?;
+        let (inserted, rejected) = inserted?;
         self.version += 1;
-        let inserted = (rows.len() - rejected.len()) as u64;
         let outcome = Outcome::Bulk { inserted, rejected, replayed: false };
         if let Some(given) = given {
             idempotency::remember(&self.db.conn, given, units, &outcome, now_ms)?;
@@ -54,7 +53,8 @@ impl Writer {
         }
     }
 
-    fn insert_all(&self, table: &str, columns: &[String], rows: &[Vec<Value>]) -> Applied<Vec<RejectedRow>> {
+    /// How many rows were inserted, and which ones were rejected. (One that a trigger passes over is neither.)
+    fn insert_all(&self, table: &str, columns: &[String], rows: &[Vec<Value>]) -> Applied<(u64, Vec<RejectedRow>)> {
         let conn = &self.db.conn;
         let sql = format!("INSERT INTO {}({}) VALUES ({})", quote(table), quoted_list(columns), marks(columns.len()));
         self.db.session.lock().compiling = true;
@@ -68,11 +68,14 @@ impl Writer {
             self.db.session.lock().mode = super::authorize::Mode::Write;
             Ok(())
         };
-        let mut rejected = Vec::new();
+        let (mut inserted, mut rejected) = (0, Vec::new());
         for (index, row) in (0u32..).zip(rows) {
             savepoint("SAVEPOINT one_row /* __pleat_ */")?;
             match self.insert_one(&mut statement, row) {
-                Ok(()) => savepoint("RELEASE one_row /* __pleat_ */")?,
+                Ok(rows) => {
+                    inserted += rows;
+                    savepoint("RELEASE one_row /* __pleat_ */")?;
+                }
                 // The whole transaction is gone (ON CONFLICT ROLLBACK): so is this proposal.
                 Err(stop) if conn.is_autocommit() => return Err(stop),
                 Err(Stop::Outcome(outcome)) => {
@@ -83,16 +86,16 @@ impl Writer {
                 Err(fatal @ Stop::Fatal(_)) => return Err(fatal),
             }
         }
-        Ok(rejected)
+        Ok((inserted, rejected))
     }
 
-    fn insert_one(&self, statement: &mut rusqlite::Statement<'_>, row: &[Value]) -> Applied<()> {
+    fn insert_one(&self, statement: &mut rusqlite::Statement<'_>, row: &[Value]) -> Applied<u64> {
         check_parameters(0, statement.parameter_count(), row.len())?;
         bind(statement, 1, row).map_err(|error| self.user_error(0, error))?;
-        statement.raw_execute().map_err(|error| self.user_error(0, error))?;
+        let rows = statement.raw_execute().map_err(|error| self.user_error(0, error))?;
         match self.has_dangling_references() {
             true => Err(sqlstate::refuse(0, "23503", "FOREIGN KEY constraint failed", "").into()),
-            false => Ok(()),
+            false => Ok(rows as u64),
         }
     }
 }

@@ -4,7 +4,9 @@
 //! Views are known to the catalog and to this database alone: here SQLite writes those anew that name a table or a column
 //! whose name changes, refuses to drop a column that one needs, and tells a view's columns.
 
-use pleat_cluster::{Column, Index, Rewritten, Table, TableId, TableKind, Tables, View, Views};
+use std::collections::BTreeMap;
+
+use pleat_cluster::{Column, Index, Rewritten, Table, TableId, TableKind, Tables, Trigger, View, Views};
 use rusqlite::OptionalExtension;
 
 use super::authorize::Mode;
@@ -17,7 +19,9 @@ use crate::SqlFailure;
 /// An in-memory database with the cluster's tables, empty.
 pub struct Scratch {
     db: Db,
-    ids: std::collections::BTreeMap<String, TableId>,
+    ids: BTreeMap<String, TableId>,
+    /// What SQLite does not know of triggers, by their tables.
+    triggers: BTreeMap<String, Vec<Trigger>>,
 }
 
 /// What a schema change comes to.
@@ -59,7 +63,8 @@ impl Scratch {
     pub fn new(existing: &Tables) -> Result<Self, SqlFailure> {
         let db = connection::open_memory(1).map_err(|error| failure::describe(0, None, error))?;
         let ids = existing.iter().map(|(name, table)| (name.clone(), table.id)).collect();
-        let mut scratch = Self { db, ids };
+        let triggers = existing.iter().map(|(name, table)| (name.clone(), table.triggers.clone())).collect();
+        let mut scratch = Self { db, ids, triggers };
         for table in existing.values() {
             scratch.run(&table.create_sql)?;
             for index in &table.indexes {
@@ -69,9 +74,12 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// With the tables, indexes and views of a catalog.
+    /// With the tables, indexes, triggers and views of a catalog.
     pub fn with_views(existing: &Tables, views: &Views) -> Result<Self, SqlFailure> {
         let mut scratch = Self::new(existing)?;
+        for trigger in existing.values().flat_map(|table| &table.triggers) {
+            scratch.run(&trigger.sql)?;
+        }
         for view in views.values() {
             scratch.run(&view.sql)?;
         }
@@ -156,13 +164,14 @@ impl Scratch {
         Ok(Some(Table {
             id: self.ids.get(&name.to_ascii_lowercase()).copied().unwrap_or(TableId(0)),
             rowid_alias: !without_rowid && self.is_rowid_alias(&name, &primary_key)?,
-            name,
             kind: kind.clone(),
             columns,
             primary_key,
             without_rowid,
             create_sql,
             indexes,
+            triggers: self.triggers.get(&name.to_ascii_lowercase()).cloned().unwrap_or_default(),
+            name,
         }))
     }
 

@@ -67,6 +67,10 @@ pub(crate) struct Writer {
     pub(crate) db: Db,
     pub(crate) placement: Arc<Placement>,
     pub(crate) specs: Specs,
+    /// The generation of the catalog that had the newest of the tables' triggers first; 0 when there are none.
+    pub(crate) triggers_since: Generation,
+    /// The generation by which the proposal being applied was routed.
+    pub(crate) routed: Generation,
     /// Which table each known statement writes.
     pub(crate) targets: RefCell<Targets>,
     /// Set when the proposal being applied changed the schema, or how statements are compiled.
@@ -251,6 +255,8 @@ impl Writer {
             db,
             placement: Arc::default(),
             specs: Specs::new(),
+            triggers_since: 0,
+            routed: 0,
             targets: RefCell::default(),
             schema_changed: false,
             placement_changed: false,
@@ -267,7 +273,7 @@ impl Writer {
         self.placement = Placement::load(&self.db.conn)?.1;
         self.tell_session();
         self.prepared = txn::prepared(&self.db.conn)?;
-        self.specs = table::load(&self.db.conn)?;
+        self.load_specs()?;
         self.forget_compiled();
         (self.schema_changed, self.placement_changed) = (false, false);
         Ok(())
@@ -287,7 +293,13 @@ impl Writer {
     }
 
     pub(crate) fn reload_specs(&mut self) -> Applied<()> {
-        self.specs = table::load(&self.db.conn).map_err(Stop::Fatal)?;
+        self.load_specs().map_err(Stop::Fatal)
+    }
+
+    fn load_specs(&mut self) -> anyhow::Result<()> {
+        self.specs = table::load(&self.db.conn)?;
+        let triggers = self.specs.values().flat_map(|spec| &spec.table.triggers);
+        self.triggers_since = triggers.map(|trigger| trigger.since).max().unwrap_or(0);
         Ok(())
     }
 
@@ -397,6 +409,7 @@ impl Writer {
 
     fn act(&mut self, proposal: &Proposal) -> Applied<Outcome> {
         let now_ms = self.now_ms;
+        self.routed = proposal.generation;
         match &proposal.action {
             Action::Write { idempotency, units, statements, base } => {
                 self.write(idempotency.as_ref(), units, statements, *base, now_ms)

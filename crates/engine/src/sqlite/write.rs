@@ -94,12 +94,21 @@ impl Writer {
         if base.is_none() {
             self.placement.check_layout(self.layout)?;
         }
+        self.check_triggers()?;
         self.placement.check_units(units)?;
         self.check_base(base)?;
         if let Some(given) = idempotency {
             idempotency::admit(&self.db.conn, given, now_ms)?;
         }
         Ok(None)
+    }
+
+    /// Refuses what was planned before the newest trigger here was known: it may be what tables with triggers don't allow.
+    fn check_triggers(&self) -> Applied<()> {
+        match self.triggers_since > self.routed {
+            true => Err(Refusal::Generation { ownership: self.triggers_since, routed: self.routed }.into()),
+            false => Ok(()),
+        }
     }
 
     /// Runs all statements, or stops at the first failure.

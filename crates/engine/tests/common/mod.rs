@@ -66,6 +66,14 @@ impl Replica {
         assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
     }
 
+    /// Runs statements that leave a table's columns as they are, such as CREATE TRIGGER. `sql` made the table.
+    pub fn triggers(&mut self, sql: &str, table: &str, kind: TableKind, statements: &[&str]) {
+        let described = validate_ddl(&Default::default(), &[sql.to_owned()], table, &kind).unwrap().unwrap();
+        let action = ddl(self.log.len() as u64, statements, described);
+        let outcome = self.apply(action);
+        assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+    }
+
     /// A write that is routed to everything.
     pub fn write(&mut self, sql: &str, params: Vec<Value>) -> Outcome {
         self.apply(write(sql, params))

@@ -54,7 +54,7 @@ pub use rows::{RejectedBody, RowsError, RowsRequest, RowsResponse};
 pub use sessions::{SessionBody, SessionRequest, SessionsBody};
 pub use shards::{LatencyBody, ShardBody};
 pub use statements::{ForgottenBody, StatementFigures, StatementsBody};
-pub use tables::{ColumnBody, IndexBody, TableBody, TablesBody};
+pub use tables::{ColumnBody, IndexBody, TableBody, TablesBody, TriggerBody};
 pub use txns::{InDoubtBody, OpenTxnBody, SessionTxnBody, TxnsBody};
 
 use crate::backend::Backend;

@@ -177,6 +177,8 @@ fn describe(kind: &OperationKind) -> String {
             DdlEffect::PlaceTable { before, after } => {
                 format!("place table {}: {} to {}", before.name, placed(&before.kind), placed(&after.kind))
             }
+            DdlEffect::CreateTrigger { table, trigger, .. } => format!("create trigger {} on {table}", trigger.name),
+            DdlEffect::DropTrigger { table, trigger } => format!("drop trigger {trigger} of {table}"),
             DdlEffect::CreateView(view) => format!("create view {}", view.name),
             DdlEffect::DropView { view } => format!("drop view {view}"),
             DdlEffect::AlterTable { before, statement, .. } => format!("alter table {}: {statement}", before.name),

@@ -30,6 +30,8 @@ pub struct TableBody {
     pub columns: Vec<ColumnBody>,
     pub primary_key: Vec<String>,
     pub indexes: Vec<IndexBody>,
+    /// In the order in which they were made.
+    pub triggers: Vec<TriggerBody>,
     /// Its definition, without Pleat's clauses.
     pub sql: String,
 }
@@ -56,6 +58,15 @@ pub struct IndexBody {
     pub sql: String,
 }
 
+/// One trigger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TriggerBody {
+    /// Its number among the cluster's triggers: lower ones were made earlier.
+    pub id: u32,
+    pub name: String,
+    pub sql: String,
+}
+
 /// A list of tables.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TablesBody {
@@ -76,6 +87,9 @@ fn describe(table: &Table, catalog: &Catalog, look: &Look) -> TableBody {
         primary_key: table.primary_key.clone(),
         indexes: (table.indexes.iter())
             .map(|index| IndexBody { name: index.name.clone(), sql: index.sql.clone() })
+            .collect(),
+        triggers: (table.ready_triggers())
+            .map(|trigger| TriggerBody { id: trigger.id, name: trigger.name.clone(), sql: trigger.sql.clone() })
             .collect(),
         sql: table.create_sql.clone(),
     }
@@ -107,6 +121,7 @@ fn describe_view(view: &View, columns: Vec<Column>) -> TableBody {
         columns: columns.iter().map(|column| describe_column(column, &[])).collect(),
         primary_key: Vec::new(),
         indexes: Vec::new(),
+        triggers: Vec::new(),
         sql: view.sql.clone(),
     }
 }

@@ -8,4 +8,5 @@ mod resources;
 mod sessions;
 mod spread;
 mod statements;
+mod triggers;
 mod views;

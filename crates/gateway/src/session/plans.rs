@@ -122,6 +122,7 @@ mod tests {
                 without_rowid: false,
                 create_sql: String::new(),
                 indexes: vec![],
+                triggers: vec![],
             };
             catalog.tables.insert((*name).to_owned(), table);
         }

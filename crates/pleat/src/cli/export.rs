@@ -1,5 +1,5 @@
 //! `pleat export`: rows out of a cluster, as CSV, as lines of JSON, or as SQL. A view's rows are exported as a table's are; in a
-//! whole database it is its definition, after the tables.
+//! whole database it is its definition, after the tables. Triggers come last, so that none fires for rows that are loaded.
 //!
 //! A table is read by one query, so each shard gives its rows as of one moment; shards have no moment in common
 //! (`docs/guide/sql.md`), and neither have tables. Rows are passed on as they arrive, in bounded memory. A file appears under
@@ -37,7 +37,7 @@ pub struct ExportArgs {
     /// The table
     #[arg(long, required_unless_present = "all")]
     table: Option<String>,
-    /// The whole database as SQL: tables with their clauses, rows, indexes; views
+    /// The whole database as SQL: tables with their clauses, rows, indexes; views; triggers
     #[arg(long, conflicts_with = "table")]
     all: bool,
     /// How rows are written [default: csv, with --all sql]
@@ -90,6 +90,7 @@ async fn export(
     sink: &mut Sink,
 ) -> anyhow::Result<u64> {
     let mut rows = 0;
+    let triggers = in_order_made(tables);
     let (views, tables): (Vec<_>, Vec<_>) = tables.iter().partition(|table| args.all && is_view(table));
     for table in tables {
         let form = Form::new(format, table);
@@ -105,7 +106,17 @@ async fn export(
     for view in views {
         sink.write(&format!("{};\n", output::text(view, "sql")))?;
     }
+    for trigger in triggers.into_iter().filter(|_| args.all) {
+        sink.write(&format!("{};\n", output::text(trigger, "sql")))?;
+    }
     Ok(rows)
+}
+
+/// The tables' triggers in the order in which they were made, which decides which one fires first.
+fn in_order_made(tables: &[Value]) -> Vec<&Value> {
+    let mut triggers: Vec<&Value> = tables.iter().flat_map(|table| output::items(table, "triggers")).collect();
+    triggers.sort_by_key(|trigger| trigger.get("id").and_then(Value::as_u64));
+    triggers
 }
 
 fn is_view(table: &Value) -> bool {

@@ -39,6 +39,14 @@ async fn a_table_and_a_whole_database_come_back_as_they_were() {
     }
     cluster.query("INSERT INTO codes VALUES ('a', 1), ('b', NULL)").await;
     cluster.query("INSERT INTO alone VALUES (1, NULL), (2, 1)").await;
+    // Made when the rows are there, and so when they are loaded: they fire for none of them.
+    cluster.query("CREATE TABLE fired (id INTEGER PRIMARY KEY, n INTEGER) SHARD BY (id)").await;
+    for (name, body) in [
+        ("second; to none", "INSERT INTO fired VALUES (NEW.id, 1) ON CONFLICT (id) DO UPDATE SET n = n + 1"),
+        ("first", "SELECT RAISE(ABORT, 'never') WHERE NEW.r IS NULL;\n  DELETE FROM fired WHERE id = NEW.id"),
+    ] {
+        cluster.query(&format!("CREATE TRIGGER \"{name}\" AFTER INSERT ON everything BEGIN {body}; END")).await;
+    }
     let seen = cluster.rows(SEEN).await;
     assert_eq!(seen.len(), ROWS.len());
 
@@ -72,9 +80,20 @@ async fn a_table_and_a_whole_database_come_back_as_they_were() {
     );
     assert_eq!(other.rows("SELECT twice FROM \"some ü\" WHERE code = 'a'").await, [[json!(2)]]);
     assert_eq!(other.rows("SELECT count(*), max(b) FROM alone").await, [[json!(2), json!(1)]]);
+    assert_eq!(other.rows("SELECT count(*) FROM fired").await, [[json!(0)]]);
+    other.query("INSERT INTO everything (id, r) VALUES (100, 1.5)").await;
+    assert_eq!(other.rows("SELECT id, n FROM fired").await, [[json!(100), json!(1)]], "the last one made fires first");
     let kinds = |tables: &serde_json::Value| {
         let of = |table: &serde_json::Value| {
-            (table["name"].clone(), table["kind"].clone(), table["shard_key"].clone(), table["indexes"].clone())
+            let triggers = table["triggers"].as_array().unwrap().iter().map(|trigger| trigger["sql"].clone());
+            let triggers: Vec<_> = triggers.collect();
+            (
+                table["name"].clone(),
+                table["kind"].clone(),
+                table["shard_key"].clone(),
+                table["indexes"].clone(),
+                triggers,
+            )
         };
         tables["tables"].as_array().unwrap().iter().map(of).collect::<Vec<_>>()
     };

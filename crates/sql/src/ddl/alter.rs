@@ -57,6 +57,9 @@ impl Reader<'_> {
         }
         let mut rules = Rules::default();
         self.definition_rules(definition, Some(&column.to_ascii_lowercase()), &mut rules)?;
+        if !rules.parents.is_empty() {
+            self.no_circle_by(&table, &rules.parents)?;
+        }
         let definition = self.tokens.slice(definition.0, definition.1);
         Ok(DdlPlan {
             statements: vec![format!("ALTER TABLE {} ADD COLUMN {definition}", quote(&table.name))],
@@ -122,6 +125,7 @@ impl Reader<'_> {
             ))
             .hint("make it SINGLE first, and REFERENCE again afterwards"));
         }
+        self.no_trigger_about(&table, verb)?;
         let others = self.tables.values().filter(|other| !other.name.eq_ignore_ascii_case(name));
         if let Some(other) = others.into_iter().find(|other| other.references(name)) {
             return Err(SqlError::unsupported(format!(

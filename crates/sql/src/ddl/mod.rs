@@ -9,16 +9,18 @@
 //! - There is a primary key, and it and every UNIQUE contain the shard key: a shard can only check its own rows.
 //! - No AUTOINCREMENT on reference tables. What else a definition promises is
 //!   checked by `rules`; `alter` reads ALTER TABLE, `place` the part of it that changes where the rows are, `view` what
-//!   concerns views.
+//!   concerns views, `trigger` what concerns triggers.
 
 mod alter;
+mod body;
 mod place;
 mod rules;
+mod trigger;
 mod view;
 
 use std::collections::BTreeMap;
 
-use pleat_cluster::{Index, Table, Tables, View, Views};
+use pleat_cluster::{Index, Table, Tables, Trigger, View, Views};
 use serde::{Deserialize, Serialize};
 
 use crate::clauses::Span;
@@ -74,6 +76,16 @@ pub enum DdlAction {
     DropView,
     /// The same table with its rows elsewhere.
     Place(Placement),
+    CreateTrigger {
+        trigger: Trigger,
+        /// The trigger's table and those that it names, as they are.
+        about: Vec<Table>,
+        /// The newest trigger.
+        seen: u32,
+    },
+    DropTrigger {
+        trigger: String,
+    },
     /// `IF [NOT] EXISTS` said so, or it is so already.
     Nothing,
 }
@@ -162,15 +174,16 @@ impl Reader<'_> {
         if self.accept(&["VIEW"]) {
             return self.create_view(schema);
         }
+        if self.accept(&["TRIGGER"]) {
+            return self.create_trigger(schema);
+        }
         let unique = self.accept(&["UNIQUE"]);
         if self.accept(&["INDEX"]) {
             return self.create_index(unique);
         }
         Err(match self.tokens.str(self.at).to_ascii_uppercase().as_str() {
-            "TRIGGER" => self
-                .error_here(not_yet("triggers", "do the work in the same request: all its statements happen or none")),
             "VIRTUAL" => self.error_here(not_yet("virtual tables", "use an ordinary table")),
-            _ => self.expected("TABLE, VIEW or INDEX"),
+            _ => self.expected("TABLE, VIEW, INDEX or TRIGGER"),
         })
     }
 
@@ -314,12 +327,12 @@ impl Reader<'_> {
         if self.accept(&["VIEW"]) {
             return self.drop_view();
         }
+        if self.accept(&["TRIGGER"]) {
+            return self.drop_trigger();
+        }
         let table = self.accept(&["TABLE"]);
         if !table && !self.accept(&["INDEX"]) {
-            return Err(match self.tokens.str(self.at).to_ascii_uppercase().as_str() {
-                "TRIGGER" => self.error_here(not_yet("triggers", "there are none to drop")),
-                _ => self.expected("TABLE, VIEW or INDEX"),
-            });
+            return Err(self.expected("TABLE, VIEW, INDEX or TRIGGER"));
         }
         let quietly = self.accept(&["IF", "EXISTS"]);
         let at = self.at;
@@ -337,6 +350,9 @@ impl Reader<'_> {
             let error = if table { unknown_table(&name) } else { unknown_index(&name) };
             return Err(error.at(self.tokens.text, self.tokens.offset(at)));
         };
+        if table {
+            self.no_trigger_naming(found)?;
+        }
         Ok(DdlPlan {
             table: found.name.clone(),
             action: if table { DdlAction::DropTable } else { DdlAction::DropIndex { index: index_named(found, name) } },

@@ -27,7 +27,7 @@ pub(super) struct Rules {
     /// The columns of each UNIQUE or PRIMARY KEY, in lower case; those with a collation of their own are left out.
     pub uniques: Vec<Unique>,
     pub autoincrement: bool,
-    parents: Vec<Parent>,
+    pub parents: Vec<Parent>,
     rollback: bool,
     /// What is said to be unique per key.
     pub per_key: Vec<PerKey>,
@@ -41,9 +41,9 @@ pub(super) struct Unique {
 
 /// A foreign key.
 #[derive(Clone, Debug, PartialEq)]
-struct Parent {
+pub(super) struct Parent {
     /// The table that is referred to, in lower case.
-    name: String,
+    pub name: String,
     /// What is known of it; not the table itself, when that is just being made.
     known: Option<Table>,
     columns: Vec<String>,
@@ -202,7 +202,7 @@ impl DdlPlan {
         views: Vec<Rewritten>,
         single_on: ShardId,
     ) -> Result<DdlEffect, SqlError> {
-        if let Some(effect) = self.view_effect() {
+        if let Some(effect) = self.view_effect().or_else(|| self.trigger_effect()) {
             return Ok(effect);
         }
         let table = self.table.clone();
@@ -221,9 +221,11 @@ impl DdlPlan {
                 let added = described.column(column).cloned().ok_or_else(|| self.not_described())?;
                 Ok(DdlEffect::AddColumn { table, column: added, create_sql: described.create_sql })
             }
-            DdlAction::CreateView { .. } | DdlAction::DropView | DdlAction::Nothing => {
-                Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice"))
-            }
+            DdlAction::CreateView { .. }
+            | DdlAction::DropView
+            | DdlAction::CreateTrigger { .. }
+            | DdlAction::DropTrigger { .. }
+            | DdlAction::Nothing => Err(SqlError::unsupported("there is nothing to do").hint("answer with the notice")),
         }
     }
 

@@ -11,6 +11,7 @@ use super::recipe::{Change, read_change};
 use super::same::{SamePlan, stays_with};
 use super::set::{check_may_move, refuse_self_reference, set_values};
 use super::statement::{Draft, Found, SpreadPlan, late_reads, single_unit};
+use super::triggers::refuse_other_update;
 use crate::clauses::Span;
 use crate::error::SqlError;
 use crate::scope::Analysis;
@@ -36,6 +37,9 @@ pub(super) fn read_update<'a>(draft: &mut Draft<'a>, update: &Update) -> Result<
         draft.analysis.expr(&assignment.value, scope)?;
     }
     let moves = table.shard_key().is_some_and(|(key, _)| update.assignments.iter().any(|one| assigns(one, key)));
+    if moves {
+        refuse_other_update(draft.analysis.tables, table, true)?;
+    }
     let numbers = id_column(table).is_some_and(|id| update.assignments.iter().any(|one| assigns(one, id)));
     if numbers && !may_be_given(table) {
         return Err(given_refused(&table.name, id_column(table).unwrap_or_default()));
@@ -123,6 +127,7 @@ fn computed_update(
     late: usize,
     moves: bool,
 ) -> Result<SpreadPlan, SqlError> {
+    refuse_other_update(draft.analysis.tables, table, moves)?;
     if update.from.is_none() {
         update.assignments.iter().try_for_each(|one| refuse_self_reference(draft, table, &one.value))?;
     }

@@ -51,6 +51,7 @@ mod set;
 mod shape;
 mod spread;
 mod statement;
+mod triggers;
 
 use std::collections::BTreeSet;
 
@@ -153,6 +154,11 @@ impl WritePlan {
         &self.tables
     }
 
+    /// The written tables, by lower-case name, statement by statement.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &str> {
+        self.statements.iter().map(|statement| statement.target.as_str())
+    }
+
     /// The ids that rows leave out; one entry for each table. Ask before `route` and `spread`.
     pub fn ids_wanted(&self, params: &Params) -> Result<Vec<IdsWanted>, SqlError> {
         let values = self.slots.bind(params)?;
@@ -192,7 +198,7 @@ impl WritePlan {
         let mut written: BTreeSet<&str> = BTreeSet::new();
         self.statements.iter().any(|statement| {
             let stale = statement.is_computed() && statement.reads.iter().any(|table| written.contains(table.as_str()));
-            written.insert(&statement.target);
+            written.extend(statement.changes.iter().map(String::as_str));
             stale
         })
     }

@@ -13,7 +13,7 @@ use super::rows::RowsPlan;
 use super::same::SamePlan;
 use super::shape::Shape;
 use super::spread::SpreadWrite;
-use super::{change, insert};
+use super::{change, insert, triggers};
 use crate::clauses::{Output, Span};
 use crate::error::SqlError;
 use crate::lex::quote;
@@ -30,6 +30,8 @@ pub(crate) struct WriteStatement {
     pub table: String,
     pub target: String,
     pub reference: bool,
+    /// The written table and those that its triggers may write.
+    pub changes: BTreeSet<String>,
     /// Tables that are written or read; tables that are read.
     pub tables: BTreeSet<String>,
     pub reads: BTreeSet<String>,
@@ -96,6 +98,7 @@ pub(super) fn plan(analysis: Analysis, span: Span, alone: bool, id_base: usize) 
         Ast::Delete(delete) => change::read_delete(&mut draft, delete)?,
         _ => return Err(SqlError::syntax("an INSERT, UPDATE or DELETE was expected")),
     };
+    triggers::refuse_replace(tokens, &draft.shape, draft.analysis.tables, found.table)?;
     Ok(draft.finish(found, span, alone))
 }
 
@@ -119,6 +122,7 @@ impl<'a> Draft<'a> {
             table: found.table.name.clone(),
             target,
             reference: found.table.kind == TableKind::Reference,
+            changes: triggers::changes(analysis.tables, found.table),
             singles: tables.iter().filter_map(single).collect(),
             tables,
             reads,

@@ -9,8 +9,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{
-    Column, DdlEffect, Index, KeyType, PartitionId, Rewritten, ShardId, Table, TableId, TableKind, Tables, Value, View,
-    Views, partition_of,
+    Column, DdlEffect, Index, KeyType, PartitionId, Rewritten, ShardId, Table, TableId, TableKind, Tables, Trigger,
+    TriggerState, Value, View, Views, newest_trigger, partition_of,
 };
 use pleat_generate::answer::{compare, is_ordered, normalize, same};
 use pleat_generate::{Answer, Dice, RICH};
@@ -101,6 +101,19 @@ impl World {
             // Only for tables without rows: these would have to be brought to their new shards.
             DdlEffect::PlaceTable { after, .. } => {
                 self.tables.insert(after.name.to_ascii_lowercase(), *after);
+            }
+            DdlEffect::CreateTrigger { table, trigger, about, seen } => {
+                assert!(about.iter().all(|table| self.tables[&table.name.to_ascii_lowercase()] == *table));
+                assert_eq!(seen, newest_trigger(&self.tables));
+                let table = self.tables.get_mut(&table.to_ascii_lowercase()).unwrap();
+                table.triggers.push(Trigger { id: seen + 1, state: TriggerState::Ready, ..trigger });
+            }
+            DdlEffect::DropTrigger { table, trigger } => {
+                self.tables
+                    .get_mut(&table.to_ascii_lowercase())
+                    .unwrap()
+                    .triggers
+                    .retain(|known| known.name != trigger);
             }
             DdlEffect::CreateView(view) => {
                 self.views.insert(view.name.to_ascii_lowercase(), view);
@@ -341,6 +354,8 @@ fn owner(partition: PartitionId, shards: usize) -> usize {
 
 fn shard(index: usize, shards: usize) -> Connection {
     let shard = Connection::open_in_memory().unwrap();
+    // As in the engine's shards, and not in the whole database.
+    shard.execute_batch("PRAGMA recursive_triggers = ON").unwrap();
     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
     shard
         .create_scalar_function("pleat_owned", 1, flags, move |context| {
@@ -439,6 +454,7 @@ pub fn describe(connection: &Connection, name: &str) -> Option<Table> {
         without_rowid,
         create_sql,
         indexes: Vec::new(),
+        triggers: Vec::new(),
     })
 }
 

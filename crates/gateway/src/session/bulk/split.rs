@@ -126,6 +126,7 @@ mod tests {
             without_rowid: false,
             create_sql: String::new(),
             indexes: vec![],
+            triggers: vec![],
         }
     }
 

@@ -1,4 +1,4 @@
-//! What Tab offers: keywords, the cluster's tables, views and columns, and the shell's own commands.
+//! What Tab offers: keywords, the cluster's tables, views, columns and triggers, and the shell's own commands.
 //!
 //! Names are asked of the cluster when the shell starts and after each change of a table through it. After `TABLE.` only that
 //! table's columns are offered.
@@ -30,6 +30,7 @@ const KEYWORDS: &[&str] = &[
     "COUNT",
     "CREATE INDEX",
     "CREATE TABLE",
+    "CREATE TRIGGER",
     "CREATE VIEW",
     "DEFAULT",
     "DELETE FROM",
@@ -37,6 +38,7 @@ const KEYWORDS: &[&str] = &[
     "DISTINCT",
     "DROP INDEX",
     "DROP TABLE",
+    "DROP TRIGGER",
     "DROP VIEW",
     "ELSE",
     "END",
@@ -93,7 +95,7 @@ const OFFERED_MAX: usize = 100;
 /// The names that can be completed.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// Each table with its columns.
+    /// Each table with its columns, and triggers, which have none.
     tables: Vec<(String, Vec<String>)>,
 }
 
@@ -106,8 +108,10 @@ impl Names {
     fn from_json(answer: &Value) -> Names {
         let columns =
             |table| output::items(table, "columns").iter().map(|column| output::text(column, "name")).collect();
-        let tables = output::items(answer, "tables").iter();
-        Names { tables: tables.map(|table| (output::text(table, "name"), columns(table))).collect() }
+        let tables = || output::items(answer, "tables").iter();
+        let triggers = tables().flat_map(|table| output::items(table, "triggers"));
+        let triggers = triggers.map(|trigger| (output::text(trigger, "name"), Vec::new()));
+        Names { tables: tables().map(|table| (output::text(table, "name"), columns(table))).chain(triggers).collect() }
     }
 
     /// Where the word begins that ends at `pos`, and what it may become.

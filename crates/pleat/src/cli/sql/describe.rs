@@ -70,6 +70,9 @@ pub async fn table(client: &Client, name: &str) -> anyhow::Result<()> {
     for index in output::items(&table, "indexes") {
         output::line(&format!("index {}: {}", output::text(index, "name"), output::text(index, "sql")))?;
     }
+    for trigger in output::items(&table, "triggers") {
+        output::line(&format!("trigger {}: {}", output::text(trigger, "name"), output::text(trigger, "sql")))?;
+    }
     Ok(output::line(&output::text(&table, "sql"))?)
 }
 
