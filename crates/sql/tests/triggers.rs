@@ -286,3 +286,37 @@ fn triggers_go_with_their_tables_and_by_name() {
     world.ddl("ALTER TABLE totals RENAME TO sums").unwrap();
     world.ddl("DROP TABLE sums").unwrap();
 }
+
+#[test]
+fn odd_spellings_and_text_keys_mean_what_they_mean_in_sqlite() {
+    let mut world = World::new(3, false);
+    for sql in [
+        "CREATE TABLE \"the words\" (\"the key\" TEXT PRIMARY KEY NOT NULL, \"begin\" INTEGER, js TEXT, \"old\" INTEGER) SHARD BY (\"the key\")",
+        "CREATE TABLE parts (word TEXT NOT NULL, at INTEGER, value, PRIMARY KEY (word, at)) SHARD BY (word)",
+        "CREATE TABLE counts (word TEXT PRIMARY KEY NOT NULL, n INTEGER) SHARD BY (word)",
+        "CREATE TRIGGER [say: ; end;] AFTER INSERT ON \"the words\" WHEN NEW.begin > 1 -- BEGIN ; END\n BEGIN \
+         /* ; END; */ INSERT INTO parts SELECT [new].\"the key\", j.key, j.value || 'it''s; END;' FROM json_each(New.js) AS j; \
+         WITH x AS (SELECT count(*) AS n FROM parts AS p WHERE p.word = `NEW`.[the key]) SELECT RAISE(ABORT, 'many') FROM x WHERE n > 3; \
+         INSERT INTO counts (n, word) VALUES ((SELECT count(*) FROM parts WHERE parts.word = NEW.\"the key\"), NEW.\"the key\") \
+           ON CONFLICT DO UPDATE SET n = excluded.n; END",
+        "CREATE TRIGGER tied AFTER UPDATE OF js, \"old\" ON \"the words\" BEGIN \
+         UPDATE counts SET n = counts.n + s.n FROM (SELECT p.word, count(*) AS n FROM parts p WHERE p.word = OLD.\"the key\" GROUP BY 1) AS s \
+           WHERE s.word = counts.word AND counts.word = NEW.\"the key\"; \
+         DELETE FROM parts WHERE word = OLD.\"the key\" AND at > CASE WHEN NEW.old IS NULL THEN 0 ELSE NEW.old END; END",
+    ] {
+        world.ddl(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    let write = |sql: &str, end| {
+        let sql = format!("{sql} /* parts counts */");
+        assert_eq!(world.check_write(&sql, &[]).unwrap_or_else(|problem| panic!("{problem}")), end, "{sql}");
+    };
+    write(
+        "INSERT INTO \"the words\" VALUES ('ü', 2, '[1,2]', 1), ('b', 1, '[1]', 1), ('c''', 5, '[1,[2],3]', NULL)",
+        Ended::Done,
+    );
+    write("INSERT INTO \"the words\" VALUES ('5', 2, '{\"0\":null}', 1), ('05', 2, '[]', 1)", Ended::Done);
+    write("UPDATE \"the words\" SET js = '[]', \"old\" = 0 WHERE \"the key\" IN ('ü', '5')", Ended::Done);
+    write("UPDATE \"the words\" SET \"old\" = NULL", Ended::Done);
+    write("UPDATE \"the words\" SET \"begin\" = 7", Ended::Done);
+    write("DELETE FROM \"the words\"", Ended::Done);
+}
