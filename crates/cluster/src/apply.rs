@@ -345,7 +345,7 @@ impl Catalog {
 
     /// Everything but the placement stays, and that is not the same.
     fn admit_place(&self, before: &Table, after: &Table) -> Applied {
-        if self.known_table(&before.name)? != before {
+        if self.known_table(&before.name)? != before || trigger_about(&self.tables, &before.name).is_some() {
             return Err(busy(format!("table {} has just been changed", before.name)));
         }
         if (Table { kind: before.kind.clone(), ..after.clone() }) != *before || after.kind == before.kind {

@@ -35,7 +35,21 @@ pub struct Catalog {
     pub(crate) last_trigger: u32,
 }
 
+/// What of the catalog a statement was planned by: it travels with the statement, and a shard refuses what it knows better.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// A shard refuses writes that were planned before one of its triggers was known.
+    pub generation: Generation,
+    /// The catalog's [`layout`](Catalog::layout). A shard that has another one refuses.
+    pub layout: Generation,
+}
+
 impl Catalog {
+    /// What a statement carries that is planned by this catalog.
+    pub fn planned(&self) -> Planned {
+        Planned { generation: self.generation, layout: self.layout }
+    }
+
     /// Ended operations are kept up to this many; the oldest go first.
     pub const OPERATIONS_KEPT_MAX: usize = 1_000;
     /// Decisions are kept up to this many; the oldest go first.

@@ -29,7 +29,7 @@ mod trigger;
 mod value;
 mod view;
 
-pub use catalog::Catalog;
+pub use catalog::{Catalog, Planned};
 pub use check::Violation;
 pub use command::{Command, CommandError, Reply};
 pub use decision::{Decision, Measurement, Option_, Verdict};

@@ -90,8 +90,8 @@ impl Cluster for HostCluster {
     }
 
     async fn write(&self, shard: ShardId, action: Action, within: Duration) -> Result<Outcome, HostError> {
-        let layout = self.0.catalog().layout;
-        Ok(self.0.write(shard, layout, action, within).await?.outcome)
+        let planned = self.0.catalog().planned();
+        Ok(self.0.write(shard, planned, action, within).await?.outcome)
     }
 
     async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError> {

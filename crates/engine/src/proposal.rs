@@ -3,7 +3,7 @@
 //! A [`Proposal`] carries everything that its effect depends on; a replica adds nothing of its own. Its
 //! [`Outcome`] is computed by every replica alike, and the leader's is the client's answer.
 
-use pleat_cluster::{CommitNumber, Generation, Millis, PartitionId, ShardId, Table, TxnId, Value};
+use pleat_cluster::{CommitNumber, Generation, Millis, PartitionId, Planned, ShardId, Table, TxnId, Value};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -17,9 +17,8 @@ const FORMAT: u8 = 3;
 pub struct Proposal {
     /// For people and logs; the log's order alone decides.
     pub id: Uuid,
-    /// The layout of the catalog that the proposer planned by (`Catalog::layout`): a write that was planned by another
-    /// one than the shard's is refused.
-    pub layout: Generation,
+    /// What the proposer planned by.
+    pub planned: Planned,
     /// What `now` is while this is applied, unless an entry before it had a later one: then that. So a shard's
     /// time never goes back, whichever leader's clock it came from.
     pub now_ms: Millis,

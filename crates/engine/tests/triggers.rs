@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use pleat_cluster::{KeyType, ShardId, Trigger, TriggerEvent, TriggerState, TxnId, Value};
+use pleat_cluster::{KeyType, Planned, ShardId, Trigger, TriggerEvent, TriggerState, TxnId, Value};
 use pleat_engine::*;
 
 const LOG: &str = "CREATE TABLE log(k INTEGER, seq INTEGER, what TEXT, r DEFAULT (random()), at TEXT DEFAULT CURRENT_TIMESTAMP, \
@@ -182,7 +182,13 @@ fn a_write_that_was_planned_before_the_trigger_was_known_is_planned_again() {
     assert!(stale(replica.write("REPLACE INTO items(k, n) VALUES (1, 1)", vec![])));
     assert!(stale(replica.apply(bulk(&[[1, 1]]))));
     let action = write("INSERT INTO items(k, n) VALUES (1, 1)", vec![]);
-    let proposal = Proposal { id: Default::default(), generation: 2, now_ms: replica.clock, seed: 1, action };
+    let proposal = Proposal {
+        id: Default::default(),
+        planned: Planned { generation: 2, layout: 0 },
+        now_ms: replica.clock,
+        seed: 1,
+        action,
+    };
     let outcomes = replica.store().apply(&[&proposal.encode()], b"later").unwrap();
     assert!(matches!(Outcome::decode(&outcomes[0]).unwrap(), Outcome::Done { .. }));
 }

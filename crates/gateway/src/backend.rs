@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pleat_cluster::{Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, Reply, ShardId};
+use pleat_cluster::{
+    Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, Planned, Reply, ShardId,
+};
 use pleat_consensus::Status;
 use pleat_engine::{Action, ReadRequest};
 use pleat_host::{
@@ -32,12 +34,11 @@ pub trait Backend: Send + Sync + 'static {
     async fn write(
         &self,
         shard: ShardId,
-        layout: Generation,
+        planned: Planned,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError>;
-    async fn write_reference(&self, layout: Generation, action: Action, within: Duration)
-    -> Result<Written, HostError>;
+    async fn write_reference(&self, planned: Planned, action: Action, within: Duration) -> Result<Written, HostError>;
     async fn read(
         &self,
         shard: ShardId,
@@ -100,20 +101,15 @@ impl Backend for Host {
     async fn write(
         &self,
         shard: ShardId,
-        layout: Generation,
+        planned: Planned,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
-        Host::write(self, shard, layout, action, within).await
+        Host::write(self, shard, planned, action, within).await
     }
 
-    async fn write_reference(
-        &self,
-        layout: Generation,
-        action: Action,
-        within: Duration,
-    ) -> Result<Written, HostError> {
-        Host::write_reference(self, layout, action, within).await
+    async fn write_reference(&self, planned: Planned, action: Action, within: Duration) -> Result<Written, HostError> {
+        Host::write_reference(self, planned, action, within).await
     }
 
     async fn read(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use pleat_cluster::{Catalog, Command, Generation, LedgerCommand, LedgerReply, NodeId, PartitionId, Reply, ShardId};
+use pleat_cluster::{Catalog, Command, LedgerCommand, LedgerReply, NodeId, PartitionId, Planned, Reply, ShardId};
 use pleat_consensus::GroupId;
 use pleat_engine::{Action, MoveChunk, MoveRead, ReadRequest, TxnsSeen};
 use serde::{Deserialize, Serialize};
@@ -88,12 +88,12 @@ impl Host {
     pub async fn write(
         &self,
         shard: ShardId,
-        layout: Generation,
+        planned: Planned,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
         let effect = effect_of(&action);
-        let request = || Request::Write { shard, layout, action: action.clone() };
+        let request = || Request::Write { shard, planned, action: action.clone() };
         match self.ask_leader(group_of(shard), effect, within, request).await? {
             (Response::Written(written), uncertain) => Ok(Written { uncertain, ..written }),
             _ => Err(mismatch()),
@@ -103,7 +103,7 @@ impl Host {
     /// Write to reference tables: put in order by the anchor shard, and on every active shard when this returns.
     pub async fn write_reference(
         &self,
-        layout: Generation,
+        planned: Planned,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
@@ -111,7 +111,7 @@ impl Host {
             return Err(HostError::Unavailable("no shard is active yet".into()));
         };
         let effect = effect_of(&action);
-        let request = || Request::WriteReference { anchor, layout, action: action.clone() };
+        let request = || Request::WriteReference { anchor, planned, action: action.clone() };
         match self.ask_leader(group_of(anchor), effect, within, request).await? {
             (Response::Written(written), uncertain) => Ok(Written { uncertain, ..written }),
             _ => Err(mismatch()),
@@ -235,10 +235,10 @@ impl Host {
         step: TxnStep,
         within: Duration,
     ) -> Result<TxnReply, HostError> {
-        let (shard, layout) = (part.shard, self.catalog().layout);
+        let (shard, planned) = (part.shard, self.catalog().planned());
         let (decides, ends) = (step.decides(), step.ends());
         let attempt = async |node, limit| {
-            let request = Request::Txn { at, shard, layout, step: step.clone() };
+            let request = Request::Txn { at, shard, planned, step: step.clone() };
             self.ask(node, request, limit).await.map(|response| (node, response))
         };
         let answer = match part.home {

@@ -124,8 +124,8 @@ impl Host {
     }
 
     async fn carry_out(&self, shard: ShardId, txn: TxnId, commit: Option<CommitNumber>) -> Result<(), HostError> {
-        let layout = self.catalog().layout;
-        match self.write(shard, layout, Action::Decide { txn, commit }, DECIDE_LIMIT).await?.outcome {
+        let planned = self.catalog().planned();
+        match self.write(shard, planned, Action::Decide { txn, commit }, DECIDE_LIMIT).await?.outcome {
             Outcome::Done { .. } => Ok(()),
             other => Err(HostError::Internal(format!("{txn} can't be decided on {shard}: {other:?}"))),
         }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pleat_cluster::{Generation, Millis, TxnId};
+use pleat_cluster::{Millis, Planned, TxnId};
 use pleat_engine::{Action, EngineError, LocalTxn, Outcome, Script, StatementResult};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -294,15 +294,15 @@ impl Locals {
         replica: &Replica,
         turn: &Turn,
         step: TxnStep,
-        layout: Generation,
+        planned: Planned,
         now: Millis,
         deadline: Instant,
     ) -> Result<Taken, Declined> {
         let part = turn.part.clone();
         let work: Work = match step {
-            TxnStep::Write { units, statements, layout } => {
+            TxnStep::Write { units, statements, planned } => {
                 let local = self.open(replica, &part, true, deadline).await?;
-                let write = move || local.write(&units, &statements, layout, now);
+                let write = move || local.write(&units, &statements, planned, now);
                 let written = blocking(write).await?;
                 return Ok(Taken::Written(written.map_err(|error| part.failed(error))?));
             }
@@ -316,7 +316,7 @@ impl Locals {
             }
             step @ (TxnStep::Commit { .. } | TxnStep::Prepare { .. }) => {
                 let local = self.open(replica, &part, false, deadline).await?;
-                let decided = self.decide(replica, &part, local, step, layout, now, deadline).await;
+                let decided = self.decide(replica, &part, local, step, planned, now, deadline).await;
                 return decided.map(Taken::Decided);
             }
             TxnStep::Read(_) => return Err(HostError::Internal("a read gives rows".into()).into()),
@@ -333,7 +333,7 @@ impl Locals {
         part: &Arc<Part>,
         local: LocalTxn,
         step: TxnStep,
-        layout: Generation,
+        planned: Planned,
         now: Millis,
         deadline: Instant,
     ) -> Result<Written, Declined> {
@@ -369,7 +369,7 @@ impl Locals {
             other => return Err(HostError::Internal(format!("{other:?} decides nothing")).into()),
         };
         let within = deadline.saturating_duration_since(Instant::now());
-        let written = replica.write_in_lane(layout, action, now, within).await;
+        let written = replica.write_in_lane(planned, action, now, within).await;
         drop(holding);
         written
     }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, Generation, OperationKind, ShardId, ShardState};
+use pleat_cluster::{Catalog, Generation, OperationKind, Planned, ShardId, ShardState};
 use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReferenceEntry, Refusal};
 
 use crate::replica::{Replica, engine_error};
@@ -58,12 +58,12 @@ impl Host {
     pub(crate) async fn spread_write(
         &self,
         anchor: &Replica,
-        layout: Generation,
+        planned: Planned,
         action: Action,
         within: Duration,
     ) -> Result<Written, Declined> {
         let deadline = Instant::now() + within;
-        let written = anchor.write(layout, action, self.now_ms(), within).await?;
+        let written = anchor.write(planned, action, self.now_ms(), within).await?;
         if let Outcome::Reference { seq, .. } = written.outcome {
             let left = deadline.saturating_duration_since(Instant::now());
             let spread = async {
@@ -85,7 +85,7 @@ impl Host {
     async fn spread(&self, anchor: &Replica, seq: u64, catalog: &Catalog, within: Duration) -> Result<(), HostError> {
         let others = catalog.active_shards().map(|shard| shard.id).filter(|shard| *shard != anchor.shard);
         let mut sending: FuturesUnordered<_> =
-            others.map(|shard| self.spread_to(anchor, shard, seq, catalog.layout, within)).collect();
+            others.map(|shard| self.spread_to(anchor, shard, seq, catalog.planned(), within)).collect();
         while let Some(sent) = sending.next().await {
             sent?;
         }
@@ -97,7 +97,7 @@ impl Host {
         anchor: &Replica,
         shard: ShardId,
         seq: u64,
-        layout: Generation,
+        planned: Planned,
         within: Duration,
     ) -> Result<(), HostError> {
         let reached = anchor.spread.of(shard);
@@ -111,7 +111,7 @@ impl Host {
             }
             for entry in entries {
                 let number = entry.seq;
-                let written = self.write(shard, layout, Action::ReferenceApply(entry), within).await?;
+                let written = self.write(shard, planned, Action::ReferenceApply(entry), within).await?;
                 match written.outcome {
                     Outcome::Refused(Refusal::Gap { expected, .. }) => {
                         *reached = Some(expected.saturating_sub(1));
@@ -148,7 +148,7 @@ impl Host {
         if due {
             // A margin, for a split that begins just now.
             let upto = upto.saturating_sub(PRUNE_AT / 2);
-            self.write(anchor.shard, catalog.layout, Action::ReferencePrune { upto }, LOOK_LIMIT).await?;
+            self.write(anchor.shard, catalog.planned(), Action::ReferencePrune { upto }, LOOK_LIMIT).await?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use pleat_cluster::{Generation, Millis, PartitionId, ShardId, TxnId};
+use pleat_cluster::{Millis, PartitionId, Planned, ShardId, TxnId};
 use pleat_consensus::Group;
 use pleat_engine::limits::CHUNK_ROWS_MAX;
 use pleat_engine::{
@@ -95,7 +95,7 @@ impl Replica {
     /// Propose an action here, where the group should be led.
     pub async fn write(
         &self,
-        layout: Generation,
+        planned: Planned,
         action: Action,
         now: Millis,
         within: Duration,
@@ -106,7 +106,7 @@ impl Replica {
             return Ok(Written { outcome: Outcome::Refused(refusal), index, uncertain: false });
         }
         let _passing = self.pass(&action, deadline).await?;
-        self.write_in_lane(layout, action, now, within).await
+        self.write_in_lane(planned, action, now, within).await
     }
 
     /// Who wants to prepare while another transaction is prepared is refused, sooner or later; so at once, without an
@@ -145,7 +145,7 @@ impl Replica {
     /// The same for whoever has a place in the write lane.
     pub async fn write_in_lane(
         &self,
-        layout: Generation,
+        planned: Planned,
         action: Action,
         now: Millis,
         within: Duration,
@@ -158,7 +158,7 @@ impl Replica {
             reach(before, Some(self.shard));
         }
         let _serving = counted.map(|kind| self.meter.begin(kind, units_of(&action)));
-        let mut proposal = Proposal { id: Uuid::new_v4(), layout, now_ms: now, seed: rand::random(), action };
+        let mut proposal = Proposal { id: Uuid::new_v4(), planned, now_ms: now, seed: rand::random(), action };
         let mut put_off = None;
         let (index, outcome) = loop {
             proposal.now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use pleat_cluster::{Generation, NodeId, PartitionId, ShardId, TxnId, Value};
+use pleat_cluster::{NodeId, PartitionId, Planned, ShardId, TxnId, Value};
 use pleat_consensus::GroupId;
 use pleat_engine::{
     Action, ContentDigest, MoveChunk, MoveRead, Outcome, PreparedTxn, ReadRequest, StatementResult, TxnsSeen,
@@ -41,12 +41,12 @@ pub enum Request {
     Quorum(GroupId),
     Write {
         shard: ShardId,
-        layout: Generation,
+        planned: Planned,
         action: Action,
     },
     WriteReference {
         anchor: ShardId,
-        layout: Generation,
+        planned: Planned,
         action: Action,
     },
     MoveRead {
@@ -74,7 +74,7 @@ pub enum Request {
     Txn {
         at: TxnAt,
         shard: ShardId,
-        layout: Generation,
+        planned: Planned,
         step: TxnStep,
     },
     /// An interactive transaction is at work elsewhere: its part on the shard is not idle.

@@ -49,13 +49,13 @@ impl Host {
                 self.led_group(group)?.confirm_leadership(within).await?;
                 Ok(Response::Quorum)
             }
-            Request::Write { shard, layout, action } => {
+            Request::Write { shard, planned, action } => {
                 let replica = self.led(shard)?;
-                Ok(Response::Written(replica.write(layout, action, self.now_ms(), within).await?))
+                Ok(Response::Written(replica.write(planned, action, self.now_ms(), within).await?))
             }
-            Request::WriteReference { anchor, layout, action } => {
+            Request::WriteReference { anchor, planned, action } => {
                 let replica = self.led(anchor)?;
-                Ok(Response::Written(self.spread_write(&replica, layout, action, within).await?))
+                Ok(Response::Written(self.spread_write(&replica, planned, action, within).await?))
             }
             Request::MoveRead { shard, request } => {
                 let replica = self.led(shard)?;
@@ -70,12 +70,12 @@ impl Host {
                 replica.group.read_barrier(within).await?;
                 Ok(Response::InDoubt(blocking(move || replica.readers.in_doubt()).await?.map_err(engine_error)?))
             }
-            Request::Txn { at, shard, layout, step } => {
+            Request::Txn { at, shard, planned, step } => {
                 let replica = self.led(shard)?;
                 let deadline = Instant::now() + within;
                 let turn = replica.locals.turn(at.txn, at.number, deadline).await?;
                 let now = self.now_ms();
-                Ok(match replica.locals.take(&replica, &turn, step, layout, now, deadline).await? {
+                Ok(match replica.locals.take(&replica, &turn, step, planned, now, deadline).await? {
                     Taken::Written(results) => Response::TxnWritten(results),
                     Taken::Done => Response::TxnDone,
                     Taken::Decided(written) => Response::Written(written),

@@ -5,7 +5,7 @@
 //! node is lost or doesn't lead any more the part is gone, and so is the transaction: it ends with `40001`, and its
 //! client begins again.
 
-use pleat_cluster::{Generation, Millis, NodeId, PartitionId, ShardId, TxnId};
+use pleat_cluster::{Millis, NodeId, PartitionId, Planned, ShardId, TxnId};
 use pleat_engine::{Idempotency, ReadRequest, Statement, StatementResult};
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +69,7 @@ pub enum TxnStep {
         units: Vec<PartitionId>,
         statements: Vec<Statement>,
         /// Of the catalog that they were planned by.
-        layout: Generation,
+        planned: Planned,
     },
     /// Gives [`TxnReply::Done`], as the next two.
     Savepoint(String),

@@ -119,8 +119,8 @@ impl Host {
                     *idle += 1;
                     continue;
                 }
-                let layout = self.catalog().layout;
-                match replica.write(layout, Action::Digest, self.now_ms(), PROPOSE_LIMIT).await {
+                let planned = self.catalog().planned();
+                match replica.write(planned, Action::Digest, self.now_ms(), PROPOSE_LIMIT).await {
                     Ok(written) => drop(done.insert(replica.shard, (written.index, 0))),
                     Err(why) => tracing::debug!(shard = %replica.shard, ?why, "verifying was left out"),
                 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::*;
-use pleat_cluster::{Command, NodeId, Policy, ShardId};
+use pleat_cluster::{Command, NodeId, Planned, Policy, ShardId};
 use pleat_host::{Freshness, HostError};
 use tokio::net::TcpListener;
 
@@ -17,19 +17,19 @@ async fn any_node_writes_and_reads_and_the_loss_of_one_is_survived() {
     let catalog = with_table(&nodes).await;
     for id in 0..30 {
         let host = &nodes[id as usize % 3].host;
-        done(host.write(SHARD, 0, insert(id, None), LIMIT).await);
+        done(host.write(SHARD, Planned::default(), insert(id, None), LIMIT).await);
         // Read what was just written, on another node.
         let other = &nodes[(id as usize + 1) % 3].host;
         assert_eq!(count(other, Freshness::Strong, &catalog).await.unwrap(), id + 1);
     }
-    let written = nodes[0].host.write(SHARD, 0, insert(30, None), LIMIT).await.unwrap();
+    let written = nodes[0].host.write(SHARD, Planned::default(), insert(30, None), LIMIT).await.unwrap();
     for node in &nodes {
         assert_eq!(count(&node.host, Freshness::AtLeast(written.index), &catalog).await.unwrap(), 31);
     }
 
     // A key makes a repetition an answer, not a second effect.
     for node in &nodes {
-        done(node.host.write(SHARD, 0, insert(31, Some("once".into())), LIMIT).await);
+        done(node.host.write(SHARD, Planned::default(), insert(31, Some("once".into())), LIMIT).await);
     }
     assert_eq!(count(&nodes[0].host, Freshness::Strong, &catalog).await.unwrap(), 32);
 
@@ -45,7 +45,7 @@ async fn any_node_writes_and_reads_and_the_loss_of_one_is_survived() {
     drop(stop(nodes.remove(leader)).await);
     for id in 32..40 {
         let host = &nodes[id as usize % 2].host;
-        done(host.write(SHARD, 0, insert(id, Some(format!("k{id}"))), LIMIT).await);
+        done(host.write(SHARD, Planned::default(), insert(id, Some(format!("k{id}"))), LIMIT).await);
     }
     assert_eq!(count(&nodes[1].host, Freshness::Strong, &catalog).await.unwrap(), 40);
     let fresh = nodes[0].host.fresh_catalog(LIMIT).await.unwrap();
@@ -87,7 +87,7 @@ async fn a_node_that_was_gone_for_long_catches_up_by_snapshot() {
     let purged = |node: &Node| node.host.shard_status(SHARD).unwrap().purged.unwrap_or(0);
     while !nodes.iter().all(|node| purged(node) > last) {
         let key = Some(format!("k{rows}"));
-        done(nodes[rows as usize % 2].host.write(SHARD, 0, insert(rows, key), LIMIT).await);
+        done(nodes[rows as usize % 2].host.write(SHARD, Planned::default(), insert(rows, key), LIMIT).await);
         rows += 1;
         assert!(rows < 2_000, "the log is never purged");
     }
@@ -103,6 +103,6 @@ async fn a_node_that_was_gone_for_long_catches_up_by_snapshot() {
     assert_eq!(count(&back.host, Freshness::Eventual, &catalog).await.unwrap(), rows);
     let caught_up = back.host.shard_status(SHARD).unwrap();
     assert!(caught_up.purged.unwrap_or(0) > last, "what it missed can only have come by snapshot: {caught_up:?}");
-    done(back.host.write(SHARD, 0, insert(rows, None), LIMIT).await);
+    done(back.host.write(SHARD, Planned::default(), insert(rows, None), LIMIT).await);
     assert_eq!(count(&back.host, Freshness::Strong, &catalog).await.unwrap(), rows + 1);
 }

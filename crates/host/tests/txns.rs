@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use futures::TryStreamExt;
-use pleat_cluster::{LedgerCommand, LedgerReply, ShardId, TableId, TxnId, Value};
+use pleat_cluster::{LedgerCommand, LedgerReply, Planned, ShardId, TableId, TxnId, Value};
 use pleat_engine::{Action, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest, Refusal, Statement};
 use pleat_host::{Freshness, Host, HostError, Piece, TxnEnd, TxnHandle, TxnPart, TxnReply, TxnStep, Written};
 
@@ -67,7 +67,7 @@ fn handle(host: &Host, began_before_ms: u64) -> TxnHandle {
 }
 
 async fn wrote(host: &Host, part: &mut TxnPart, id: i64) -> Result<(), HostError> {
-    let step = TxnStep::Write { units: ALL.to_vec(), statements: insert_of(id), layout: 0 };
+    let step = TxnStep::Write { units: ALL.to_vec(), statements: insert_of(id), planned: Planned::default() };
     match host.txn_step(part, step, LIMIT).await? {
         TxnReply::Written { results } => assert_eq!(results[0].rows_affected, 1),
         other => panic!("{other:?}"),

@@ -203,11 +203,11 @@ async fn a_trigger_comes_to_all_shards_and_leaves_all_of_them_whoever_dies() {
 async fn a_trigger_that_a_shard_refuses_is_taken_back_everywhere() {
     let world = with_homes().await;
     let broken = match shadow(&world) {
-        OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql } => {
+        OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql, layout } => {
             // SQLite takes it for what it is: no trigger. The gateway tries that before.
             let trigger =
                 Trigger { sql: "CREATE TRIGGER shadow AFTER INSERT ON nowhere BEGIN SELECT 1; END".into(), ..trigger };
-            OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql }
+            OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql, layout }
         }
         other => panic!("{other:?}"),
     };

@@ -287,18 +287,18 @@ impl Inner {
 
     /// What the control loop does, and clients that know the newest layout.
     pub fn apply(&mut self, shard: ShardId, action: Action) -> Result<Outcome, HostError> {
-        self.apply_as(shard, action, self.catalog.layout)
+        self.apply_as(shard, action, self.catalog.planned())
     }
 
-    /// What a router of this layout sends.
-    fn apply_as(&mut self, shard: ShardId, action: Action, layout: Generation) -> Result<Outcome, HostError> {
+    /// What a router that planned by this sends.
+    fn apply_as(&mut self, shard: ShardId, action: Action, planned: Planned) -> Result<Outcome, HostError> {
         self.now += 1;
         self.index += 1;
         let (now_ms, index) = (self.now, self.index);
         let Some((store, _)) = self.shards.get_mut(&shard) else {
             return Err(HostError::Unavailable(format!("{shard} has no replica")));
         };
-        let proposal = Proposal { id: uuid::Uuid::from_u128(index.into()), layout, now_ms, seed: index, action };
+        let proposal = Proposal { id: uuid::Uuid::from_u128(index.into()), planned, now_ms, seed: index, action };
         let outcomes = store.apply(&[&proposal.encode()], &index.to_le_bytes()).unwrap();
         Ok(Outcome::decode(&outcomes[0]).unwrap())
     }
@@ -455,7 +455,7 @@ impl Inner {
         let (partition, shard) = owner(&router, key);
         let write =
             Action::Write { idempotency: None, units: vec![partition], statements: vec![statement], base: None };
-        match self.apply_as(shard, write, router.layout) {
+        match self.apply_as(shard, write, router.planned()) {
             Ok(Outcome::Done { .. }) => {
                 self.acknowledged += 1;
                 true

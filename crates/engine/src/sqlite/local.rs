@@ -32,7 +32,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use pleat_cluster::{Generation, Millis, PartitionId};
+use pleat_cluster::{Millis, PartitionId, Planned};
 use rusqlite::InterruptHandle;
 
 use super::authorize;
@@ -214,11 +214,13 @@ impl LocalTxn {
         &self,
         units: &[PartitionId],
         statements: &[Statement],
-        layout: Generation,
+        planned: Planned,
         now_ms: Millis,
     ) -> Result<Vec<StatementResult>, EngineError> {
         self.with(|core, open| {
-            open.writer.placement.check_layout(layout)?;
+            open.writer.placement.check_layout(planned.layout)?;
+            open.writer.planned = planned;
+            open.writer.check_triggers()?;
             open.writer.placement.check_units(units)?;
             open.start_writing(core)?;
             open.write(units, statements, now_ms)

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
-use pleat_cluster::{Generation, Millis, TxnId};
+use pleat_cluster::{Generation, Millis, Planned, TxnId};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
@@ -69,8 +69,6 @@ pub(crate) struct Writer {
     pub(crate) specs: Specs,
     /// The generation of the catalog that had the newest of the tables' triggers first; 0 when there are none.
     pub(crate) triggers_since: Generation,
-    /// The generation by which the proposal being applied was routed.
-    pub(crate) routed: Generation,
     /// Which table each known statement writes.
     pub(crate) targets: RefCell<Targets>,
     /// Set when the proposal being applied changed the schema, or how statements are compiled.
@@ -78,8 +76,8 @@ pub(crate) struct Writer {
     placement_changed: bool,
     /// The log's time: the latest `now_ms` of the entries so far. It never goes back, and expiry goes by it.
     pub(crate) now_ms: Millis,
-    /// The layout that the entry being applied was planned by.
-    pub(crate) layout: Generation,
+    /// What the entry being applied was planned by.
+    pub(crate) planned: Planned,
     /// How often the content was changed: what a transaction has read is as it was while this stays.
     pub(crate) version: u64,
     /// The transaction over several shards that waits for its decision.
@@ -256,12 +254,11 @@ impl Writer {
             placement: Arc::default(),
             specs: Specs::new(),
             triggers_since: 0,
-            routed: 0,
             targets: RefCell::default(),
             schema_changed: false,
             placement_changed: false,
             now_ms: 0,
-            layout: 0,
+            planned: Planned::default(),
             version: 0,
             prepared: None,
             stored: (0, 0),
@@ -375,7 +372,7 @@ impl Writer {
             }
         };
         self.advance(proposal.now_ms);
-        self.layout = proposal.layout;
+        self.planned = proposal.planned;
         self.control("SAVEPOINT proposal /* __pleat_ */")?;
         self.begin(&proposal)?;
         let version = self.version;
@@ -409,7 +406,6 @@ impl Writer {
 
     fn act(&mut self, proposal: &Proposal) -> Applied<Outcome> {
         let now_ms = self.now_ms;
-        self.routed = proposal.generation;
         match &proposal.action {
             Action::Write { idempotency, units, statements, base } => {
                 self.write(idempotency.as_ref(), units, statements, *base, now_ms)

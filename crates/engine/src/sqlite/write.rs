@@ -92,7 +92,7 @@ impl Writer {
         self.check_undecided()?;
         // What was decided on a content was planned by the layout of that content.
         if base.is_none() {
-            self.placement.check_layout(self.layout)?;
+            self.placement.check_layout(self.planned.layout)?;
         }
         self.check_triggers()?;
         self.placement.check_units(units)?;
@@ -104,9 +104,10 @@ impl Writer {
     }
 
     /// Refuses what was planned before the newest trigger here was known: it may be what tables with triggers don't allow.
-    fn check_triggers(&self) -> Applied<()> {
-        match self.triggers_since > self.routed {
-            true => Err(Refusal::Generation { ownership: self.triggers_since, routed: self.routed }.into()),
+    pub(crate) fn check_triggers(&self) -> Result<(), Refusal> {
+        let routed = self.planned.generation;
+        match self.triggers_since > routed {
+            true => Err(Refusal::Generation { ownership: self.triggers_since, routed }),
             false => Ok(()),
         }
     }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pleat_cluster::{KeyType, PartitionId, Table, TableKind, Value, partition_of};
+use pleat_cluster::{KeyType, PartitionId, Planned, Table, TableKind, Value, partition_of};
 use pleat_engine::*;
 
 pub const PARTITIONS: u32 = 8;
@@ -132,7 +132,7 @@ pub fn ddl(operation: u64, statements: &[&str], table: Table) -> Action {
 }
 
 pub fn entry(action: Action, now_ms: u64, seed: u64) -> Vec<u8> {
-    Proposal { id: uuid::Uuid::from_u128(seed.into()), layout: 0, now_ms, seed, action }.encode()
+    Proposal { id: uuid::Uuid::from_u128(seed.into()), planned: Planned::default(), now_ms, seed, action }.encode()
 }
 
 pub fn unit_of(key: i64) -> PartitionId {

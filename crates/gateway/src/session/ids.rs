@@ -220,7 +220,7 @@ impl Executor {
             statements: vec![Statement::new("SELECT ?1 AS first_id", [Value::Integer(first)])],
             base: None,
         };
-        let written = self.backend.write(owner, catalog.layout, action, run.deadline.left()).await;
+        let written = self.backend.write(owner, catalog.planned(), action, run.deadline.left()).await;
         reach("ids.remembered", None);
         // Whether it was remembered or not: no row was written.
         let written = written.map_err(nothing_done)?;

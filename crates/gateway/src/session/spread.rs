@@ -188,7 +188,7 @@ impl Executor {
             backend: self.backend.clone(),
             forgetting: self.forgetting.clone(),
             txn: new_txn(),
-            layout: attempt.catalog.layout,
+            planned: attempt.catalog.planned(),
             parts: seats,
             idempotency: Some(run.key.idempotency()),
             in_order: attempt.refused > 0,
@@ -243,7 +243,7 @@ impl Executor {
             statements: part.statements,
             base: part.base,
         };
-        let written = self.backend.write(shard, attempt.catalog.layout, action, run.deadline.left()).await;
+        let written = self.backend.write(shard, attempt.catalog.planned(), action, run.deadline.left()).await;
         let written = written.map_err(|error| run.key.setback(error))?;
         let index = Done::from([(shard, written.index)]);
         match written.outcome {
@@ -302,8 +302,8 @@ impl Executor {
             let idempotency = Some(run.key.idempotency());
             let (units, statements) = (vec![NOWHERE], Vec::new());
             let action = Action::Write { idempotency, units, statements, base: None };
-            let layout = attempt.catalog.layout;
-            let written = self.backend.write(shard.id, layout, action, run.deadline.left()).await;
+            let planned = attempt.catalog.planned();
+            let written = self.backend.write(shard.id, planned, action, run.deadline.left()).await;
             let written = written.map_err(|error| run.key.setback(error))?;
             match written.outcome {
                 Outcome::Replayed { results, .. } => remembered.add(results),

@@ -49,7 +49,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
-use pleat_cluster::{CommitNumber, Generation, LedgerCommand, LedgerReply, Millis, PartitionId, ShardId, TxnId};
+use pleat_cluster::{CommitNumber, LedgerCommand, LedgerReply, Millis, PartitionId, Planned, ShardId, TxnId};
 use pleat_engine::{Action, EngineError, Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult};
 use pleat_host::failpoint::reach;
 use pleat_host::{HostError, TxnPart, TxnReply, TxnStep, Written};
@@ -86,7 +86,7 @@ pub(super) struct TwoPhase {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) forgetting: Arc<Forgetting>,
     pub(super) txn: TxnId,
-    pub(super) layout: Generation,
+    pub(super) planned: Planned,
     pub(super) parts: BTreeMap<ShardId, Part>,
     pub(super) idempotency: Option<Idempotency>,
     /// One shard after the other, in their order: after an attempt that met another transaction.
@@ -201,7 +201,7 @@ impl TwoPhase {
         let (txn, in_order) = (self.txn, self.in_order);
         let ballot = Ballot {
             backend: self.backend.clone(),
-            layout: self.layout,
+            planned: self.planned,
             idempotency: self.idempotency.clone(),
             deadline: self.deadline,
             participants,
@@ -276,7 +276,7 @@ impl TwoPhase {
         let txn = self.txn;
         let telling = shards.iter().map(|shard| async move {
             reach("coordinator.before-decide", Some(*shard));
-            let told = self.backend.write(*shard, self.layout, Action::Decide { txn, commit }, within).await;
+            let told = self.backend.write(*shard, self.planned, Action::Decide { txn, commit }, within).await;
             reach("coordinator.after-decide", Some(*shard));
             match told {
                 Ok(Written { outcome: Outcome::Refused(refusal), .. }) => {
@@ -301,7 +301,7 @@ impl TwoPhase {
 /// What is the same for all votes.
 struct Ballot {
     backend: Arc<dyn Backend>,
-    layout: Generation,
+    planned: Planned,
     idempotency: Option<Idempotency>,
     deadline: Deadline,
     participants: Vec<ShardId>,
@@ -347,7 +347,7 @@ impl Ballot {
         };
         let (txn, began) = (self.txn, self.began);
         let action = Action::Prepare { txn, began, participants, idempotency, units, statements, base };
-        Vote::of(self.backend.write(shard, self.layout, action, within).await)
+        Vote::of(self.backend.write(shard, self.planned, action, within).await)
     }
 }
 

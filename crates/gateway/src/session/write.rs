@@ -159,7 +159,7 @@ impl Executor {
         let statements = statements.into_iter().map(statement).collect();
         let idempotency = Some(run.key.idempotency());
         let action = Action::Write { idempotency, units, statements, base: None };
-        let written = self.backend.write(shard, catalog.layout, action, run.deadline.left()).await;
+        let written = self.backend.write(shard, catalog.planned(), action, run.deadline.left()).await;
         let written = written.map_err(|error| run.key.setback(error))?;
         if let Outcome::Replayed { results, .. } = written.outcome {
             let remembered = Remembered::of(results);
@@ -182,7 +182,7 @@ impl Executor {
         let anchor = place::anchor(catalog)?;
         let statements = statements.into_iter().map(statement).collect();
         let action = Action::ReferenceWrite { idempotency: Some(run.key.idempotency()), statements };
-        let written = self.backend.write_reference(catalog.layout, action, run.deadline.left()).await;
+        let written = self.backend.write_reference(catalog.planned(), action, run.deadline.left()).await;
         let written = written.map_err(|error| run.key.setback(error))?;
         let (effects, replayed) = effects(written.outcome, &run.key, written.uncertain)?;
         let token = Token::after_reference_write(run.request.token.as_ref(), catalog, anchor, written.index);

@@ -162,8 +162,8 @@ impl Cluster {
                 let request: ReadRequest = request;
                 rows(|sink| local.read(&request, sink)).map(TxnReply::Rows).map_err(engine_error)
             }
-            TxnStep::Write { units, statements, layout } => {
-                let results = local.write(&units, &statements, layout, now).map_err(engine_error)?;
+            TxnStep::Write { units, statements, planned } => {
+                let results = local.write(&units, &statements, planned, now).map_err(engine_error)?;
                 Ok(TxnReply::Written { results })
             }
             TxnStep::Savepoint(name) => local.savepoint(&name).map(|()| TxnReply::Done).map_err(engine_error),

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pleat_cluster::{
     Catalog, Command, DdlEffect, Generation, Ledger, LedgerCommand, LedgerReply, Millis, NodeId, OperationId,
-    OperationKind, PartitionId, Phase, Policy, Reply, ShardId, ShardState, TableKind, TxnId,
+    OperationKind, PartitionId, Phase, Planned, Policy, Reply, ShardId, ShardState, TableKind, TxnId,
 };
 use pleat_consensus::Status;
 use pleat_engine::{
@@ -227,14 +227,14 @@ impl Cluster {
     }
 
     fn propose(&self, shard: ShardId, action: Action) -> Written {
-        self.propose_as(shard, self.newest().layout, action)
+        self.propose_as(shard, self.newest().planned(), action)
     }
 
     /// What was planned by this layout of the catalog.
-    fn propose_as(&self, shard: ShardId, layout: Generation, action: Action) -> Written {
+    fn propose_as(&self, shard: ShardId, planned: Planned, action: Action) -> Written {
         let replica = self.replica(shard);
         let now_ms = self.clock.fetch_add(1, Ordering::Relaxed);
-        let proposal = Proposal { id: Uuid::new_v4(), layout, now_ms, seed: now_ms, action };
+        let proposal = Proposal { id: Uuid::new_v4(), planned, now_ms, seed: now_ms, action };
         let index = replica.index.fetch_add(1, Ordering::Relaxed) + 1;
         let applied = index.to_be_bytes();
         let outcomes = replica.store.lock().apply(&[&proposal.encode()], &applied).unwrap();
@@ -369,7 +369,7 @@ impl Backend for Cluster {
     async fn write(
         &self,
         shard: ShardId,
-        layout: Generation,
+        planned: Planned,
         action: Action,
         within: Duration,
     ) -> Result<Written, HostError> {
@@ -380,16 +380,16 @@ impl Backend for Cluster {
         match fault {
             Some(Fault::Never) => std::future::pending().await,
             Some(Fault::DoneNever) => {
-                self.propose_as(shard, layout, action);
+                self.propose_as(shard, planned, action);
                 std::future::pending().await
             }
             Some(Fault::NoLeader) => Err(HostError::Unavailable("no leader".to_owned())),
             Some(Fault::AnswerLost) => {
-                self.propose_as(shard, layout, action);
+                self.propose_as(shard, planned, action);
                 Err(HostError::OutcomeUnknown("the answer was lost".to_owned()))
             }
             Some(Fault::LostThenFenced) => {
-                let Written { index, .. } = self.propose_as(shard, layout, action);
+                let Written { index, .. } = self.propose_as(shard, planned, action);
                 let outcome = Outcome::Refused(Refusal::Fenced { unit: PartitionId(0) });
                 Ok(Written { outcome, index, uncertain: true })
             }
@@ -398,14 +398,14 @@ impl Backend for Cluster {
                 let failure = SqlFailure { statement: 0, sqlite_code: 0, code, message, hint: None };
                 Ok(Written { outcome: Outcome::Failed(failure), index: 0, uncertain: false })
             }
-            None => Ok(self.propose_as(shard, layout, action)),
+            None => Ok(self.propose_as(shard, planned, action)),
         }
     }
 
-    async fn write_reference(&self, layout: Generation, action: Action, _: Duration) -> Result<Written, HostError> {
+    async fn write_reference(&self, planned: Planned, action: Action, _: Duration) -> Result<Written, HostError> {
         let catalog = self.newest();
         let anchor = catalog.anchor().unwrap();
-        let written = self.propose_as(anchor, layout, action);
+        let written = self.propose_as(anchor, planned, action);
         let log = pleat_engine::MoveRead::ReferenceLog { after: 0, limit: 10_000 };
         let chunk = self.replica(anchor).readers.move_read(&log).unwrap();
         let pleat_engine::MoveChunk::ReferenceLog { entries, .. } = chunk else { panic!("{chunk:?}") };

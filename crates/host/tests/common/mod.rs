@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use pleat_cluster::{Catalog, Command, NodeId, PartitionId, Policy, ShardId, Value};
+use pleat_cluster::{Catalog, Command, NodeId, PartitionId, Planned, Policy, ShardId, Value};
 use pleat_consensus::grpc::{self, GrpcTransport};
 use pleat_consensus::{Config, Consensus};
 use pleat_engine::{
@@ -105,12 +105,20 @@ pub async fn with_table(nodes: &[Node]) -> Arc<Catalog> {
     let table = pleat_engine::validate_ddl(&Default::default(), &statements, "t", &kind).unwrap().unwrap();
     for shard in [SHARD, OTHER] {
         let ownership = catalog.shards[&shard].ownership;
-        done(host.write(shard, 0, Action::Own { units: ALL.to_vec(), ownership, layout: 0 }, LIMIT).await);
+        done(
+            host.write(shard, Planned::default(), Action::Own { units: ALL.to_vec(), ownership, layout: 0 }, LIMIT)
+                .await,
+        );
         host.command(Command::ActivateShard { shard, at: 1 }, LIMIT).await.unwrap();
         let (statements, change) = (statements.clone(), SchemaChange::Put(table.clone()));
         done(
-            host.write(shard, 0, Action::Ddl { operation: 1, statements, change, single: None, undoes: None }, LIMIT)
-                .await,
+            host.write(
+                shard,
+                Planned::default(),
+                Action::Ddl { operation: 1, statements, change, single: None, undoes: None },
+                LIMIT,
+            )
+            .await,
         );
     }
     // The last founder may have come a moment later.

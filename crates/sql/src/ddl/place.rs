@@ -1,7 +1,8 @@
 //! `ALTER TABLE … SHARD BY (column)`, `… REFERENCE`, `… SINGLE`: the same table, with its rows elsewhere.
 //!
 //! What its definition and its indexes promise has to hold in the new place as well, so they are read again from their
-//! own texts. Foreign keys are not moved along: both tables would have to change at once.
+//! own texts. Foreign keys are not moved along: both tables would have to change at once. Triggers neither: what stays with a row's
+//! shard by one key does not by another.
 
 use pleat_cluster::{DdlEffect, ShardId, Table, TableKind};
 
@@ -30,6 +31,7 @@ impl Reader<'_> {
             return Ok(nothing(&table.name, format!("table {} {already} already: nothing to do", table.name)));
         }
         self.check_ties(&table)?;
+        self.no_trigger_about(&table, "placed anew")?;
         let rules = self.rules_of(&table)?;
         let plan = DdlPlan {
             table: table.name.clone(),

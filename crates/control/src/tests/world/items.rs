@@ -109,7 +109,7 @@ impl Inner {
             Way::Reference => (catalog.anchor().unwrap(), Action::ReferenceWrite { idempotency, statements }),
         };
         let repeated = key.is_some_and(|key| self.items.keyed.iter().any(|(known, _)| *known == key));
-        match self.apply_as(shard, action, catalog.layout) {
+        match self.apply_as(shard, action, catalog.planned()) {
             Ok(Outcome::Done { .. } | Outcome::Reference { replayed: false, .. }) => {
                 assert!(!repeated, "{key:?} of {row:?} was done twice, on {shard}, call {}", self.calls);
                 self.spread_items(shard);

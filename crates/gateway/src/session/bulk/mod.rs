@@ -219,7 +219,7 @@ impl Executor {
                 columns: columns.to_vec(),
                 rows: piece.rows.clone(),
             };
-            let written = self.backend.write(shard, catalog.layout, action, deadline.left()).await;
+            let written = self.backend.write(shard, catalog.planned(), action, deadline.left()).await;
             let written = written.map_err(|error| key.setback(error))?;
             match written.outcome {
                 Outcome::Bulk { inserted, rejected, replayed } => Ok(PieceDone {

@@ -83,7 +83,7 @@ impl Executor {
         self.rerouting(deadline, |attempt| async move {
             let action =
                 Action::ReferenceWrite { idempotency: Some(key.idempotency()), statements: statements.to_vec() };
-            let written = self.backend.write_reference(attempt.catalog.layout, action, deadline.left()).await;
+            let written = self.backend.write_reference(attempt.catalog.planned(), action, deadline.left()).await;
             let written = written.map_err(|error| key.setback(error))?;
             match written.outcome {
                 Outcome::Failed(failure) if is_about_a_row(&failure) => Ok(Err(failure)),

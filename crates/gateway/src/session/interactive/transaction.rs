@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, Millis, PartitionId, ShardId, TxnId};
+use pleat_cluster::{Catalog, Millis, PartitionId, Planned, ShardId, TxnId};
 use pleat_engine::{
     EngineError, Idempotency, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest, Refusal, Statement,
     StatementResult, TxnsSeen,
@@ -329,7 +329,7 @@ impl Txn {
     ) -> Result<(Vec<Share>, Vec<StatementResult>), Setback> {
         let units: Vec<PartitionId> = part.units.into_iter().collect();
         let statements: Vec<Statement> = part.statements;
-        let step = TxnStep::Write { units, statements, layout: catalog.layout };
+        let step = TxnStep::Write { units, statements, planned: catalog.planned() };
         let reply = self.step(shard, catalog, step, deadline.left()).await;
         if reply.is_ok()
             && let Some(touch) = self.state.lock().parts.get_mut(&shard)
@@ -428,7 +428,7 @@ impl Txn {
             }
             ([shard], 1) => self.commit_on(*shard, parts, idempotency, deadline).await,
             _ => {
-                let layout = catalog.map_or(0, |catalog| catalog.layout);
+                let planned = catalog.map_or_else(Planned::default, |catalog| catalog.planned());
                 let parts = parts.into_iter().map(|(shard, touch)| {
                     let part = Arc::into_inner(touch.part).map(AsyncMutex::into_inner);
                     part.map(|part| (shard, Part::Open(part)))
@@ -440,7 +440,7 @@ impl Txn {
                     backend: self.backend.clone(),
                     forgetting: forgetting.clone(),
                     txn: self.handle.id,
-                    layout,
+                    planned,
                     parts,
                     idempotency: Some(idempotency),
                     in_order: false,
