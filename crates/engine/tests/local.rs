@@ -17,11 +17,11 @@ fn begin(replica: &Replica) -> LocalTxn {
 }
 
 fn run(txn: &LocalTxn, sql: &str) -> Vec<StatementResult> {
-    txn.write(&all_units(), &[Statement::new(sql, vec![])], 0, NOW).unwrap()
+    txn.write(&all_units(), &[Statement::new(sql, vec![])], PLANNED, NOW).unwrap()
 }
 
 fn fails(txn: &LocalTxn, sql: &str) -> String {
-    txn.write(&all_units(), &[Statement::new(sql, vec![])], 0, NOW).unwrap_err().code().to_owned()
+    txn.write(&all_units(), &[Statement::new(sql, vec![])], PLANNED, NOW).unwrap_err().code().to_owned()
 }
 
 fn sees(txn: &LocalTxn, sql: &str) -> Vec<Vec<Value>> {
@@ -54,7 +54,7 @@ fn it_sees_its_own_writes_and_nobody_else_does() {
     let txn = begin(&replica);
     run(&txn, "DELETE FROM items");
     txn.roll_back();
-    assert_eq!(txn.write(&all_units(), &[], 0, NOW).unwrap_err(), EngineError::TxnConflict);
+    assert_eq!(txn.write(&all_units(), &[], PLANNED, NOW).unwrap_err(), EngineError::TxnConflict);
     assert_eq!(replica.query("SELECT count(*) FROM items"), [[Value::Integer(2)]]);
 }
 
@@ -88,7 +88,7 @@ fn what_it_did_happens_again_exactly_whatever_was_undone_in_between() {
     promised.extend(run(&txn, "INSERT INTO dice(u) VALUES (last_insert_rowid() * 100 + changes()) RETURNING *"));
     assert_eq!(txn.rollback_to("nobody").unwrap_err().code(), "3B001");
     let two = [Statement::new(roll, vec![]), Statement::new("INSERT INTO dice(u) VALUES (1)", vec![])];
-    assert_eq!(txn.write(&all_units(), &two, 0, NOW).unwrap_err().code(), "23505");
+    assert_eq!(txn.write(&all_units(), &two, PLANNED, NOW).unwrap_err().code(), "23505");
     promised.extend(run(&txn, "INSERT INTO dice DEFAULT VALUES RETURNING *"));
     let content = sees(&txn, "SELECT * FROM dice ORDER BY k");
     let script = txn.finish().unwrap();
@@ -183,14 +183,14 @@ fn its_limits_are_those_of_a_write() {
     let only = [unit_of(1)];
     let elsewhere = (2..).find(|key| unit_of(*key) != only[0]).unwrap();
     let sql = format!("INSERT INTO items(k, n) VALUES ({elsewhere}, 1)");
-    let refused = txn.write(&only, &[Statement::new(sql, vec![])], 0, NOW).unwrap_err();
+    let refused = txn.write(&only, &[Statement::new(sql, vec![])], PLANNED, NOW).unwrap_err();
     assert_eq!(refused.code(), "0A000");
     let big = Statement::new(
         "INSERT INTO items(k, n, data) VALUES (1, ?, ?)",
         vec![1.into(), Value::Blob(vec![0; 4_000_000])],
     );
-    txn.write(&only, std::slice::from_ref(&big), 0, NOW).unwrap();
-    assert_eq!(txn.write(&only, &[big], 0, NOW).unwrap_err().code(), "54000");
+    txn.write(&only, std::slice::from_ref(&big), PLANNED, NOW).unwrap();
+    assert_eq!(txn.write(&only, &[big], PLANNED, NOW).unwrap_err().code(), "54000");
     // A statement that rolls all of it back ends it.
     assert_eq!(fails(&txn, "INSERT OR ROLLBACK INTO items(k, n) VALUES (1, 1)"), "23505");
     assert!(txn.is_over());

@@ -128,11 +128,11 @@ fn an_interactive_transaction_sees_what_triggers_did_and_commits_that() {
     let txn = replica.readers.begin_txn(42, || {}).unwrap();
     let now = 1_800_000_000_000;
     let look = "INSERT INTO log(k, seq) VALUES (9, 9) RETURNING (SELECT group_concat(what || r || at) FROM log)";
-    let mut promised = txn.write(&all_units(), &statements(&[WRITES[0]]), now).unwrap();
+    let mut promised = txn.write(&all_units(), &statements(&[WRITES[0]]), PLANNED, now).unwrap();
     txn.savepoint("a").unwrap();
-    txn.write(&all_units(), &statements(&[WRITES[1]]), now).unwrap();
+    txn.write(&all_units(), &statements(&[WRITES[1]]), PLANNED, now).unwrap();
     txn.rollback_to("a").unwrap();
-    promised.extend(txn.write(&all_units(), &statements(&[WRITES[3], look]), now).unwrap());
+    promised.extend(txn.write(&all_units(), &statements(&[WRITES[3], look]), PLANNED, now).unwrap());
     let Script { base, units, statements } = txn.finish().unwrap();
     assert_eq!(count(&replica, "log"), 0);
     let write = Action::Write { idempotency: None, units, statements, base: Some(base) };
@@ -177,10 +177,13 @@ fn a_write_that_was_planned_before_the_trigger_was_known_is_planned_again() {
     };
     let table = pleat_cluster::Table { triggers: vec![trigger], ..described };
     assert!(matches!(replica.apply(ddl(800, &[], table)), Outcome::Done { .. }));
-    // Tests write by the catalog of generation 1.
     let stale = |outcome| matches!(outcome, Outcome::Refused(Refusal::Generation { ownership: 2, routed: 1 }));
     assert!(stale(replica.write("REPLACE INTO items(k, n) VALUES (1, 1)", vec![])));
     assert!(stale(replica.apply(bulk(&[[1, 1]]))));
+    let txn = replica.readers.begin_txn(43, || {}).unwrap();
+    let early = txn.write(&all_units(), &statements(&["REPLACE INTO items(k, n) VALUES (1, 1)"]), PLANNED, 0);
+    assert!(matches!(early, Err(EngineError::Refused(Refusal::Generation { ownership: 2, routed: 1 }))), "{early:?}");
+    drop(txn);
     let action = write("INSERT INTO items(k, n) VALUES (1, 1)", vec![]);
     let proposal = Proposal {
         id: Default::default(),

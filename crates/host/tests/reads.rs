@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use futures::{StreamExt, TryStreamExt};
-use pleat_cluster::Catalog;
+use pleat_cluster::{Catalog, Planned};
 use pleat_engine::{EngineError, OwnershipCheck, Query, ReadLimits, ReadRequest};
 use pleat_host::{Freshness, Host, HostError, Piece, StoreLimits};
 
@@ -75,7 +75,7 @@ async fn asked_and_gone(host: &Arc<Host>, leader: &Host, sql: &'static str, cata
 async fn what_nobody_wants_any_more_frees_its_place_on_whatever_node_it_runs() {
     let (nodes, _) = cluster_with(StoreLimits { read_connections: Some(PLACES) }).await;
     let catalog = with_table(&nodes).await;
-    done(nodes[0].host.write(SHARD, 0, insert(1, None), LIMIT).await);
+    done(nodes[0].host.write(SHARD, Planned::default(), insert(1, None), LIMIT).await);
     let leads = leader(&nodes).await;
     for sql in [ENDLESS, RUSHING] {
         asked_and_gone(&nodes[leads].host, &nodes[leads].host, sql, &catalog).await;

@@ -125,13 +125,14 @@ async fn what_a_coordinator_leaves_behind_is_decided_by_others_and_never_by_halv
         let host = nodes[0].host.clone();
         let txn = TxnId(round);
         for shard in [SHARD, OTHER] {
-            let outcome = host.write(shard, 0, prepare(&host, txn, round as i64), LIMIT).await.unwrap().outcome;
+            let outcome =
+                host.write(shard, Planned::default(), prepare(&host, txn, round as i64), LIMIT).await.unwrap().outcome;
             assert!(matches!(outcome, Outcome::Prepared { .. }), "{outcome:?}");
         }
         let doubt = host.in_doubt(LIMIT).await.unwrap();
         assert_eq!(doubt.iter().map(|one| (one.txn, one.shard)).collect::<Vec<_>>(), [(txn, SHARD), (txn, OTHER)]);
         assert!(matches!(
-            host.write(OTHER, 0, prepare(&host, TxnId(99), 7), LIMIT).await.unwrap().outcome,
+            host.write(OTHER, Planned::default(), prepare(&host, TxnId(99), 7), LIMIT).await.unwrap().outcome,
             Outcome::Refused(Refusal::Prepared { txn: other }) if other == txn
         ));
         if commit {
@@ -142,7 +143,7 @@ async fn what_a_coordinator_leaves_behind_is_decided_by_others_and_never_by_halv
         }
         // An ordinary write waits for the decision, which nobody but the shards' leaders can find out now.
         let host = nodes[0].host.clone();
-        done(host.write(OTHER, 0, insert(100 + round as i64, Some(format!("w{round}"))), LIMIT).await);
+        done(host.write(OTHER, Planned::default(), insert(100 + round as i64, Some(format!("w{round}"))), LIMIT).await);
         until_decided(&nodes).await;
         assert_eq!(decide(&host, txn, !commit).await.is_some(), commit, "what was decided stays");
         let committed = i64::from(commit);
@@ -197,7 +198,7 @@ async fn an_interactive_transaction_runs_from_any_node() {
         let commit = decide(host, txn.id, true).await;
         assert!(commit.is_some());
         for shard in [SHARD, OTHER] {
-            done(host.write(shard, 0, Action::Decide { txn: txn.id, commit }, LIMIT).await);
+            done(host.write(shard, Planned::default(), Action::Decide { txn: txn.id, commit }, LIMIT).await);
         }
         // One that is rolled back.
         let mut part = TxnPart::new(OTHER, handle(host, 0));
@@ -218,7 +219,7 @@ async fn who_keeps_others_waiting_is_rolled_back() {
     let mut idle = TxnPart::new(SHARD, handle(host, 0));
     wrote(host, &mut idle, 1).await.unwrap();
     // An ordinary write waits, and gets its turn.
-    done(host.write(SHARD, 0, insert(1, None), LIMIT).await);
+    done(host.write(SHARD, Planned::default(), insert(1, None), LIMIT).await);
     let (end, code) = ended(wrote(host, &mut idle, 2).await);
     assert!(matches!(end, TxnEnd::Idle { .. }) && code == "25P03", "{end:?}");
     assert_eq!(ended(wrote(host, &mut idle, 2).await).0, TxnEnd::Lost, "it is told once");
@@ -229,7 +230,7 @@ async fn who_keeps_others_waiting_is_rolled_back() {
     let read = host.txn_step(&mut old, TxnStep::Read(select("SELECT 1")), LIMIT).await.unwrap();
     let TxnReply::Rows(rows) = read else { panic!("{read:?}") };
     assert_eq!(number(rows).await, 1);
-    done(host.write(SHARD, 0, insert(2, None), LIMIT).await);
+    done(host.write(SHARD, Planned::default(), insert(2, None), LIMIT).await);
     assert_eq!(ended(wrote(host, &mut old, 3).await), (TxnEnd::Conflict, "40001".to_owned()));
 }
 
@@ -279,9 +280,12 @@ async fn stream_of_transactions(host: Arc<Host>, first: i64, stop: Arc<AtomicBoo
     while !stop.load(Ordering::Relaxed) {
         let txn = TxnId(uuid::Uuid::new_v4().as_u128());
         let id = first + committed.len() as i64;
-        match host.write(SHARD, 0, prepare(&host, txn, id), LIMIT).await {
+        match host.write(SHARD, Planned::default(), prepare(&host, txn, id), LIMIT).await {
             Ok(Written { outcome: Outcome::Prepared { .. }, .. }) => {
-                let decided = host.write(SHARD, 0, Action::Decide { txn, commit: Some(1) }, LIMIT).await.unwrap();
+                let decided = host
+                    .write(SHARD, Planned::default(), Action::Decide { txn, commit: Some(1) }, LIMIT)
+                    .await
+                    .unwrap();
                 committed.push(decided.index);
             }
             Ok(Written { outcome: Outcome::Refused(_), .. }) | Err(HostError::Refused(_)) => {
@@ -303,7 +307,7 @@ async fn a_write_waits_for_a_transaction_or_two_and_not_for_a_stream_of_them() {
     let mut writes = Vec::new();
     for id in 0..40 {
         let before = leader.shard_status(SHARD).unwrap().applied;
-        let written = leader.write(SHARD, 0, insert(id, Some(format!("w{id}"))), LIMIT).await.unwrap();
+        let written = leader.write(SHARD, Planned::default(), insert(id, Some(format!("w{id}"))), LIMIT).await.unwrap();
         writes.push((before, written.index));
         done(Ok(written));
     }
@@ -338,7 +342,7 @@ async fn of_two_that_want_each_others_shards_the_older_one_wins() {
     let commit = decide(&one, txn, true).await;
     assert!(commit.is_some());
     for shard in [SHARD, OTHER] {
-        done(one.write(shard, 0, Action::Decide { txn, commit }, LIMIT).await);
+        done(one.write(shard, Planned::default(), Action::Decide { txn, commit }, LIMIT).await);
     }
     let (waited, mut young, two) = waits.await.unwrap();
     // On the shard that it waited for it may have got in afterwards; the one that it had is gone.
@@ -361,6 +365,6 @@ async fn a_part_is_lost_with_its_leader_and_never_begun_again_in_the_middle() {
     wrote(&host, &mut part, 1).await.unwrap();
     drop(stop(leader).await);
     assert_eq!(ended(wrote(&host, &mut part, 2).await), (TxnEnd::Lost, "40001".to_owned()));
-    done(host.write(SHARD, 0, insert(3, Some("k".into())), LIMIT).await);
+    done(host.write(SHARD, Planned::default(), insert(3, Some("k".into())), LIMIT).await);
     assert_eq!(counted(&host, SHARD).await, 1);
 }

@@ -8,6 +8,9 @@ use std::time::Duration;
 use pleat_cluster::{KeyType, PartitionId, Planned, Table, TableKind, Value, partition_of};
 use pleat_engine::*;
 
+/// Tests write by the catalog of generation 1.
+pub const PLANNED: Planned = Planned { generation: 1, layout: 0 };
+
 pub const PARTITIONS: u32 = 8;
 
 /// The sharded table of most tests.
@@ -132,7 +135,7 @@ pub fn ddl(operation: u64, statements: &[&str], table: Table) -> Action {
 }
 
 pub fn entry(action: Action, now_ms: u64, seed: u64) -> Vec<u8> {
-    Proposal { id: uuid::Uuid::from_u128(seed.into()), planned: Planned::default(), now_ms, seed, action }.encode()
+    Proposal { id: uuid::Uuid::from_u128(seed.into()), planned: PLANNED, now_ms, seed, action }.encode()
 }
 
 pub fn unit_of(key: i64) -> PartitionId {
