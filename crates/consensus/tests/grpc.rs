@@ -153,7 +153,8 @@ async fn many_calls_at_once_get_their_own_answers() {
     let call = |number: usize| {
         let caller = caller.clone();
         // Some are too large to share a message, some to share the way.
-        let body = format!("{number} {}", "x".repeat(if number % 50 == 0 { number * 100 } else { number % 300 }));
+        let body =
+            format!("{number} {}", "x".repeat(if number.is_multiple_of(50) { number * 100 } else { number % 300 }));
         tokio::spawn(async move {
             let answer = caller.call(NodeId(1), "echo", body.clone().into(), PATIENCE).await.unwrap();
             assert_eq!(answer, format!("node-2: {body}"));

@@ -30,9 +30,11 @@
 
 use std::collections::BTreeMap;
 
-use pleat_cluster::{Generation, PartitionId, Table, Value};
+use pleat_cluster::{CommitNumber, Generation, PartitionId, ShardId, Table, Value};
 use serde::{Deserialize, Serialize};
 
+#[cfg(doc)]
+use crate::TxnsSeen;
 use crate::{ContentDigest, ReferenceEntry};
 
 /// A step of a move, as it stands in a shard's log.
@@ -155,6 +157,16 @@ pub struct IdempotencyRow {
 pub struct Position {
     pub capture: BTreeMap<String, i64>,
     pub idempotency: i64,
+    /// Which transactions over several shards the rows show, as [`TxnsSeen::together`] says it: a read of the target and of
+    /// another participant must not show half of one, although the shard that took part in it is not asked.
+    pub together: Vec<(ShardId, CommitNumber)>,
+}
+
+impl Position {
+    /// Whether no row and no key lies between the two.
+    pub fn is_as_far_as(&self, other: &Position) -> bool {
+        self.capture == other.capture && self.idempotency == other.idempotency
+    }
 }
 
 /// How far the copy has come: this table, after this primary key.

@@ -6,7 +6,7 @@
 mod common;
 
 use common::*;
-use pleat_cluster::{KeyType, PartitionId, TableKind, Value};
+use pleat_cluster::{KeyType, PartitionId, ShardId, TableKind, TxnId, Value};
 use pleat_engine::*;
 use proptest::prelude::*;
 
@@ -444,6 +444,47 @@ fn a_remembered_write_is_remembered_at_the_target() {
     world.run(10, &mut |_| {});
     assert!(matches!(world.target.apply(write.action()), Outcome::Replayed { .. }));
     assert_eq!(world.target.query("SELECT v FROM acc"), [[Value::Real(5.0)]]);
+}
+
+#[test]
+fn a_partition_takes_along_which_transactions_its_rows_show() {
+    let (moves, stays) = (unit_of(1), unit_of(2));
+    assert_ne!(moves, stays);
+    let mut world = World::new(vec![moves]);
+    // The source and two shards that the move does not concern; the last transaction is in rows that stay.
+    let commit = |world: &mut World, number: u64, other: u32, unit: PartitionId, k: i64| {
+        let insert = format!("INSERT INTO items(k, n) VALUES ({k}, {number})");
+        let prepare = Action::Prepare {
+            txn: TxnId(number.into()),
+            began: 5,
+            participants: vec![ShardId(1), ShardId(other)],
+            idempotency: None,
+            units: vec![unit],
+            statements: vec![Statement::new(&insert, vec![])],
+            base: None,
+        };
+        assert!(matches!(world.source.apply(prepare), Outcome::Prepared { .. }));
+        let decide = Action::Decide { txn: TxnId(number.into()), commit: Some(number) };
+        assert!(matches!(world.source.apply(decide), Outcome::Done { .. }));
+        world.model.apply(write(&insert, vec![]));
+    };
+    // One that only the copy brings, and one that comes while it moves.
+    commit(&mut world, 7, 8, moves, 1);
+    let mut step = 0;
+    world.run(100, &mut |world| {
+        step += 1;
+        if step == 4 {
+            commit(world, 9, 10, moves, 1);
+            commit(world, 11, 12, stays, 2);
+        }
+    });
+    let together = |replica: &Replica| {
+        let mut together = seen(replica).together;
+        together.sort();
+        together
+    };
+    assert_eq!(together(&world.target), together(&world.source));
+    assert!(together(&world.target).contains(&(ShardId(8), 7)) && together(&world.target).contains(&(ShardId(10), 9)));
 }
 
 #[test]

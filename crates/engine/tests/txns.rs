@@ -57,19 +57,6 @@ fn done(outcome: Outcome) -> Vec<StatementResult> {
     }
 }
 
-fn seen(replica: &Replica) -> TxnsSeen {
-    let request = ReadRequest { names_txns: true, ..request("SELECT 1") };
-    let mut heads = Vec::new();
-    replica
-        .readers
-        .read(&request, &mut |chunk| {
-            heads.push(chunk.txns);
-            std::ops::ControlFlow::Continue(())
-        })
-        .unwrap();
-    heads.remove(0).expect("the first chunk has the head")
-}
-
 #[test]
 fn what_is_prepared_shows_when_it_is_committed_and_is_the_same_then() {
     let mut replica = dice();

@@ -14,6 +14,7 @@ use super::failure::{Applied, Stop};
 use super::idempotency;
 use super::store::Writer;
 use super::table::{Moving, TableSpec};
+use super::txn;
 use super::value::{bind, marks, quote, quoted_list, values_of};
 use crate::{
     Cursor, IdempotencyRow, MovePhase, MoveState, Position, Refusal, TableChanges, TablePlace, UnitSet, sqlstate,
@@ -50,6 +51,9 @@ impl Writer {
         }
         if position.is_none() && cursor.is_none() {
             return Ok(());
+        }
+        if let Some(position) = position {
+            txn::remember_together(&self.db.conn, position.together.iter().copied())?;
         }
         self.change_placement(|placement| {
             if let Some(state) = placement.moves.get_mut(&state.operation) {

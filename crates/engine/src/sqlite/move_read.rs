@@ -19,6 +19,7 @@ use super::move_step::moving_tables;
 use super::readers::{Reader, Readers, Shared};
 use super::reference;
 use super::table::{self, Moving, Specs, TableSpec};
+use super::txn;
 use super::value::{bind, exact_value_of, marks, quote, quoted_list};
 use crate::limits::{
     MOVE_SNAPSHOT_IDLE_SECONDS_MAX, MOVE_SNAPSHOTS_MAX, REFERENCE_LOG_BYTES_MAX, VERIFY_DELTA_BYTES_MAX,
@@ -310,6 +311,7 @@ fn delta(
         idempotency::after(&reader.db.conn, after.idempotency, rows_max.max(1), &mut left, wanted).map_err(other)?;
     changes.idempotency = rows;
     changes.position.idempotency = upto;
+    changes.position.together = txn::seen(&reader.db.conn).map_err(other)?.together;
     changes.more |= more;
     Ok(changes)
 }

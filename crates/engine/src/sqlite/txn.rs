@@ -121,7 +121,7 @@ impl Writer {
             idempotency::remember(&self.db.conn, given, &kept.units, &done, self.now_ms)?;
         }
         remember_commit(&self.db.conn, txn, self.now_ms)?;
-        remember_together(&self.db.conn, number, &kept.participants)?;
+        remember_together(&self.db.conn, kept.participants.iter().map(|shard| (*shard, number)))?;
         if !kept.statements.is_empty() {
             self.version += 1;
         }
@@ -175,12 +175,15 @@ fn remember_commit(conn: &Connection, txn: TxnId, now_ms: Millis) -> Applied<()>
     Ok(())
 }
 
-/// Remembers with which shards a commit was shared.
-fn remember_together(conn: &Connection, number: CommitNumber, participants: &[ShardId]) -> Applied<()> {
+/// Remembers with which shards commits were shared.
+pub(crate) fn remember_together(
+    conn: &Connection,
+    together: impl Iterator<Item = (ShardId, CommitNumber)>,
+) -> Applied<()> {
     let mut newest = conn.prepare_cached(
         "INSERT INTO __pleat_together VALUES (?1, ?2) ON CONFLICT DO UPDATE SET newest = max(newest, excluded.newest)",
     )?;
-    for shard in participants {
+    for (shard, number) in together {
         newest.execute((shard.0, number as i64))?;
     }
     Ok(())

@@ -206,3 +206,17 @@ pub fn dump(file: &Path) -> String {
     }
     text
 }
+
+/// What the head of a read says.
+pub fn seen(replica: &Replica) -> TxnsSeen {
+    let request = ReadRequest { names_txns: true, ..request("SELECT 1") };
+    let mut heads = Vec::new();
+    replica
+        .readers
+        .read(&request, &mut |chunk| {
+            heads.push(chunk.txns);
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    heads.remove(0).expect("the first chunk has the head")
+}

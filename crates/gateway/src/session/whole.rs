@@ -14,7 +14,9 @@
 //! takes a moment, and only transactions that end within such a moment make another round, so it soon ends; if not,
 //! the statement's time does.
 //!
-//! *Caveat.* A partition that moves takes its rows along, and not what its old shard had in common with others: see RFD 4.
+//! A partition that moves takes along what its old shard had in common with others: the target has no part in these
+//! transactions, but its rows show them, so it says so as well. (Whatever the target itself had to carry out by then it has: it takes
+//! in no rows while it is being decided.)
 
 use std::collections::HashSet;
 use std::time::Duration;
