@@ -49,7 +49,11 @@ impl Executor {
         ids: &Ids,
     ) -> Result<Response, Setback> {
         if plan.is_stepwise() {
-            return self.done_before(run, attempt, plan.statement_count(), stepwise()).await;
+            return match run.key.is_from_client() {
+                // Which shards it comes to depends on what it reads halfway: a repetition would not find its key there.
+                true => self.done_before(run, attempt, plan.statement_count(), stepwise()).await,
+                false => self.write_stepwise(run, attempt, plan).await,
+            };
         }
         let catalog = &attempt.catalog;
         let spread = match plan.spread(&run.request.params.borrow(), catalog.partition_count, ids) {
@@ -374,8 +378,8 @@ pub(super) fn home(key: &str, catalog: &Catalog) -> PartitionId {
 fn stepwise() -> Failure {
     Failure::new(
         "0A000",
-        "a statement of this request reads on several shards what an earlier one has written",
-        "send the statements one by one, in a transaction of a session if they belong together",
+        "a statement of this request reads on several shards what an earlier one has written, and can't be known again by its key",
+        "send it without the idempotency key, or the statements in a transaction of a session, whose COMMIT may have a key",
     )
 }
 

@@ -329,6 +329,30 @@ async fn a_statement_waits_for_a_rename_to_reach_its_shard() {
 }
 
 #[tokio::test]
+async fn a_request_may_read_everywhere_what_it_has_written() {
+    let (_cluster, client) = users(3).await;
+    let text = "UPDATE users SET name = name || '!'; INSERT INTO users SELECT user_id + 100, name || '?' FROM users WHERE user_id < 3; \
+                DELETE FROM users WHERE user_id < (SELECT max(user_id) FROM users) - 99";
+    let answer = client.run(text).await;
+    assert_eq!(answer["rows_affected"], 24, "{answer}");
+    let left = json!([[3, "user 3!"], [101, "user 1!?"], [102, "user 2!?"]]);
+    assert_eq!(client.rows("SELECT * FROM users WHERE user_id < 4 OR user_id > 99 ORDER BY 1").await, left);
+    // All of it or nothing.
+    let half = "UPDATE users SET name = 'lost'; INSERT INTO users SELECT user_id, name FROM users";
+    assert_eq!(client.refused(half).await.1, "23505");
+    assert_eq!(client.rows("SELECT count(*) FROM users WHERE name = 'lost'").await, json!([[0]]));
+    // Several at a time each see all of what was before them.
+    let grow =
+        "UPDATE users SET name = 'x' WHERE user_id = 3; INSERT INTO users SELECT max(user_id) + 1, count(*) FROM users";
+    let all = futures::future::join_all((0..8).map(|_| client.run(grow))).await;
+    assert_eq!(all.len(), 8);
+    let rows = client.rows("SELECT user_id, name FROM users WHERE user_id > 102 ORDER BY 1").await;
+    assert_eq!(rows, json!((0..8).map(|n| json!([103 + n, (20 + n).to_string()])).collect::<Vec<_>>()));
+    let keyed = client.query(json!({"query": grow, "idempotency_key": "k"})).await;
+    assert_eq!((keyed.status, &keyed.json["code"]), (400, &json!("0A000")), "{}", keyed.text);
+}
+
+#[tokio::test]
 async fn explain_shows_the_route_without_running() {
     let (_cluster, client) = users(2).await;
     let answer = client.run("EXPLAIN SELECT count(*) FROM users").await;

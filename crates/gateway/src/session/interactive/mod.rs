@@ -61,6 +61,9 @@ pub(super) use transaction::Txn;
 /// statement must find the shard's part at rest.
 const RESULT_BYTES_MAX: usize = 64 << 20;
 
+/// How long a request that needs a transaction waits before it begins again, when others are in its way.
+const STEPWISE_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// What a session remembers.
 #[derive(Default)]
 pub(super) struct State {
@@ -264,6 +267,53 @@ impl Executor {
         }
     }
 
+    /// Carry out a request of which a statement reads on several shards what an earlier one has written: in a transaction of
+    /// its own, which takes the write lane of each shard that it touches, so that others rarely make it begin again.
+    pub(super) async fn write_stepwise(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        plan: &WritePlan,
+    ) -> Result<Response, Setback> {
+        loop {
+            let mode = Mode { immediate: true, ..Mode::default() };
+            let txn = Arc::new(Txn::begin(self.backend.clone(), mode));
+            match self.stepwise_in(run, attempt, plan, &txn).await {
+                Err(Setback::Failed(failure)) if is_conflict(&failure) && !run.deadline.is_over() => {
+                    txn.roll_back().await;
+                    tokio::time::sleep(STEPWISE_PAUSE.min(run.deadline.left())).await;
+                }
+                Err(setback) => {
+                    txn.roll_back().await;
+                    return Err(setback);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn stepwise_in(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        plan: &WritePlan,
+        txn: &Arc<Txn>,
+    ) -> Result<Response, Setback> {
+        let inside = Attempt { inside: Some(txn.clone()), ..attempt.clone() };
+        txn.enter()?;
+        let response = txn.awake(self.write_inside(run, &inside, txn, plan)).await?;
+        if !txn.is_whole() {
+            return Err(half_seen(txn));
+        }
+        let shards = txn.look().shards;
+        if run.hint.no_scatter && shards.len() > 1 {
+            return Err(place::would_scatter(shards.keys()).into());
+        }
+        let committed = self.commit(txn.clone(), run.key.idempotency(), run.deadline).await?;
+        let done = self.done(&run.request, committed.indexes);
+        Ok(Response { output: response.output, notice: response.notice, ..done })
+    }
+
     /// Write in a transaction: one statement after the other, each seeing what those before it did.
     async fn write_inside(
         &self,
@@ -332,6 +382,11 @@ impl Executor {
             replayed: false,
         })
     }
+}
+
+/// Whether another transaction was in the way, and nothing was done.
+fn is_conflict(failure: &Failure) -> bool {
+    matches!(&*failure.code, "40001" | "40P01")
 }
 
 /// One of the snapshots has a transaction that another one lacks.
