@@ -216,7 +216,7 @@ fn definitions_that_pleat_does_not_take_say_why() {
         ("DROP TRIGGER nope", "42704", "no such trigger"),
         ("DROP TABLE totals", "0A000", "names it"),
         ("ALTER TABLE orders RENAME TO o", "0A000", "it has trigger"),
-        ("ALTER TABLE orders SINGLE", "0A000", "it has trigger"),
+        ("ALTER TABLE totals SINGLE", "0A000", "names it"),
         ("ALTER TABLE totals REFERENCE", "0A000", "names it"),
         ("ALTER TABLE totals RENAME COLUMN n TO m", "0A000", "names it"),
         ("ALTER TABLE journal DROP COLUMN what", "0A000", "nothing of journal is dropped"),
