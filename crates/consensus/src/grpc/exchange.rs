@@ -1,7 +1,7 @@
 //! Small calls and their answers, many in a message.
 //!
-//! A gRPC call of its own costs some 50 µs of CPU on each side: a stream of HTTP/2 with its headers and trailers, and
-//! often a packet, is made for it. A keyed read or a write takes less than that. So two nodes that have much to say to
+//! A gRPC call of its own is a stream of HTTP/2 with headers and trailers, and often a packet: that cost a node about as much
+//! CPU as all else that it does to route a keyed read. So two nodes that have much to say to
 //! each other keep one stream open in each direction, an *exchange*. Calls go into it as they come, numbered, and answers
 //! come back as they become ready, in any order; what is ready at the same moment travels in one message. Alone, a call
 //! still goes at once.
