@@ -47,7 +47,8 @@
 //!    accepts none of them from the fence to the opening if the table is, or becomes, one of them; those it had accepted
 //!    are on every shard before the commit.
 //! 5. *Idempotency keys* of writes that may have been to the table go to every shard, for the repetition may be routed
-//!    anywhere. Each attempt sends all of them anew: the one before may have reached some shards. A prepared transaction is decided before a shard takes any of these steps.
+//!    anywhere. Each attempt sends all of them anew: the one before may have reached some shards. A prepared transaction is
+//!    decided before a shard takes any of these steps.
 //! 6. *Each step is newer than the one before it*, as a move's.
 //!
 //! # A process dies …

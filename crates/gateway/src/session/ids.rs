@@ -10,8 +10,8 @@
 //! shard refuses the row as a duplicate, the node throws its block away, and the write goes again with ids from a new one
 //! ([`Executor::write`]). Where the id is not the shard key no shard would meet it, and there only Pleat gives ids.
 //!
-//! A table can come to that from a placement where ids are given by hand or by SQLite ([`DdlEffect::PlaceTable`](pleat_cluster::DdlEffect)), perhaps
-//! into a block that a node still holds. So a block is good for one of the two ways alone ([`Way`]), and so is an id that a
+//! A table can come to that from a placement where ids are given by hand or by SQLite
+//! ([`DdlEffect::PlaceTable`](pleat_cluster::DdlEffect)), perhaps into a block that a node still holds. So a block is good for one of the two ways alone ([`Way`]), and so is an id that a
 //! request was given before it was refused.
 //!
 //! # Repetitions

@@ -11,8 +11,8 @@
 //!
 //! If each route is the partition of that key and no other, the statement stays with the row: no constant and no other column
 //! falls into the same partition every time. (`OLD.key` and `NEW.key` are one: a change of the key is another statement,
-//! and refused where there are triggers.) Keys are of one type. For a single table the route is that table's shard. `RAISE` is for SQLite to understand; what is
-//! planned has its message in its place.
+//! and refused where there are triggers.) Keys are of one type. For a single table the route is that table's shard. `RAISE`
+//! is for SQLite to understand; what is planned has its message in its place.
 
 use std::collections::{BTreeMap, BTreeSet};
 
