@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use crate::backend::Backend;
 
-pub use api::Client;
+pub use api::{Answer, Client};
 pub use place::{Placing, place};
 pub use txns::{Step, Trap};
 
