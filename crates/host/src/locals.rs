@@ -90,7 +90,7 @@ type Work = Box<dyn FnOnce(&LocalTxn) -> Result<Taken, EngineError> + Send>;
 
 /// What a step gave, unless rows.
 pub enum Taken {
-    Written(Vec<StatementResult>),
+    Written { results: Vec<StatementResult>, reference: Option<u64> },
     Done,
     Decided(Written),
 }
@@ -302,9 +302,11 @@ impl Locals {
         let work: Work = match step {
             TxnStep::Write { units, statements, planned } => {
                 let local = self.open(replica, &part, true, deadline).await?;
-                let write = move || local.write(&units, &statements, planned, now);
-                let written = blocking(write).await?;
-                return Ok(Taken::Written(written.map_err(|error| part.failed(error))?));
+                let write = move || {
+                    let results = local.write(&units, &statements, planned, now)?;
+                    Ok(Taken::Written { results, reference: local.reference() })
+                };
+                return Ok(blocking(write).await?.map_err(|error| part.failed(error))?);
             }
             TxnStep::Savepoint(name) => Box::new(move |local| local.savepoint(&name).map(|()| Taken::Done)),
             TxnStep::RollbackTo(name) => Box::new(move |local| local.rollback_to(&name).map(|()| Taken::Done)),

@@ -297,6 +297,40 @@ async fn a_reference_write_at_any_moment_reaches_the_new_shard_before_its_first_
     }
 }
 
+/// A transaction that writes to a reference table, begun and prepared and decided at any moments of a split, by the catalog
+/// of its beginning: the new shard has it before its first partition, or it was refused.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_on_reference_tables_at_any_moment_reaches_the_new_shard_before_its_first_partition() {
+    let (mut committed, mut refused) = (0, 0);
+    for pause in [1, 3] {
+        for at in 1.. {
+            let world = busy(1).await;
+            world.with(|inner| {
+                inner.cities_change = false;
+                inner.calls = 0;
+                inner.faults = vec![Fault::CityTxn(at, pause)];
+            });
+            let id = world.start(split());
+            until_quiet(&world).await;
+            // One that began late ends after the split.
+            for call in at..=at + 2 * pause {
+                world.with(|inner| if call > inner.calls { inner.city_txn(call, at, pause) });
+            }
+            settle(&world);
+            assert_eq!(operation(&world, id).phase, Phase::Successful);
+            match world.with(|inner| inner.city_txn.committed) {
+                true => committed += 1,
+                false => refused += 1,
+            }
+            if world.with(|inner| inner.calls) < at {
+                break;
+            }
+        }
+    }
+    assert!(committed > 10 && refused > 0, "{committed} committed, {refused} refused");
+    println!("{committed} committed, {refused} refused");
+}
+
 /// A second attempt's copy has no row that was deleted on the anchor after the first one's.
 #[tokio::test(start_paused = true)]
 async fn a_second_copy_of_the_reference_tables_starts_with_empty_ones() {

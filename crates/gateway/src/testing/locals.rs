@@ -164,7 +164,7 @@ impl Cluster {
             }
             TxnStep::Write { units, statements, planned } => {
                 let results = local.write(&units, &statements, planned, now).map_err(engine_error)?;
-                Ok(TxnReply::Written { results })
+                Ok(TxnReply::Written { results, reference: local.reference() })
             }
             TxnStep::Savepoint(name) => local.savepoint(&name).map(|()| TxnReply::Done).map_err(engine_error),
             TxnStep::RollbackTo(name) => local.rollback_to(&name).map(|()| TxnReply::Done).map_err(engine_error),
