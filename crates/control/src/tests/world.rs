@@ -19,7 +19,7 @@ use pleat_host::{
 use tempfile::TempDir;
 use tokio::sync::{Notify, watch};
 
-mod cities;
+pub mod cities;
 mod items;
 
 use super::members::Members;
@@ -46,9 +46,9 @@ pub enum Fault {
     Late(u64, u64),
     /// Before the call, one write to a reference table.
     City(u64),
-    /// Before the call a transaction that writes to a reference table is begun, by the catalog of that moment; it is prepared
-    /// so many calls later, and decided as many calls after that.
-    CityTxn(u64, u64),
+    /// A transaction that writes to a reference table, by the catalog before call `at`. It runs then, or when it is prepared
+    /// (`runs_late`), so many calls later.
+    CityTxn { at: u64, pause: u64, runs_late: bool },
     /// Before the call, someone asks for the operation to be cancelled.
     Cancel(u64, OperationId),
     /// The control loop panics.
@@ -206,7 +206,9 @@ impl World {
                 Fault::CrashBefore(at) | Fault::Late(at, _) if *at == call => self.die().await,
                 Fault::Restart(at) if *at == call => self.with(Inner::restart),
                 Fault::City(at) if *at == call => self.with(Inner::put_city),
-                Fault::CityTxn(at, pause) => self.with(|inner| inner.city_txn(call, *at, *pause)),
+                Fault::CityTxn { at, pause, runs_late } => {
+                    self.with(|inner| inner.city_txn(call, *at, *pause, *runs_late));
+                }
                 Fault::Cancel(at, operation) if *at == call => self.cancel(*operation),
                 Fault::Panic(at) if *at == call => panic!("test"),
                 Fault::Unreachable(at) if *at == call => return Err(HostError::Unavailable("test".to_owned())),

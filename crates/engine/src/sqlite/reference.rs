@@ -2,6 +2,9 @@
 //!
 //! The anchor's log puts the writes in order, and numbers them; every other shard applies them by number, with
 //! the anchor's time and randomness. Every shard keeps the log, so that any can become the anchor.
+//!
+//! A transaction writes to them on every shard, among its other statements, under the number that is the next one on all of
+//! them; what it wrote is appended to the log with its commit ([`Writer::log_reference`]). `host`'s `reference` has the argument.
 
 use pleat_cluster::{Generation, Millis};
 use rusqlite::config::DbConfig;

@@ -184,6 +184,10 @@ impl Cluster {
                 let (txn, began) = (txn.id, txn.began);
                 let prepare = Action::Prepare { txn, began, participants, idempotency, units, statements, base };
                 let fault = self.trapped(Some(Step::Prepare(shard)));
+                if matches!(fault, Some(Fault::Never)) {
+                    // What its coordinator left ends by the shard's limits.
+                    self.give_back(shard, txn);
+                }
                 let written = match fault {
                     Some(Fault::NoLeader | Fault::Broken) => Err(HostError::Unavailable("no leader".to_owned())),
                     Some(Fault::Never) => std::future::pending().await,
@@ -191,7 +195,10 @@ impl Cluster {
                         let written = self.propose(shard, prepare);
                         match fault {
                             Some(Fault::AnswerLost) => Err(HostError::OutcomeUnknown("lost".to_owned())),
-                            Some(_) => std::future::pending().await,
+                            Some(_) => {
+                                self.give_back(shard, txn);
+                                std::future::pending().await
+                            }
                             None => Ok(written),
                         }
                     }

@@ -109,7 +109,7 @@ async fn one_request_writes_to_reference_tables_and_to_others() {
     alone.run("CREATE TABLE r (id INTEGER PRIMARY KEY, v) REFERENCE").await;
     alone.run("CREATE TABLE t (id INTEGER PRIMARY KEY, v) SHARD BY (id)").await;
     alone.run("INSERT INTO r VALUES (1, 2); INSERT INTO t VALUES (7, 8); UPDATE r SET v = 3").await;
-    assert_eq!(alone.rows("SELECT r.v, t.v FROM r, t").await, json!([[3, 8]]));
+    assert_eq!(alone.rows("SELECT r.v AS r, t.v AS t FROM r, t").await, json!([[3, 8]]));
     assert_eq!((cluster.open_parts(), cluster.prepared().len()), (0, 0));
 }
 
@@ -148,11 +148,12 @@ async fn a_shard_that_is_new_is_written_too_or_the_transaction_begins_again() {
     let (cluster, client) = cluster().await;
     let session = Session::open(&client).await;
     session.all(&["BEGIN", "INSERT INTO countries VALUES ('FR', 'France', NULL)"]).await;
-    cluster.add_shard(ShardId(1), &[]);
+    cluster.add_shard(ShardId(1), &cluster.partitions_of(ShardId(1))[..1]);
     assert_eq!(session.say("COMMIT").await, "40001", "it knew three shards");
     // A node that knows no better is told.
+    let (cluster, client) = self::cluster().await;
     cluster.hold_back(true);
-    cluster.add_shard(ShardId(2), &[]);
+    cluster.add_shard(ShardId(1), &cluster.partitions_of(ShardId(1))[..1]);
     let insert = json!({"query": "INSERT INTO countries VALUES ('FR', 'France', NULL); DELETE FROM people", "timeout_ms": 5_000});
     let waits = client.query(insert);
     let telling = async {
@@ -161,7 +162,7 @@ async fn a_shard_that_is_new_is_written_too_or_the_transaction_begins_again() {
     };
     let (answer, ()) = tokio::join!(waits, telling);
     assert_eq!(answer.status, 200, "{}", answer.text);
-    for shard in 1..=5 {
+    for shard in 1..=4 {
         let found = client.rows(&format!("/* pleat: shard={shard} */ SELECT count(*) FROM countries WHERE code = 'FR'")).await;
         assert_eq!(found, json!([[1]]), "shard-{shard}");
     }
@@ -193,9 +194,23 @@ async fn under_a_key_every_step_that_goes_wrong_leaves_it_done_once() {
                 let name = format!("{sql}: {step:?} {fault:?}");
                 let (cluster, client) = cluster().await;
                 let (mut once, step) = (Some(fault), *step);
-                cluster.trap(move |at| if at == step { once.take() } else { None });
-                let request = json!({"query": sql, "idempotency_key": "k", "timeout_ms": 300});
-                let answer = tokio::time::timeout(Duration::from_millis(500), client.query(request.clone())).await;
+                let (failed, mut has_failed) = tokio::sync::watch::channel(false);
+                cluster.trap(move |at| {
+                    let fault = if at == step { once.take() } else { None };
+                    failed.send_if_modified(|failed| fault.is_some() && !std::mem::replace(failed, true));
+                    fault
+                });
+                let request = json!({"query": sql, "idempotency_key": "k", "timeout_ms": 10_000});
+                // A coordinator that never hears again is as good as dead, and so is its client.
+                let dies = async {
+                    has_failed.wait_for(|failed| *failed).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(60)).await;
+                };
+                let hangs = matches!(fault, Fault::Never | Fault::DoneNever);
+                let answer = tokio::select! {
+                    answer = client.query(request.clone()) => Ok(answer),
+                    () = dies, if hangs => Err(()),
+                };
                 cluster.untrap();
                 cluster.recover();
                 assert_eq!(cluster.prepared(), [], "{name}");
@@ -206,7 +221,6 @@ async fn under_a_key_every_step_that_goes_wrong_leaves_it_done_once() {
                     assert!(answer.status != 200 || was_done, "{name}: {}", answer.text);
                     assert!(answer.status == 200 || answer.json["retryable"] == true, "{name}: {}", answer.text);
                 }
-                let request = json!({"query": sql, "idempotency_key": "k", "timeout_ms": 10_000});
                 let again = client.query(request.clone()).await;
                 assert_eq!(again.status, 200, "{name}: {}", again.text);
                 assert_eq!(again.json["replayed"] == true, was_done, "{name}: {}", again.text);
@@ -225,7 +239,8 @@ async fn of_the_same_request_twice_at_once_one_is_done() {
     for (sql, done) in ASKED {
         let (cluster, client) = cluster().await;
         let nodes = [client.clone(), Arc::new(Client::new(&cluster))];
-        for round in 0..5 {
+        let rounds = if sql.contains("'FR', 'France'") { 5 } else { 1 };
+        for round in 0..rounds {
             let sql = match sql.contains("'FR', 'France'") {
                 true => sql.replace("'FR'", &format!("'FR{round}'")),
                 false => sql.to_owned(),

@@ -324,14 +324,36 @@ impl Txn {
             return Ok(done);
         }
         self.savepoint(STATEMENT, deadline).await?;
-        let writing = parts.into_iter().map(|(shard, part)| self.write_on(shard, part, catalog, deadline));
-        // All are waited for, also when one has failed: a step that is given up is a part that is lost.
-        let done: Result<Vec<_>, Setback> = join_all(writing).await.into_iter().collect();
+        let done = self.write_on_all(parts, catalog, deadline).await;
         if done.is_err() {
             self.roll_back_to(STATEMENT, deadline).await?;
         }
         self.release(STATEMENT, deadline).await?;
         done
+    }
+
+    async fn write_on_all(
+        &self,
+        mut parts: Vec<(ShardId, ShardPart)>,
+        catalog: &Arc<Catalog>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Did>, Setback> {
+        let mut done = Vec::new();
+        let references = |part: &ShardPart| part.statements.iter().any(|statement| statement.reference.is_some());
+        let first = parts.iter().position(|(shard, part)| Some(*shard) == catalog.anchor() && references(part));
+        if let Some(first) = first {
+            // From here on no other gets a number, and the shards that wait for one before it can be waited for.
+            let (anchor, part) = parts.remove(first);
+            done.push(self.write_on(anchor, part, catalog, deadline).await?);
+            let number = self.state.lock().reference;
+            let rest = parts.iter_mut().flat_map(|(_, part)| &mut part.statements);
+            rest.filter(|statement| statement.reference.is_some()).for_each(|statement| statement.reference = number);
+        }
+        let writing = parts.into_iter().map(|(shard, part)| self.write_on(shard, part, catalog, deadline));
+        // All are waited for, also when one has failed: a step that is given up is a part that is lost.
+        let rest: Result<Vec<_>, Setback> = join_all(writing).await.into_iter().collect();
+        done.extend(rest?);
+        Ok(done)
     }
 
     async fn write_on(
