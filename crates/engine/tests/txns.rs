@@ -353,7 +353,9 @@ fn a_transactions_reference_writes_are_the_next_entry_of_the_log_on_every_shard(
         let planned = Planned { generation, ..Planned::default() };
         local.write(&all_units(), &[Statement::new(ROLL, vec![])], planned, 1)?;
         // What fails leaves its traces in the connection's counters, on this shard alone.
-        assert!(local.write(&all_units(), &[Statement::new("INSERT INTO dice(k) VALUES (1)", vec![])], planned, 1).is_err());
+        assert!(
+            local.write(&all_units(), &[Statement::new("INSERT INTO dice(k) VALUES (1)", vec![])], planned, 1).is_err()
+        );
         let results = local.write(&[], std::slice::from_ref(&insert), planned, 1)?;
         assert_eq!(local.reference(), Some(1));
         Ok::<_, EngineError>((results, local.finish()?))

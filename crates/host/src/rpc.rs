@@ -110,7 +110,10 @@ pub enum Response {
     Digest(Option<ContentDigest>),
     Members(GroupView),
     InDoubt(Vec<PreparedTxn>),
-    TxnWritten { results: Vec<StatementResult>, reference: Option<u64> },
+    TxnWritten {
+        results: Vec<StatementResult>,
+        reference: Option<u64>,
+    },
     TxnDone,
     /// All rows of a read.
     Rows(Vec<Piece>),

@@ -73,7 +73,8 @@ fn reference_tables_are_written_together_with_others() {
         assert!(!write_plan(&world, alone).unwrap().is_stepwise(), "{alone}");
         assert_eq!(world.check_write(alone, &[]), Ok(Ended::Done), "{alone}");
     }
-    let past = write_plan(&world, "INSERT INTO t (k, id) VALUES (1, 99); INSERT INTO r (a) VALUES (changes())").unwrap();
+    let past =
+        write_plan(&world, "INSERT INTO t (k, id) VALUES (1, 99); INSERT INTO r (a) VALUES (changes())").unwrap();
     let refused = past.spread(&NONE, PARTITIONS, &Ids::none()).unwrap_err();
     assert_eq!(refused.sqlstate(), "0A000");
 }

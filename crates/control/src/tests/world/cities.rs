@@ -47,10 +47,8 @@ impl Inner {
         let catalog = self.city_txn.catalog.clone();
         let shards: Vec<_> = catalog.active_shards().map(|shard| shard.id).collect();
         let stamp = Some(Stamp { now_ms: self.now, seed: 1, undone: None });
-        let insert = Statement::new(
-            "INSERT INTO cities(id, name) VALUES (?1, 'by a transaction')",
-            [Value::Integer(FIRST_KEY)],
-        );
+        let insert =
+            Statement::new("INSERT INTO cities(id, name) VALUES (?1, 'by a transaction')", [Value::Integer(FIRST_KEY)]);
         let insert = Statement { stamp, reference: Some(0), ..insert };
         let planned = catalog.planned();
         let run = |shard: ShardId| {

@@ -46,7 +46,8 @@ async fn a_transaction_writes_to_reference_tables_and_reads_them_on_every_shard(
     let session = Session::open(&client).await;
     session.all(&["BEGIN", "INSERT INTO countries VALUES ('FR', 'France', NULL)"]).await;
     session.all(&["UPDATE people SET country = 'FR' WHERE age % 2 = 0"]).await;
-    let joined = "SELECT c.name, count(*) FROM people p JOIN countries c ON c.code = p.country GROUP BY c.name ORDER BY 1";
+    let joined =
+        "SELECT c.name, count(*) FROM people p JOIN countries c ON c.code = p.country GROUP BY c.name ORDER BY 1";
     assert_eq!(session.say(joined).await, json!([["France", 15], ["Germany", 15]]));
     for id in [1, 2, 3, 4, 5, 6, 7, 8] {
         let one = format!("SELECT c.name FROM people p JOIN countries c ON c.code = p.country WHERE p.id = {id}");
@@ -80,7 +81,8 @@ async fn copies_get_the_same_time_and_chance() {
     client.run(&format!("{insert}; DELETE FROM people WHERE id > 20")).await;
     let rows = copies(&client, "id, at, hex(chance)", "log").await;
     assert_eq!(rows.as_array().unwrap().len(), 6, "{rows}");
-    let chances: std::collections::BTreeSet<_> = rows.as_array().unwrap().iter().map(|row| row[2].to_string()).collect();
+    let chances: std::collections::BTreeSet<_> =
+        rows.as_array().unwrap().iter().map(|row| row[2].to_string()).collect();
     assert_eq!(chances.len(), 6, "each draws anew: {rows}");
 }
 
@@ -140,7 +142,10 @@ async fn a_write_that_comes_in_between_makes_the_transaction_begin_again() {
         assert_eq!(session.say("COMMIT").await, if fresh { json!([]) } else { json!("25P02") });
     }
     let names = copies(&client, "code, name", "countries").await;
-    assert_eq!(names, json!([["DE", "Germany!"], ["IN", "India!"], ["NZ", "New Zealand!"], ["false", "one"], ["true", "one!"]]));
+    assert_eq!(
+        names,
+        json!([["DE", "Germany!"], ["IN", "India!"], ["NZ", "New Zealand!"], ["false", "one"], ["true", "one!"]])
+    );
 }
 
 #[tokio::test]
@@ -163,7 +168,8 @@ async fn a_shard_that_is_new_is_written_too_or_the_transaction_begins_again() {
     let (answer, ()) = tokio::join!(waits, telling);
     assert_eq!(answer.status, 200, "{}", answer.text);
     for shard in 1..=4 {
-        let found = client.rows(&format!("/* pleat: shard={shard} */ SELECT count(*) FROM countries WHERE code = 'FR'")).await;
+        let found =
+            client.rows(&format!("/* pleat: shard={shard} */ SELECT count(*) FROM countries WHERE code = 'FR'")).await;
         assert_eq!(found, json!([[1]]), "shard-{shard}");
     }
 }
@@ -186,7 +192,8 @@ const ASKED: [(&str, &str); 3] = [
 
 #[tokio::test]
 async fn under_a_key_every_step_that_goes_wrong_leaves_it_done_once() {
-    let mut steps: Vec<_> = (1..=SHARDS).flat_map(|at| [Step::Prepare(ShardId(at)), Step::Decide(ShardId(at))]).collect();
+    let mut steps: Vec<_> =
+        (1..=SHARDS).flat_map(|at| [Step::Prepare(ShardId(at)), Step::Decide(ShardId(at))]).collect();
     steps.push(Step::Ledger { commit: true });
     for (sql, done) in ASKED {
         for step in &steps {
@@ -280,7 +287,12 @@ async fn a_repetition_is_known_wherever_the_rows_have_gone() {
                 cluster.split(ShardId(shard), &of_one[..of_one.len() / 2]);
             }
             let again = client.query(request).await;
-            assert_eq!((&again.json["results"], &again.json["replayed"]), (&first.json["results"], &json!(true)), "{}", again.text);
+            assert_eq!(
+                (&again.json["results"], &again.json["replayed"]),
+                (&first.json["results"], &json!(true)),
+                "{}",
+                again.text
+            );
             assert_eq!(client.rows(done).await, json!([[1, 1]]));
         }
     }
@@ -308,10 +320,13 @@ async fn everything_at_once_leaves_equal_copies_and_nothing_out() {
                         session.say("ROLLBACK").await;
                         said
                     }
-                    1 => match client.query(json!({"query": format!("{people}; {change}"), "timeout_ms": 20_000})).await {
-                        answer if answer.status == 200 => json!([]),
-                        answer => panic!("{}", answer.text),
-                    },
+                    1 => {
+                        match client.query(json!({"query": format!("{people}; {change}"), "timeout_ms": 20_000})).await
+                        {
+                            answer if answer.status == 200 => json!([]),
+                            answer => panic!("{}", answer.text),
+                        }
+                    }
                     _ => match client.query(json!({"query": change, "timeout_ms": 20_000})).await {
                         answer if answer.status == 200 => json!([]),
                         answer => panic!("{}", answer.text),
