@@ -385,7 +385,7 @@ fn a_transactions_reference_writes_are_the_next_entry_of_the_log_on_every_shard(
     };
     let [entry] = &log(&shards[0])[..] else { panic!("one entry") };
     assert_eq!((entry.seq, entry.statements.len()), (1, 1), "only what was written to reference tables");
-    assert_eq!(log(&shards[1]), [entry.clone()]);
+    assert_eq!(log(&shards[1]), std::slice::from_ref(entry));
     for _ in 0..2 {
         for shard in &mut shards {
             let outcome = shard.apply(Action::ReferenceApply(entry.clone()));
