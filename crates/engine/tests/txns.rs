@@ -121,11 +121,9 @@ fn meanwhile_nothing_else_changes_the_shard() {
         write("DELETE FROM items", vec![]),
         prepare(TWO, &["DELETE FROM items"]),
         Action::Bulk {
-            idempotency: None,
-            units: all_units(),
             table: "items".into(),
             columns: vec!["k".into(), "n".into()],
-            rows: vec![vec![7.into(), 7.into()]],
+            parts: vec![BulkPart { idempotency: None, units: all_units(), rows: vec![(0, vec![7.into(), 7.into()])] }],
         },
         ddl(77, &[index], table.unwrap().unwrap()),
         Action::ReferenceWrite { idempotency: None, statements: vec![] },

@@ -413,9 +413,8 @@ pub fn group_of(shard: ShardId) -> GroupId {
 
 fn effect_of(action: &Action) -> Effect {
     match action {
-        Action::Write { idempotency: None, .. }
-        | Action::Bulk { idempotency: None, .. }
-        | Action::ReferenceWrite { idempotency: None, .. } => Effect::Once,
+        Action::Write { idempotency: None, .. } | Action::ReferenceWrite { idempotency: None, .. } => Effect::Once,
+        Action::Bulk { parts, .. } if parts.iter().any(|part| part.idempotency.is_none()) => Effect::Once,
         // With a key the shard remembers it; the cluster's own actions are idempotent by design.
         _ => Effect::Idempotent,
     }

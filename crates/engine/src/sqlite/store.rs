@@ -410,9 +410,7 @@ impl Writer {
             Action::Write { idempotency, units, statements, base } => {
                 self.write(idempotency.as_ref(), units, statements, *base, now_ms)
             }
-            Action::Bulk { idempotency, units, table, columns, rows } => {
-                self.bulk(idempotency.as_ref(), units, table, columns, rows, now_ms)
-            }
+            Action::Bulk { table, columns, parts } => self.bulk(table, columns, parts, now_ms),
             Action::Own { units, ownership, layout } => self.own(units, *ownership, *layout),
             Action::Ddl { operation, statements, change, single, undoes } => {
                 self.ddl(*operation, statements, change, *single, *undoes)
