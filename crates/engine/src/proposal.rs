@@ -71,6 +71,11 @@ pub enum Action {
     /// A write to reference tables, on every other shard, in the order of its numbers: an old number succeeds
     /// and does nothing, a number that leaves a gap is refused.
     ReferenceApply(ReferenceEntry),
+    /// From here on the anchor accepts writes to reference tables in transactions only if these were planned by this
+    /// generation of the catalog or a newer one: it has a shard that the older ones lack.
+    ReferenceMembers {
+        generation: Generation,
+    },
     /// Forget the reference log up to and with this number: every shard has it.
     ReferencePrune {
         upto: u64,
@@ -112,6 +117,9 @@ pub struct Statement {
     pub filtered: Option<String>,
     /// What it ran with when it ran for the first time, in an interactive transaction.
     pub stamp: Option<Stamp>,
+    /// Of a write to reference tables in a transaction: the number in the reference log that the transaction gets, the
+    /// same on every shard. 0 until it has run for the first time.
+    pub reference: Option<u64>,
 }
 
 impl Statement {

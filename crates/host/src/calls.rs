@@ -254,7 +254,7 @@ impl Host {
         };
         part.home = if ends { None } else { Some(node) };
         match response {
-            Response::TxnWritten(results) => Ok(TxnReply::Written { results }),
+            Response::TxnWritten { results, reference } => Ok(TxnReply::Written { results, reference }),
             Response::TxnDone => Ok(TxnReply::Done),
             Response::Written(written) => Ok(TxnReply::Decided(written)),
             _ => Err(mismatch()),

@@ -419,6 +419,7 @@ impl Writer {
                 self.reference_write(idempotency.as_ref(), statements, now_ms, proposal.seed)
             }
             Action::ReferenceApply(entry) => self.reference_apply(entry),
+            Action::ReferenceMembers { generation } => self.reference_members(*generation),
             Action::ReferencePrune { upto } => self.reference_prune(*upto),
             Action::Move(step) => self.move_step(step),
             Action::Prepare { txn, began, participants, idempotency, units, statements, base } => {

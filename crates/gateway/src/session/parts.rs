@@ -7,8 +7,8 @@
 //!
 //! A shard remembers under the request's idempotency key what *its* part gave. When the request is repeated, the
 //! parts may be cut differently: a partition has moved, with a copy of the key, and two shards may now give the same
-//! part's results. So a part that a client may repeat begins with a statement that only says which part it is ([`LABEL`]),
-//! and that is remembered with the rest. Parts are then told apart, each is counted once, and it shows when one is missing.
+//! part's results. So a part that a client may repeat begins (or ends, if it was not known before) with a statement that
+//! only says which part it is ([`LABEL`]), and that is remembered with the rest. Parts are then told apart, each is counted once, and it shows when one is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -77,6 +77,16 @@ impl Parts {
                     self.push(shard, units, statement, Share { statement: at, counted: true, last: true });
                 }
             }
+            SpreadWrite::Reference(bound) => {
+                let anchor = place::anchor(catalog)?;
+                for shard in catalog.active_shards() {
+                    let statement = Statement { reference: Some(0), ..statement(bound.clone()) };
+                    // All shards give the same.
+                    let answers = shard.id == anchor;
+                    let share = Share { statement: at, counted: answers, last: answers };
+                    self.push(shard.id, BTreeSet::new(), statement, share);
+                }
+            }
             SpreadWrite::Computed(_) => {
                 return Err(Failure::internal("a write whose rows have to be read first was planned without them"));
             }
@@ -135,17 +145,48 @@ impl Parts {
         }
     }
 
+    /// Let writes to reference tables run with the same "now" and randomness on every shard.
+    pub(super) fn agree(&mut self, now_ms: Millis, seed: u64) {
+        for part in self.shards.values_mut() {
+            for (statement, share) in part.statements.iter_mut().zip(&part.shares) {
+                if statement.reference.is_some() {
+                    let seed = mixed(seed, share.statement as u64);
+                    statement.stamp = Some(Stamp { now_ms, seed, undone: None });
+                }
+            }
+        }
+    }
+
     /// Let each part say which it is.
     pub(super) fn label(&mut self) {
         let count = self.shards.len();
         for (shard, part) in &mut self.shards {
-            let label = format!("SELECT 1 AS \"{}\"", label(*shard, count, &part.shares));
-            part.statements.insert(0, Statement::new(label, []));
+            part.statements.insert(0, label(*shard, count, &part.shares));
         }
+    }
+
+    /// What the parts of a transaction say last that a client may repeat: which they are. The one that has the key's `home`
+    /// takes it along.
+    pub(super) fn labels(
+        shards: &BTreeSet<ShardId>,
+        shares: &BTreeMap<ShardId, Vec<Share>>,
+        home: (ShardId, PartitionId),
+    ) -> BTreeMap<ShardId, ShardPart> {
+        let part = |shard: &ShardId| {
+            let shares = shares.get(shard).map_or(&[][..], Vec::as_slice);
+            let statements = vec![label(*shard, shards.len(), shares)];
+            let units = (*shard == home.0).then_some(home.1).into_iter().collect();
+            (*shard, ShardPart { units, statements, ..ShardPart::default() })
+        };
+        shards.iter().map(part).collect()
     }
 }
 
-fn label(shard: ShardId, parts: usize, shares: &[Share]) -> String {
+fn label(shard: ShardId, parts: usize, shares: &[Share]) -> Statement {
+    Statement::new(format!("SELECT 1 AS \"{}\"", label_text(shard, parts, shares)), [])
+}
+
+fn label_text(shard: ShardId, parts: usize, shares: &[Share]) -> String {
     let shares: Vec<_> = shares.iter().map(Share::write).collect();
     format!("{LABEL}{}/{parts} {}", shard.0, shares.join(","))
 }
@@ -232,15 +273,21 @@ impl Remembered {
 
     /// Add what another shard remembers.
     pub(super) fn add(&mut self, mut results: Vec<StatementResult>) {
-        let label = results.first().and_then(read_label);
+        let at = [0, results.len().saturating_sub(1)];
+        let label = at.into_iter().find_map(|at| Some((at, read_label(results.get(at)?)?)));
         match label {
-            Some((part, count, shares)) => {
-                results.remove(0);
+            Some((at, (part, count, shares))) => {
+                results.remove(at);
                 self.count = count;
                 self.parts.insert(part, (shares, results));
             }
             None => self.whole = Some(results),
         }
+    }
+
+    /// Whether nothing was found.
+    pub(super) fn is_empty(&self) -> bool {
+        self.whole.is_none() && self.parts.is_empty()
     }
 
     /// Whether something was found, and nothing is missing.
@@ -273,7 +320,7 @@ mod tests {
     }
 
     fn labelled(part: u32, parts: usize, shares: &[Share], mut results: Vec<StatementResult>) -> Vec<StatementResult> {
-        let columns = vec![label(ShardId(part), parts, shares)];
+        let columns = vec![label_text(ShardId(part), parts, shares)];
         results.insert(0, StatementResult { columns, ..StatementResult::default() });
         results
     }
