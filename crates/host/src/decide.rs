@@ -106,7 +106,7 @@ impl Host {
 
     async fn try_decide_on(&self, replica: &Arc<Replica>) -> Result<(), HostError> {
         let readers = replica.readers.clone();
-        let prepared = tokio::task::spawn_blocking(move || readers.in_doubt()).await;
+        let prepared = pleat_consensus::blocking(move || readers.in_doubt()).await;
         let prepared = prepared.map_err(|error| HostError::Internal(error.to_string()))?.map_err(engine_error)?;
         for PreparedTxn { txn, began, participants, .. } in prepared {
             let at = self.now_ms();

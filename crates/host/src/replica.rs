@@ -11,7 +11,7 @@ use pleat_cluster::{Millis, PartitionId, Planned, ShardId, TxnId};
 use pleat_consensus::Group;
 use pleat_engine::limits::CHUNK_ROWS_MAX;
 use pleat_engine::{
-    Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal, Wanted,
+    Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal, UnitSet, Wanted,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
@@ -25,6 +25,7 @@ use crate::meter::{Kind, Meter};
 use crate::position::split_index;
 use crate::reference::Spread;
 use crate::rpc::{Declined, Piece, Written};
+use crate::shard_machine;
 use crate::verify::Digests;
 use crate::{Freshness, HostError, ShardObservation};
 
@@ -257,10 +258,10 @@ impl Replica {
         let runtime = Handle::current();
         let wanted = Wanted::default();
         let cancelled = wanted.cancelled();
-        tokio::task::spawn_blocking(move || {
+        drop(pleat_consensus::blocking(move || {
             let _serving = replica.meter.begin(Kind::Read, &units);
             replica.read_blocking(|sink| read(&cancelled, sink), &sender, stopped, deadline, &runtime);
-        });
+        }));
         // The first message decides whether there is an answer at all.
         let first = match receiver.recv().await {
             Some(Ok(pieces)) => pieces,
@@ -327,6 +328,13 @@ impl Replica {
                 send(Err(error.into()));
             }
         }
+    }
+
+    /// What this replica accepts writes for, and the index of the last entry that it had applied then.
+    pub fn accepting(&self) -> Result<(UnitSet, u64), HostError> {
+        let (units, applied) = self.readers.accepting().map_err(engine_error)?;
+        let applied = shard_machine::decode(&applied).map_err(|error| HostError::Internal(format!("{error:#}")))?;
+        Ok((units, applied.index))
     }
 
     /// What this node, as the leader, measures of the shard.

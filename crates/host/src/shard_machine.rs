@@ -89,7 +89,8 @@ impl StateMachine for ShardMachine {
     }
 }
 
-fn decode(bytes: &[u8]) -> anyhow::Result<Applied> {
+/// The position in the log, as it stands in the database.
+pub fn decode(bytes: &[u8]) -> anyhow::Result<Applied> {
     if bytes.is_empty() {
         return Ok(Applied::default());
     }

@@ -153,7 +153,7 @@ pub(super) fn new_txn() -> TxnId {
 impl TwoPhase {
     /// Carry it out, in a task of its own: the caller may go away.
     pub(super) async fn run(self) -> Ended {
-        match tokio::spawn(self.carry_out()).await {
+        match pleat_consensus::spawn(self.carry_out()).await {
             Ok(ended) => ended,
             Err(error) => Ended::Unknown(format!("the coordinator ended early: {error}")),
         }
@@ -173,7 +173,7 @@ impl TwoPhase {
             reach("coordinator.aborted", None);
             if !perhaps.is_empty() {
                 // Nobody waits for a shard that did not answer.
-                tokio::spawn(async move { self.tell(&perhaps, None, ABORT_TIME_MAX).await });
+                pleat_consensus::spawn(async move { self.tell(&perhaps, None, ABORT_TIME_MAX).await });
             }
             return verdict(votes);
         }
@@ -395,7 +395,7 @@ impl Forgetting {
         };
         if first {
             let (this, backend) = (self.clone(), backend.clone());
-            tokio::spawn(async move {
+            pleat_consensus::spawn(async move {
                 tokio::time::sleep(FORGET_AFTER).await;
                 let txns = std::mem::take(&mut *this.0.lock());
                 reach("coordinator.before-forget", None);
