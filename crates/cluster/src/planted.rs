@@ -12,54 +12,93 @@
 pub enum Bug {
     /// A write is acknowledged when its leader has it, before a majority does.
     EarlyAcknowledgement,
-    /// A move commits its new owner without having fenced the source.
-    SkippedFence,
-    /// A batch is applied, and the position in the log is not stored with it.
-    LostAppliedIndex,
-    /// A shard does not look whether it owns what a request was routed by.
-    StaleRouterBelieved,
-    /// After a restart the last batch of the log is applied once more.
-    DoubleApply,
-    /// A statement without a key shows rows that the shard does not own.
-    OwnershipFilterOff,
+    /// Log entries are acknowledged before they are on the disk.
+    UnsyncedEntry,
     /// A vote is given and not written down.
     LostVote,
-    /// A follower says that it has entries before they are on its disk.
-    UnsyncedEntry,
-    /// A write that came before under the same idempotency key is done again.
-    IdempotencyIgnored,
-    /// A participant forgets what it has prepared.
-    PreparedForgotten,
-    /// The ledger takes the last word about a transaction, not the first.
-    DecisionFlipped,
-    /// A snapshot says that it goes further than it does.
+    /// A batch is applied, and its position in the log is not stored with it.
+    LostAppliedIndex,
+    /// After a restart the last entry is applied once more.
+    DoubleApply,
+    /// Of a batch, the last proposal is left out; how a log is cut into batches differs between replicas.
+    EntrySkipped,
+    /// A checkpoint says that it is durable, and did not sync the database.
+    CheckpointUnsynced,
+    /// A snapshot says that it goes one entry further than it does.
     SnapshotShort,
-    /// A move leaves out rows that changed while it copied.
-    CaptureDropped,
-    /// A move's digests differ, and it goes on.
-    DigestIgnored,
     /// A leader answers a strong read without asking whether it still leads.
     NoReadQuorum,
+    /// A strong read does not wait until what was acknowledged is applied here.
+    ReadBeforeApplied,
+    /// An unknown outcome is told as "nothing was done".
+    UnknownToldAsNot,
+    /// A shard does not look whether it owns what a request was routed by.
+    StaleRouterBelieved,
+    /// A shard answers reads of partitions that it has fenced.
+    FencedRead,
+    /// A read of all shards is not held to one generation of ownership.
+    ScatterUnchecked,
+    /// A statement without a key shows rows that the shard does not own.
+    OwnershipFilterOff,
+    /// A move hands over without having fenced its source.
+    SkippedFence,
+    /// A move leaves out what changed before its fence and was not carried over yet.
+    CaptureDropped,
+    /// A move leaves out what changed while it copied, and goes on although the digests differ.
+    DigestIgnored,
+    /// A move leaves the idempotency keys of its partitions behind.
+    KeysLeftBehind,
+    /// A move whose commit was not answered opens its source again.
+    ReopenedInDoubt,
+    /// A shard takes the steps of a deposed leader of the control group.
+    OldEpochAccepted,
+    /// A write that came before under the same idempotency key is done again.
+    IdempotencyIgnored,
+    /// The ledger takes the last word about a transaction, not the first.
+    DecisionFlipped,
+    /// Whoever recovers a transaction that is committed aborts it on the shard.
+    CommitForgotten,
+    /// Whoever finds a transaction that its coordinator has left aborts it, without asking the ledger.
+    AbortUnasked,
+    /// A coordinator commits although a shard did not prepare.
+    CommitUnprepared,
+    /// The ledger forgets a commit before every shard was told.
+    ForgottenEarly,
+    /// A read of several shards does not look whether one is behind another.
+    HalfVisible,
 }
 
 impl Bug {
     /// Every bug.
     pub const ALL: &[Bug] = &[
         Bug::EarlyAcknowledgement,
-        Bug::SkippedFence,
-        Bug::LostAppliedIndex,
-        Bug::StaleRouterBelieved,
-        Bug::DoubleApply,
-        Bug::OwnershipFilterOff,
-        Bug::LostVote,
         Bug::UnsyncedEntry,
-        Bug::IdempotencyIgnored,
-        Bug::PreparedForgotten,
-        Bug::DecisionFlipped,
+        Bug::LostVote,
+        Bug::LostAppliedIndex,
+        Bug::DoubleApply,
+        Bug::EntrySkipped,
+        Bug::CheckpointUnsynced,
         Bug::SnapshotShort,
+        Bug::NoReadQuorum,
+        Bug::ReadBeforeApplied,
+        Bug::UnknownToldAsNot,
+        Bug::StaleRouterBelieved,
+        Bug::FencedRead,
+        Bug::ScatterUnchecked,
+        Bug::OwnershipFilterOff,
+        Bug::SkippedFence,
         Bug::CaptureDropped,
         Bug::DigestIgnored,
-        Bug::NoReadQuorum,
+        Bug::KeysLeftBehind,
+        Bug::ReopenedInDoubt,
+        Bug::OldEpochAccepted,
+        Bug::IdempotencyIgnored,
+        Bug::DecisionFlipped,
+        Bug::CommitForgotten,
+        Bug::AbortUnasked,
+        Bug::CommitUnprepared,
+        Bug::ForgottenEarly,
+        Bug::HalfVisible,
     ];
 }
 

@@ -25,8 +25,8 @@ use pleat_consensus::{Consensus, Group, GroupId, Status, Transport};
 use pleat_engine::{Store, StoreConfig, UnitSet};
 use tokio::sync::watch;
 
-use crate::catalog_machine::{CatalogMachine, Seen};
 use crate::HostError;
+use crate::catalog_machine::{CatalogMachine, Seen};
 use crate::incarnation::{self, Admission};
 use crate::observe::ResourceSampler;
 use crate::replica::Replica;

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Millis, PartitionId, Planned, ShardId, TxnId};
 use pleat_consensus::Group;
 use pleat_engine::limits::CHUNK_ROWS_MAX;
 use pleat_engine::{
-    Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal, UnitSet, Wanted,
+    Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal, StatementResult,
+    UnitSet, Wanted,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
@@ -160,6 +162,11 @@ impl Replica {
         }
         let _serving = counted.map(|kind| self.meter.begin(kind, units_of(&action)));
         let mut proposal = Proposal { id: Uuid::new_v4(), planned, now_ms: now, seed: rand::random(), action };
+        if planted::is(Bug::EarlyAcknowledgement)
+            && let Action::Write { statements, .. } = &proposal.action
+        {
+            return Ok(self.acknowledge_early(statements.len(), &proposal, within));
+        }
         let mut put_off = None;
         let (index, outcome) = loop {
             proposal.now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);
@@ -181,6 +188,14 @@ impl Replica {
             self.meter.failed();
         }
         Ok(Written { outcome, index, uncertain: false })
+    }
+
+    /// What no replica may do: see [`Bug::EarlyAcknowledgement`].
+    fn acknowledge_early(&self, statements: usize, proposal: &Proposal, within: Duration) -> Written {
+        let (group, proposal) = (self.group.clone(), proposal.encode());
+        pleat_consensus::spawn(async move { group.propose(proposal.into(), within).await });
+        let results = vec![StatementResult { rows_affected: 1, ..StatementResult::default() }; statements];
+        Written { outcome: Outcome::Done { results }, index: self.group.status().applied, uncertain: false }
     }
 
     async fn propose(&self, proposal: &Proposal, within: Duration) -> Result<(u64, Outcome), Declined> {

@@ -40,9 +40,10 @@ impl Invariants {
             let catalog = host.catalog();
             self.check_catalog(*node, &catalog)?;
             let boot = boots.get(node).copied().unwrap_or(0);
-            let shards = catalog.shards.keys().filter_map(|shard| {
-                host.shard_status(*shard).map(|status| (u64::from(shard.0), status))
-            });
+            let shards = catalog
+                .shards
+                .keys()
+                .filter_map(|shard| host.shard_status(*shard).map(|status| (u64::from(shard.0), status)));
             for (group, status) in std::iter::once((CONTROL, host.control_status())).chain(shards) {
                 self.check_status((*node, boot), group, &status)?;
                 if self.is_news(*node, group, &status) {
@@ -148,10 +149,13 @@ impl Invariants {
     /// Whether all replicas of every group have applied the same.
     pub fn level(hosts: &Hosts) -> bool {
         let applied = |group: &dyn Fn(&Host) -> Option<Status>| {
-            let all: BTreeSet<Option<u64>> = hosts.values().map(|host| group(host).map(|status| status.applied)).collect();
+            let all: BTreeSet<Option<u64>> =
+                hosts.values().map(|host| group(host).map(|status| status.applied)).collect();
             all.len() <= 1
         };
-        let shards: BTreeSet<ShardId> = hosts.values().flat_map(|host| host.catalog().shards.keys().copied().collect::<Vec<_>>()).collect();
-        applied(&|host| Some(host.control_status())) && shards.iter().all(|shard| applied(&|host| host.shard_status(*shard)))
+        let shards: BTreeSet<ShardId> =
+            hosts.values().flat_map(|host| host.catalog().shards.keys().copied().collect::<Vec<_>>()).collect();
+        applied(&|host| Some(host.control_status()))
+            && shards.iter().all(|shard| applied(&|host| host.shard_status(*shard)))
     }
 }

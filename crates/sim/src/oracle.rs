@@ -189,7 +189,9 @@ impl Oracle {
                 return Err(format!("token {token} stands in account {account}, and its client was told it does not"));
             }
             if place < write.behind[&account] {
-                return Err(format!("token {token} of account {account} stands before what was read before it was sent"));
+                return Err(format!(
+                    "token {token} of account {account} stands before what was read before it was sent"
+                ));
             }
             sum += change;
         }
@@ -207,7 +209,10 @@ impl Oracle {
             for token in &one.list {
                 for (other, _) in &self.writes[*token as usize - 1].changes {
                     if lists.get(other).is_some_and(|list| !list.contains(token)) {
-                        return Err(format!("half of transfer {token} is visible: in {} and not in {other}", one.account));
+                        return Err(format!(
+                            "half of transfer {token} is visible: in {} and not in {other}",
+                            one.account
+                        ));
                     }
                 }
             }

@@ -12,10 +12,10 @@ use crate::faults::{Fault, Planned, Whom, plan};
 use crate::invariants::Invariants;
 use crate::net::name;
 use crate::node::{self, NODES, PARTITIONS};
+use crate::os;
 use crate::trace::Trace;
 use crate::workload::{self, chance};
 use crate::world::{ACCOUNTS, Phase, World};
-use crate::os;
 
 /// How long founding the cluster and its tables may take, in the simulation's time.
 const FOUND_LIMIT: Duration = Duration::from_secs(30);
@@ -290,7 +290,10 @@ impl Run<'_> {
                         host.shard_status(pleat_cluster::ShardId(shard)).is_some_and(|status| status.is_leader)
                     }
                 };
-                hosts.iter().find(|(_, host)| leads(host)).map_or(NODES[group as usize % NODES.len()], |(node, _)| *node)
+                hosts
+                    .iter()
+                    .find(|(_, host)| leads(host))
+                    .map_or(NODES[group as usize % NODES.len()], |(node, _)| *node)
             }
         }
     }

@@ -86,7 +86,8 @@ impl Client {
 
     /// Make the tables and the accounts.
     async fn found(&mut self) {
-        let accounts = ACCOUNTS.map(|id| format!("INSERT INTO accounts (id, balance, items) VALUES ({id}, {BALANCE}, '')"));
+        let accounts =
+            ACCOUNTS.map(|id| format!("INSERT INTO accounts (id, balance, items) VALUES ({id}, {BALANCE}, '')"));
         let statements: Vec<String> = TABLES.iter().map(ToString::to_string).chain(accounts).collect();
         for (number, text) in statements.iter().enumerate() {
             let key = number >= TABLES.len();
@@ -207,7 +208,8 @@ impl Client {
         let text = format!("SELECT token FROM notes WHERE account = {account} ORDER BY token");
         loop {
             if let Told::Answer(Answer::Rows(rows)) = self.ask(&text, None).await {
-                let noted: Vec<Token> = rows.iter().filter_map(|row| integer(row.first()?)).map(|n| n as Token).collect();
+                let noted: Vec<Token> =
+                    rows.iter().filter_map(|row| integer(row.first()?)).map(|n| n as Token).collect();
                 let wanted = self.world.oracle(|oracle| oracle.deposits(account));
                 if noted != wanted {
                     self.world.wrong(format!("account {account} has the deposits {wanted:?}, and notes of {noted:?}"));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Command, CommandError, Generation, ShardId};
 use pleat_engine::MoveAction;
 use pleat_host::HostError;
@@ -43,7 +44,11 @@ pub(super) async fn cut_over(attempt: &mut Attempt<'_>) -> Result<CutOver, Stop>
     let limit = format!("the rest was not carried over within {} ms", FENCE_LIMIT.as_millis());
     let stop = match timeout(FENCE_LIMIT, close_gates(attempt)).await {
         Ok(Ok(())) => {
-            commit(work, &format!("give the partitions to {}", attempt.plan.to)).await?;
+            let committed = commit(work, &format!("give the partitions to {}", attempt.plan.to)).await;
+            if committed.is_err() && planted::is(Bug::ReopenedInDoubt) {
+                work.step(attempt.plan.number, attempt.plan.from, MoveAction::Unfence).await?;
+            }
+            committed?;
             return Ok(CutOver::Committed);
         }
         Ok(Err(Stop::Superseded(why))) => return Err(Stop::Superseded(why)),
@@ -60,7 +65,9 @@ pub(super) async fn cut_over(attempt: &mut Attempt<'_>) -> Result<CutOver, Stop>
 
 /// The source takes no more writes, and the target has all there are.
 async fn close_gates(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
-    attempt.work.step(attempt.plan.number, attempt.plan.from, MoveAction::Fence).await?;
+    if !planted::is(Bug::SkippedFence) {
+        attempt.work.step(attempt.plan.number, attempt.plan.from, MoveAction::Fence).await?;
+    }
     for _ in 0..ROUNDS_MAX {
         // Each delta is read after a round of the source's quorum, so the fence is in it. The last one must be
         // empty: that is the barrier. Transactions that concern other partitions may go on.
@@ -85,6 +92,7 @@ pub(crate) async fn commit(work: &Work, what: &str) -> Result<(), Stop> {
         match work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await {
             Ok(_) => return Ok(()),
             Err(HostError::Command(error)) => return Err(refused(work, what, error)),
+            Err(error) if planted::is(Bug::ReopenedInDoubt) => return Err(error.into()),
             Err(error) => tracing::warn!(%operation, %error, "the commit's outcome is not known yet"),
         }
         if work.cluster().epoch() != Some(epoch) {

@@ -230,16 +230,23 @@ impl Remembered {
         remembered
     }
 
-    /// Add what another shard remembers.
-    pub(super) fn add(&mut self, mut results: Vec<StatementResult>) {
-        let label = results.first().and_then(read_label);
-        match label {
-            Some((part, count, shares)) => {
-                results.remove(0);
+    /// Add what another shard remembers: a part, or several that moves have brought to one shard.
+    pub(super) fn add(&mut self, results: Vec<StatementResult>) {
+        if results.first().is_none_or(|first| read_label(first).is_none()) {
+            self.whole = Some(results);
+            return;
+        }
+        let mut of = None;
+        for result in results {
+            if let Some((part, count, shares)) = read_label(&result) {
                 self.count = count;
-                self.parts.insert(part, (shares, results));
+                self.parts.insert(part, (shares, Vec::new()));
+                of = Some(part);
+                continue;
             }
-            None => self.whole = Some(results),
+            if let Some((_, results)) = of.and_then(|part| self.parts.get_mut(&part)) {
+                results.push(result);
+            }
         }
     }
 
@@ -281,6 +288,16 @@ mod tests {
     const FIRST: Share = Share { statement: 0, counted: true, last: false };
     const LAST: Share = Share { statement: 0, counted: true, last: true };
     const GONE: Share = Share { statement: 1, counted: false, last: false };
+
+    #[test]
+    fn parts_that_came_to_one_shard_are_told_apart() {
+        let mut both = labelled(1, 2, &[FIRST], vec![result(2, None)]);
+        both.extend(labelled(2, 2, &[LAST], vec![result(2, Some(4))]));
+        let mut remembered = Remembered::of(both.clone());
+        assert!(remembered.is_complete());
+        remembered.add(both);
+        assert_eq!(remembered.effects(1)[0].rows_affected, 4, "each counts once");
+    }
 
     #[test]
     fn several_shards_results_make_one() {

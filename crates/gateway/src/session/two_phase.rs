@@ -49,6 +49,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{CommitNumber, LedgerCommand, LedgerReply, Millis, PartitionId, Planned, ShardId, TxnId};
 use pleat_engine::{Action, EngineError, Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult};
 use pleat_host::failpoint::reach;
@@ -166,7 +167,7 @@ impl TwoPhase {
             votes.iter().filter(|(_, vote)| is(vote)).map(|(shard, _)| *shard).collect()
         };
         let prepared = of(|vote| matches!(vote, Vote::Yes(_)));
-        if prepared.len() < self.parts.len() {
+        if prepared.len() < self.parts.len() && !planted::is(Bug::CommitUnprepared) {
             reach("coordinator.before-abort", None);
             let perhaps = of(|vote| matches!(vote, Vote::Trouble(_)));
             self.tell(&prepared, None, ABORT_TIME_MAX).await;
@@ -181,7 +182,13 @@ impl TwoPhase {
         let decided = self.ask_ledger(true, began).await;
         reach("coordinator.decided", None);
         match decided {
-            Ok(Some(number)) => self.commit(votes, number).await,
+            Ok(Some(number)) => {
+                if planted::is(Bug::ForgottenEarly) {
+                    let _ =
+                        self.backend.ledger_command(LedgerCommand::Forget { txns: vec![self.txn] }, PAUSE_MAX).await;
+                }
+                self.commit(votes, number).await
+            }
             // Recovery was faster, or this took too long.
             Ok(None) => {
                 self.tell(&prepared, None, ABORT_TIME_MAX).await;
