@@ -27,6 +27,7 @@ pub mod net;
 pub mod node;
 pub mod oracle;
 pub mod os;
+mod panics;
 pub mod run;
 pub mod trace;
 pub mod workload;

@@ -25,6 +25,9 @@ use crate::trace::Trace;
 pub const PEERS: u16 = 9000;
 /// Where clients talk to nodes.
 pub const CLIENTS: u16 = 9001;
+/// A stream on which nothing comes for this long is dead. turmoil loses what is sent over a broken link for good, where TCP
+/// would send it again; and in production HTTP/2's pings find out about a connection that is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(6);
 /// The largest frame, in bytes.
 const FRAME_MAX: u32 = 64 << 20;
 
@@ -102,15 +105,20 @@ fn late<T>(_: T) -> TransportError {
 }
 
 async fn next(stream: &mut TcpStream) -> Result<Option<Bytes>, TransportError> {
-    match receive::<Part<Fault>>(stream).await.map_err(lost)? {
+    let part = tokio::time::timeout(SILENCE_MAX, receive::<Part<Fault>>(stream)).await.map_err(late)?;
+    part_of(part.map_err(lost)?)
+}
+
+fn part_of(part: Part<Fault>) -> Result<Option<Bytes>, TransportError> {
+    match part {
         None => Ok(None),
         Some(Ok(body)) => Ok(Some(body.into())),
         Some(Err((code, message))) => Err(TransportError::Remote { code, message }),
     }
 }
 
-async fn only(stream: &mut TcpStream) -> Result<Bytes, TransportError> {
-    next(stream).await?.ok_or_else(|| TransportError::Lost("an empty answer".into()))
+fn empty() -> TransportError {
+    TransportError::Lost("an empty answer".into())
 }
 
 #[async_trait]
@@ -118,7 +126,7 @@ impl Transport for Peers {
     async fn call(&self, to: NodeId, method: &str, body: Bytes, deadline: Duration) -> Result<Bytes, TransportError> {
         let exchange = async {
             let mut stream = self.open(to, Kind::Call, method, &body).await?;
-            only(&mut stream).await
+            part_of(receive(&mut stream).await.map_err(lost)?)?.ok_or_else(empty)
         };
         tokio::time::timeout(deadline, exchange).await.map_err(late)?
     }
@@ -164,7 +172,7 @@ impl Transport for Peers {
                 send(&mut stream, &part).await.map_err(lost)?;
             }
             send::<Part<()>>(&mut stream, &None).await.map_err(lost)?;
-            only(&mut stream).await
+            next(&mut stream).await?.ok_or_else(empty)
         };
         tokio::time::timeout(deadline, exchange).await.map_err(late)?
     }

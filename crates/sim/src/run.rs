@@ -12,10 +12,10 @@ use crate::faults::{Fault, Planned, Whom, plan};
 use crate::invariants::Invariants;
 use crate::net::name;
 use crate::node::{self, NODES, PARTITIONS};
-use crate::os;
 use crate::trace::Trace;
 use crate::workload::{self, chance};
 use crate::world::{ACCOUNTS, Phase, World};
+use crate::{os, panics};
 
 /// How long founding the cluster and its tables may take, in the simulation's time.
 const FOUND_LIMIT: Duration = Duration::from_secs(30);
@@ -79,6 +79,7 @@ pub fn run(seed: u64, options: &Options) -> Report {
     let trace = Trace::new(options.trace);
     let of_run = trace.clone();
     let thread = std::thread::Builder::new().name(format!("seed-{seed}")).spawn(move || {
+        let _panics = panics::note_in(&of_run);
         let _os = os::enter(seed);
         let _tasks = pleat_consensus::simulate(seed);
         #[cfg(feature = "planted")]
@@ -89,10 +90,9 @@ pub fn run(seed: u64, options: &Options) -> Report {
     let (hash, lines) = (trace.hash(), trace.lines());
     match ended {
         Ok(Ok(report)) => Report { hash, lines, ..report },
-        Ok(Err(panic)) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Report { hash, lines, ..Report::new(seed, Some(format!("a panic: {text}"))) }
+        Ok(Err(_)) => {
+            let panic = trace.panic().unwrap_or_else(|| "without a message".to_owned());
+            Report { hash, lines, ..Report::new(seed, Some(format!("a panic: {panic}"))) }
         }
         Err(error) => Report::new(seed, Some(format!("no thread for the simulation: {error}"))),
     }

@@ -23,6 +23,7 @@ struct Inner {
     kept_max: usize,
     count: u64,
     hash: u64,
+    panic: Option<String>,
 }
 
 impl Trace {
@@ -30,7 +31,8 @@ impl Trace {
     pub fn new(whole: bool) -> Self {
         let kept_max = if whole { usize::MAX } else { LINES_KEPT };
         // FNV-1a: comparable between processes.
-        Trace(Arc::new(Mutex::new(Inner { lines: VecDeque::new(), kept_max, count: 0, hash: 0xcbf2_9ce4_8422_2325 })))
+        let (lines, hash) = (VecDeque::new(), 0xcbf2_9ce4_8422_2325);
+        Trace(Arc::new(Mutex::new(Inner { lines, kept_max, count: 0, hash, panic: None })))
     }
 
     /// Something happened.
@@ -63,6 +65,16 @@ impl Trace {
             .with_writer(move || Logged { trace: trace.clone(), dir: dir.clone() })
             .finish();
         tracing::subscriber::set_default(subscriber)
+    }
+
+    /// Something panicked. What follows from the first panic tells nothing more.
+    pub fn panicked(&self, what: String) {
+        self.0.lock().panic.get_or_insert(what);
+    }
+
+    /// The first panic.
+    pub fn panic(&self) -> Option<String> {
+        self.0.lock().panic.clone()
     }
 
     /// How many lines there were, and the hash of all.
