@@ -13,6 +13,7 @@ mod feed;
 pub mod http;
 mod metrics;
 mod observer;
+mod recent;
 pub mod server;
 pub mod session;
 pub mod settings;

@@ -16,8 +16,9 @@ use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use pleat_cluster::Millis;
 
+use crate::recent::Recent;
 use crate::session::{Failure, Output, Response, Touched};
-use crate::settings::{STATEMENT_SHOWN_BYTES_MAX, STATEMENTS_KEPT_MAX};
+use crate::settings::{PLAN_TEXT_BYTES_MAX, PLANS_CACHED_MAX, STATEMENT_SHOWN_BYTES_MAX, STATEMENTS_KEPT_MAX};
 
 /// Steps of the histogram. The last one, at [`FIRST_STEP`] times [`STEP`]^79, is beyond the longest statement's time.
 const STEPS: usize = 80;
@@ -96,13 +97,15 @@ impl Figures {
 /// The figures of one node.
 pub struct Statements {
     known: Mutex<Known>,
+    /// The form that a text is known by.
+    forms: Mutex<Recent<Arc<str>>>,
     /// Statements that take longer are logged; none when zero.
     slow: Duration,
 }
 
 #[derive(Default)]
 struct Known {
-    figures: HashMap<String, Figures>,
+    figures: HashMap<Arc<str>, Figures>,
     calls: u64,
     since: Millis,
 }
@@ -116,7 +119,7 @@ pub struct Watch {
 }
 
 struct Call {
-    text: String,
+    text: Arc<str>,
     failed: bool,
     rows: u64,
     shards: usize,
@@ -124,20 +127,31 @@ struct Call {
 
 impl Statements {
     pub fn new(slow: Duration, now: Millis) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::new(Known { since: now, ..Known::default() }), slow })
+        let known = Known { since: now, ..Known::default() };
+        Arc::new(Self { known: Mutex::new(known), forms: Mutex::new(Recent::new(PLANS_CACHED_MAX)), slow })
     }
 
     /// Begin to watch a call.
     pub fn watch(self: &Arc<Self>, text: &str, at: Millis) -> Watch {
-        let text = pleat_sql::normalized(text, STATEMENT_SHOWN_BYTES_MAX);
-        let call = Call { text, failed: false, rows: 0, shards: 0 };
+        let call = Call { text: self.form(text), failed: false, rows: 0, shards: 0 };
         Watch { statements: self.clone(), begun: Instant::now(), at, call }
+    }
+
+    fn form(&self, text: &str) -> Arc<str> {
+        if let Some(form) = self.forms.lock().find(text) {
+            return form;
+        }
+        let form: Arc<str> = pleat_sql::normalized(text, STATEMENT_SHOWN_BYTES_MAX).into();
+        if text.len() <= PLAN_TEXT_BYTES_MAX {
+            self.forms.lock().insert(text.into(), form.clone());
+        }
+        form
     }
 
     /// All figures, and since when they count.
     pub fn all(&self) -> (Vec<(String, Figures)>, Millis) {
         let known = self.known.lock();
-        (known.figures.iter().map(|(text, figures)| (text.clone(), figures.clone())).collect(), known.since)
+        (known.figures.iter().map(|(text, figures)| (text.to_string(), figures.clone())).collect(), known.since)
     }
 
     /// Forget everything; how many statements that were.
@@ -236,7 +250,7 @@ mod tests {
     use super::*;
 
     fn call(statements: &Statements, text: &str, took: Duration) {
-        statements.count(&Call { text: text.to_owned(), failed: false, rows: 1, shards: 2 }, 5, took);
+        statements.count(&Call { text: text.into(), failed: false, rows: 1, shards: 2 }, 5, took);
     }
 
     fn figures(statements: &Statements, text: &str) -> Option<Figures> {

@@ -87,6 +87,8 @@ pub struct Host {
     catalog: watch::Receiver<Arc<Catalog>>,
     ledger: Arc<RwLock<Ledger>>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
+    /// Who answered last as the leader of a group.
+    leaders: RwLock<BTreeMap<GroupId, NodeId>>,
     sampler: ResourceSampler,
     stop: watch::Sender<bool>,
 }
@@ -110,6 +112,7 @@ impl Host {
             catalog,
             ledger,
             replicas: RwLock::default(),
+            leaders: RwLock::default(),
             sampler,
             stop: watch::channel(false).0,
         });
@@ -288,9 +291,19 @@ impl Host {
         }
     }
 
-    /// Whom this node's replica of the group believes to lead it.
+    /// Whom this node's replica of the group believes to lead it; without one, who led it when it was asked last.
     pub(crate) fn said_to_lead(&self, group: GroupId) -> Option<NodeId> {
-        self.consensus.group(group)?.status().leader
+        match self.consensus.group(group) {
+            Some(replica) => replica.status().leader,
+            None => self.leaders.read().get(&group).copied(),
+        }
+    }
+
+    /// A node answered as the leader of a group.
+    pub(crate) fn found_leader(&self, group: GroupId, node: NodeId) {
+        if self.leaders.read().get(&group) != Some(&node) {
+            self.leaders.write().insert(group, node);
+        }
     }
 
     /// Found the cluster, unless that was done before; then see that the catalog has this node's address.

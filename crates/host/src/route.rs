@@ -1,7 +1,8 @@
 //! Reaching the leader of a group, wherever it is.
 //!
 //! A call is tried on this node when it leads, else on the node that is said to lead, else on the group's
-//! other nodes in turn, until the caller's limit. What makes this right is telling three failures apart:
+//! other nodes in turn, until the caller's limit. A node without a replica of the group is told by nobody who leads it,
+//! and begins with whom it found last. What makes this right is telling three failures apart:
 //!
 //! | failure | what happened | what follows |
 //! | --- | --- | --- |
@@ -120,6 +121,16 @@ impl Host {
     where
         F: Future<Output = Result<T, Attempt>>,
     {
+        let attempt = |node, limit| {
+            let tried = attempt(node, limit);
+            async move {
+                let answer = tried.await;
+                if answer.is_ok() {
+                    self.found_leader(group, node);
+                }
+                answer
+            }
+        };
         seek(group, || self.said_to_lead(group), || self.members(group), effect, within, attempt).await
     }
 
@@ -171,10 +182,9 @@ where
         if Instant::now() >= deadline {
             return Err(spreading.unwrap_or_else(|| gave_up(group, lost && effect != Effect::None, &last)));
         }
-        let members = members();
-        let mut turn = next.take().into_iter().chain(members).collect::<Vec<_>>();
-        dedup_in_order(&mut turn);
-        for node in turn {
+        let first = next.take();
+        let others = members().into_iter().filter(|member| Some(*member) != first);
+        for node in first.into_iter().chain(others) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -227,11 +237,6 @@ fn gave_up(group: GroupId, lost: bool, last: &str) -> HostError {
         true => HostError::OutcomeUnknown(format!("no leader of {what} answered in time (last: {last})")),
         false => HostError::Unavailable(format!("no leader of {what} was reached in time (last: {last})")),
     }
-}
-
-fn dedup_in_order(nodes: &mut Vec<NodeId>) {
-    let mut seen = std::collections::BTreeSet::new();
-    nodes.retain(|node| seen.insert(*node));
 }
 
 #[cfg(test)]

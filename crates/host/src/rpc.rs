@@ -169,7 +169,10 @@ impl From<HostError> for Declined {
 }
 
 pub fn encode<T: Serialize>(value: &T) -> Result<Bytes, HostError> {
-    match postcard::to_extend(value, vec![FORMAT]) {
+    // Most messages fit, and need not be copied as they grow.
+    let mut bytes = Vec::with_capacity(512);
+    bytes.push(FORMAT);
+    match postcard::to_extend(value, bytes) {
         Ok(bytes) => Ok(bytes.into()),
         Err(error) => Err(HostError::Internal(format!("encode a message: {error}"))),
     }

@@ -100,3 +100,23 @@ async fn rows_that_are_not_wanted_yet_are_all_there_a_minute_later() {
     let count = |piece: &Piece| if let Piece::Rows(rows) = piece { rows.len() } else { 0 };
     assert_eq!(first.len() + rest.iter().map(count).sum::<usize>(), ROWS);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_replica_remembers_who_leads() {
+    let (mut nodes, _) = cluster_of(4, StoreLimits::default()).await;
+    let catalog = with_table(&nodes).await;
+    let away = nodes.iter().position(|node| !catalog.shards[&SHARD].replicas.contains(&node.host.node())).unwrap();
+    // It is asked first by whoever knows nothing.
+    let gone = catalog.shards[&SHARD].replicas[0];
+    let at = nodes.iter().position(|node| node.host.node() == gone).unwrap();
+    let stopped = nodes.remove(at);
+    stop(stopped).await;
+    let router = &nodes[away - usize::from(at < away)];
+    assert_eq!(count(&router.host, Freshness::Strong, &catalog).await.unwrap(), 0);
+    let before = router.calls.to(gone);
+    for _ in 0..20 {
+        assert_eq!(count(&router.host, Freshness::Strong, &catalog).await.unwrap(), 0);
+    }
+    let asked = router.calls.to(gone) - before;
+    assert!(asked < 10, "{gone} was asked {asked} times in 20 reads");
+}

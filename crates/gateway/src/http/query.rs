@@ -147,7 +147,7 @@ pub(super) async fn answer_in(
     let (request, named) = parse(request).await?;
     let limit = request.timeout.unwrap_or(app.settings.limits.statement_timeout);
     let answer = match session.or(named) {
-        Some(session) => app.executor.execute_in(&session, request).await,
+        Some(session) => Box::pin(app.executor.execute_in(&session, request)).await,
         None => app.executor.execute(request).await,
     };
     let response = match answer {

@@ -156,7 +156,8 @@ impl Executor {
     pub async fn execute(&self, request: Request) -> Result<Response, Failure> {
         let watch = self.statements.watch(&request.text, self.backend.now_ms());
         let answer = match interactive::begins_so(&request.text) {
-            true => self.execute_script(request).await,
+            // Boxed, as all that is rare here: else every request has the size of the largest, and is copied on its way.
+            true => Box::pin(self.execute_script(request)).await,
             false => self.execute_alone(request).await,
         };
         watch.answered(answer)
@@ -209,10 +210,10 @@ impl Executor {
         match plan.as_ref() {
             Statement::Read(plan) => self.read(run, &attempt, plan).await,
             Statement::Write(_) | Statement::Ddl(_) if run.hint.shard.is_some() => Err(place::read_only_hint().into()),
-            Statement::Write(plan) => self.write(run, &attempt, plan).await,
-            Statement::Ddl(plan) => self.change_schema(run, catalog, plan).await,
+            Statement::Write(plan) => Box::pin(self.write(run, &attempt, plan)).await,
+            Statement::Ddl(plan) => Box::pin(self.change_schema(run, catalog, plan)).await,
             Statement::Explain(_) => explain::explain(&plan, run, catalog),
-            Statement::Analyze(inner) => self.analyze(run, attempt, inner).await,
+            Statement::Analyze(inner) => Box::pin(self.analyze(run, attempt, inner)).await,
         }
     }
 

@@ -1,14 +1,17 @@
-//! Three hosts in one process, over real gRPC on loopback.
+//! Hosts in one process, over real gRPC on loopback.
 #![allow(dead_code)] // each test file uses its share
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use futures::TryStreamExt;
+use futures::stream::BoxStream;
 use pleat_cluster::{Catalog, Command, NodeId, PartitionId, Planned, Policy, ShardId, Value};
 use pleat_consensus::grpc::{self, GrpcTransport};
-use pleat_consensus::{Config, Consensus};
+use pleat_consensus::{Config, Consensus, SnapshotChunks, Transport, TransportError};
 use pleat_engine::{
     Action, Idempotency, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest, SchemaChange, Statement,
 };
@@ -25,6 +28,8 @@ pub const ALL: [PartitionId; 4] = [PartitionId(0), PartitionId(1), PartitionId(2
 
 pub struct Node {
     pub host: Arc<Host>,
+    /// How often it called each node.
+    pub calls: Arc<Calls>,
     server: JoinHandle<()>,
     dir: tempfile::TempDir,
 }
@@ -36,8 +41,12 @@ pub async fn cluster() -> (Vec<Node>, Founders) {
 }
 
 pub async fn cluster_with(store: StoreLimits) -> (Vec<Node>, Founders) {
+    cluster_of(3, store).await
+}
+
+pub async fn cluster_of(nodes: u64, store: StoreLimits) -> (Vec<Node>, Founders) {
     let mut listeners = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..nodes {
         listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
     }
     let founders: Founders = (1..)
@@ -81,10 +90,51 @@ async fn start_with(
         verify_every: None,
         store,
     };
-    let host = Host::start(settings, consensus.clone(), transport).await.unwrap();
+    let calls = Arc::new(Calls { transport, made: Mutex::default() });
+    let host = Host::start(settings, consensus.clone(), calls.clone()).await.unwrap();
     let router = grpc::server(consensus, host.clone(), tokio::sync::watch::channel(false).1).into_axum_router();
     let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    Node { host, server, dir }
+    Node { host, calls, server, dir }
+}
+
+/// Counts what goes through it.
+pub struct Calls {
+    transport: Arc<GrpcTransport>,
+    made: Mutex<BTreeMap<NodeId, usize>>,
+}
+
+impl Calls {
+    pub fn to(&self, node: NodeId) -> usize {
+        self.made.lock().unwrap().get(&node).copied().unwrap_or(0)
+    }
+}
+
+#[async_trait]
+impl Transport for Calls {
+    async fn call(&self, to: NodeId, method: &str, body: Bytes, deadline: Duration) -> Result<Bytes, TransportError> {
+        *self.made.lock().unwrap().entry(to).or_default() += 1;
+        self.transport.call(to, method, body, deadline).await
+    }
+
+    async fn stream(
+        &self,
+        to: NodeId,
+        method: &str,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<BoxStream<'static, Result<Bytes, TransportError>>, TransportError> {
+        self.transport.stream(to, method, body, deadline).await
+    }
+
+    async fn send_snapshot(
+        &self,
+        to: NodeId,
+        header: Bytes,
+        chunks: SnapshotChunks,
+        deadline: Duration,
+    ) -> Result<Bytes, TransportError> {
+        self.transport.send_snapshot(to, header, chunks, deadline).await
+    }
 }
 
 pub async fn stop(node: Node) -> tempfile::TempDir {
@@ -125,7 +175,8 @@ pub async fn with_table(nodes: &[Node]) -> Arc<Catalog> {
     for node in nodes {
         let mut catalog = node.host.watch_catalog();
         tokio::time::timeout(LIMIT, catalog.wait_for(|catalog| catalog.is_initialised())).await.unwrap().unwrap();
-        while node.host.shard_status(SHARD).is_none() {
+        let held = host.catalog().shards[&SHARD].replicas.contains(&node.host.node());
+        while held && node.host.shard_status(SHARD).is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
