@@ -28,14 +28,10 @@ pub enum Bug {
     SnapshotShort,
     /// A leader answers a strong read without asking whether it still leads.
     NoReadQuorum,
-    /// A strong read does not wait until what was acknowledged is applied here.
-    ReadBeforeApplied,
     /// An unknown outcome is told as "nothing was done".
     UnknownToldAsNot,
     /// A shard does not look whether it owns what a request was routed by.
     StaleRouterBelieved,
-    /// A shard answers reads of partitions that it has fenced.
-    FencedRead,
     /// A read of all shards is not held to one generation of ownership.
     ScatterUnchecked,
     /// A statement without a key shows rows that the shard does not own.
@@ -48,10 +44,6 @@ pub enum Bug {
     DigestIgnored,
     /// A move leaves the idempotency keys of its partitions behind.
     KeysLeftBehind,
-    /// A move whose commit was not answered opens its source again.
-    ReopenedInDoubt,
-    /// A shard takes the steps of a deposed leader of the control group.
-    OldEpochAccepted,
     /// A write that came before under the same idempotency key is done again.
     IdempotencyIgnored,
     /// The ledger takes the last word about a transaction, not the first.
@@ -80,18 +72,14 @@ impl Bug {
         Bug::CheckpointUnsynced,
         Bug::SnapshotShort,
         Bug::NoReadQuorum,
-        Bug::ReadBeforeApplied,
         Bug::UnknownToldAsNot,
         Bug::StaleRouterBelieved,
-        Bug::FencedRead,
         Bug::ScatterUnchecked,
         Bug::OwnershipFilterOff,
         Bug::SkippedFence,
         Bug::CaptureDropped,
         Bug::DigestIgnored,
         Bug::KeysLeftBehind,
-        Bug::ReopenedInDoubt,
-        Bug::OldEpochAccepted,
         Bug::IdempotencyIgnored,
         Bug::DecisionFlipped,
         Bug::CommitForgotten,

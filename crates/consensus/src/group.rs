@@ -156,9 +156,7 @@ impl Group {
         let deadline = tokio::time::Instant::now() + deadline;
         let passed = tokio::time::timeout_at(deadline, self.0.barrier.pass()).await;
         let index = passed.unwrap_or(Err(ReadError::Timeout))?;
-        if !planted::is(Bug::ReadBeforeApplied) {
-            self.wait_applied_until(index, deadline).await?;
-        }
+        self.wait_applied_until(index, deadline).await?;
         Ok(index)
     }
 

@@ -4,12 +4,14 @@
 //! A client that gave its write an idempotency key sends it again, to any node, until it knows; a client without one leaves
 //! it at that. Everything that is drawn comes from the seed.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use pleat_cluster::{Catalog, OperationKind, PartitionId, Shard, Value};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tokio::time::Instant;
 
 use crate::client::{self, Answer, Ask, Told};
 use crate::node::NODES;
@@ -17,15 +19,21 @@ use crate::oracle::{Account, BALANCE, Seen, Token, Wrong};
 use crate::world::{ACCOUNTS, Phase, World};
 
 /// Clients at work at one time.
-pub const WORKERS: u64 = 6;
+pub const WORKERS: u64 = 8;
 /// The pause between two requests of a client, in milliseconds.
-const PAUSE_MS: std::ops::Range<u64> = 5..60;
+const PAUSE_MS: std::ops::Range<u64> = 5..40;
+/// The accounts that half of the single-account requests go to: a stale read shows only where something was written a moment
+/// ago.
+const HOT: std::ops::RangeInclusive<Account> = 1..=3;
 /// The pause before a request is sent again, in milliseconds.
 const AGAIN_MS: std::ops::Range<u64> = 10..300;
 /// How often a write with a key is sent, at most.
 const TRIES_MAX: usize = 12;
+/// How many of the writes with a key are sent once more after they were acknowledged, and when.
+const REPEATED: f64 = 0.3;
+const REPEATED_AFTER: Duration = Duration::from_secs(2);
 /// The pause between two operations, in milliseconds.
-const OPERATE_MS: std::ops::Range<u64> = 500..3_000;
+const OPERATE_MS: std::ops::Range<u64> = 200..1_500;
 /// The cluster is split up to this many shards.
 const SHARDS_MAX: usize = 4;
 
@@ -45,7 +53,8 @@ pub fn chance(seed: u64, who: u64) -> ChaCha8Rng {
 /// All clients, on one host.
 pub async fn run(world: World) -> turmoil::Result {
     for number in 0..WORKERS {
-        let client = Client { world: world.clone(), number, chance: chance(world.seed, number) };
+        let (world, chance) = (world.clone(), chance(world.seed, number));
+        let client = Client { world, number, chance, repeated: VecDeque::new() };
         tokio::task::spawn_local(client.work());
     }
     operate(&world, chance(world.seed, WORKERS)).await;
@@ -56,6 +65,8 @@ struct Client {
     world: World,
     number: u64,
     chance: ChaCha8Rng,
+    /// Acknowledged writes that are sent once more, with their key, and when.
+    repeated: VecDeque<(Instant, String, String)>,
 }
 
 impl Client {
@@ -84,6 +95,11 @@ impl Client {
         NODES[self.chance.random_range(0..NODES.len())]
     }
 
+    fn account(&mut self) -> Account {
+        let hot = self.chance.random_bool(0.5);
+        self.chance.random_range(if hot { HOT } else { ACCOUNTS })
+    }
+
     /// Make the tables and the accounts.
     async fn found(&mut self) {
         let accounts =
@@ -108,11 +124,14 @@ impl Client {
     }
 
     async fn act(&mut self) {
+        if self.repeated.front().is_some_and(|(due, ..)| *due <= Instant::now()) {
+            return self.repeat().await;
+        }
         match self.chance.random_range(0..100) {
-            0..45 => self.deposit().await,
-            45..70 => self.transfer().await,
-            70..90 => {
-                let account = self.chance.random_range(ACCOUNTS);
+            0..40 => self.deposit().await,
+            40..60 => self.transfer().await,
+            60..90 => {
+                let account = self.account();
                 self.read(&format!("{READ_ALL} WHERE id = {account}"), Some(account)).await;
             }
             _ => drop(self.read(READ_ALL, None).await),
@@ -121,7 +140,7 @@ impl Client {
 
     /// Two statements on one account.
     async fn deposit(&mut self) {
-        let (account, amount) = (self.chance.random_range(ACCOUNTS), self.chance.random_range(1..10));
+        let (account, amount) = (self.account(), self.chance.random_range(1..10));
         let text = |token| {
             let note = format!("INSERT INTO notes (account, token) VALUES ({account}, {token})");
             format!("{}; {note}", change(account, amount, token))
@@ -147,7 +166,12 @@ impl Client {
         let tries = if key.is_some() { TRIES_MAX } else { 1 };
         for attempt in 1..=tries {
             match self.ask(&text, key.clone()).await {
-                Told::Answer(Answer::Changed(2)) => return self.world.oracle(|oracle| oracle.done(token)),
+                Told::Answer(Answer::Changed(2)) => {
+                    if let Some(key) = key.filter(|_| self.chance.random_bool(REPEATED)) {
+                        self.repeated.push_back((Instant::now() + REPEATED_AFTER, text, key));
+                    }
+                    return self.world.oracle(|oracle| oracle.done(token));
+                }
                 Told::Answer(answer) => {
                     return self.world.wrong(format!("token {token} was answered {answer:?}, not with two rows"));
                 }
@@ -158,6 +182,15 @@ impl Client {
                 Told::Not(_) | Told::Unknown(_) => {}
             }
             self.pause(AGAIN_MS).await;
+        }
+    }
+
+    /// An acknowledged write is sent once more: it is answered as it was, wherever its rows are now, and not done again.
+    async fn repeat(&mut self) {
+        let Some((_, text, key)) = self.repeated.pop_front() else { return };
+        match self.ask(&text, Some(key)).await {
+            Told::Answer(Answer::Changed(2)) | Told::Not(_) | Told::Unknown(_) => {}
+            Told::Answer(answer) => self.world.wrong(format!("the repetition of {text} was answered {answer:?}")),
         }
     }
 

@@ -114,18 +114,19 @@ fn seed() {
     assert_eq!(report.wrong, None);
 }
 
-/// Every bug, or the one that `PLEAT_SIM_BUG` names.
+/// Every bug, or the one that `PLEAT_SIM_BUG` names; with fewer seeds, if `PLEAT_SIM_SEEDS` says so.
 #[test]
 #[ignore = "cargo xtask sim --bugs"]
 fn bugs() {
     let bugs = std::env::var("PLEAT_SIM_BUG").map_or(Bug::ALL.to_vec(), |name| vec![named(&name)]);
+    let seeds = told("PLEAT_SIM_SEEDS").unwrap_or(SEEDS_OF_A_BUG);
     let missed = Mutex::new(Vec::new());
     side_by_side(0..bugs.len() as u64, |number| {
         let bug = bugs[number as usize];
-        match found(bug, 0..SEEDS_OF_A_BUG) {
+        match found(bug, 0..seeds) {
             Some((seed, wrong)) => println!("{bug:?}: found by seed {seed}: {wrong}"),
             None => {
-                println!("{bug:?}: not found by {SEEDS_OF_A_BUG} seeds");
+                println!("{bug:?}: not found by {seeds} seeds");
                 missed.lock().unwrap().push(bug);
             }
         }

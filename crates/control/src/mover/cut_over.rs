@@ -44,11 +44,7 @@ pub(super) async fn cut_over(attempt: &mut Attempt<'_>) -> Result<CutOver, Stop>
     let limit = format!("the rest was not carried over within {} ms", FENCE_LIMIT.as_millis());
     let stop = match timeout(FENCE_LIMIT, close_gates(attempt)).await {
         Ok(Ok(())) => {
-            let committed = commit(work, &format!("give the partitions to {}", attempt.plan.to)).await;
-            if committed.is_err() && planted::is(Bug::ReopenedInDoubt) {
-                work.step(attempt.plan.number, attempt.plan.from, MoveAction::Unfence).await?;
-            }
-            committed?;
+            commit(work, &format!("give the partitions to {}", attempt.plan.to)).await?;
             return Ok(CutOver::Committed);
         }
         Ok(Err(Stop::Superseded(why))) => return Err(Stop::Superseded(why)),
@@ -92,7 +88,6 @@ pub(crate) async fn commit(work: &Work, what: &str) -> Result<(), Stop> {
         match work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await {
             Ok(_) => return Ok(()),
             Err(HostError::Command(error)) => return Err(refused(work, what, error)),
-            Err(error) if planted::is(Bug::ReopenedInDoubt) => return Err(error.into()),
             Err(error) => tracing::warn!(%operation, %error, "the commit's outcome is not known yet"),
         }
         if work.cluster().epoch() != Some(epoch) {

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Generation, PartitionId};
 
 use super::failure::Applied;
@@ -17,7 +16,7 @@ impl Writer {
     /// One step: the epoch first, then what it does. Gives how the move stands here afterwards.
     pub(crate) fn move_step(&mut self, step: &MoveStep) -> Applied<Outcome> {
         let seen = self.placement.moves.get(&step.operation).map_or(0, |state| state.epoch);
-        if step.epoch < seen && !planted::is(Bug::OldEpochAccepted) {
+        if step.epoch < seen {
             return Err(Refusal::StaleEpoch { given: step.epoch, seen }.into());
         }
         if !matches!(step.action, MoveAction::Claim) {

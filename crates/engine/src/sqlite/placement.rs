@@ -113,10 +113,6 @@ impl Placement {
         request.layout.map_or(Ok(()), |routed| self.check_layout(routed))?;
         match &request.check {
             OwnershipCheck::None => Ok(()),
-            OwnershipCheck::Keyed(units) if planted::is(Bug::FencedRead) => {
-                let lost = units.iter().find(|unit| !self.owned.contains(**unit));
-                lost.map_or(Ok(()), |unit| Err(Refusal::NotOwned { unit: *unit, ownership: self.ownership }))
-            }
             OwnershipCheck::Keyed(units) => self.check_units(units),
             OwnershipCheck::Scatter { .. } if planted::is(Bug::ScatterUnchecked) => Ok(()),
             OwnershipCheck::Scatter { ownership } if *ownership != self.ownership => {

@@ -101,7 +101,8 @@ async fn with_rows(nodes: u16) -> Cluster {
     cluster.post(1, "/tables/t/rows", &json!({ "columns": ["id", "v"], "rows": rows })).await.unwrap();
     // A majority has them. The rest follows, and a test that changes its file wants it to have something to change.
     for node in 1..=nodes {
-        until(&cluster, &format!("the rows on node-{node}"), async || rows_of_file(&cluster.node_dir(node)) == 100).await;
+        until(&cluster, &format!("the rows on node-{node}"), async || rows_of_file(&cluster.node_dir(node)) == 100)
+            .await;
     }
     cluster
 }
