@@ -4,7 +4,7 @@
 use crate::{
     Catalog, Cause, Command, CommandError, DdlEffect, Decision, DecisionId, Generation, Millis, Node, NodeId,
     NodeState, Operation, OperationId, OperationKind, PARTITION_COUNT_MAX, PartitionId, Phase, Policy, Reply, Shard,
-    ShardId, ShardState, Step, Table, TableId, TableKind, TriggerState, trigger_about,
+    ShardId, ShardState, Step, Table, TableId, TableKind, TriggerState, Verdict, trigger_about,
 };
 
 pub(crate) type Applied<T = ()> = Result<T, CommandError>;
@@ -33,7 +33,14 @@ impl Catalog {
             }
             Command::ActivateShard { shard, at } => self.activate_shard(*shard, *at)?,
             Command::RemoveShard { shard, at } => self.remove_shard(*shard, *at)?,
-            Command::SetPolicy { policy, .. } => self.policy = policy.clone(),
+            Command::SetPolicy { policy, .. } => {
+                policy.check().map_err(invalid)?;
+                self.policy = policy.clone();
+            }
+            Command::ApproveDecision { decision, at } => {
+                reply.decision = Some(*decision);
+                reply.operation = Some(self.approve(*decision, *at)?);
+            }
             Command::StartOperation { kind, cause, reason, at } => {
                 reply.operation = Some(self.start(kind, cause.clone(), reason, *at)?);
             }
@@ -402,6 +409,22 @@ impl Catalog {
             self.decisions.pop_first();
         }
         Ok((id, operation))
+    }
+
+    /// Start what a decision recommends, as long as the cluster is still such that it can be done.
+    fn approve(&mut self, id: DecisionId, at: Millis) -> Applied<OperationId> {
+        let decision = self.decisions.get(&id).ok_or_else(|| CommandError::Unknown { what: id.to_string() })?;
+        if let Some(operation) = decision.operation {
+            return Err(invalid(format!("{id} was approved already: {operation} carries it out")));
+        }
+        let Verdict::Split { from, to, partitions, reason } = decision.verdict.clone() else {
+            return Err(invalid(format!("{id} recommends nothing that could be done")));
+        };
+        let operation = self.start(&OperationKind::Split { from, to, partitions }, Cause::Decision(id), &reason, at)?;
+        if let Some(decision) = self.decisions.get_mut(&id) {
+            decision.operation = Some(operation);
+        }
+        Ok(operation)
     }
 
     fn journal(&mut self, id: OperationId, name: &str, ended: bool, detail: &str, at: Millis) -> Applied {

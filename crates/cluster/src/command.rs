@@ -119,6 +119,11 @@ pub enum Command {
         what: Option<String>,
         at: Millis,
     },
+    /// A person wants done what a decision recommends.
+    ApproveDecision {
+        decision: DecisionId,
+        at: Millis,
+    },
 }
 
 /// What a command gave.

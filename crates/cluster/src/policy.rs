@@ -62,6 +62,28 @@ pub struct Policy {
     pub max_shards: u32,
 }
 
+impl Policy {
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        const DAY_MS: u64 = 86_400_000;
+        let Thresholds { cpu_percent, memory_percent, queries_per_second, .. } = self.thresholds;
+        let within = |name: &str, value: f64, least: f64, most: f64| match value >= least && value <= most {
+            true => Ok(()),
+            false => Err(format!("{name} is {value}, and must be from {least} to {most}")),
+        };
+        within("cpu_percent", cpu_percent, 0.0, 100.0)?;
+        within("memory_percent", memory_percent, 0.0, 100.0)?;
+        within("queries_per_second", queries_per_second, 0.0, 1e12)?;
+        within("cooldown_ms", self.cooldown_ms as f64, 0.0, DAY_MS as f64)?;
+        within("monitoring_interval_ms", self.monitoring_interval_ms as f64, 100.0, DAY_MS as f64)?;
+        within("max_shards", f64::from(self.max_shards), 1.0, 1024.0)?;
+        match self.thresholds.total_entries_per_shard {
+            Some(0) => Err("total_entries_per_shard is 0, and must be at least 1, or null".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for Policy {
     fn default() -> Self {
         Self {

@@ -14,6 +14,8 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
@@ -65,6 +67,11 @@ pub trait StateMachine: Send + 'static {
 /// Entries and bytes that are handed to `apply` at once, so that catching up doesn't make huge transactions.
 const APPLY_ENTRIES_MAX: usize = 1024;
 const APPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A group that was asked nothing for this long makes a checkpoint of what it applied, when that is this much: whoever reads
+/// then need not look into a write-ahead log, and whoever starts again has little to do.
+const IDLE_PAUSE: Duration = Duration::from_secs(1);
+const IDLE_BYTES: u64 = 1024 * 1024;
 
 enum Request {
     Apply(Vec<LogEntry>, oneshot::Sender<anyhow::Result<Vec<Outcomes>>>),
@@ -202,12 +209,23 @@ impl Drop for Worker {
 
 impl Worker {
     fn run(mut self, requests: std::sync::mpsc::Receiver<Request>) {
-        while let Ok(request) = requests.recv() {
+        while let Some(request) = self.next(&requests) {
             if !self.handle(request) {
                 // A state machine that failed is in an unknown state: nothing more may be applied to it.
                 break;
             }
         }
+    }
+
+    /// The next request; a checkpoint is asked for when there is none for a while.
+    fn next(&self, requests: &std::sync::mpsc::Receiver<Request>) -> Option<Request> {
+        if self.shared.bytes_since_checkpoint.load(Ordering::Relaxed) >= IDLE_BYTES {
+            match requests.recv_timeout(IDLE_PAUSE) {
+                Err(RecvTimeoutError::Timeout) => self.shared.checkpoint_due.notify_one(),
+                request => return request.ok(),
+            }
+        }
+        requests.recv().ok()
     }
 
     /// Serves one request. False when the state machine must not be used any more.

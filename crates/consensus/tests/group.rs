@@ -325,3 +325,14 @@ async fn the_log_stays_within_its_bytes() {
     let kept = eventually("a purge by bytes, long before 1000 entries", kept).await;
     assert!(kept >= 5, "what may be kept is kept: {kept} entries");
 }
+
+#[tokio::test]
+async fn an_idle_group_makes_a_checkpoint_of_what_it_applied() {
+    let cluster = Cluster::calls(|_| {}).founded(1).await;
+    for _ in 0..22 {
+        cluster.write(1, &"x".repeat(50_000)).await;
+    }
+    let status = || cluster.group(1, 1).status();
+    let all = status().last_log;
+    eventually("a checkpoint", || (status().checkpoint >= all).then_some(())).await;
+}

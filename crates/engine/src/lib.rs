@@ -55,8 +55,8 @@ pub use moves::{
     Position, TableChanges, TablePlace,
 };
 pub use proposal::{
-    Action, Idempotency, Outcome, Proposal, ProposalError, ReferenceEntry, Refusal, RejectedRow, SchemaChange,
-    SqlFailure, Stamp, Statement, StatementResult,
+    Action, BulkDone, BulkPart, Idempotency, Outcome, Proposal, ProposalError, ReferenceEntry, Refusal, RejectedRow,
+    SchemaChange, SqlFailure, Stamp, Statement, StatementResult,
 };
 pub use request::{
     Chunk, ColumnInfo, OwnershipCheck, PreparedTxn, Query, ReadLimits, ReadRequest, ShardStats, TxnsSeen,

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{MoveState, MoveStep};
 
 /// The first byte of an encoded proposal or outcome. A replica that meets another one stops instead of guessing.
-const FORMAT: u8 = 3;
+const FORMAT: u8 = 4;
 
 /// One entry of a shard's log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,13 +39,12 @@ pub enum Action {
         /// The content version that the statements were decided on: refused at any other.
         base: Option<u64>,
     },
-    /// Many rows for one table. A row that can't be inserted is named in the outcome; the others are kept.
+    /// Many rows for one table, inserted in the order of their numbers. A row that can't be inserted is named in the
+    /// outcome; the others are kept.
     Bulk {
-        idempotency: Option<Idempotency>,
-        units: Vec<PartitionId>,
         table: String,
         columns: Vec<String>,
-        rows: Vec<Vec<Value>>,
+        parts: Vec<BulkPart>,
     },
     /// First ownership, of a founding shard. Does nothing when the shard knows this or a newer ownership.
     Own {
@@ -72,6 +71,11 @@ pub enum Action {
     /// A write to reference tables, on every other shard, in the order of its numbers: an old number succeeds
     /// and does nothing, a number that leaves a gap is refused.
     ReferenceApply(ReferenceEntry),
+    /// From here on the anchor accepts writes to reference tables in transactions only if these were planned by this
+    /// generation of the catalog or a newer one: it has a shard that the older ones lack.
+    ReferenceMembers {
+        generation: Generation,
+    },
     /// Forget the reference log up to and with this number: every shard has it.
     ReferencePrune {
         upto: u64,
@@ -113,6 +117,9 @@ pub struct Statement {
     pub filtered: Option<String>,
     /// What it ran with when it ran for the first time, in an interactive transaction.
     pub stamp: Option<Stamp>,
+    /// Of a write to reference tables in a transaction: the number in the reference log that the transaction gets, the
+    /// same on every shard. 0 until it has run for the first time.
+    pub reference: Option<u64>,
 }
 
 impl Statement {
@@ -179,11 +186,29 @@ pub struct StatementResult {
     pub last_insert_rowid: Option<i64>,
 }
 
-/// A row that a bulk write did not insert.
+/// Rows of a bulk insertion that are done exactly once together: those of the units that move together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BulkPart {
+    pub idempotency: Option<Idempotency>,
+    pub units: Vec<PartitionId>,
+    /// Each with its number, which rises; all parts' rows are numbered together.
+    pub rows: Vec<(u32, Vec<Value>)>,
+}
+
+/// What became of a part of a bulk insertion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BulkDone {
+    pub inserted: u64,
+    pub rejected: Vec<RejectedRow>,
+    /// It had been done before.
+    pub replayed: bool,
+}
+
+/// A row that a bulk insertion passed over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectedRow {
-    /// Its place among the rows that were given.
-    pub index: u32,
+    /// Its number.
+    pub number: u32,
     /// The SQLSTATE.
     pub code: String,
     pub reason: String,
@@ -193,26 +218,14 @@ pub struct RejectedRow {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
     /// All statements took effect.
-    Done {
-        results: Vec<StatementResult>,
-    },
+    Done { results: Vec<StatementResult> },
     /// A repetition of a write that took effect before: its results then. Results too large to keep have their
     /// rows left out (`rows_kept`).
-    Replayed {
-        results: Vec<StatementResult>,
-        rows_kept: bool,
-    },
-    Bulk {
-        inserted: u64,
-        rejected: Vec<RejectedRow>,
-        replayed: bool,
-    },
+    Replayed { results: Vec<StatementResult>, rows_kept: bool },
+    /// What became of each part of a bulk insertion.
+    Bulk { parts: Vec<BulkDone> },
     /// A write to reference tables took effect here, as number `seq`. Also given for a repetition.
-    Reference {
-        seq: u64,
-        results: Vec<StatementResult>,
-        replayed: bool,
-    },
+    Reference { seq: u64, results: Vec<StatementResult>, replayed: bool },
     /// A step of a move took effect: how the move stands here now.
     Moved(MoveState),
     /// Nothing changed: the shard is not the one for this, or not now.
@@ -220,9 +233,7 @@ pub enum Outcome {
     /// Nothing changed: the statements themselves failed.
     Failed(SqlFailure),
     /// Nothing changed yet: this is what the statements will give when the transaction is committed.
-    Prepared {
-        results: Vec<StatementResult>,
-    },
+    Prepared { results: Vec<StatementResult> },
 }
 
 /// Why a shard did not do what it was asked. Nothing changed.

@@ -255,11 +255,13 @@ fn action() -> impl Strategy<Value = Action> {
             25 => schema(operation, &["ANALYZE", "DROP INDEX t_v"]),
             26 => schema(operation, &["CREATE TABLE extra(a DEFAULT (random()), b)", "INSERT INTO extra(b) SELECT v FROM t", "DROP TABLE extra"]),
             27 => Action::Bulk {
-                idempotency: keyed.then(|| Idempotency { key: format!("bulk {b}"), fingerprint: 1, ttl_ms: 5_000 }),
-                units,
                 table: "t".into(),
                 columns: vec!["k".into(), "u".into()],
-                rows: (0..5).map(|n| vec![Value::Integer(a + n), Value::Integer(b + n)]).collect(),
+                parts: vec![BulkPart {
+                    idempotency: keyed.then(|| Idempotency { key: format!("bulk {b}"), fingerprint: 1, ttl_ms: 5_000 }),
+                    units,
+                    rows: (0..5).map(|n| (n as u32, vec![Value::Integer(a + n), Value::Integer(b + n)])).collect(),
+                }],
             },
             kind => Action::Write {
                 idempotency: keyed.then(|| Idempotency { key: format!("key {a}"), fingerprint: kind as u64, ttl_ms: 1 + 1_000 * b as u64 }),

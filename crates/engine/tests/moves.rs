@@ -635,13 +635,19 @@ fn with_key(key: &str, fingerprint: u64, k: i64, n: i64) -> Action {
     }
 }
 
+fn bulk_done(replayed: bool) -> Outcome {
+    Outcome::Bulk { parts: vec![BulkDone { inserted: 1, rejected: vec![], replayed }] }
+}
+
 fn bulk_with_key(key: &str, k: i64, n: i64) -> Action {
     Action::Bulk {
-        idempotency: Some(Idempotency { key: key.into(), fingerprint: 1, ttl_ms: 1 << 40 }),
-        units: vec![unit_of(k)],
         table: "items".into(),
         columns: vec!["k".into(), "n".into()],
-        rows: vec![vec![k.into(), n.into()]],
+        parts: vec![BulkPart {
+            idempotency: Some(Idempotency { key: key.into(), fingerprint: 1, ttl_ms: 1 << 40 }),
+            units: vec![unit_of(k)],
+            rows: vec![(0, vec![k.into(), n.into()])],
+        }],
     }
 }
 
@@ -650,12 +656,12 @@ fn a_repeated_write_is_answered_while_its_partition_is_fenced_and_after() {
     let mut world = World::new(vec![unit_of(1)]);
     let (known, bulk) = (with_key("c/known", 1, 1, 1), bulk_with_key("c/bulk", 1, 2));
     assert!(matches!(world.source.apply(known.clone()), Outcome::Done { .. }));
-    assert!(matches!(world.source.apply(bulk.clone()), Outcome::Bulk { replayed: false, .. }));
+    assert_eq!(world.source.apply(bulk.clone()), bulk_done(false));
     world.source.moved(OPERATION, MoveAction::CaptureStart { partitions: world.moving.clone() });
     world.source.moved(OPERATION, MoveAction::Fence);
     let check = |world: &mut World, refused: fn(&Refusal) -> bool| {
         assert!(matches!(world.source.apply(known.clone()), Outcome::Replayed { .. }));
-        assert!(matches!(world.source.apply(bulk.clone()), Outcome::Bulk { replayed: true, inserted: 1, .. }));
+        assert_eq!(world.source.apply(bulk.clone()), bulk_done(true));
         for new in [with_key("c/new", 1, 1, 9), bulk_with_key("c/new bulk", 1, 9)] {
             let outcome = world.source.apply(new);
             assert!(matches!(&outcome, Outcome::Refused(refusal) if refused(refusal)), "{outcome:?}");

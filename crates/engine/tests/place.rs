@@ -45,11 +45,9 @@ fn the_fence_refuses_statements_that_find_no_row() {
     shard.create("CREATE TABLE other(k INTEGER PRIMARY KEY, n)", "other", sharded("k", KeyType::Integer));
     let update = keyed("c/1", "UPDATE items SET name = 'x' WHERE k = 77");
     let bulk = Action::Bulk {
-        idempotency: None,
-        units: all_units(),
         table: "ITEMS".into(),
         columns: vec!["k".into(), "n".into()],
-        rows: vec![],
+        parts: vec![BulkPart { idempotency: None, units: all_units(), rows: vec![] }],
     };
     let prepare = Action::Prepare {
         txn: TxnId(1),

@@ -164,26 +164,61 @@ fn an_expired_key_is_free_again_and_pruned() {
 fn bulk_rows_are_inserted_once_and_bad_ones_named() {
     let mut shard = Replica::with_items();
     let row = |k: Value, n: i64| vec![k, n.into(), Value::Text(format!("row {n}"))];
-    let bulk = Action::Bulk {
-        idempotency: Some(Idempotency { key: "load-1".into(), fingerprint: 9, ttl_ms: 60_000 }),
-        units: all_units(),
-        table: "items".into(),
-        columns: vec!["k".into(), "n".into(), "name".into()],
-        rows: vec![
-            row(1.into(), 1),
-            row(Value::Null, 2),
-            row(1.into(), 1),
-            row("x".into(), 3),
-            row(2.into(), 4),
-            vec![Value::Null],
-        ],
-    };
-    let Outcome::Bulk { inserted, rejected, replayed } = shard.apply(bulk.clone()) else { panic!() };
-    assert_eq!((inserted, replayed), (2, false));
-    let named: Vec<_> = rejected.iter().map(|row| (row.index, row.code.as_str())).collect();
+    let rows = vec![
+        row(1.into(), 1),
+        row(Value::Null, 2),
+        row(1.into(), 1),
+        row("x".into(), 3),
+        row(2.into(), 4),
+        vec![Value::Null],
+    ];
+    let bulk = bulk(vec![part("load-1", 9, all_units(), (0..).zip(rows).collect())]);
+    let done = parts(shard.apply(bulk.clone()));
+    assert_eq!((done[0].inserted, done[0].replayed), (2, false));
+    let named: Vec<_> = done[0].rejected.iter().map(|row| (row.number, row.code.as_str())).collect();
     assert_eq!(named, [(1, "23502"), (2, "23505"), (3, "42804"), (5, "08P01")]);
-    assert!(matches!(shard.apply(bulk), Outcome::Bulk { inserted: 2, replayed: true, .. }));
+    assert_eq!(parts(shard.apply(bulk)), [BulkDone { replayed: true, ..done[0].clone() }]);
     assert_eq!(shard.readers.stats().unwrap().tables["items"], 2);
+}
+
+fn bulk(parts: Vec<BulkPart>) -> Action {
+    Action::Bulk { table: "items".into(), columns: vec!["k".into(), "n".into(), "name".into()], parts }
+}
+
+fn part(key: &str, fingerprint: u64, units: Vec<PartitionId>, rows: Vec<(u32, Vec<Value>)>) -> BulkPart {
+    BulkPart { idempotency: Some(Idempotency { key: key.into(), fingerprint, ttl_ms: 60_000 }), units, rows }
+}
+
+fn parts(outcome: Outcome) -> Vec<BulkDone> {
+    let Outcome::Bulk { parts } = outcome else { panic!("{outcome:?}") };
+    parts
+}
+
+#[test]
+fn parts_of_a_bulk_insertion_are_done_once_each_and_their_rows_in_the_clients_order() {
+    let mut shard = Replica::with_items();
+    let row = |k: i64| vec![k.into(), 0.into(), Value::from("x")];
+    let rows = |of: &[(u32, i64)]| of.iter().map(|(number, k)| (*number, row(*k))).collect::<Vec<_>>();
+    // By their order in the batch the first of two equal keys wins, whatever part it is in.
+    let one = part("b/1", 1, all_units(), rows(&[(0, 10), (2, 30), (5, 40)]));
+    let two = part("b/2", 1, all_units(), rows(&[(1, 20), (3, 40), (4, 50)]));
+    let done = parts(shard.apply(bulk(vec![one.clone(), two.clone()])));
+    assert_eq!((done[0].inserted, done[0].rejected[0].number), (2, 5));
+    assert_eq!((done[1].inserted, done[1].rejected.len()), (3, 0));
+    // A part that is new among others that were done.
+    let three = part("b/3", 1, all_units(), rows(&[(6, 60)]));
+    let again = parts(shard.apply(bulk(vec![two.clone(), three, one.clone()])));
+    assert_eq!(
+        again.iter().map(|part| (part.inserted, part.replayed)).collect::<Vec<_>>(),
+        [(3, true), (1, false), (2, true)]
+    );
+    assert_eq!(again[2].rejected, done[0].rejected);
+    assert_eq!(shard.readers.stats().unwrap().tables["items"], 6);
+    // A key that stands for something else: nothing is done of any part.
+    let other = part("b/1", 2, all_units(), rows(&[(0, 70)]));
+    let four = part("b/4", 1, all_units(), rows(&[(1, 80)]));
+    assert!(matches!(shard.apply(bulk(vec![four, other])), Outcome::Refused(Refusal::KeyConflict { .. })));
+    assert_eq!(shard.readers.stats().unwrap().tables["items"], 6);
 }
 
 #[test]

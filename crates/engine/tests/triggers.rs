@@ -79,17 +79,19 @@ fn replicas_that_apply_the_same_log_are_alike() {
 }
 
 fn bulk(rows: &[[i64; 2]]) -> Action {
-    let rows = rows.iter().map(|row| row.iter().copied().map(Value::Integer).collect()).collect();
+    let rows = (0..).zip(rows).map(|(at, row)| (at, row.iter().copied().map(Value::Integer).collect())).collect();
     let columns = vec!["k".to_owned(), "n".to_owned()];
-    Action::Bulk { idempotency: None, units: all_units(), table: "items".into(), columns, rows }
+    let part = BulkPart { idempotency: None, units: all_units(), rows };
+    Action::Bulk { table: "items".into(), columns, parts: vec![part] }
 }
 
 #[test]
 fn a_bulk_load_fires_them_and_counts_what_came() {
     let mut replica = replica();
     match replica.apply(bulk(&[[5, 1], [5, -1], [5, -2], [6, 1]])) {
-        Outcome::Bulk { inserted, rejected, .. } => {
-            assert_eq!((inserted, rejected.len(), rejected[0].index), (2, 1, 2));
+        Outcome::Bulk { parts } => {
+            let BulkDone { inserted, rejected, .. } = &parts[0];
+            assert_eq!((*inserted, rejected.len(), rejected[0].number), (2, 1, 2));
             assert_eq!((rejected[0].code.as_str(), rejected[0].reason.as_str()), ("P0001", "below nothing"));
         }
         other => panic!("{other:?}"),

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use pleat_cluster::{KeyType, PartitionId, ShardId, TxnId, Value};
+use pleat_cluster::{KeyType, PartitionId, Planned, ShardId, TableKind, TxnId, Value};
 use pleat_engine::*;
 
 const ONE: TxnId = TxnId(1);
@@ -121,11 +121,9 @@ fn meanwhile_nothing_else_changes_the_shard() {
         write("DELETE FROM items", vec![]),
         prepare(TWO, &["DELETE FROM items"]),
         Action::Bulk {
-            idempotency: None,
-            units: all_units(),
             table: "items".into(),
             columns: vec!["k".into(), "n".into()],
-            rows: vec![vec![7.into(), 7.into()]],
+            parts: vec![BulkPart { idempotency: None, units: all_units(), rows: vec![(0, vec![7.into(), 7.into()])] }],
         },
         ddl(77, &[index], table.unwrap().unwrap()),
         Action::ReferenceWrite { idempotency: None, statements: vec![] },
@@ -335,4 +333,80 @@ fn replicas_agree_however_they_came_to_apply_it() {
         assert_eq!(rest, outcomes[stop..], "a snapshot after {stop} (prepared: {deciding:?})");
         assert_eq!(dump(&three.path().join("new").join(Store::FILE)), wanted);
     }
+}
+
+/// What a transaction wrote to reference tables is one entry of the reference log, on the shards that took part and on one
+/// that gets it from there; and it is only accepted under the number that it ran under.
+#[test]
+fn a_transactions_reference_writes_are_the_next_entry_of_the_log_on_every_shard() {
+    let mut shards = [dice(), dice(), dice()];
+    for shard in &mut shards {
+        shard.create("CREATE TABLE r(id INTEGER PRIMARY KEY, at, x)", "r", TableKind::Reference);
+    }
+    let stamp = Some(Stamp { now_ms: 77_000, seed: 5, undone: None });
+    let insert = Statement::new("INSERT INTO r(at, x) VALUES (CURRENT_TIMESTAMP, random()) RETURNING *", vec![]);
+    let insert = Statement { stamp, reference: Some(0), ..insert };
+    let run = |shard: &Replica, generation: u64| {
+        let local = shard.readers.begin_txn(9, || {}).unwrap();
+        let planned = Planned { generation, ..Planned::default() };
+        local.write(&all_units(), &[Statement::new(ROLL, vec![])], planned, 1)?;
+        // What fails leaves its traces in the connection's counters, on this shard alone.
+        assert!(
+            local.write(&all_units(), &[Statement::new("INSERT INTO dice(k) VALUES (1)", vec![])], planned, 1).is_err()
+        );
+        let results = local.write(&[], std::slice::from_ref(&insert), planned, 1)?;
+        assert_eq!(local.reference(), Some(1));
+        Ok::<_, EngineError>((results, local.finish()?))
+    };
+    let (results, script) = run(&shards[0], 0).unwrap();
+    let of = |txn, Script { base, units, statements }: Script| Action::Prepare {
+        txn,
+        began: 5,
+        participants: vec![ShardId(1), ShardId(2)],
+        idempotency: None,
+        units,
+        statements,
+        base: Some(base),
+    };
+    for shard in &mut shards[..2] {
+        let (same, script) = run(shard, 0).unwrap();
+        assert_eq!(same, results);
+        assert_eq!(prepared(shard.apply(of(ONE, script)))[1..], results);
+    }
+    assert!(shards[2].query("SELECT * FROM r").is_empty());
+    for shard in &mut shards[..2] {
+        assert_eq!(done(shard.apply(decide(ONE, true)))[1..], results);
+    }
+    let log = |shard: &Replica| match shard.readers.move_read(&MoveRead::ReferenceLog { after: 0, limit: 9 }).unwrap() {
+        MoveChunk::ReferenceLog { entries, .. } => entries,
+        other => panic!("{other:?}"),
+    };
+    let [entry] = &log(&shards[0])[..] else { panic!("one entry") };
+    assert_eq!((entry.seq, entry.statements.len()), (1, 1), "only what was written to reference tables");
+    assert_eq!(log(&shards[1]), std::slice::from_ref(entry));
+    for _ in 0..2 {
+        for shard in &mut shards {
+            let outcome = shard.apply(Action::ReferenceApply(entry.clone()));
+            assert!(matches!(outcome, Outcome::Reference { seq: 1, .. }), "{outcome:?}");
+        }
+    }
+    let rows = shards.each_ref().map(|shard| shard.query("SELECT * FROM r"));
+    assert_eq!((&rows[0], &rows[0]), (&rows[1], &rows[2]));
+    assert_eq!(rows[0], results[0].rows);
+
+    // Under another number, which its base would tell as well.
+    let refused = shards[0].apply(of(TWO, Script { base: seen(&shards[0]).version, ..script }));
+    assert_eq!(refused, Outcome::Refused(Refusal::Gap { expected: 2, given: 1 }));
+    // By a catalog that lacks a shard: what runs then, and what ran before.
+    let local = shards[0].readers.begin_txn(9, || {}).unwrap();
+    local.write(&[], std::slice::from_ref(&insert), Planned::default(), 1).unwrap();
+    let script = local.finish().unwrap();
+    for _ in 0..2 {
+        assert_eq!(done(shards[0].apply(Action::ReferenceMembers { generation: 8 })), []);
+    }
+    assert!(matches!(shards[0].apply(of(TWO, script)), Outcome::Refused(Refusal::Conflict { .. })));
+    let local = shards[0].readers.begin_txn(9, || {}).unwrap();
+    let old = local.write(&[], std::slice::from_ref(&insert), Planned { generation: 7, ..Planned::default() }, 1);
+    assert_eq!(old, Err(EngineError::Refused(Refusal::Generation { ownership: 8, routed: 7 })));
+    assert!(local.write(&[], &[insert], Planned { generation: 8, ..Planned::default() }, 1).is_ok());
 }

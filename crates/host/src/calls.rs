@@ -254,7 +254,7 @@ impl Host {
         };
         part.home = if ends { None } else { Some(node) };
         match response {
-            Response::TxnWritten(results) => Ok(TxnReply::Written { results }),
+            Response::TxnWritten { results, reference } => Ok(TxnReply::Written { results, reference }),
             Response::TxnDone => Ok(TxnReply::Done),
             Response::Written(written) => Ok(TxnReply::Decided(written)),
             _ => Err(mismatch()),
@@ -413,9 +413,8 @@ pub fn group_of(shard: ShardId) -> GroupId {
 
 fn effect_of(action: &Action) -> Effect {
     match action {
-        Action::Write { idempotency: None, .. }
-        | Action::Bulk { idempotency: None, .. }
-        | Action::ReferenceWrite { idempotency: None, .. } => Effect::Once,
+        Action::Write { idempotency: None, .. } | Action::ReferenceWrite { idempotency: None, .. } => Effect::Once,
+        Action::Bulk { parts, .. } if parts.iter().any(|part| part.idempotency.is_none()) => Effect::Once,
         // With a key the shard remembers it; the cluster's own actions are idempotent by design.
         _ => Effect::Idempotent,
     }

@@ -41,6 +41,8 @@ const HOLDER_MAX: Duration = Duration::from_secs(5);
 /// The same for a part that only reads: its snapshot keeps the write-ahead log from being reset.
 const READER_IDLE_MAX: Duration = Duration::from_secs(30);
 const READER_MAX: Duration = Duration::from_secs(300);
+/// How long a part that is going to write to reference tables waits for the writes before it, until it takes its snapshot.
+const REFERENCE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long it is remembered why a part ended.
 const ENDED_KEPT: Duration = Duration::from_secs(60);
 
@@ -90,7 +92,7 @@ type Work = Box<dyn FnOnce(&LocalTxn) -> Result<Taken, EngineError> + Send>;
 
 /// What a step gave, unless rows.
 pub enum Taken {
-    Written(Vec<StatementResult>),
+    Written { results: Vec<StatementResult>, reference: Option<u64> },
     Done,
     Decided(Written),
 }
@@ -102,6 +104,11 @@ impl Part {
 
     fn check(&self) -> Result<(), HostError> {
         self.state.lock().end.map_or(Ok(()), |end| Err(HostError::TxnEnded(end)))
+    }
+
+    /// Whether it has its snapshot.
+    fn is_open(&self) -> bool {
+        self.state.lock().local.is_some()
     }
 
     /// Told when the part ends in the middle of a step.
@@ -301,10 +308,16 @@ impl Locals {
         let part = turn.part.clone();
         let work: Work = match step {
             TxnStep::Write { units, statements, planned } => {
+                let reference = statements.iter().find_map(|statement| statement.reference);
+                if let Some(before) = reference.and_then(|number| number.checked_sub(1)).filter(|_| !part.is_open()) {
+                    replica.wait_for_reference(before, REFERENCE_WAIT_MAX).await?;
+                }
                 let local = self.open(replica, &part, true, deadline).await?;
-                let write = move || local.write(&units, &statements, planned, now);
-                let written = blocking(write).await?;
-                return Ok(Taken::Written(written.map_err(|error| part.failed(error))?));
+                let write = move || {
+                    let results = local.write(&units, &statements, planned, now)?;
+                    Ok(Taken::Written { results, reference: local.reference() })
+                };
+                return Ok(blocking(write).await?.map_err(|error| part.failed(error))?);
             }
             TxnStep::Savepoint(name) => Box::new(move |local| local.savepoint(&name).map(|()| Taken::Done)),
             TxnStep::RollbackTo(name) => Box::new(move |local| local.rollback_to(&name).map(|()| Taken::Done)),

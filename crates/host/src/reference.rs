@@ -12,7 +12,35 @@
 //! | before every shard has it | the anchor's next leader goes on from its log table ([`Host::keep_spreading`]) |
 //! | after | the log table's entries that all shards have are pruned |
 //!
-//! *Caveat.* Until a write is answered, some shards show it and others don't: statements that read reference
+//! # Inside a transaction
+//!
+//! A transaction that writes to reference tables does so on every active shard itself, as the participants of one two-phase
+//! commit (one shard alone: of one entry). So it reads what it wrote wherever it reads, and it shows on all shards or on
+//! none. It takes the next number on each of them: every shard says which that would be in the snapshot that the transaction
+//! runs on, these must all be the same, and a shard that has gone on since refuses to prepare. When it is committed each
+//! shard appends what it wrote to its own copy of the log, with one and the same "now" and randomness for all.
+//!
+//! *Ordering.* While it is prepared on the anchor no other write gets a number; while it is prepared on another shard, none
+//! is applied there, and the one that is sent waits. Those that go through the log come before it everywhere (their numbers are
+//! smaller) or after it. The anchor is written first: while the transaction has its write lane no other gets a number, and each
+//! other shard waits for those before ([`Replica::wait_for_reference`]) until it takes its snapshot. Where the snapshot was taken before, and
+//! lacks one, the transaction loses (`40001`).
+//!
+//! *A shard that is being made* has no part in transactions that know only the older catalog. Their numbers are in the
+//! anchor's log, from which it catches up. For this to come to an end the anchor is told ([`Action::ReferenceMembers`]) after the
+//! shard was activated and before it catches up the last time: from then on it refuses what was planned by a catalog without
+//! the shard, and conflicts with what has run on it before.
+//!
+//! | a process dies … | and then |
+//! | --- | --- |
+//! | before the ledger has a decision | the transaction is aborted everywhere; its number was never given |
+//! | after, before every shard has carried it out | the shards that wait are told by the ledger. A shard that has it may be asked for the next number already: it is sent to those that wait when these have decided, or, should they lack it, from the log |
+//! | the mover, before or after it told the anchor | it tells it again; a generation that the anchor knows changes nothing |
+//!
+//! *Turned down:* writing on the anchor alone, and spreading at the commit as ever. Then a transaction would not see on other
+//! shards what it has written, and two phases would end before all shards show the same.
+//!
+//! *Caveat.* Until a write of its own is answered, some shards show it and others don't: statements that read reference
 //! tables on several shards see it on each shard at its own moment. Afterwards all do.
 
 use std::collections::BTreeMap;
@@ -34,6 +62,8 @@ const BATCH: usize = 256;
 const PRUNE_AT: u64 = 1_000;
 /// How often an anchor's leader looks for writes that a dead leader left half spread.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The pause between two looks whether a write has arrived.
+const ARRIVAL_PAUSE: Duration = Duration::from_millis(2);
 /// How long one such look may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -178,11 +208,26 @@ impl Host {
         }
         let spread = async {
             let catalog = self.fresh_catalog(LOOK_LIMIT).await?;
+            // Mostly the shards have all of it, written by transactions: one entry is enough to hear so.
+            for shard in catalog.active_shards() {
+                *anchor.spread.of(shard.id).lock().await = None;
+            }
             self.spread(anchor, last, &catalog, LOOK_LIMIT).await
         };
         let spread = tokio::time::timeout(LOOK_LIMIT, spread).await;
         spread.unwrap_or_else(|_| Err(HostError::Timeout("a shard does not answer".into())))?;
         *anchor.spread.settled.lock() = settled;
+        Ok(())
+    }
+}
+
+impl Replica {
+    /// Waits until the reference write of this number is here; not for ever, since whoever wants to know looks again.
+    pub(crate) async fn wait_for_reference(&self, number: u64, within: Duration) -> Result<(), HostError> {
+        let deadline = Instant::now() + within;
+        while log_after(self, u64::MAX, 0).await?.1 < number && Instant::now() < deadline {
+            tokio::time::sleep(ARRIVAL_PAUSE).await;
+        }
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! This node's replica of one shard: its Raft group, its readers and its counters.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -160,7 +161,7 @@ impl Replica {
         if let Some((before, _)) = places {
             reach(before, Some(self.shard));
         }
-        let _serving = counted.map(|kind| self.meter.begin(kind, units_of(&action)));
+        let _serving = counted.map(|kind| self.meter.begin(kind, &units_of(&action)));
         let mut proposal = Proposal { id: Uuid::new_v4(), planned, now_ms: now, seed: rand::random(), action };
         if planted::is(Bug::EarlyAcknowledgement)
             && let Action::Write { statements, .. } = &proposal.action
@@ -405,10 +406,11 @@ fn kind_of(action: &Action) -> Option<Kind> {
     }
 }
 
-fn units_of(action: &Action) -> &[PartitionId] {
+fn units_of(action: &Action) -> Cow<'_, [PartitionId]> {
     match action {
-        Action::Write { units, .. } | Action::Bulk { units, .. } | Action::Prepare { units, .. } => units,
-        _ => &[],
+        Action::Write { units, .. } | Action::Prepare { units, .. } => Cow::Borrowed(units),
+        Action::Bulk { parts, .. } => parts.iter().flat_map(|part| part.units.iter().copied()).collect(),
+        _ => Cow::Borrowed(&[]),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{Freshness, HostError, TxnHandle, TxnStep};
 pub const CALL: &str = "host.call";
 /// The transport's method for streams of rows.
 pub const READ: &str = "host.read";
-const FORMAT: u8 = 3;
+const FORMAT: u8 = 4;
 
 /// A call to another node, with the time that the caller has for it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -110,7 +110,10 @@ pub enum Response {
     Digest(Option<ContentDigest>),
     Members(GroupView),
     InDoubt(Vec<PreparedTxn>),
-    TxnWritten(Vec<StatementResult>),
+    TxnWritten {
+        results: Vec<StatementResult>,
+        reference: Option<u64>,
+    },
     TxnDone,
     /// All rows of a read.
     Rows(Vec<Piece>),

@@ -76,7 +76,7 @@ impl Host {
                 let turn = replica.locals.turn(at.txn, at.number, deadline).await?;
                 let now = self.now_ms();
                 Ok(match replica.locals.take(&replica, &turn, step, planned, now, deadline).await? {
-                    Taken::Written(results) => Response::TxnWritten(results),
+                    Taken::Written { results, reference } => Response::TxnWritten { results, reference },
                     Taken::Done => Response::TxnDone,
                     Taken::Decided(written) => Response::Written(written),
                 })

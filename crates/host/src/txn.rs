@@ -108,6 +108,9 @@ pub enum TxnReply {
     Rows(RowStream),
     Written {
         results: Vec<StatementResult>,
+        /// The number that the transaction would get in the shard's reference log, once it has written to reference
+        /// tables there. A transaction is only right if this is the same on all shards.
+        reference: Option<u64>,
     },
     Done,
     /// What became of the proposal: `Outcome::Done`, `Prepared`, `Replayed`, `Refused` or `Failed`.

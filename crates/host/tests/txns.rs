@@ -69,7 +69,7 @@ fn handle(host: &Host, began_before_ms: u64) -> TxnHandle {
 async fn wrote(host: &Host, part: &mut TxnPart, id: i64) -> Result<(), HostError> {
     let step = TxnStep::Write { units: ALL.to_vec(), statements: insert_of(id), planned: Planned::default() };
     match host.txn_step(part, step, LIMIT).await? {
-        TxnReply::Written { results } => assert_eq!(results[0].rows_affected, 1),
+        TxnReply::Written { results, .. } => assert_eq!(results[0].rows_affected, 1),
         other => panic!("{other:?}"),
     }
     Ok(())

@@ -10,6 +10,7 @@ mod export;
 mod import;
 mod ops;
 pub(crate) mod output;
+mod policy;
 mod serve;
 mod shards;
 mod sql;
@@ -59,6 +60,8 @@ enum Command {
     Ops(ops::OpsArgs),
     /// Tell why the cluster did (or did not do) something
     Why(why::WhyArgs),
+    /// Show or change what the autoscaler goes by
+    Policy(policy::PolicyArgs),
 }
 
 /// Which cluster, and how to print.
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Status(target) | Command::Shards(target) | Command::Txns(target) => target.json,
         Command::Ops(args) => args.target.json,
         Command::Why(args) => args.target.json,
+        Command::Policy(args) => args.target.json,
     };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -117,6 +121,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Txns(target) => txns::run(&target).await,
             Command::Ops(args) => ops::run(args).await,
             Command::Why(args) => why::run(args).await,
+            Command::Policy(args) => policy::run(args).await,
         }
     })
 }

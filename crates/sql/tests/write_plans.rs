@@ -53,6 +53,32 @@ fn an_insert_into_a_reference_table_names_its_columns() {
     }
 }
 
+/// One statement after the other, on all copies.
+#[test]
+fn reference_tables_are_written_together_with_others() {
+    let world = rich(false);
+    for sql in [
+        "INSERT INTO r VALUES (900, 1, 'x'), (901, NULL, 'é'); UPDATE t SET a = 1 WHERE k = 3",
+        "DELETE FROM u WHERE k = 1; UPDATE r SET a = id + 1 WHERE a IS NULL RETURNING id, a",
+        "INSERT INTO r (c) VALUES ('n') RETURNING id; INSERT INTO one (a) VALUES (7); DELETE FROM r WHERE c = 'n'",
+        "UPDATE r SET c = 'y' WHERE id > 900; INSERT INTO s SELECT 'w' || id, a, id FROM r WHERE c = 'y'; UPDATE t SET a = (SELECT count(*) FROM r)",
+        "WITH q AS (SELECT max(id) AS id FROM r) INSERT INTO r SELECT id + 1, 5, 'z' FROM q ORDER BY 1; DELETE FROM s; DELETE FROM r WHERE id > 1",
+    ] {
+        let plan = write_plan(&world, sql).unwrap();
+        let route = plan.route(&NONE, PARTITIONS, &Ids::none()).unwrap();
+        assert!(plan.is_stepwise() && matches!(route.target, WriteTarget::Spread { .. }), "{sql}: {route:?}");
+        assert_eq!(world.check_write(sql, &[]), Ok(Ended::Done), "{sql}");
+    }
+    for alone in ["DELETE FROM r WHERE id = 1", "DELETE FROM r; INSERT INTO r VALUES (1, 1, 'x')"] {
+        assert!(!write_plan(&world, alone).unwrap().is_stepwise(), "{alone}");
+        assert_eq!(world.check_write(alone, &[]), Ok(Ended::Done), "{alone}");
+    }
+    let past =
+        write_plan(&world, "INSERT INTO t (k, id) VALUES (1, 99); INSERT INTO r (a) VALUES (changes())").unwrap();
+    let refused = past.spread(&NONE, PARTITIONS, &Ids::none()).unwrap_err();
+    assert_eq!(refused.sqlstate(), "0A000");
+}
+
 #[test]
 fn refused_with_what_to_do() {
     let world = rich(false);

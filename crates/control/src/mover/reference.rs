@@ -7,8 +7,11 @@
 //! 2. The shard is told `S` ([`MoveAction::ReferenceLoaded`]): it accepts `S + 1` next and nothing else.
 //! 3. It is activated: whoever spreads a write and knows this catalog sends it there, and a shard that is asked
 //!    for `S + 5` names the number that it lacks.
-//! 4. The log after `S` is brought over until the shard has all that the anchor had when asked *after* the
-//!    activation. Writes that were spread without the shard are among these; later ones are spread to it.
+//! 4. The anchor is told a generation of the catalog that has the shard ([`Action::ReferenceMembers`]). Transactions that
+//!    write to reference tables do so on all shards by themselves, on those of the catalog that they go by: from here on the
+//!    anchor refuses those that go by an older one. (One that is prepared there is decided first.)
+//! 5. The log after `S` is brought over until the shard has all that the anchor had when asked *after* that. What was
+//!    spread, or committed, without the shard is among these; what comes later comes to the shard as well.
 //!
 //! Only then is the first partition moved, so no row is ever joined with a reference row that is not there
 //! yet.
@@ -46,6 +49,7 @@ pub(super) async fn copy(work: &Work, plan: &Plan) -> Result<(), Stop> {
         rows = load(work, plan, anchor).await?;
         activate_shard(work, plan).await?;
     }
+    tell_anchor(work, plan, anchor).await?;
     let seq = catch_up(work, anchor, plan.to).await?;
     let digest = compare(work, anchor, plan.to).await?;
     let detail = format!("{rows} rows, as of reference write {seq}{}", describe(&digest));
@@ -63,6 +67,15 @@ async fn load(work: &Work, plan: &Plan, anchor: ShardId) -> Result<u64, Stop> {
     let rows = loaded?;
     work.step(plan.number, plan.to, MoveAction::ReferenceLoaded { seq }).await?;
     Ok(rows)
+}
+
+/// Step 4.
+async fn tell_anchor(work: &Work, plan: &Plan, anchor: ShardId) -> Result<(), Stop> {
+    if !is_active(work, plan.to) {
+        return Err(Stop::Again(format!("{} is not known to be active yet", plan.to)));
+    }
+    let generation = work.catalog().generation;
+    work.write(anchor, Action::ReferenceMembers { generation }).await.map(drop)
 }
 
 /// Delete what an earlier attempt has copied.
@@ -137,7 +150,7 @@ pub(super) async fn complete(work: &Work, plan: &Plan) -> Result<(), Stop> {
     }
 }
 
-/// Step 4: gives the number that the shard has reached.
+/// Step 5: gives the number that the shard has reached.
 pub(crate) async fn catch_up(work: &Work, anchor: ShardId, to: ShardId) -> Result<u64, Stop> {
     let goal = last(work, anchor).await?;
     let mut reached = last(work, to).await?;

@@ -1,5 +1,6 @@
 //! Splits and moves while clients write.
 
+use super::world::cities::DECIDED_AFTER;
 use super::world::{Fault, PARTITIONS};
 use super::*;
 
@@ -295,6 +296,36 @@ async fn a_reference_write_at_any_moment_reaches_the_new_shard_before_its_first_
             return;
         }
     }
+}
+
+/// A transaction that writes to a reference table, begun at each moment of a split by the catalog of that moment: the new shard
+/// has what it wrote before its first partition, or it was refused.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_on_reference_tables_reaches_the_new_shard_before_its_first_partition() {
+    let mut ended = std::collections::BTreeMap::new();
+    for (runs_late, pause, step) in [(true, 2, 1), (true, 45, 2), (false, 2, 3)] {
+        for at in (1..).step_by(step) {
+            let world = busy(1).await;
+            world.with(|inner| {
+                inner.cities_change = false;
+                inner.calls = 0;
+                inner.faults = vec![Fault::CityTxn { at, pause, runs_late }];
+                // Other writes would refuse what it ran before them.
+                inner.clients = if runs_late { inner.clients } else { 0 };
+            });
+            let id = world.start(split());
+            until_quiet(&world).await;
+            let calls = world.with(|inner| inner.calls);
+            if calls < at + pause + DECIDED_AFTER {
+                break;
+            }
+            settle(&world);
+            assert_eq!(operation(&world, id).phase, Phase::Successful);
+            *ended.entry((runs_late, world.with(|inner| inner.city_txn.committed))).or_insert(0) += 1;
+        }
+    }
+    println!("by (runs late, committed): {ended:?}");
+    assert_eq!(ended.len(), 4, "{ended:?}");
 }
 
 /// A second attempt's copy has no row that was deleted on the anchor after the first one's.

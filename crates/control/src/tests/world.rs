@@ -19,6 +19,7 @@ use pleat_host::{
 use tempfile::TempDir;
 use tokio::sync::{Notify, watch};
 
+pub mod cities;
 mod items;
 
 use super::members::Members;
@@ -45,6 +46,9 @@ pub enum Fault {
     Late(u64, u64),
     /// Before the call, one write to a reference table.
     City(u64),
+    /// A transaction that writes to a reference table, by the catalog before call `at`. It runs then, or when it is prepared
+    /// (`runs_late`), so many calls later.
+    CityTxn { at: u64, pause: u64, runs_late: bool },
     /// Before the call, someone asks for the operation to be cancelled.
     Cancel(u64, OperationId),
     /// The control loop panics.
@@ -95,6 +99,7 @@ pub struct Inner {
     pub random: u64,
     pub users: BTreeMap<i64, String>,
     pub cities: BTreeMap<i64, String>,
+    pub city_txn: cities::CityTxn,
     pub items: items::Items,
     /// Client operations on these at each call.
     pub items_change: u32,
@@ -149,6 +154,7 @@ impl World {
             random: 42,
             users: BTreeMap::new(),
             cities: BTreeMap::new(),
+            city_txn: cities::CityTxn::default(),
             items: items::Items::default(),
             items_change: 0,
             acknowledged: 0,
@@ -200,6 +206,9 @@ impl World {
                 Fault::CrashBefore(at) | Fault::Late(at, _) if *at == call => self.die().await,
                 Fault::Restart(at) if *at == call => self.with(Inner::restart),
                 Fault::City(at) if *at == call => self.with(Inner::put_city),
+                Fault::CityTxn { at, pause, runs_late } => {
+                    self.with(|inner| inner.city_txn(call, *at, *pause, *runs_late));
+                }
                 Fault::Cancel(at, operation) if *at == call => self.cancel(*operation),
                 Fault::Panic(at) if *at == call => panic!("test"),
                 Fault::Unreachable(at) if *at == call => return Err(HostError::Unavailable("test".to_owned())),

@@ -19,7 +19,7 @@ use crate::limits::{
     IDEMPOTENCY_INTERNAL_PREFIX, IDEMPOTENCY_KEY_BYTES_MAX, IDEMPOTENCY_OUTCOME_BYTES_MAX,
     IDEMPOTENCY_PRUNED_PER_WRITE, IDEMPOTENCY_TTL_MS_MAX,
 };
-use crate::{Idempotency, IdempotencyRow, Outcome, Refusal, StatementResult, sqlstate};
+use crate::{BulkDone, Idempotency, IdempotencyRow, Outcome, Refusal, StatementResult, sqlstate};
 
 /// Whose key it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,11 +301,12 @@ fn repeated(outcome: &Outcome, keep_rows: bool) -> Outcome {
         Outcome::Reference { seq, results: given, .. } => {
             Outcome::Reference { seq: *seq, results: results(given), replayed: true }
         }
-        Outcome::Bulk { inserted, rejected, .. } => Outcome::Bulk {
-            inserted: *inserted,
-            rejected: if keep_rows { rejected.clone() } else { Vec::new() },
-            replayed: true,
-        },
+        Outcome::Bulk { parts } => {
+            let rejected = |part: &BulkDone| if keep_rows { part.rejected.clone() } else { Vec::new() };
+            let again =
+                |part: &BulkDone| BulkDone { inserted: part.inserted, rejected: rejected(part), replayed: true };
+            Outcome::Bulk { parts: parts.iter().map(again).collect() }
+        }
         other => other.clone(),
     }
 }

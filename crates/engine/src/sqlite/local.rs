@@ -99,6 +99,8 @@ struct Open {
     /// Something was undone since the last statement of the script.
     undone: bool,
     writes: bool,
+    /// The number that its writes to reference tables get, if there are any.
+    reference: Option<u64>,
     seed: u64,
     /// Statements tried, which number their seeds.
     tried: u64,
@@ -187,6 +189,7 @@ impl Readers {
             savepoints: Vec::new(),
             undone: false,
             writes: false,
+            reference: None,
             seed,
             tried: 0,
             budget: Budget::Steps(WRITE_STEP_BLOCKS_MAX),
@@ -222,9 +225,17 @@ impl LocalTxn {
             open.writer.planned = planned;
             open.writer.check_triggers()?;
             open.writer.placement.check_units(units)?;
+            if statements.iter().any(|statement| statement.reference.is_some()) {
+                open.write_references()?;
+            }
             open.start_writing(core)?;
             open.write(units, statements, now_ms)
         })
+    }
+
+    /// The number that it would get in the shard's reference log, if it wrote to reference tables.
+    pub fn reference(&self) -> Option<u64> {
+        self.0.open.lock().as_ref().and_then(|open| open.reference)
     }
 
     pub fn savepoint(&self, name: &str) -> Result<(), EngineError> {
@@ -382,6 +393,14 @@ impl Open {
         self.writer.set_counters(0, 0).map_err(busy_or_storage)
     }
 
+    /// Before statements that write to reference tables.
+    fn write_references(&mut self) -> Result<(), EngineError> {
+        self.writer.check_reference_members().map_err(of_stop)?;
+        self.writer.placement.check_reference_writes()?;
+        self.reference = Some(self.writer.next_reference().map_err(of_stop)?);
+        Ok(())
+    }
+
     fn write(
         &mut self,
         units: &[PartitionId],
@@ -425,7 +444,9 @@ impl Open {
         let (mut results, mut ran) = (Vec::new(), Vec::new());
         let mut failed = None;
         for (index, statement) in statements.iter().enumerate() {
-            let statement = Statement { stamp: Some(self.stamp(now_ms)), ..statement.clone() };
+            let reference = statement.reference.and(self.reference);
+            let stamp = Stamp { undone: self.undone.then(|| self.writer.counters()), ..self.stamp(statement, now_ms) };
+            let statement = Statement { stamp: Some(stamp), reference, ..statement.clone() };
             match self.writer.run(index, &statement, scope, &mut self.results) {
                 Ok(result) => results.push(result),
                 Err(stop) => {
@@ -441,14 +462,17 @@ impl Open {
         failed.map_or(Ok((results, ran)), Err)
     }
 
-    fn stamp(&mut self, now_ms: Millis) -> Stamp {
+    /// A write to reference tables brings what it runs with: on all shards the same.
+    fn stamp(&mut self, statement: &Statement, now_ms: Millis) -> Stamp {
+        if let (Some(stamp), Some(_)) = (statement.stamp, statement.reference) {
+            return stamp;
+        }
         self.tried += 1;
         // SplitMix64's step: seeds that differ for each statement.
         let seed = self.seed.wrapping_add(self.tried.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let undone = self.undone.then(|| self.writer.counters());
         // The shard's time doesn't go back.
         self.writer.now_ms = self.writer.now_ms.max(now_ms);
-        Stamp { now_ms: self.writer.now_ms, seed, undone }
+        Stamp { now_ms: self.writer.now_ms, seed, undone: None }
     }
 }
 

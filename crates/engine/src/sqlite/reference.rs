@@ -2,8 +2,11 @@
 //!
 //! The anchor's log puts the writes in order, and numbers them; every other shard applies them by number, with
 //! the anchor's time and randomness. Every shard keeps the log, so that any can become the anchor.
+//!
+//! A transaction writes to them on every shard, among its other statements, under the number that is the next one on all of
+//! them; what it wrote is appended to the log with its commit ([`Writer::log_reference`]). `host`'s `reference` has the argument.
 
-use pleat_cluster::Millis;
+use pleat_cluster::{Generation, Millis};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, ffi};
 
@@ -11,7 +14,7 @@ use super::failure::{Applied, Stop};
 use super::idempotency;
 use super::store::Writer;
 use super::write::Scope;
-use crate::{Idempotency, Outcome, ReferenceEntry, Refusal, Statement};
+use crate::{Idempotency, Outcome, ReferenceEntry, Refusal, Stamp, Statement};
 
 impl Writer {
     /// A write on the anchor.
@@ -67,6 +70,60 @@ impl Writer {
         Ok(Outcome::Reference { seq: entry.seq, results, replayed: false })
     }
 
+    /// Refuses a transaction's writes to reference tables that are not the next ones here.
+    ///
+    /// They ran on this content with this number, or the transaction's base would have been refused; so this only makes sure.
+    pub(crate) fn check_reference(&self, statements: &[Statement]) -> Applied<()> {
+        let Some(given) = statements.iter().find_map(|statement| statement.reference) else { return Ok(()) };
+        self.placement.check_reference_writes()?;
+        match self.next_reference()? {
+            expected if expected == given => Ok(()),
+            expected => Err(Refusal::Gap { expected, given }.into()),
+        }
+    }
+
+    /// Appends what a transaction wrote to reference tables, as one entry. See the module.
+    pub(crate) fn log_reference(&mut self, statements: &[Statement]) -> Applied<()> {
+        let of_the_copy = |statement: &Statement| {
+            // What else was undone on this shard is nothing to the copies.
+            let stamp = statement.stamp.map(|stamp| Stamp { undone: None, ..stamp });
+            Statement { stamp, ..statement.clone() }
+        };
+        let wrote = statements.iter().filter(|statement| statement.reference.is_some());
+        let statements: Vec<_> = wrote.map(of_the_copy).collect();
+        let Some((seq, stamp)) = statements.first().and_then(|first| first.reference.zip(first.stamp)) else {
+            return Ok(());
+        };
+        append(&self.db.conn, &ReferenceEntry { seq, now_ms: stamp.now_ms, seed: stamp.seed, statements })
+    }
+
+    /// The number of the next reference write here.
+    pub(crate) fn next_reference(&self) -> Applied<u64> {
+        Ok(last_seq(&self.db.conn)? + 1)
+    }
+
+    /// On the anchor: which shards there are has changed. Whoever has read here before must look again.
+    pub(crate) fn reference_members(&mut self, generation: Generation) -> Applied<Outcome> {
+        self.check_undecided()?;
+        if generation > members(&self.db.conn)? {
+            self.db
+                .conn
+                .prepare_cached("INSERT OR REPLACE INTO __pleat_meta(key, value) VALUES ('reference_members', ?1)")?
+                .execute([generation as i64])?;
+            self.version += 1;
+        }
+        Ok(Outcome::Done { results: Vec::new() })
+    }
+
+    /// Refuses a transaction that would not write on every shard.
+    pub(crate) fn check_reference_members(&self) -> Applied<()> {
+        let (routed, members) = (self.planned.generation, members(&self.db.conn)?);
+        match members > routed {
+            true => Err(Refusal::Generation { ownership: members, routed }.into()),
+            false => Ok(()),
+        }
+    }
+
     /// Forgets what every shard has.
     pub(crate) fn reference_prune(&mut self, upto: u64) -> Applied<Outcome> {
         let conn = &self.db.conn;
@@ -78,6 +135,13 @@ impl Writer {
 
 fn is_foreign_key(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Failed(failure) if failure.sqlite_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
+}
+
+/// The generation that has all shards on which a transaction writes to reference tables.
+fn members(conn: &Connection) -> rusqlite::Result<Generation> {
+    let mut statement = conn.prepare_cached("SELECT value FROM __pleat_meta WHERE key = 'reference_members'")?;
+    let members: Option<i64> = statement.query_row([], |row| row.get(0)).optional()?;
+    Ok(members.unwrap_or(0) as Generation)
 }
 
 /// The number of the last reference write that this shard has.

@@ -416,9 +416,7 @@ impl Writer {
             Action::Write { idempotency, units, statements, base } => {
                 self.write(idempotency.as_ref(), units, statements, *base, now_ms)
             }
-            Action::Bulk { idempotency, units, table, columns, rows } => {
-                self.bulk(idempotency.as_ref(), units, table, columns, rows, now_ms)
-            }
+            Action::Bulk { table, columns, parts } => self.bulk(table, columns, parts, now_ms),
             Action::Own { units, ownership, layout } => self.own(units, *ownership, *layout),
             Action::Ddl { operation, statements, change, single, undoes } => {
                 self.ddl(*operation, statements, change, *single, *undoes)
@@ -427,6 +425,7 @@ impl Writer {
                 self.reference_write(idempotency.as_ref(), statements, now_ms, proposal.seed)
             }
             Action::ReferenceApply(entry) => self.reference_apply(entry),
+            Action::ReferenceMembers { generation } => self.reference_members(*generation),
             Action::ReferencePrune { upto } => self.reference_prune(*upto),
             Action::Move(step) => self.move_step(step),
             Action::Prepare { txn, began, participants, idempotency, units, statements, base } => {

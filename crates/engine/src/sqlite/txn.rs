@@ -79,6 +79,7 @@ impl Writer {
         if let Some(known) = self.known_or_checked(asked.idempotency.as_ref(), &asked.units, base, self.now_ms)? {
             return Ok(known.of_a_write());
         }
+        self.check_reference(&asked.statements)?;
         let results = self.try_out(&asked)?;
         self.db
             .conn
@@ -115,7 +116,9 @@ impl Writer {
 
     fn commit(&mut self, txn: TxnId, number: CommitNumber, kept: &Kept) -> Applied<Vec<StatementResult>> {
         self.begin_at(kept.now_ms, kept.seed)?;
+        self.check_reference(&kept.statements)?;
         let results = self.run_all(&kept.statements, Scope::Units(&kept.units))?;
+        self.log_reference(&kept.statements)?;
         let done = Outcome::Done { results };
         if let Some(given) = &kept.idempotency {
             idempotency::remember(&self.db.conn, given, &kept.units, &done, self.now_ms)?;

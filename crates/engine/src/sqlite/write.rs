@@ -64,7 +64,9 @@ impl Writer {
         if let Some(outcome) = self.known_or_checked(idempotency, units, base, now_ms)? {
             return Ok(outcome.of_a_write());
         }
+        self.check_reference(statements)?;
         let results = self.run_all(statements, Scope::Units(units))?;
+        self.log_reference(statements)?;
         self.version += 1;
         let outcome = Outcome::Done { results };
         if let Some(given) = idempotency {
@@ -160,6 +162,7 @@ impl Writer {
         scope: Scope<'_>,
         left: &mut ResultBudget,
     ) -> Applied<StatementResult> {
+        let scope = if statement.reference.is_some() { Scope::Reference } else { scope };
         let filtered = statement.filtered.as_deref().filter(|_| self.placement.has_foreign_rows());
         let sql = filtered.unwrap_or(&statement.sql);
         if let Some(stamp) = &statement.stamp {
@@ -259,12 +262,12 @@ impl Writer {
                 _ => Ok(()),
             },
             (TableKind::Reference, Scope::Units(_)) => {
-                let message = format!("{name} is a reference table: it is written on all shards, in writes of its own");
-                Err(sqlstate::refuse(index, "0A000", message, "send its statements in a request of their own").into())
+                let message = format!("{name} is a reference table: it is written on all shards");
+                Err(sqlstate::refuse(index, "0A000", message, "route it as a write to reference tables").into())
             }
             (_, Scope::Reference) => {
-                let message = format!("{name} is no reference table, and can't be written together with one");
-                Err(sqlstate::refuse(index, "0A000", message, "send its statements in a request of their own").into())
+                let message = format!("{name} is no reference table, and can't be written as one");
+                Err(sqlstate::refuse(index, "0A000", message, "route it as a write to its shard").into())
             }
         }
     }

@@ -1,14 +1,20 @@
 //! `/decisions`: what the autoscaler concluded, with all that it looked at. `/policy`: what it goes by.
 
 use axum::Json;
-use axum::extract::{Path, State};
-use pleat_cluster::{Catalog, Decision, DecisionId, Mode, Policy, Strategy, Verdict};
+use axum::extract::{Path, Request, State};
+use pleat_cluster::{
+    Catalog, Command, CommandError, Decision, DecisionId, Mode, Policy, Strategy, Thresholds, Verdict,
+};
+use pleat_host::HostError;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json_};
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::Query;
-use super::problem::{ErrorBody, Problem};
+use super::extract::{Media, Query, body, media, object, unsupported};
+use super::operations::OperationBody;
+use super::problem::{CONFLICT, ErrorBody, Problem};
 use super::{App, list_limit};
+use crate::settings::STATUS_TIME_MAX;
 use crate::time::rfc3339;
 
 /// One decision.
@@ -136,24 +142,53 @@ pub async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Res
     responses(
         (status = 200, body = DecisionBody), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<DecisionBody>, Problem> {
+    find(&app.backend.catalog(), &id).map(|decision| Json(DecisionBody::from(decision)))
+}
+
+fn find<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Decision, Problem> {
     let number = id
         .strip_prefix("decision-")
-        .unwrap_or(&id)
+        .unwrap_or(id)
         .parse()
         .map_err(|_| Problem::bad_request(format!("'{id}' is not a decision's id"), "ids look like decision-7"))?;
-    let catalog = app.backend.catalog();
-    let decision = catalog.decisions.get(&DecisionId(number)).ok_or_else(|| {
+    catalog.decisions.get(&DecisionId(number)).ok_or_else(|| {
         let kept = Catalog::DECISIONS_KEPT_MAX;
         Problem::not_found(
             format!("there is no decision decision-{number}"),
             format!("GET /decisions lists them; the last {kept} are kept"),
         )
-    })?;
-    Ok(Json(DecisionBody::from(decision)))
+    })
+}
+
+/// Have a recommendation carried out.
+///
+/// In manual mode a decision to split starts nothing by itself. It can be approved once, and as long as the cluster
+/// is still as it was decided on.
+#[utoipa::path(post, path = "/decisions/{id}/approve", tag = "decisions",
+    params(("id" = String, Path, description = "`decision-7`, or `7`")),
+    responses(
+        (status = 200, body = OperationBody), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
+pub async fn approve(State(app): State<App>, Path(id): Path<String>) -> Result<Json<OperationBody>, Problem> {
+    let decision = find(&app.backend.catalog(), &id)?.id;
+    let command = Command::ApproveDecision { decision, at: app.backend.now_ms() };
+    let reply = match app.backend.command(command, STATUS_TIME_MAX).await {
+        Ok(reply) => reply,
+        Err(HostError::Command(CommandError::Invalid { what })) => {
+            return Err(Problem::new(CONFLICT, what, "GET /decisions?verdict=split lists the recommendations"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let catalog = app.backend.catalog();
+    let operation = reply.operation.and_then(|id| catalog.operations.get(&id));
+    let operation =
+        operation.ok_or_else(|| Problem::not_found("its operation is not known here yet", "GET /operations"))?;
+    Ok(Json(OperationBody::in_full(operation)))
 }
 
 /// The policy that the autoscaler follows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct PolicyBody {
     /// `automatic` or `manual`.
     pub mode: String,
@@ -167,6 +202,7 @@ pub struct PolicyBody {
 
 /// Above which load a shard is split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ThresholdsBody {
     pub cpu_percent: f64,
     pub memory_percent: f64,
@@ -203,4 +239,63 @@ impl From<&Policy> for PolicyBody {
 #[utoipa::path(get, path = "/policy", tag = "decisions", responses((status = 200, body = PolicyBody)))]
 pub async fn policy(State(app): State<App>) -> Json<PolicyBody> {
     Json(PolicyBody::from(&app.backend.catalog().policy))
+}
+
+/// Change the policy.
+///
+/// What the body leaves out stays as it is. It holds for the whole cluster, from the next look on.
+#[utoipa::path(patch, path = "/policy", tag = "decisions",
+    request_body(content = PolicyBody, description = "Any of the policy's fields, such as `{\"mode\": \"manual\"}`"),
+    responses(
+        (status = 200, body = PolicyBody), (status = 400, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn change(State(app): State<App>, request: Request) -> Result<Json<PolicyBody>, Problem> {
+    if media(request.headers())? != Media::Json {
+        return Err(unsupported("PATCH /policy takes one JSON object".to_owned()));
+    }
+    let changes = object(&body(request, POLICY_BODY_BYTES_MAX).await?, &FIELDS)?;
+    let catalog = app.backend.fresh_catalog(STATUS_TIME_MAX).await?;
+    let policy = changed(&catalog.policy, changes)?;
+    let command = Command::SetPolicy { policy: policy.clone(), at: app.backend.now_ms() };
+    app.backend.command(command, STATUS_TIME_MAX).await?;
+    Ok(Json(PolicyBody::from(&policy)))
+}
+
+const POLICY_BODY_BYTES_MAX: usize = 16 * 1024;
+const FIELDS: [&str; 6] = ["mode", "strategy", "thresholds", "cooldown_ms", "monitoring_interval_ms", "max_shards"];
+
+/// The policy with some of its fields changed.
+fn changed(policy: &Policy, changes: Map<String, Json_>) -> Result<Policy, Problem> {
+    let wrong = |what: String| Problem::bad_request(what, "GET /policy shows its fields and what they are");
+    let mut fields = serde_json::to_value(PolicyBody::from(policy)).map_err(|error| wrong(error.to_string()))?;
+    for (name, value) in changes {
+        match (&mut fields[&name], value) {
+            (Json_::Object(inner), Json_::Object(changes)) => inner.extend(changes),
+            (field, value) => *field = value,
+        }
+    }
+    let body: PolicyBody = serde_json::from_value(fields).map_err(|error| wrong(error.to_string()))?;
+    let policy = Policy {
+        mode: named(&body.mode, "mode", &[("automatic", Mode::Automatic), ("manual", Mode::Manual)])?,
+        strategy: named(&body.strategy, "strategy", &[("hot", Strategy::Hot), ("cold", Strategy::Cold)])?,
+        thresholds: Thresholds {
+            cpu_percent: body.thresholds.cpu_percent,
+            memory_percent: body.thresholds.memory_percent,
+            connections: body.thresholds.connections,
+            queries_per_second: body.thresholds.queries_per_second,
+            total_entries_per_shard: body.thresholds.total_entries_per_shard,
+        },
+        cooldown_ms: body.cooldown_ms,
+        monitoring_interval_ms: body.monitoring_interval_ms,
+        max_shards: body.max_shards,
+    };
+    policy.check().map_err(wrong)?;
+    Ok(policy)
+}
+
+fn named<T: Copy>(name: &str, field: &str, known: &[(&str, T)]) -> Result<T, Problem> {
+    known.iter().find(|(known, _)| *known == name).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<_> = known.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        Problem::bad_request(format!("\"{field}\" can't be \"{name}\""), format!("it is {}", names.join(" or ")))
+    })
 }

@@ -39,7 +39,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, patch, post};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -168,7 +168,9 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         change("/operations/{id}/cancel", post(operations::cancel)),
         read("/decisions", get(decisions::list)),
         read("/decisions/{id}", get(decisions::show)),
+        change("/decisions/{id}/approve", post(decisions::approve)),
         read("/policy", get(decisions::policy)),
+        endpoint(Method::PATCH, "/policy", patch(decisions::change)),
         read("/events", get(events::events)),
         read("/openapi.json", get(openapi::document)),
     ]

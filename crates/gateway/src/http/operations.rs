@@ -134,7 +134,7 @@ impl From<&pleat_cluster::Step> for StepBody {
 
 impl OperationBody {
     /// With the partitions named.
-    fn in_full(operation: &Operation) -> Self {
+    pub(super) fn in_full(operation: &Operation) -> Self {
         let partition_ids = match &operation.kind {
             OperationKind::Split { partitions, .. } | OperationKind::Move { partitions, .. } => {
                 Some(partitions.iter().map(|partition| partition.0).collect())

@@ -8,5 +8,6 @@ mod resources;
 mod sessions;
 mod spread;
 mod statements;
+mod stepwise;
 mod triggers;
 mod views;

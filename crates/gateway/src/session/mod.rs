@@ -18,8 +18,8 @@
 //!   partition that moves between two of them is seen exactly once. Rows are handed on only when every
 //!   shard has accepted its part. What can't be simply appended is finished in memory ([`gather`]).
 //! - [`write`]: one shard, or reference tables. Over several shards: [`spread`] cuts the write into [`parts`],
-//!   [`two_phase`] carries them out, on all shards or none, and [`whole`] keeps reads from seeing half of it. [`ids`]
-//!   gives rows their ids.
+//!   [`two_phase`] carries them out, on all shards or none, and [`whole`] keeps reads from seeing half of it; what can't be
+//!   planned ahead goes step by step ([`interactive`]). [`ids`] gives rows their ids.
 //! - [`interactive`]: sessions, and transactions over several requests.
 //! - [`bulk`]: many rows of one table, split by partition.
 //! - [`analyze`]: a read that is carried out for its figures.

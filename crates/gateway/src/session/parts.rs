@@ -7,8 +7,8 @@
 //!
 //! A shard remembers under the request's idempotency key what *its* part gave. When the request is repeated, the
 //! parts may be cut differently: a partition has moved, with a copy of the key, and two shards may now give the same
-//! part's results. So a part that a client may repeat begins with a statement that only says which part it is ([`LABEL`]),
-//! and that is remembered with the rest. Parts are then told apart, each is counted once, and it shows when one is missing.
+//! part's results. So a part that a client may repeat begins (or ends, if it was not known before) with a statement that
+//! only says which part it is ([`LABEL`]), and that is remembered with the rest. Parts are then told apart, each is counted once, and it shows when one is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -77,6 +77,16 @@ impl Parts {
                     self.push(shard, units, statement, Share { statement: at, counted: true, last: true });
                 }
             }
+            SpreadWrite::Reference(bound) => {
+                let anchor = place::anchor(catalog)?;
+                for shard in catalog.active_shards() {
+                    let statement = Statement { reference: Some(0), ..statement(bound.clone()) };
+                    // All shards give the same.
+                    let answers = shard.id == anchor;
+                    let share = Share { statement: at, counted: answers, last: answers };
+                    self.push(shard.id, BTreeSet::new(), statement, share);
+                }
+            }
             SpreadWrite::Computed(_) => {
                 return Err(Failure::internal("a write whose rows have to be read first was planned without them"));
             }
@@ -135,17 +145,48 @@ impl Parts {
         }
     }
 
+    /// Let writes to reference tables run with the same "now" and randomness on every shard.
+    pub(super) fn agree(&mut self, now_ms: Millis, seed: u64) {
+        for part in self.shards.values_mut() {
+            for (statement, share) in part.statements.iter_mut().zip(&part.shares) {
+                if statement.reference.is_some() {
+                    let seed = mixed(seed, share.statement as u64);
+                    statement.stamp = Some(Stamp { now_ms, seed, undone: None });
+                }
+            }
+        }
+    }
+
     /// Let each part say which it is.
     pub(super) fn label(&mut self) {
         let count = self.shards.len();
         for (shard, part) in &mut self.shards {
-            let label = format!("SELECT 1 AS \"{}\"", label(*shard, count, &part.shares));
-            part.statements.insert(0, Statement::new(label, []));
+            part.statements.insert(0, label(*shard, count, &part.shares));
         }
+    }
+
+    /// What the parts of a transaction say last that a client may repeat: which they are. The one that has the key's `home`
+    /// takes it along.
+    pub(super) fn labels(
+        shards: &BTreeSet<ShardId>,
+        shares: &BTreeMap<ShardId, Vec<Share>>,
+        home: (ShardId, PartitionId),
+    ) -> BTreeMap<ShardId, ShardPart> {
+        let part = |shard: &ShardId| {
+            let shares = shares.get(shard).map_or(&[][..], Vec::as_slice);
+            let statements = vec![label(*shard, shards.len(), shares)];
+            let units = (*shard == home.0).then_some(home.1).into_iter().collect();
+            (*shard, ShardPart { units, statements, ..ShardPart::default() })
+        };
+        shards.iter().map(part).collect()
     }
 }
 
-fn label(shard: ShardId, parts: usize, shares: &[Share]) -> String {
+fn label(shard: ShardId, parts: usize, shares: &[Share]) -> Statement {
+    Statement::new(format!("SELECT 1 AS \"{}\"", label_text(shard, parts, shares)), [])
+}
+
+fn label_text(shard: ShardId, parts: usize, shares: &[Share]) -> String {
     let shares: Vec<_> = shares.iter().map(Share::write).collect();
     format!("{LABEL}{}/{parts} {}", shard.0, shares.join(","))
 }
@@ -232,22 +273,26 @@ impl Remembered {
 
     /// Add what another shard remembers: a part, or several that moves have brought to one shard.
     pub(super) fn add(&mut self, results: Vec<StatementResult>) {
-        if results.first().is_none_or(|first| read_label(first).is_none()) {
+        if results.iter().all(|result| read_label(result).is_none()) {
             self.whole = Some(results);
             return;
         }
-        let mut of = None;
-        for result in results {
-            if let Some((part, count, shares)) = read_label(&result) {
-                self.count = count;
-                self.parts.insert(part, (shares, Vec::new()));
-                of = Some(part);
-                continue;
+        // All parts of a request have their labels first, or all have them last. A part without statements is a label alone.
+        let (first, last) = (labelled_first(results.iter()), labelled_first(results.iter().rev()));
+        let fits = first.iter().all(|(_, _, shares, results)| shares.len() == results.len())
+            && results.first().and_then(read_label).is_some();
+        for (part, count, shares, mut results) in if fits { first } else { last } {
+            if !fits {
+                results.reverse();
             }
-            if let Some((_, results)) = of.and_then(|part| self.parts.get_mut(&part)) {
-                results.push(result);
-            }
+            self.count = count;
+            self.parts.insert(part, (shares, results));
         }
+    }
+
+    /// Whether nothing was found.
+    pub(super) fn is_empty(&self) -> bool {
+        self.whole.is_none() && self.parts.is_empty()
     }
 
     /// Whether something was found, and nothing is missing.
@@ -262,6 +307,22 @@ impl Remembered {
             None => combine(statements, self.parts.values().map(|(shares, results)| (&**shares, results.clone()))),
         }
     }
+}
+
+/// A part that is remembered: which it is, of how many, and what it gave.
+type Part = (u32, usize, Vec<Share>, Vec<StatementResult>);
+
+/// Parts that each begin with their label. What stands before the first label is nobody's.
+fn labelled_first<'a>(results: impl Iterator<Item = &'a StatementResult>) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    for result in results {
+        match (read_label(result), parts.last_mut()) {
+            (Some((part, count, shares)), _) => parts.push((part, count, shares, Vec::new())),
+            (None, Some((.., results))) => results.push(result.clone()),
+            (None, None) => {}
+        }
+    }
+    parts
 }
 
 fn read_label(result: &StatementResult) -> Option<(u32, usize, Vec<Share>)> {
@@ -280,7 +341,7 @@ mod tests {
     }
 
     fn labelled(part: u32, parts: usize, shares: &[Share], mut results: Vec<StatementResult>) -> Vec<StatementResult> {
-        let columns = vec![label(ShardId(part), parts, shares)];
+        let columns = vec![label_text(ShardId(part), parts, shares)];
         results.insert(0, StatementResult { columns, ..StatementResult::default() });
         results
     }
@@ -297,6 +358,13 @@ mod tests {
         assert!(remembered.is_complete());
         remembered.add(both);
         assert_eq!(remembered.effects(1)[0].rows_affected, 4, "each counts once");
+        // The same with the labels behind, and a part that has no statements.
+        let mut behind = labelled(3, 3, &[], Vec::new());
+        behind.extend(labelled(1, 3, &[FIRST], vec![result(2, None)]).into_iter().rev());
+        behind.extend(labelled(2, 3, &[LAST], vec![result(5, Some(4))]).into_iter().rev());
+        let remembered = Remembered::of(behind);
+        assert!(remembered.is_complete());
+        assert_eq!(remembered.effects(1)[0].rows_affected, 7);
     }
 
     #[test]

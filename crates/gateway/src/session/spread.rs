@@ -11,6 +11,9 @@
 //! by then. Rows that say their keys go to the partitions that they went to, and the key with them. What a read came to may
 //! be different the next time; therefore the *home* of the key, a partition that depends on the key alone, takes
 //! part in such a write, and so in its repetition: the client's, and our own after an answer was lost.
+//!
+//! A request whose statements must go one after the other ([`super::interactive`]) is looked for before it runs: its own rows
+//! would be in its way. That is no race, because the home of the key takes part in it as well.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,11 +52,7 @@ impl Executor {
         ids: &Ids,
     ) -> Result<Response, Setback> {
         if plan.is_stepwise() {
-            return match run.key.is_from_client() {
-                // Which shards it comes to depends on what it reads halfway: a repetition would not find its key there.
-                true => self.done_before(run, attempt, plan.statement_count(), stepwise()).await,
-                false => self.write_stepwise(run, attempt, plan).await,
-            };
+            return self.write_stepwise(run, attempt, plan).await;
         }
         let catalog = &attempt.catalog;
         let spread = match plan.spread(&run.request.params.borrow(), catalog.partition_count, ids) {
@@ -90,8 +89,7 @@ impl Executor {
         }
         let computed = spread.iter().any(|write| matches!(write, SpreadWrite::Computed(_)));
         if computed {
-            let home = home(&run.key.idempotency().key, catalog);
-            let owner = catalog.owner(home).ok_or_else(|| Failure::internal(format!("{home} has no owner")))?;
+            let (owner, home) = home_of(run, catalog)?;
             parts.shards.entry(owner).or_default().units.insert(home);
         }
         Ok(parts)
@@ -107,6 +105,7 @@ impl Executor {
     ) -> Result<Parts, Setback> {
         let mut parts = Parts::default();
         self.add_part(run, attempt, &mut parts, at, write).await?;
+        parts.agree(run.now_ms, run.seed);
         Ok(parts)
     }
 
@@ -330,13 +329,24 @@ impl Executor {
         statements: usize,
         failure: Failure,
     ) -> Result<Response, Setback> {
+        self.found(run, attempt, statements).await?.ok_or_else(|| failure.into())
+    }
+
+    /// The answer of a request that was carried out before under its client's key. A part of it that is remembered anywhere
+    /// is enough: all of them were done.
+    pub(super) async fn found(
+        &self,
+        run: &Run,
+        attempt: &Attempt,
+        statements: usize,
+    ) -> Result<Option<Response>, Setback> {
         let mut remembered = Remembered::default();
         if run.key.is_from_client() {
             self.look_for(run, attempt, &mut remembered).await?;
         }
-        match remembered.is_complete() {
-            true => self.remembered(run, attempt, statements, remembered, None).await,
-            false => Err(failure.into()),
+        match remembered.is_empty() {
+            true => Ok(None),
+            false => self.remembered(run, attempt, statements, remembered, None).await.map(Some),
         }
     }
 }
@@ -375,12 +385,11 @@ pub(super) fn home(key: &str, catalog: &Catalog) -> PartitionId {
     partition_of_text(key.as_bytes(), catalog.partition_count)
 }
 
-fn stepwise() -> Failure {
-    Failure::new(
-        "0A000",
-        "a statement of this request reads on several shards what an earlier one has written, and can't be known again by its key",
-        "send it without the idempotency key, or the statements in a transaction of a session, whose COMMIT may have a key",
-    )
+/// The home of a request's key, and who owns it.
+pub(super) fn home_of(run: &Run, catalog: &Catalog) -> Result<(ShardId, PartitionId), Failure> {
+    let home = home(&run.key.idempotency().key, catalog);
+    let owner = catalog.owner(home).ok_or_else(|| Failure::internal(format!("{home} has no owner")))?;
+    Ok((owner, home))
 }
 
 fn too_many_rows() -> Failure {

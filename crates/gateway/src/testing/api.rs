@@ -53,6 +53,11 @@ impl Client {
         self.send(Request::post(path).header(header::CONTENT_TYPE, media).body(body.into()).unwrap()).await
     }
 
+    pub async fn patch(&self, path: &str, body: Json) -> Answer {
+        let request = Request::patch(path).header(header::CONTENT_TYPE, "application/json");
+        self.send(request.body(body.to_string().into()).unwrap()).await
+    }
+
     /// A whole request to `/query`.
     pub async fn query(&self, request: Json) -> Answer {
         self.post("/query", "application/json", request.to_string()).await

@@ -164,7 +164,7 @@ impl Cluster {
             }
             TxnStep::Write { units, statements, planned } => {
                 let results = local.write(&units, &statements, planned, now).map_err(engine_error)?;
-                Ok(TxnReply::Written { results })
+                Ok(TxnReply::Written { results, reference: local.reference() })
             }
             TxnStep::Savepoint(name) => local.savepoint(&name).map(|()| TxnReply::Done).map_err(engine_error),
             TxnStep::RollbackTo(name) => local.rollback_to(&name).map(|()| TxnReply::Done).map_err(engine_error),
@@ -184,6 +184,10 @@ impl Cluster {
                 let (txn, began) = (txn.id, txn.began);
                 let prepare = Action::Prepare { txn, began, participants, idempotency, units, statements, base };
                 let fault = self.trapped(Some(Step::Prepare(shard)));
+                if matches!(fault, Some(Fault::Never)) {
+                    // What its coordinator left ends by the shard's limits.
+                    self.give_back(shard, txn);
+                }
                 let written = match fault {
                     Some(Fault::NoLeader | Fault::Broken) => Err(HostError::Unavailable("no leader".to_owned())),
                     Some(Fault::Never) => std::future::pending().await,
@@ -191,7 +195,10 @@ impl Cluster {
                         let written = self.propose(shard, prepare);
                         match fault {
                             Some(Fault::AnswerLost) => Err(HostError::OutcomeUnknown("lost".to_owned())),
-                            Some(_) => std::future::pending().await,
+                            Some(_) => {
+                                self.give_back(shard, txn);
+                                std::future::pending().await
+                            }
                             None => Ok(written),
                         }
                     }

@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use crate::backend::Backend;
 
-pub use api::Client;
+pub use api::{Answer, Client};
 pub use place::{Placing, place};
 pub use txns::{Step, Trap};
 
@@ -406,14 +406,7 @@ impl Backend for Cluster {
         let catalog = self.newest();
         let anchor = catalog.anchor().unwrap();
         let written = self.propose_as(anchor, planned, action);
-        let log = pleat_engine::MoveRead::ReferenceLog { after: 0, limit: 10_000 };
-        let chunk = self.replica(anchor).readers.move_read(&log).unwrap();
-        let pleat_engine::MoveChunk::ReferenceLog { entries, .. } = chunk else { panic!("{chunk:?}") };
-        for shard in catalog.active_shards().filter(|shard| shard.id != anchor) {
-            for entry in &entries {
-                self.propose(shard.id, Action::ReferenceApply(entry.clone()));
-            }
-        }
+        self.spread_reference_writes();
         Ok(written)
     }
 
@@ -514,6 +507,28 @@ impl Backend for Cluster {
 }
 
 impl Cluster {
+    /// Bring the anchor's writes to reference tables to all other shards.
+    pub fn spread_reference_writes(&self) {
+        let catalog = self.newest();
+        let anchor = catalog.anchor().unwrap();
+        let log = pleat_engine::MoveRead::ReferenceLog { after: 0, limit: 10_000 };
+        let chunk = self.replica(anchor).readers.move_read(&log).unwrap();
+        let pleat_engine::MoveChunk::ReferenceLog { entries, .. } = chunk else { panic!("{chunk:?}") };
+        for shard in catalog.active_shards().filter(|shard| shard.id != anchor) {
+            for entry in &entries {
+                self.propose(shard.id, Action::ReferenceApply(entry.clone()));
+            }
+        }
+    }
+
+    /// A write to reference tables that its anchor's leader has brought to no other shard yet.
+    pub fn reference_write_on_anchor_alone(&self, sql: &str, param: String) {
+        let statements = vec![pleat_engine::Statement::new(sql, [pleat_cluster::Value::Text(param)])];
+        let anchor = self.newest().anchor().unwrap();
+        let outcome = self.propose(anchor, Action::ReferenceWrite { idempotency: None, statements }).outcome;
+        assert!(matches!(outcome, Outcome::Reference { .. }), "{outcome:?}");
+    }
+
     /// Make the next shard, as the start of a split does.
     pub fn add_shard(&self, from: ShardId, partitions: &[PartitionId]) -> (OperationId, ShardId) {
         let to = self.newest().next_shard();
@@ -529,6 +544,8 @@ impl Cluster {
             let change = SchemaChange::Put(table.clone());
             self.propose(to, Action::Ddl { operation: number, statements, change, single: None, undoes: None });
         }
+        self.propose(catalog.anchor().unwrap(), Action::ReferenceMembers { generation: catalog.generation });
+        self.spread_reference_writes();
         (operation, to)
     }
 }

@@ -20,6 +20,8 @@ const QUERIES: [&str; 7] = [
     "SELECT month, sum(distance) FROM flights GROUP BY month",
     "SELECT origin, dest, count(*), avg(arr_delay), max(distance) FROM flights GROUP BY origin, dest",
 ];
+/// Longer than the pause after which a shard moves its write-ahead log into its file.
+const REST: Duration = Duration::from_secs(3);
 /// Rows of one batch.
 const BATCH: usize = 5_000;
 /// Columns that are text; all others are integers.
@@ -36,6 +38,8 @@ pub async fn run(args: &Args, dir: &Path) -> anyhow::Result<()> {
     let bare = flights.bare(&dir.join("flights.db"))?;
     let cluster = Cluster::start(args, &dir.join("scatter"), args.nodes, 3)?;
     flights.load(&cluster).await?;
+    // The file has been given its write-ahead log already; the cluster does that when it rests.
+    tokio::time::sleep(REST).await;
     println!(
         "\n{} flights in 3 shards on {} nodes, median of {} rounds\n",
         flights.rows.len(),

@@ -111,6 +111,12 @@ impl Client {
         self.finish(self.http.delete(format!("{}{path}", self.base)).timeout(LOOK_TIMEOUT)).await
     }
 
+    /// `PATCH path` with a JSON body.
+    pub async fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.http.patch(format!("{}{path}", self.base)).header("content-type", "application/json");
+        self.finish(request.timeout(LOOK_TIMEOUT).body(body.to_string())).await
+    }
+
     /// `POST path` with a JSON body. The server limits how long it takes.
     pub async fn post(&self, path: &str, body: Vec<u8>) -> Result<Value, Failure> {
         let request = self.http.post(format!("{}{path}", self.base)).header("content-type", "application/json");

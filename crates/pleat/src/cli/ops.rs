@@ -29,6 +29,11 @@ enum OpsCommand {
         /// `op-12` or `12`
         id: String,
     },
+    /// Have done what a decision recommends, when the mode is manual
+    Approve {
+        /// `decision-7`; without it the newest recommendation
+        id: Option<String>,
+    },
     /// Ask an operation to stop; it rolls back unless it has passed its point of no return
     Cancel {
         /// `op-12` or `12`
@@ -53,6 +58,25 @@ pub async fn run(args: OpsArgs) -> anyhow::Result<()> {
                 return Ok(output::json(&operation)?);
             }
             print_lines(&tell(&operation))
+        }
+        OpsCommand::Approve { id } => {
+            let newest = async || {
+                let splits = client.get("/decisions?verdict=split&limit=1").await?;
+                let newest = output::items(&splits, "decisions").first().map(|split| output::text(split, "id"));
+                newest.ok_or_else(|| {
+                    anyhow::anyhow!("nothing was recommended yet: `pleat why` tells the newest decision")
+                })
+            };
+            let id = match id {
+                Some(id) => id,
+                None => newest().await?,
+            };
+            let operation = client.post(&format!("/decisions/{}/approve", path_safe(&id)), Vec::new()).await?;
+            if args.target.json {
+                return Ok(output::json(&operation)?);
+            }
+            let (id, what) = (output::text(&operation, "id"), output::text(&operation, "description"));
+            Ok(output::line(&format!("{id} begins: {what}; `pleat ops show {id}` tells how it stands"))?)
         }
         OpsCommand::Cancel { id } => {
             let operation = client.post(&format!("/operations/{}/cancel", path_safe(&id)), Vec::new()).await?;

@@ -1,9 +1,8 @@
 //! `pleat sql`: statements from the command line, from a file, from a pipe, or typed into a shell.
 //!
 //! Statements end with `;` and are sent one after the other, each a request of its own; `--atomic` sends all of
-//! them as one request, which is all or nothing: one transaction, also over several shards. (A script of which a
-//! statement reads over several shards what an earlier one wrote is refused.) The first error stops everything but the
-//! interactive shell, and names the line of the file where its statement began.
+//! them as one request, which is all or nothing: one transaction, also over several shards. The first error stops
+//! everything but the interactive shell, and names the line of the file where its statement began.
 
 mod complete;
 mod describe;

@@ -83,7 +83,9 @@ fn tell(decision: &Value) -> Vec<String> {
         lines.extend(options.iter().map(option));
     }
     if decision.get("verdict").and_then(Value::as_str) == Some("split") && output::text(decision, "operation") == "-" {
-        lines.extend([String::new(), "Nothing was started: scaling_mode is manual, or was then.".to_string()]);
+        let approve =
+            format!("Nothing was started, since the mode is or was manual. `pleat ops approve {id}` starts it.");
+        lines.extend([String::new(), approve]);
     }
     lines
 }
@@ -136,6 +138,6 @@ mod tests {
     #[test]
     fn a_recommendation_of_manual_mode_says_that_nothing_was_started() {
         let decision = json!({"id": "decision-8", "verdict": "split", "reason": "r", "operation": null});
-        assert!(tell(&decision).join("\n").contains("Nothing was started"));
+        assert!(tell(&decision).join("\n").contains("`pleat ops approve decision-8` starts it"));
     }
 }

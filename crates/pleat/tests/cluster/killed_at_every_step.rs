@@ -48,6 +48,9 @@ enum Ask {
     CommitOnOne,
     /// Rows that are given ids, on both shards.
     Insert,
+    /// The same as `Transfer`, with a statement that reads what it wrote and one that writes to a reference table: they go one
+    /// after the other, in a transaction of their own.
+    Steps,
 }
 
 struct Case {
@@ -121,6 +124,17 @@ fn cases() -> Vec<Case> {
     for place in ["participant.before-write", "participant.written"] {
         add(place, Some(0), Role::Leader(0), Ask::CommitOnOne);
     }
+    for (place, shard, role) in [
+        ("coordinator.prepared", None, Role::Coordinator),
+        ("coordinator.decided", None, Role::Coordinator),
+        ("coordinator.before-decide", Some(1), Role::Coordinator),
+        ("participant.applying-prepare", Some(0), Role::Leader(0)),
+        ("participant.prepared", Some(1), Role::Leader(1)),
+        ("participant.before-decide", Some(0), Role::Leader(0)),
+        ("participant.decided", Some(1), Role::Leader(1)),
+    ] {
+        add(place, shard, role, Ask::Steps);
+    }
     for place in ["ids.before-block", "ids.block", "ids.remembered"] {
         add(place, None, Role::Coordinator, Ask::Insert);
     }
@@ -150,6 +164,7 @@ struct Asked {
     sql: String,
     accounts: [i64; 2],
     table: String,
+    mark: u32,
 }
 
 impl Bank {
@@ -161,6 +176,7 @@ impl Bank {
                  SHARD BY (id)",
             )
             .await;
+        cluster.query("CREATE TABLE marks (id INTEGER PRIMARY KEY, chance) REFERENCE").await;
         let tables = cases().iter().filter(|case| case.ask == Ask::Insert).count() as u32;
         for number in 1..=tables {
             cluster
@@ -197,10 +213,19 @@ impl Bank {
             }
             // Within the shard: the sum stays.
             Ask::CommitOnOne => format!("{}; {}", change("-", accounts[0]), change("+", accounts[0])),
+            Ask::Steps => format!(
+                "{}; {}; UPDATE accounts SET moves = moves + (SELECT count(*) FROM accounts WHERE balance < 0) WHERE id IN ({}, {}); \
+                 INSERT INTO marks VALUES ({}, random())",
+                change("+", accounts[0]),
+                change("-", accounts[1]),
+                accounts[0],
+                accounts[1],
+                self.number
+            ),
             // The one that fails is on the second shard.
             _ => format!("{}; {}", change("+", accounts[0]), change("-", accounts[1])),
         };
-        Asked { key: format!("ask {}", self.number), sql, accounts, table }
+        Asked { key: format!("ask {}", self.number), sql, accounts, table, mark: self.number }
     }
 
     /// How often the request was done; half of it is a failure.
@@ -210,14 +235,7 @@ impl Bank {
             Ask::Insert => format!("SELECT count(*) AS rows, count(DISTINCT id) AS ids FROM {}", asked.table),
             _ => format!("SELECT id, balance, moves FROM accounts WHERE id IN ({one}, {other})"),
         };
-        let begun = Instant::now();
-        let found = loop {
-            match self.cluster.try_query(&sql).await {
-                Ok(found) => break found["data"].clone(),
-                Err(refused) => assert!(refused.retryable() && begun.elapsed() < PATIENCE, "{refused:?}"),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
+        let found = self.read(&sql).await;
         if ask == Ask::Insert {
             assert_eq!(found[0]["rows"], found[0]["ids"]);
             let rows = found[0]["rows"].as_i64().unwrap();
@@ -239,7 +257,25 @@ impl Bank {
             "half of a transfer\n{}",
             self.cluster.tail()
         );
+        if ask == Ask::Steps {
+            let mark = |shard| format!("/* pleat: shard={shard} */ SELECT chance FROM marks WHERE id = {}", asked.mark);
+            let copies = [self.read(&mark(1)).await, self.read(&mark(2)).await];
+            assert_eq!(copies[0], copies[1], "copies of a reference table differ\n{}", self.cluster.tail());
+            assert_eq!(copies[0].as_array().map(Vec::len), Some(moves as usize), "half of it\n{}", self.cluster.tail());
+        }
         moves
+    }
+
+    /// The rows of a query, as soon as it is answered.
+    async fn read(&self, sql: &str) -> Value {
+        let begun = Instant::now();
+        loop {
+            match self.cluster.try_query(sql).await {
+                Ok(found) => return found["data"].clone(),
+                Err(refused) => assert!(refused.retryable() && begun.elapsed() < PATIENCE, "{refused:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Sends the request to a node.
@@ -359,7 +395,7 @@ impl Bank {
                 };
                 assert_eq!(refused.code(), "23514");
             }
-            Ask::Transfer | Ask::Insert => {
+            Ask::Transfer | Ask::Insert | Ask::Steps => {
                 self.cluster.write(node % 3 + 1, &asked.sql, &asked.key).await;
                 assert_eq!(self.done(ask, asked).await, 1, "sent again under its key\n{}", self.cluster.tail());
             }

@@ -67,3 +67,54 @@ async fn a_new_shard_gets_the_reference_tables_before_its_partitions() {
         assert_eq!(answer["data"], json!([{ "country": "DE" }]), "id {id}");
     }
 }
+
+/// Single writes, requests of several statements and transactions count up the same row of a reference table from all nodes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn single_writes_and_transactions_at_once_leave_equal_copies() {
+    const ROUNDS: i64 = 15;
+    let cluster = std::sync::Arc::new(Cluster::start(Options { shards: 3, ..Options::default() }).await);
+    cluster.query("CREATE TABLE counts (id INTEGER PRIMARY KEY, n INTEGER, chance) REFERENCE").await;
+    cluster.query("CREATE TABLE people (id INTEGER PRIMARY KEY, n INTEGER) SHARD BY (id)").await;
+    cluster.query("INSERT INTO counts VALUES (1, 0, NULL)").await;
+    let rows: Vec<_> = (0..60).map(|id| format!("({id}, 0)")).collect();
+    cluster.query(&format!("INSERT INTO people VALUES {}", rows.join(", "))).await;
+    let count = "UPDATE counts SET n = n + 1, chance = random() WHERE id = 1";
+    let mut counting = Vec::new();
+    for client in 0..6_i64 {
+        let cluster = cluster.clone();
+        counting.push(tokio::spawn(async move {
+            let (node, mut done, mut begun) = (client as u16 % 3 + 1, 0, 0);
+            for round in 0..ROUNDS {
+                let person = format!("UPDATE people SET n = n + 1 WHERE id = {}", client * 10 + round % 10);
+                match client % 3 {
+                    0 => drop(cluster.write(node, count, &format!("{client} {round}")).await),
+                    1 => drop(cluster.write(node, &format!("{person}; {count}"), &format!("{client} {round}")).await),
+                    _ => {
+                        let script = format!("BEGIN IMMEDIATE; {person}; {count}; COMMIT");
+                        begun += 1;
+                        while let Err(refused) = cluster.post(node, "/query", &json!({ "query": script })).await {
+                            assert!(refused.code().starts_with("40"), "{refused:?}");
+                            begun += 1;
+                        }
+                    }
+                }
+                done += 1;
+            }
+            (done, begun)
+        }));
+    }
+    let (mut done, mut begun) = (0, 0);
+    for client in counting {
+        let (did, began) = client.await.unwrap();
+        (done, begun) = (done + did, begun + began);
+    }
+    println!("{begun} transactions were begun for {} that committed", 2 * ROUNDS);
+    let mut copies = Vec::new();
+    for shard in 1..=3 {
+        let copy = format!("/* pleat: shard={shard} */ SELECT n, chance FROM counts");
+        copies.push(cluster.query(&copy).await["data"].clone());
+    }
+    assert_eq!(copies[0][0]["n"], done);
+    assert!(copies.iter().all(|copy| *copy == copies[0]), "{copies:?}");
+    assert_eq!(cluster.query("SELECT sum(n) AS n FROM people").await["data"], json!([{ "n": 4 * ROUNDS }]));
+}

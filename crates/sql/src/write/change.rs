@@ -49,7 +49,7 @@ pub(super) fn read_update<'a>(draft: &mut Draft<'a>, update: &Update) -> Result<
     returning(&mut draft.analysis, update.returning.as_deref(), scope)?;
     finish(draft, table)?;
     let spread = match (moves, same(draft, table)) {
-        (false, Some(same)) => Ok(SpreadPlan::Same(same)),
+        (false, Some(same)) => Ok(same),
         (moves, _) => computed_update(draft, table, update, late, moves),
     };
     Ok(Found { table, rows: None, inserted: None, spread, must_spread: moves })
@@ -74,7 +74,7 @@ pub(super) fn read_delete<'a>(draft: &mut Draft<'a>, delete: &Delete) -> Result<
     returning(&mut draft.analysis, delete.returning.as_deref(), scope)?;
     finish(draft, table)?;
     let spread = match same(draft, table) {
-        Some(same) => Ok(SpreadPlan::Same(same)),
+        Some(same) => Ok(same),
         None => computed(draft, table, late, Change::Delete),
     };
     Ok(Found { table, rows: None, inserted: None, spread, must_spread: false })
@@ -97,9 +97,9 @@ fn finish(draft: &mut Draft, table: &Table) -> Result<(), SqlError> {
 }
 
 /// The statement as it stands on each shard, if that is right.
-fn same(draft: &Draft, table: &Table) -> Option<SamePlan> {
-    match &table.kind {
-        TableKind::Reference => None,
+fn same(draft: &Draft, table: &Table) -> Option<SpreadPlan> {
+    let plan = match &table.kind {
+        TableKind::Reference => return Some(SpreadPlan::Reference),
         TableKind::Single { .. } => SamePlan::singles(draft, single_unit(table)),
         TableKind::Sharded { .. } => {
             let place = draft.shape.returning.0;
@@ -107,13 +107,11 @@ fn same(draft: &Draft, table: &Table) -> Option<SamePlan> {
                 .then(|| SamePlan::sharded(draft, TARGET, draft.shape.filter, place))
                 .flatten()
         }
-    }
+    };
+    plan.map(SpreadPlan::Same)
 }
 
 fn computed(draft: &Draft, table: &Table, late: usize, change: Change) -> Result<SpreadPlan, SqlError> {
-    if table.kind == TableKind::Reference {
-        return Err(super::several_shards(&table.name));
-    }
     if !draft.only_references(late..draft.analysis.occurrences.len()) {
         return Err(late_reads(table, "RETURNING"));
     }

@@ -49,6 +49,9 @@ impl WritePlan {
                     let shards = prune.as_ref().map_or("every shard".to_owned(), owners);
                     step(&mut explanation, "same", shards, sql);
                 }
+                SpreadWrite::Reference(bound) => {
+                    step(&mut explanation, "reference", "every shard".to_owned(), &bound.sql);
+                }
                 SpreadWrite::Computed(write) => explain_computed(&mut explanation, write, partition_count)?,
             }
         }

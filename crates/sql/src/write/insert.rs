@@ -192,17 +192,10 @@ impl<'a> Target<'a> {
         Found { table: self.table, rows, inserted: None, spread, must_spread }
     }
 
-    fn reference(&self) -> Result<SpreadPlan, SqlError> {
-        Err(super::several_shards(&self.table.name))
-    }
-
     fn values(self, draft: &Draft, rows: &[&[Expr]]) -> Result<Found<'a>, SqlError> {
         let singles = || SamePlan::singles(draft, single_unit(self.table)).map(SpreadPlan::Same);
         match &self.table.kind {
-            TableKind::Reference => {
-                let spread = self.reference();
-                Ok(self.found(None, spread, false))
-            }
+            TableKind::Reference => Ok(self.found(None, Ok(SpreadPlan::Reference), false)),
             TableKind::Single { .. } => {
                 let spread = singles().map_or_else(|| self.computed(draft), Ok);
                 Ok(self.found(None, spread, false))
@@ -298,7 +291,7 @@ impl<'a> Target<'a> {
         let key = self.table.shard_key().map(|(key, key_type)| (self.place(key), key_type));
         let Some((place, key_type)) = key else {
             let spread = match self.table.kind {
-                TableKind::Reference => self.reference(),
+                TableKind::Reference => Ok(SpreadPlan::Reference),
                 _ => SamePlan::singles(draft, single_unit(self.table))
                     .map(SpreadPlan::Same)
                     .map_or_else(|| self.computed(draft), Ok),

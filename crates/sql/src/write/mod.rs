@@ -18,6 +18,7 @@
 //! UPDATE, DELETE, INSERT … SELECT, where all
 //! that a row needs is on the row's own shard  Same      each shard runs the statement          same
 //! anything else                               Computed  read first, then write by key          computed
+//! reference tables                            Reference every shard runs the statement         reference
 //! ```
 //!
 //! *Same* needs every sharded table that the statement mentions to be tied to the written row by equality of the shard keys,
@@ -134,11 +135,6 @@ impl<'a> WritePlans<'a> {
     pub fn finish(self) -> Result<WritePlan, SqlError> {
         let tables: BTreeSet<&String> = self.statements.iter().flat_map(|statement| &statement.tables).collect();
         let tables = tables.into_iter().cloned().collect();
-        let references = self.statements.iter().filter(|statement| statement.reference).count();
-        if references > 0 && references < self.statements.len() {
-            return Err(SqlError::unsupported("a request can't write to reference tables and to others together")
-                .hint("send the writes to reference tables as a request of their own"));
-        }
         Ok(WritePlan { statements: self.statements, slots: self.slots.clone(), tables })
     }
 }
@@ -176,7 +172,8 @@ impl WritePlan {
 
     /// Where the write goes with these values, and with the ids that it wanted.
     pub fn route(&self, params: &Params, partition_count: u32, ids: &Ids) -> Result<WriteRoute, SqlError> {
-        if let Some(statement) = self.statements.iter().find(|statement| statement.must_spread) {
+        let apart = |statement: &&WriteStatement| statement.must_spread || (statement.reference && self.is_mixed());
+        if let Some(statement) = self.statements.iter().find(apart) {
             let target = WriteTarget::Spread { table: statement.table.clone() };
             return Ok(WriteRoute { target, statements: Vec::new() });
         }
@@ -186,15 +183,25 @@ impl WritePlan {
         Ok(WriteRoute { target, statements })
     }
 
-    /// How each statement is carried out over several shards. Not for [`WriteTarget::Reference`].
+    /// How each statement is carried out over several shards.
     pub fn spread(&self, params: &Params, partition_count: u32, ids: &Ids) -> Result<Vec<SpreadWrite>, SqlError> {
         let values = self.values(params, ids)?;
         self.statements.iter().map(|statement| statement.spread(&values, partition_count)).collect()
     }
 
-    /// Whether a later statement must read first what an earlier one of the request writes. Then the statements of
-    /// [`WritePlan::spread`] are only right one after the other inside a transaction, not planned ahead and prepared at once.
+    /// Whether the request writes to reference tables and to others.
+    fn is_mixed(&self) -> bool {
+        let references = self.statements.iter().filter(|statement| statement.reference).count();
+        references > 0 && references < self.statements.len()
+    }
+
+    /// Whether the statements of [`WritePlan::spread`] are only right one after the other inside a transaction, not planned
+    /// ahead and prepared at once: a later one must read first what an earlier one of the request writes, or some write to
+    /// reference tables and others don't.
     pub fn is_stepwise(&self) -> bool {
+        if self.is_mixed() {
+            return true;
+        }
         let mut written: BTreeSet<&str> = BTreeSet::new();
         self.statements.iter().any(|statement| {
             let stale = statement.is_computed() && statement.reads.iter().any(|table| written.contains(table.as_str()));

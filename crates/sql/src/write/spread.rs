@@ -7,6 +7,7 @@ use pleat_cluster::{PartitionId, Value};
 
 use super::computed::ComputedWrite;
 use super::rows::RowsWrite;
+use crate::read::Bound;
 
 /// How one statement is carried out over several shards.
 ///
@@ -28,13 +29,15 @@ pub enum SpreadWrite {
     },
     /// Rows are read first, then written by key.
     Computed(ComputedWrite),
+    /// The same statement on every shard, on its copy of a reference table; the answers are the same, too.
+    Reference(Bound),
 }
 
 impl SpreadWrite {
     /// What the user should know about what this write costs, if it costs more than its rows.
     pub fn notice(&self) -> Option<String> {
         match self {
-            SpreadWrite::Rows(_) | SpreadWrite::Same { prune: Some(_), .. } => None,
+            SpreadWrite::Rows(_) | SpreadWrite::Same { prune: Some(_), .. } | SpreadWrite::Reference(_) => None,
             SpreadWrite::Same { prune: None, .. } => Some(
                 "the statement names no shard key, so it ran on every shard in one transaction; name the key to write to one shard".to_owned(),
             ),

@@ -51,6 +51,8 @@ pub(super) enum SpreadPlan {
     Rows,
     Same(SamePlan),
     Computed(ComputedPlan),
+    /// A write to a reference table.
+    Reference,
 }
 
 /// What reading a write's syntax tree found.
@@ -223,6 +225,7 @@ impl WriteStatement {
             (SpreadPlan::Rows, Some(rows)) => rows.bind(values, partition_count).map(SpreadWrite::Rows),
             (SpreadPlan::Rows, None) => Err(super::several_shards(&self.table)),
             (SpreadPlan::Same(same), _) => Ok(same.bind(values, partition_count)),
+            (SpreadPlan::Reference, _) => Ok(SpreadWrite::Reference(self.whole.bind(values))),
             (SpreadPlan::Computed(plan), _) => Ok(SpreadWrite::Computed(plan.bind(values, partition_count))),
         }
     }

@@ -151,6 +151,13 @@ impl World {
                     total.add(self.effect_on(shard, &Bound { sql: sql.clone(), params: params.clone() })?);
                 }
             }
+            SpreadWrite::Reference(statement) => {
+                self.count("reference");
+                let effects = (0..self.shards.len()).map(|shard| self.effect_on(shard, statement));
+                let effects = effects.collect::<Result<Vec<_>, _>>()?;
+                assert!(effects.windows(2).all(|pair| pair[0] == pair[1]), "{}: copies differ", statement.sql);
+                total.add(effects.into_iter().next().unwrap_or_default());
+            }
             SpreadWrite::Computed(write) => {
                 self.count("computed");
                 self.computed(write, &mut total)?;

@@ -1,13 +1,16 @@
 //! Everything that is shown.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::Request;
 use futures::StreamExt;
-use pleat_cluster::{PartitionId, ShardId};
+use pleat_cluster::{Command, Decision, DecisionId, PartitionId, ShardId, Strategy, Verdict};
 use serde_json::json;
 use tower::ServiceExt;
 
-use crate::testing::{Client, Cluster};
+use crate::backend::Backend as _;
+use crate::testing::{Answer, Client, Cluster};
 
 #[tokio::test]
 async fn a_shard_shows_its_figures_state_and_rows() {
@@ -125,6 +128,75 @@ async fn decisions_and_policy() {
     assert_eq!(client.get("/decisions/decision-1").await.status, 404);
     let policy = client.get("/policy").await.json;
     assert_eq!((&policy["mode"], &policy["thresholds"]["cpu_percent"]), (&json!("automatic"), &json!(70.0)));
+}
+
+#[tokio::test]
+async fn a_policy_is_changed_field_by_field() {
+    let client = Client::new(&Cluster::new(1));
+    let mut before = client.get("/policy").await.json;
+    let change = json!({"mode": "manual", "thresholds": {"connections": 7}});
+    let changed = client.patch("/policy", change).await;
+    (before["mode"], before["thresholds"]["connections"]) = (json!("manual"), json!(7));
+    assert_eq!((changed.status, &changed.json), (200, &before), "{}", changed.text);
+    assert_eq!(client.get("/policy").await.json, before);
+    for (wrong, told) in [
+        (json!({"mode": "auto"}), "\"mode\" can't be \"auto\""),
+        (json!({"max_shards": 0}), "max_shards is 0"),
+        (json!({"thresholds": {"cpu_percent": 101}}), "cpu_percent is 101"),
+        (json!({"thresholds": {"cpu": 1}}), "unknown field `cpu`"),
+        (json!({"colour": 1}), "unknown field \"colour\""),
+        (json!({"cooldown_ms": -1}), "invalid value"),
+        (json!({"thresholds": null}), "invalid type: null"),
+    ] {
+        let refused = client.patch("/policy", wrong.clone()).await;
+        assert_eq!(refused.status, 400, "{wrong}: {}", refused.text);
+        assert!(
+            refused.text.contains(told) || refused.json["error"].as_str().unwrap().contains(told),
+            "{}",
+            refused.text
+        );
+    }
+    assert_eq!(client.get("/policy").await.json, before, "nothing of a bad change is done");
+}
+
+#[tokio::test]
+async fn a_recommendation_is_approved_once() {
+    let cluster = Cluster::new(1);
+    let client = Client::new(&cluster);
+    let verdict = Verdict::Split {
+        from: ShardId(1),
+        to: ShardId(2),
+        partitions: vec![PartitionId(0), PartitionId(1)],
+        reason: "it is large".to_owned(),
+    };
+    for verdict in [Verdict::Hold { reason: "all is well".to_owned() }, verdict.clone(), verdict] {
+        cluster
+            .command(
+                Command::RecordDecision { decision: decision(verdict), start: None, at: 1 },
+                Duration::from_secs(30),
+            )
+            .await
+            .unwrap();
+    }
+    let approve = async |id: u64| client.post(&format!("/decisions/{id}/approve"), "application/json", "").await;
+    let told = |answer: &Answer| (answer.status, answer.json["error"].as_str().unwrap_or_default().to_owned());
+    assert_eq!(told(&approve(1).await), (409, "decision-1 recommends nothing that could be done".to_owned()));
+    assert_eq!(approve(9).await.status, 404);
+    let approved = approve(2).await;
+    assert_eq!((approved.status, &approved.json["kind"]), (200, &json!("split")), "{}", approved.text);
+    assert_eq!(approved.json["cause"], json!({"by": "decision", "id": "decision-2"}));
+    assert_eq!(client.get("/decisions/2").await.json["operation"], approved.json["id"]);
+    assert_eq!(told(&approve(2).await), (409, "decision-2 was approved already: op-1 carries it out".to_owned()));
+    // It was made for a cluster that is no more.
+    let late = approve(3).await;
+    assert!(matches!(late.status, 409 | 503), "{}", late.text);
+    assert_eq!(client.get("/operations").await.json["operations"].as_array().unwrap().len(), 1);
+}
+
+fn decision(verdict: Verdict) -> Decision {
+    let id = DecisionId(0);
+    let (measurements, options, operation) = (vec![], vec![], None);
+    Decision { id, at: 1, generation: 1, strategy: Strategy::Hot, measurements, options, verdict, operation }
 }
 
 #[tokio::test]

@@ -20,20 +20,20 @@ fn keys(shard: u32, count: usize) -> Vec<i64> {
     (1..).filter(|id| owner(*id) == shard).take(count).collect()
 }
 
-struct Session {
-    client: Arc<Client>,
-    id: String,
+pub(super) struct Session {
+    pub client: Arc<Client>,
+    pub id: String,
 }
 
 impl Session {
-    async fn open(client: &Arc<Client>) -> Self {
+    pub async fn open(client: &Arc<Client>) -> Self {
         let opened = client.post("/sessions", "application/json", "").await;
         assert_eq!(opened.status, 201, "{}", opened.text);
         Self { client: client.clone(), id: opened.json["session"].as_str().unwrap().to_owned() }
     }
 
     /// The rows of a statement, or its code.
-    async fn say(&self, sql: &str) -> Json {
+    pub async fn say(&self, sql: &str) -> Json {
         let path = format!("/sessions/{}/query", self.id);
         let body = json!({"query": sql, "timeout_ms": 10_000}).to_string();
         let answer = self.client.post(&path, "application/json", body).await;
@@ -46,7 +46,7 @@ impl Session {
         answer.json["data"].as_array().unwrap().iter().map(row).collect()
     }
 
-    async fn all(&self, statements: &[&str]) {
+    pub async fn all(&self, statements: &[&str]) {
         for sql in statements {
             let said = self.say(sql).await;
             assert!(said.is_array(), "{sql}: {said}");

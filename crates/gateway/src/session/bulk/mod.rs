@@ -9,11 +9,13 @@
 //!
 //! # The mechanism
 //!
-//! The batch is cut along lines that never change ([`split`]): by partition, and within a partition into
-//! pieces of a bounded size, in the order of the rows. Each piece goes to whichever shard owns its partition,
-//! under the key `batch / table / partition / number of the piece`, which depends on the batch alone. So a
-//! piece is done once, wherever it and its partition are by now. Pieces of one partition follow each other;
-//! partitions go side by side.
+//! The batch is cut along lines that never change ([`split`]): into windows of a bounded size, in the order of the rows,
+//! and each window by partition. Such a piece goes to whichever shard owns its partition, under the key `batch / table /
+//! partition / number of the window`, which depends on the batch alone. So a piece is done once, wherever it and its
+//! partition are by now.
+//!
+//! Windows follow each other. All pieces of a window that a shard owns are one entry of its log, and their rows are
+//! inserted in the batch's order; shards go side by side. What a shard refuses is grouped anew, by the newer catalog.
 //!
 //! Rows without an `INTEGER PRIMARY KEY` are given ids first ([`ids`](super::ids)), which may decide their partitions.
 //!
@@ -23,15 +25,14 @@
 mod reference;
 mod split;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::FutureExt;
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use pleat_cluster::{Catalog, Generation, ShardId, Table, TableKind, Value};
-use pleat_engine::{Action, Outcome};
+use pleat_engine::{Action, BulkDone, BulkPart, Outcome};
 use pleat_sql::{BulkIds, Hint};
 use uuid::Uuid;
 
@@ -40,10 +41,10 @@ use super::reroute::Setback;
 use super::write::{Key, fingerprint_of};
 use super::{Attempt, Executor, Failure, Request, Run};
 use crate::settings::STATEMENT_TIMEOUT_MAX;
-use split::{Part, Piece};
+use split::Piece;
 
-/// Partitions of one batch that are written at the same time.
-const PARTS_AT_ONCE_MAX: usize = 32;
+/// Shards that rows of one batch are written to at the same time.
+const SHARDS_AT_ONCE_MAX: usize = 32;
 
 /// A batch of rows.
 #[derive(Clone, Debug)]
@@ -115,29 +116,23 @@ impl Executor {
         let (mut response, done) = match &table.kind {
             TableKind::Reference => {
                 let done = self.bulk_reference(table, &columns, rows, key, &deadline).await;
-                (BulkResponse::default(), vec![done])
+                (BulkResponse::default(), done)
             }
             TableKind::Sharded { .. } | TableKind::Single { .. } => {
                 let split = split::split(table, &columns, rows, catalog.partition_count);
-                let parts = split.parts.into_iter();
-                let parts: Vec<_> =
-                    parts.map(|part| self.bulk_part(table, &columns, part, key, &deadline).boxed()).collect();
-                let done = stream::iter(parts).buffer_unordered(PARTS_AT_ONCE_MAX).collect().await;
+                let done = self.bulk_windows(table, &columns, split.windows, key, &deadline).await;
                 (BulkResponse { rejected: split.rejected, ..BulkResponse::default() }, done)
             }
         };
-        let mut pieces = 0;
-        let mut replayed = 0;
-        for (done, failure) in done {
-            for piece in done {
-                pieces += 1;
-                replayed += usize::from(piece.replayed);
-                response.inserted += piece.inserted;
-                response.rejected.extend(piece.rejected);
-                response.shards.extend(piece.shard);
-            }
-            response.failure = worse(response.failure.take(), failure);
+        let (done, failure) = done;
+        let pieces = done.len();
+        let replayed = done.iter().filter(|piece| piece.replayed).count();
+        for piece in done {
+            response.inserted += piece.inserted;
+            response.rejected.extend(piece.rejected);
+            response.shards.extend(piece.shard);
         }
+        response.failure = failure;
         response.rejected.sort_by_key(|rejected| rejected.row);
         response.replayed = pieces > 0 && replayed == pieces;
         response.generation = self.backend.catalog().generation;
@@ -180,67 +175,99 @@ impl Executor {
         Ok(Numbered { columns, first_id, catalog: attempt.catalog })
     }
 
-    /// The pieces of one partition, one after the other; up to the first that fails.
-    async fn bulk_part(
+    /// One window after the other; up to the first that fails.
+    async fn bulk_windows(
         &self,
         table: &Table,
         columns: &[String],
-        part: Part,
+        windows: Vec<Vec<Piece>>,
         key: &Key,
         deadline: &Deadline,
     ) -> (Vec<PieceDone>, Option<Failure>) {
         let mut done = Vec::new();
-        for (number, piece) in part.pieces.into_iter().enumerate() {
-            let key = key.part(&format!("{}/{number}", part.unit), fingerprint_of(&(columns, &piece.rows)));
-            match self.bulk_piece(table, columns, part.unit, &piece, &key, deadline).await {
-                Ok(piece) => done.push(piece),
-                Err(failure) => return (done, Some(failure)),
+        for (number, pieces) in windows.into_iter().enumerate() {
+            let parts = pieces.into_iter().map(|Piece { unit, rows }| {
+                let key = key.part(&format!("{unit}/{number}"), fingerprint_of(&(columns, &rows)));
+                BulkPart { idempotency: Some(key.idempotency()), units: vec![unit], rows }
+            });
+            let window = Window { table, columns, key, open: Mutex::new(parts.collect()), done: Mutex::default() };
+            let ended = self.rerouting(deadline, |attempt| self.bulk_window(&window, attempt, deadline)).await;
+            done.extend(window.done.into_inner());
+            if let Err(failure) = ended {
+                return (done, Some(failure));
             }
         }
         (done, None)
     }
 
-    async fn bulk_piece(
+    /// An attempt at what is still open of a window.
+    async fn bulk_window(&self, window: &Window<'_>, attempt: Attempt, deadline: &Deadline) -> Result<(), Setback> {
+        let catalog = &attempt.catalog;
+        let mut by_shard: BTreeMap<ShardId, Vec<BulkPart>> = BTreeMap::new();
+        for part in window.open.lock().iter() {
+            let owner = part.units.first().and_then(|unit| catalog.owner(*unit));
+            by_shard.entry(owner.ok_or_else(|| unknown(&window.table.name))?).or_default().push(part.clone());
+        }
+        let asked: Vec<_> =
+            by_shard.into_iter().map(|(shard, parts)| self.bulk_on(window, catalog, shard, parts, deadline)).collect();
+        let ended: Vec<_> = stream::iter(asked).buffer_unordered(SHARDS_AT_ONCE_MAX).collect().await;
+        ended.into_iter().filter_map(Result::err).max_by_key(badness).map_or(Ok(()), Err)
+    }
+
+    /// Those parts of a window that a shard owns: all of them, or none.
+    async fn bulk_on(
         &self,
-        table: &Table,
-        columns: &[String],
-        unit: pleat_cluster::PartitionId,
-        piece: &Piece,
-        key: &Key,
+        window: &Window<'_>,
+        catalog: &Catalog,
+        shard: ShardId,
+        parts: Vec<BulkPart>,
         deadline: &Deadline,
-    ) -> Result<PieceDone, Failure> {
-        self.rerouting(deadline, |attempt| async move {
-            let catalog = attempt.catalog;
-            let shard = catalog.owner(unit).ok_or_else(|| unknown(&table.name))?;
-            let action = Action::Bulk {
-                idempotency: Some(key.idempotency()),
-                units: vec![unit],
-                table: table.name.clone(),
-                columns: columns.to_vec(),
-                rows: piece.rows.clone(),
-            };
-            let written = self.backend.write(shard, catalog.planned(), action, deadline.left()).await;
-            let written = written.map_err(|error| key.setback(error))?;
-            match written.outcome {
-                Outcome::Bulk { inserted, rejected, replayed } => Ok(PieceDone {
-                    shard: Some(shard),
-                    inserted,
-                    rejected: rejected
-                        .into_iter()
-                        .map(|row| Rejected {
-                            row: piece.numbers.get(row.index as usize).copied().unwrap_or(row.index),
-                            code: row.code,
-                            error: row.reason,
-                        })
-                        .collect(),
-                    replayed,
-                }),
-                Outcome::Refused(refusal) => Err(key.refused(refusal, written.uncertain)),
-                Outcome::Failed(failure) => Err(Setback::Failed(failure.into())),
-                _ => Err(Failure::internal("the shard answered a batch with another action's outcome").into()),
+    ) -> Result<(), Setback> {
+        let units: BTreeSet<_> = parts.iter().flat_map(|part| part.units.iter().copied()).collect();
+        let action = Action::Bulk { table: window.table.name.clone(), columns: window.columns.to_vec(), parts };
+        let written = self.backend.write(shard, catalog.planned(), action, deadline.left()).await;
+        let written = written.map_err(|error| window.key.setback(error))?;
+        match written.outcome {
+            Outcome::Bulk { parts } => {
+                window.open.lock().retain(|part| part.units.iter().all(|unit| !units.contains(unit)));
+                window.done.lock().extend(parts.into_iter().map(|part| PieceDone::on(shard, part)));
+                Ok(())
             }
-        })
-        .await
+            Outcome::Refused(refusal) => Err(window.key.refused(refusal, written.uncertain)),
+            Outcome::Failed(failure) => Err(Setback::Failed(failure.into())),
+            _ => Err(Failure::internal("the shard answered a batch with another action's outcome").into()),
+        }
+    }
+}
+
+/// Rows that are on their way together.
+struct Window<'a> {
+    table: &'a Table,
+    columns: &'a [String],
+    /// The batch's.
+    key: &'a Key,
+    open: Mutex<Vec<BulkPart>>,
+    done: Mutex<Vec<PieceDone>>,
+}
+
+impl PieceDone {
+    fn on(shard: ShardId, done: BulkDone) -> Self {
+        let rejected = done.rejected.into_iter();
+        let rejected = rejected.map(|row| Rejected { row: row.number, code: row.code, error: row.reason });
+        let (inserted, replayed) = (done.inserted, done.replayed);
+        Self { shard: Some(shard), inserted, rejected: rejected.collect(), replayed }
+    }
+}
+
+/// Of several setbacks the one to go by: that something may have been done is never forgotten, and what is final ends
+/// the batch.
+fn badness(setback: &Setback) -> u8 {
+    match setback {
+        Setback::Failed(failure) if failure.code == "08007" => 4,
+        Setback::Refused { unsure: Some(_), .. } => 3,
+        Setback::Failed(_) => 2,
+        Setback::Refused { .. } => 1,
+        Setback::Busy(_) => 0,
     }
 }
 
@@ -285,19 +312,6 @@ fn columns(table: &Table, named: Option<&[String]>) -> Result<Vec<String>, Failu
     Ok(columns)
 }
 
-/// Of two failures the one that must be told: an unknown outcome before a final failure before a passing one.
-fn worse(one: Option<Failure>, other: Option<Failure>) -> Option<Failure> {
-    let badness = |failure: &Failure| match (failure.code.as_ref(), failure.retryable) {
-        ("08007", _) => 2,
-        (_, false) => 1,
-        (_, true) => 0,
-    };
-    match (one, other) {
-        (Some(one), Some(other)) => Some(if badness(&other) > badness(&one) { other } else { one }),
-        (one, other) => one.or(other),
-    }
-}
-
 /// Say whether a batch that was done in part may be sent again.
 fn explain_partial(failure: &mut Failure, inserted: u64, from_client: bool) {
     if inserted == 0 {
@@ -319,14 +333,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_outcome_is_told_before_failures_that_say_try_again() {
-        let passing = || Some(Failure::passing("53300", "busy", "try again"));
-        let unknown = || Some(Failure::new("08007", "lost", "look first"));
-        for (one, other) in [(passing(), unknown()), (unknown(), passing())] {
-            assert_eq!(worse(one, other), unknown());
-        }
-        assert_eq!(worse(None, passing()), passing());
-        assert_eq!(worse(passing(), Some(Failure::new("23505", "twice", ""))).unwrap().code, "23505");
+    fn that_rows_may_have_been_inserted_is_told_before_anything_else() {
+        let unknown = || Setback::Failed(Failure::new("08007", "lost", "look first"));
+        let others = || {
+            let refused = || pleat_engine::Refusal::Prepared { txn: pleat_cluster::TxnId(1) };
+            let lost = Some(Box::new(Failure::new("08007", "lost", "look first")));
+            [
+                Setback::Busy(Failure::passing("55006", "busy", "try again")),
+                Setback::Refused { refusal: refused(), unsure: None },
+                Setback::Failed(Failure::new("23505", "twice", "")),
+                Setback::Refused { refusal: refused(), unsure: lost },
+            ]
+        };
+        assert!(others().map(|other| badness(&other)).is_sorted());
+        assert!(others().iter().all(|other| badness(other) < badness(&unknown())));
     }
 
     #[test]

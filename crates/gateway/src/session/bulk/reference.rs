@@ -10,7 +10,7 @@
 use pleat_cluster::{Table, Value};
 use pleat_engine::{Action, Outcome, SqlFailure, Statement};
 
-use super::split::{Piece, pieces};
+use super::split::{Rows, pieces};
 use super::{PieceDone, Rejected};
 use crate::session::deadline::Deadline;
 use crate::session::write::{Key, fingerprint_of};
@@ -28,7 +28,7 @@ impl Executor {
         &self,
         table: &Table,
         columns: &[String],
-        rows: Vec<(u32, Vec<Value>)>,
+        rows: Rows,
         key: &Key,
         deadline: &Deadline,
     ) -> (Vec<PieceDone>, Option<Failure>) {
@@ -38,7 +38,7 @@ impl Executor {
         let mut done = if unfit.rejected.is_empty() { Vec::new() } else { vec![unfit] };
         let sql = insert(table, columns);
         for (number, piece) in pieces.into_iter().enumerate() {
-            let key = key.part(&number.to_string(), fingerprint_of(&(columns, &piece.rows)));
+            let key = key.part(&number.to_string(), fingerprint_of(&(columns, &piece)));
             match self.reference_piece(&sql, &piece, &key, deadline).await {
                 Ok(piece) => done.push(piece),
                 Err(failure) => return (done, Some(failure)),
@@ -50,11 +50,11 @@ impl Executor {
     async fn reference_piece(
         &self,
         sql: &str,
-        piece: &Piece,
+        piece: &Rows,
         key: &Key,
         deadline: &Deadline,
     ) -> Result<PieceDone, Failure> {
-        let mut statements: Vec<_> = piece.rows.iter().map(|row| Statement::new(sql, row.clone())).collect();
+        let mut statements: Vec<_> = piece.iter().map(|(_, row)| Statement::new(sql, row.clone())).collect();
         for _ in 0..=REJECTED_MAX {
             match self.reference_write(&statements, key, deadline).await? {
                 Ok((effects, replayed)) => return Ok(done(piece, effects, replayed)),
@@ -68,7 +68,7 @@ impl Executor {
         }
         Err(Failure::new(
             "54000",
-            format!("more than {REJECTED_MAX} of {} rows for a reference table were rejected", piece.rows.len()),
+            format!("more than {REJECTED_MAX} of {} rows for a reference table were rejected", piece.len()),
             "nothing of these rows was inserted: correct them and send them again under another batch_id",
         ))
     }
@@ -107,12 +107,12 @@ fn rejection(failure: &SqlFailure) -> Statement {
     Statement::new(REJECTED_SQL, values)
 }
 
-fn done(piece: &Piece, effects: Vec<Effect>, replayed: bool) -> PieceDone {
+fn done(piece: &Rows, effects: Vec<Effect>, replayed: bool) -> PieceDone {
     let mut done = PieceDone { shard: None, inserted: 0, rejected: Vec::new(), replayed };
     for effect in effects {
         match effect.rows.first().map(Vec::as_slice) {
             Some([Value::Integer(at), Value::Text(code), Value::Text(error)]) => {
-                let row = usize::try_from(*at).ok().and_then(|at| piece.numbers.get(at).copied());
+                let row = usize::try_from(*at).ok().and_then(|at| piece.get(at).map(|(number, _)| *number));
                 let row = row.unwrap_or(u32::MAX);
                 done.rejected.push(Rejected { row, code: code.clone(), error: error.clone() });
             }

@@ -6,60 +6,88 @@ use pleat_cluster::{KeyError, PartitionId, Table, TableKind, Value, partition_of
 
 use super::Rejected;
 
-/// Rows of one piece: one entry of a shard's log, and one hold of its writer.
-pub(super) const PIECE_ROWS_MAX: usize = 1_000;
-/// Bytes of one piece, roughly. A larger row is a piece of its own.
-pub(super) const PIECE_BYTES_MAX: usize = 1 << 20;
+/// Rows that are inserted together: an entry of a shard's log, and a hold of its writer, has no more of them.
+pub(super) const WINDOW: Limits = Limits { rows: 5_000, bytes: 1 << 20 };
+/// The same for a reference table, each of whose rows is a statement of its own.
+pub(super) const REFERENCE: Limits = Limits { rows: 1_000, bytes: 1 << 20 };
+
+/// How much goes together. A larger row goes alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub rows: usize,
+    /// Roughly.
+    pub bytes: usize,
+}
+
+/// Rows with their numbers in the batch, which rise.
+pub(super) type Rows = Vec<(u32, Vec<Value>)>;
 
 /// A batch, cut up.
 #[derive(Debug, PartialEq)]
 pub(super) struct Split {
-    pub parts: Vec<Part>,
+    pub windows: Vec<Vec<Piece>>,
     /// Rows that belong nowhere.
     pub rejected: Vec<Rejected>,
 }
 
-/// The rows of one unit of ownership.
+/// The rows of a window that belong to one unit of ownership.
 #[derive(Debug, PartialEq)]
-pub(super) struct Part {
-    pub unit: PartitionId,
-    pub pieces: Vec<Piece>,
-}
-
-/// Rows that are inserted together.
-#[derive(Debug, Default, PartialEq)]
 pub(super) struct Piece {
-    pub rows: Vec<Vec<Value>>,
-    /// Their numbers in the batch.
-    pub numbers: Vec<u32>,
-    bytes: usize,
+    pub unit: PartitionId,
+    pub rows: Rows,
 }
 
-/// Cut `rows` by partition, then by size. Depends on the batch and the table alone.
-pub(super) fn split(table: &Table, columns: &[String], rows: Vec<(u32, Vec<Value>)>, partition_count: u32) -> Split {
-    let mut parts: BTreeMap<PartitionId, Vec<Piece>> = BTreeMap::new();
-    let mut rejected = Vec::new();
+/// Cut `rows` by size, then by partition. Depends on the batch and the table alone.
+pub(super) fn split(table: &Table, columns: &[String], rows: Rows, partition_count: u32) -> Split {
+    let (mut placed, mut rejected) = (Vec::new(), Vec::new());
     for (number, row) in rows {
         match unit_of(table, columns, &row, partition_count) {
-            Ok(unit) => push(parts.entry(unit).or_default(), number, row),
+            Ok(unit) => placed.push((unit, number, row)),
             Err((code, error)) => rejected.push(Rejected { row: number, code: code.to_owned(), error }),
         }
     }
-    let parts = parts.into_iter().map(|(unit, pieces)| Part { unit, pieces }).collect();
-    Split { parts, rejected }
+    let windows = cut(placed, WINDOW, |(.., row)| row);
+    Split { windows: windows.into_iter().map(by_unit).collect(), rejected }
 }
 
-/// Cut rows by size alone, in order.
-pub(super) fn pieces(columns: usize, rows: Vec<(u32, Vec<Value>)>) -> (Vec<Piece>, Vec<Rejected>) {
-    let mut pieces = Vec::new();
-    let mut rejected = Vec::new();
+fn by_unit(window: Vec<(PartitionId, u32, Vec<Value>)>) -> Vec<Piece> {
+    let mut units: BTreeMap<PartitionId, Rows> = BTreeMap::new();
+    for (unit, number, row) in window {
+        units.entry(unit).or_default().push((number, row));
+    }
+    units.into_iter().map(|(unit, rows)| Piece { unit, rows }).collect()
+}
+
+/// Cut the rows of a reference table by size alone.
+pub(super) fn pieces(columns: usize, rows: Rows) -> (Vec<Rows>, Vec<Rejected>) {
+    let (mut kept, mut rejected) = (Vec::new(), Vec::new());
     for (number, row) in rows {
         match fits(columns, &row) {
-            Ok(()) => push(&mut pieces, number, row),
+            Ok(()) => kept.push((number, row)),
             Err((code, error)) => rejected.push(Rejected { row: number, code: code.to_owned(), error }),
         }
     }
-    (pieces, rejected)
+    (cut(kept, REFERENCE, |(_, row)| row), rejected)
+}
+
+/// Cut into runs that are within the limits.
+fn cut<T>(rows: Vec<T>, limits: Limits, row: impl Fn(&T) -> &Vec<Value>) -> Vec<Vec<T>> {
+    let mut runs: Vec<Vec<T>> = Vec::new();
+    let mut held = 0;
+    for one in rows {
+        let bytes = row(&one).iter().map(Value::size).sum::<usize>();
+        match runs.last_mut().filter(|run| run.len() < limits.rows && held + bytes <= limits.bytes) {
+            Some(run) => {
+                run.push(one);
+                held += bytes;
+            }
+            None => {
+                runs.push(vec![one]);
+                held = bytes;
+            }
+        }
+    }
+    runs
 }
 
 type Wrong = (&'static str, String);
@@ -84,19 +112,6 @@ fn fits(columns: usize, row: &[Value]) -> Result<(), Wrong> {
     match row.len() == columns {
         true => Ok(()),
         false => Err(("22023", format!("the row has {} values for {columns} columns", row.len()))),
-    }
-}
-
-fn push(pieces: &mut Vec<Piece>, number: u32, row: Vec<Value>) {
-    let bytes = row.iter().map(Value::size).sum::<usize>();
-    let fits = |piece: &Piece| piece.rows.len() < PIECE_ROWS_MAX && piece.bytes + bytes <= PIECE_BYTES_MAX;
-    if !pieces.last().is_some_and(fits) {
-        pieces.push(Piece::default());
-    }
-    if let Some(piece) = pieces.last_mut() {
-        piece.rows.push(row);
-        piece.numbers.push(number);
-        piece.bytes += bytes;
     }
 }
 
@@ -146,27 +161,27 @@ mod tests {
         let split = split(&table(KeyType::Integer), &columns(), rows, 256);
         let codes: Vec<_> = split.rejected.iter().map(|row| (row.row, row.code.as_str())).collect();
         assert_eq!(codes, [(1, "23502"), (2, "22P02"), (3, "22023")]);
-        let kept: usize = split.parts.iter().flat_map(|part| &part.pieces).map(|piece| piece.rows.len()).sum();
+        let kept: usize = split.windows.iter().flatten().map(|piece| piece.rows.len()).sum();
         assert_eq!(kept, 2);
     }
 
     #[test]
     fn without_the_key_column_every_row_is_named() {
         let split = split(&table(KeyType::Integer), &["v".to_owned()], vec![(9, vec![Value::Integer(1)])], 256);
-        assert_eq!((split.parts.len(), split.rejected[0].row), (0, 9));
+        assert_eq!((split.windows.len(), split.rejected[0].row), (0, 9));
     }
 
     #[test]
     fn a_single_table_is_one_unit_in_pieces_of_bounded_size() {
         let single = Table { kind: TableKind::Single { shard: pleat_cluster::ShardId(1) }, ..table(KeyType::Text) };
-        let rows = (0..2_500).map(|n| (n, vec![Value::Null, Value::Null])).collect();
-        let parts = split(&single, &columns(), rows, 256).parts;
-        let sizes: Vec<_> = parts[0].pieces.iter().map(|piece| piece.rows.len()).collect();
-        assert_eq!((parts.len(), parts[0].unit), (1, PartitionId::of_single(TableId(1))));
-        assert_eq!(sizes, [1_000, 1_000, 500]);
-        let large = || Value::Blob(vec![0; PIECE_BYTES_MAX]);
+        let rows = (0..12_000).map(|n| (n, vec![Value::Null, Value::Null])).collect();
+        let windows = split(&single, &columns(), rows, 256).windows;
+        let sizes: Vec<_> = windows.iter().flatten().map(|piece| (piece.unit, piece.rows.len())).collect();
+        let unit = PartitionId::of_single(TableId(1));
+        assert_eq!(sizes, [(unit, 5_000), (unit, 5_000), (unit, 2_000)]);
+        let large = || Value::Blob(vec![0; WINDOW.bytes]);
         let rows = (0..3).map(|n| (n, vec![large(), Value::Null])).collect();
-        assert_eq!(split(&single, &columns(), rows, 256).parts[0].pieces.len(), 3);
+        assert_eq!(split(&single, &columns(), rows, 256).windows.len(), 3);
     }
 
     proptest! {
@@ -176,16 +191,13 @@ mod tests {
             let split = split(&table(KeyType::Integer), &columns(), rows.clone(), count);
             prop_assert!(split.rejected.is_empty());
             let mut seen = Vec::new();
-            for part in &split.parts {
-                let numbers: Vec<_> = part.pieces.iter().flat_map(|piece| piece.numbers.clone()).collect();
-                prop_assert!(numbers.is_sorted());
-                for piece in &part.pieces {
-                    for (number, row) in piece.numbers.iter().zip(&piece.rows) {
-                        prop_assert_eq!(row, &rows[*number as usize].1);
-                        prop_assert_eq!(partition_of(&row[1], KeyType::Integer, count).unwrap(), part.unit);
-                    }
+            for piece in split.windows.iter().flatten() {
+                prop_assert!(piece.rows.is_sorted_by_key(|(number, _)| number));
+                for (number, row) in &piece.rows {
+                    prop_assert_eq!(row, &rows[*number as usize].1);
+                    prop_assert_eq!(partition_of(&row[1], KeyType::Integer, count).unwrap(), piece.unit);
+                    seen.push(*number);
                 }
-                seen.extend(numbers);
             }
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..keys.len() as u32).collect::<Vec<_>>());

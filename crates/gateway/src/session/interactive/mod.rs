@@ -17,7 +17,8 @@
 //! - One request at a time: a second one waits for the first.
 //! - A session is lost with its node, and says so (`08003`): nothing that wasn't committed was done.
 //!
-//! A script that begins and ends a transaction needs no session: it gets one of its own for as long as it runs.
+//! A script that begins and ends a transaction needs no session: it gets one of its own for as long as it runs. So does a
+//! request whose statements must go one after the other ([`stepwise`]).
 //!
 //! # What a statement's failure does
 //!
@@ -29,14 +30,16 @@
 mod control;
 mod registry;
 mod script;
+mod stepwise;
 mod transaction;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
-use pleat_cluster::Value;
+use pleat_cluster::{ShardId, Value};
 use pleat_engine::Idempotency;
 use pleat_sql::{Hint, Statement, WritePlan, WriteTarget};
 use uuid::Uuid;
@@ -48,7 +51,7 @@ use super::{
 };
 use crate::settings::STATEMENT_TIMEOUT_MAX;
 use control::Control;
-use transaction::REQUEST;
+use transaction::{Committed, Did, REQUEST};
 
 pub use control::Mode;
 pub(super) use control::begins_so;
@@ -60,9 +63,6 @@ pub(super) use transaction::Txn;
 /// Rows that one statement of a transaction may answer, in bytes: they are held until all have come, because the next
 /// statement must find the shard's part at rest.
 const RESULT_BYTES_MAX: usize = 64 << 20;
-
-/// How long a request that needs a transaction waits before it begins again, when others are in its way.
-const STEPWISE_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// What a session remembers.
 #[derive(Default)]
@@ -165,14 +165,14 @@ impl Executor {
         txn: Arc<Txn>,
         key: pleat_engine::Idempotency,
         deadline: Deadline,
-    ) -> Result<transaction::Committed, Failure> {
+    ) -> Result<Committed, Failure> {
         let forgetting = self.forgetting.clone();
         let committing = pleat_consensus::spawn(async move { txn.commit(&forgetting, key, &deadline).await });
         committing.await.unwrap_or_else(|error| Err(Failure::internal(format!("the commit ended early: {error}"))))
     }
 
     /// The answer to what changes nothing by itself.
-    fn done(&self, request: &Request, indexes: std::collections::BTreeMap<pleat_cluster::ShardId, u64>) -> Response {
+    fn done(&self, request: &Request, indexes: BTreeMap<ShardId, u64>) -> Response {
         let catalog = self.backend.catalog();
         let mut token = request.token.clone();
         for (shard, index) in &indexes {
@@ -253,7 +253,7 @@ impl Executor {
                 loop {
                     match self.write_inside(run, &attempt, txn, plan).await {
                         Err(Setback::Failed(failure)) => self.draw_again(run, &mut attempt, plan, failure)?,
-                        done => return done,
+                        done => return done.map(|(response, _)| response),
                     }
                 }
             }
@@ -267,71 +267,24 @@ impl Executor {
         }
     }
 
-    /// Carry out a request of which a statement reads on several shards what an earlier one has written: in a transaction of
-    /// its own, which takes the write lane of each shard that it touches, so that others rarely make it begin again.
-    pub(super) async fn write_stepwise(
-        &self,
-        run: &Run,
-        attempt: &Attempt,
-        plan: &WritePlan,
-    ) -> Result<Response, Setback> {
-        loop {
-            let mode = Mode { immediate: true, ..Mode::default() };
-            let txn = Arc::new(Txn::begin(self.backend.clone(), mode));
-            match self.stepwise_in(run, attempt, plan, &txn).await {
-                Err(Setback::Failed(failure)) if is_conflict(&failure) && !run.deadline.is_over() => {
-                    txn.roll_back().await;
-                    tokio::time::sleep(STEPWISE_PAUSE.min(run.deadline.left())).await;
-                }
-                Err(setback) => {
-                    txn.roll_back().await;
-                    return Err(setback);
-                }
-                done => return done,
-            }
-        }
-    }
-
-    async fn stepwise_in(
-        &self,
-        run: &Run,
-        attempt: &Attempt,
-        plan: &WritePlan,
-        txn: &Arc<Txn>,
-    ) -> Result<Response, Setback> {
-        let inside = Attempt { inside: Some(txn.clone()), ..attempt.clone() };
-        txn.enter()?;
-        let response = txn.awake(self.write_inside(run, &inside, txn, plan)).await?;
-        if !txn.is_whole() {
-            return Err(half_seen(txn));
-        }
-        let shards = txn.look().shards;
-        if run.hint.no_scatter && shards.len() > 1 {
-            return Err(place::would_scatter(shards.keys()).into());
-        }
-        let committed = self.commit(txn.clone(), run.key.idempotency(), run.deadline).await?;
-        let done = self.done(&run.request, committed.indexes);
-        Ok(Response { output: response.output, notice: response.notice, ..done })
-    }
-
-    /// Write in a transaction: one statement after the other, each seeing what those before it did.
+    /// Write in a transaction: one statement after the other, each seeing what those before it did. Gives the answer, and
+    /// what each shard's results count for in it.
     async fn write_inside(
         &self,
         run: &Run,
         attempt: &Attempt,
         txn: &Txn,
         plan: &WritePlan,
-    ) -> Result<Response, Setback> {
+    ) -> Result<(Response, BTreeMap<ShardId, Vec<Share>>), Setback> {
         let catalog = &attempt.catalog;
         let ids = self.ids_for(run, attempt, plan).await?;
         let params = run.request.params.borrow();
         let route = plan.route(&params, catalog.partition_count, &ids)?;
         let owners = match route.target {
-            WriteTarget::Reference => return Err(Setback::Failed(no_reference_tables())),
             WriteTarget::Units(units) => Some(place::owners(&units, catalog)?),
-            WriteTarget::Everywhere { .. } | WriteTarget::Spread { .. } => None,
+            WriteTarget::Reference | WriteTarget::Everywhere { .. } | WriteTarget::Spread { .. } => None,
         };
-        let mut results: Vec<(Vec<Share>, Vec<pleat_engine::StatementResult>)> = Vec::new();
+        let mut results: Vec<Did> = Vec::new();
         let mut notices = Vec::new();
         match owners {
             Some(mut owners) if owners.len() <= 1 => {
@@ -369,10 +322,12 @@ impl Executor {
                 }
             }
         }
-        let effects =
-            combine(plan.statement_count(), results.iter().map(|(shares, results)| (&**shares, results.clone())));
+        let of_all = results.iter().map(|(_, shares, results)| (&**shares, results.clone()));
+        let effects = combine(plan.statement_count(), of_all);
+        let mut shares: BTreeMap<ShardId, Vec<Share>> = BTreeMap::new();
+        results.into_iter().for_each(|(shard, more, _)| shares.entry(shard).or_default().extend(more));
         let shards = txn.look().shards;
-        Ok(Response {
+        let response = Response {
             output: Output::Effects(effects),
             touched: Touched::of(shards.into_iter().filter(|(_, wrote)| *wrote).map(|(shard, _)| shard).collect()),
             generation: catalog.generation,
@@ -380,13 +335,9 @@ impl Executor {
             notice: (!notices.is_empty()).then(|| notices.join("; ")),
             operation: None,
             replayed: false,
-        })
+        };
+        Ok((response, shares))
     }
-}
-
-/// Whether another transaction was in the way, and nothing was done.
-fn is_conflict(failure: &Failure) -> bool {
-    matches!(&*failure.code, "40001" | "40P01")
 }
 
 /// One of the snapshots has a transaction that another one lacks.
@@ -425,12 +376,4 @@ async fn held(response: Response) -> Result<Response, Failure> {
 /// Whether a failure that came while rows arrived means that the shard's part is gone.
 fn is_end(failure: &Failure) -> bool {
     failure.code.starts_with("40") || failure.code.starts_with("08") || matches!(&*failure.code, "25P03" | "57P03")
-}
-
-fn no_reference_tables() -> Failure {
-    Failure::new(
-        "0A000",
-        "reference tables can't be written inside a transaction yet",
-        "write them in a request of their own, outside of the transaction",
-    )
 }

@@ -80,6 +80,8 @@ struct State {
     catalog: Option<Arc<Catalog>>,
     parts: BTreeMap<ShardId, Touch>,
     savepoints: Vec<String>,
+    /// The number that its writes to reference tables get, on every shard.
+    reference: Option<u64>,
     /// Why nothing can be done any more.
     failed: Option<Failure>,
     /// A request is being carried out; if it is found so by the next one, that one's client went away.
@@ -108,7 +110,18 @@ pub struct OpenTxn {
 pub(super) struct Committed {
     /// The position in the log of each shard that was written.
     pub indexes: BTreeMap<ShardId, u64>,
+    /// Another transaction was committed under this key before, and this one did nothing.
+    pub before: bool,
 }
+
+impl Committed {
+    fn at(indexes: BTreeMap<ShardId, u64>) -> Self {
+        Self { indexes, before: false }
+    }
+}
+
+/// What one shard did of a statement: what its results count for, and the results.
+pub(super) type Did = (ShardId, Vec<Share>, Vec<StatementResult>);
 
 impl Txn {
     pub(super) fn begin(backend: Arc<dyn Backend>, mode: Mode) -> Self {
@@ -227,7 +240,8 @@ impl Txn {
     /// Begin anew, because nothing was told to the client yet.
     pub(super) async fn start_over(&self) {
         self.roll_back().await;
-        self.state.lock().catalog = None;
+        let mut state = self.state.lock();
+        (state.catalog, state.reference) = (None, None);
     }
 
     /// The part on a shard; it goes by this catalog from now on, unless it did before.
@@ -299,7 +313,7 @@ impl Txn {
         parts: BTreeMap<ShardId, ShardPart>,
         catalog: &Arc<Catalog>,
         deadline: &Deadline,
-    ) -> Result<Vec<(Vec<Share>, Vec<StatementResult>)>, Setback> {
+    ) -> Result<Vec<Did>, Setback> {
         // A shard that was only read for it is held to its version by its part.
         let parts: Vec<_> = parts.into_iter().filter(|(_, part)| !part.statements.is_empty()).collect();
         if parts.len() <= 1 {
@@ -310,14 +324,36 @@ impl Txn {
             return Ok(done);
         }
         self.savepoint(STATEMENT, deadline).await?;
-        let writing = parts.into_iter().map(|(shard, part)| self.write_on(shard, part, catalog, deadline));
-        // All are waited for, also when one has failed: a step that is given up is a part that is lost.
-        let done: Result<Vec<_>, Setback> = join_all(writing).await.into_iter().collect();
+        let done = self.write_on_all(parts, catalog, deadline).await;
         if done.is_err() {
             self.roll_back_to(STATEMENT, deadline).await?;
         }
         self.release(STATEMENT, deadline).await?;
         done
+    }
+
+    async fn write_on_all(
+        &self,
+        mut parts: Vec<(ShardId, ShardPart)>,
+        catalog: &Arc<Catalog>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Did>, Setback> {
+        let mut done = Vec::new();
+        let references = |part: &ShardPart| part.statements.iter().any(|statement| statement.reference.is_some());
+        let first = parts.iter().position(|(shard, part)| Some(*shard) == catalog.anchor() && references(part));
+        if let Some(first) = first {
+            // From here on no other gets a number, and the shards that wait for one before it can be waited for.
+            let (anchor, part) = parts.remove(first);
+            done.push(self.write_on(anchor, part, catalog, deadline).await?);
+            let number = self.state.lock().reference;
+            let rest = parts.iter_mut().flat_map(|(_, part)| &mut part.statements);
+            rest.filter(|statement| statement.reference.is_some()).for_each(|statement| statement.reference = number);
+        }
+        let writing = parts.into_iter().map(|(shard, part)| self.write_on(shard, part, catalog, deadline));
+        // All are waited for, also when one has failed: a step that is given up is a part that is lost.
+        let rest: Result<Vec<_>, Setback> = join_all(writing).await.into_iter().collect();
+        done.extend(rest?);
+        Ok(done)
     }
 
     async fn write_on(
@@ -326,7 +362,7 @@ impl Txn {
         part: ShardPart,
         catalog: &Arc<Catalog>,
         deadline: &Deadline,
-    ) -> Result<(Vec<Share>, Vec<StatementResult>), Setback> {
+    ) -> Result<Did, Setback> {
         let units: Vec<PartitionId> = part.units.into_iter().collect();
         let statements: Vec<Statement> = part.statements;
         let step = TxnStep::Write { units, statements, planned: catalog.planned() };
@@ -337,8 +373,21 @@ impl Txn {
             touch.wrote = true;
         }
         match reply? {
-            TxnReply::Written { results } => Ok((part.shares, results)),
+            TxnReply::Written { results, reference } => {
+                self.agrees(reference)?;
+                Ok((shard, part.shares, results))
+            }
             _ => Err(wrong_reply()),
+        }
+    }
+
+    /// All shards must give its writes to reference tables the same number: then they have the same content there. One that
+    /// differs has not got the last of others' writes yet, or an older snapshot.
+    fn agrees(&self, reference: Option<u64>) -> Result<(), Setback> {
+        let Some(expected) = reference else { return Ok(()) };
+        match *self.state.lock().reference.get_or_insert(expected) {
+            given if given == expected => Ok(()),
+            given => Err(Setback::Refused { refusal: Refusal::Gap { expected, given }, unsure: None }),
         }
     }
 
@@ -424,7 +473,7 @@ impl Txn {
                 };
                 self.state.lock().parts = parts;
                 self.roll_back().await;
-                read.map(|()| Committed { indexes: BTreeMap::new() })
+                read.map(|()| Committed::at(BTreeMap::new()))
             }
             ([shard], 1) => self.commit_on(*shard, parts, idempotency, deadline).await,
             _ => {
@@ -468,8 +517,9 @@ impl Txn {
             Err(error) => return Err(Failure { retryable: false, ..error.into() }),
         };
         match written {
-            Written { outcome: Outcome::Done { .. } | Outcome::Replayed { .. }, index, .. } => {
-                Ok(Committed { indexes: [(shard, index)].into() })
+            Written { outcome: Outcome::Done { .. }, index, .. } => Ok(Committed::at([(shard, index)].into())),
+            Written { outcome: Outcome::Replayed { .. }, index, .. } => {
+                Ok(Committed { indexes: [(shard, index)].into(), before: true })
             }
             Written { uncertain: true, .. } => {
                 let why = "an attempt to commit was lost, and the next one was refused".to_owned();
@@ -519,9 +569,9 @@ fn committed(ended: Ended, wrote: &[ShardId]) -> Result<Committed, Failure> {
     match ended {
         Ended::Committed(done) => {
             let indexes = done.into_iter().map(|(shard, (_, index))| (shard, index));
-            Ok(Committed { indexes: indexes.filter(|(shard, _)| wrote.contains(shard)).collect() })
+            Ok(Committed::at(indexes.filter(|(shard, _)| wrote.contains(shard)).collect()))
         }
-        Ended::Before(_) => Ok(Committed { indexes: BTreeMap::new() }),
+        Ended::Before(_) => Ok(Committed { indexes: BTreeMap::new(), before: true }),
         Ended::Refused(refusal) => Err(conflict(&refusal)),
         Ended::Failed(_, failure) => Err(failure.into()),
         Ended::Trouble(error) => Err(Failure { retryable: false, ..error.into() }),
