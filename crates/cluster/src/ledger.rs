@@ -36,6 +36,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::planted::{self, Bug};
 use crate::{Millis, ShardId, TableId, TxnId};
 
 /// How long after it began a transaction over several shards can be committed.
@@ -167,7 +168,7 @@ impl Ledger {
     ) -> Result<LedgerReply, LedgerError> {
         self.now = self.now.max(at);
         self.forget_aborts();
-        if let Some(known) = self.decisions.get(&txn) {
+        if let Some(known) = self.decisions.get(&txn).filter(|_| !planted::is(Bug::DecisionFlipped)) {
             return Ok(LedgerReply::Decided { commit: known.commit });
         }
         let commit = commit && self.now <= began.saturating_add(COMMIT_WITHIN_MS);

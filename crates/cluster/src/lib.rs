@@ -21,6 +21,7 @@ mod key;
 mod ledger;
 mod node;
 mod operation;
+pub mod planted;
 mod policy;
 mod rebuild;
 mod shard;

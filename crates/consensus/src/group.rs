@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pleat_cluster::planted::{self, Bug};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -149,6 +150,9 @@ impl Group {
     /// Waits until this node's state has everything that was acknowledged before the call. On the leader only. Gives
     /// the index that a read sees at least. Readers share quorum rounds.
     pub async fn read_barrier(&self, deadline: Duration) -> Result<u64, ReadError> {
+        if planted::is(Bug::NoReadQuorum) && self.status().is_leader {
+            return Ok(self.status().applied);
+        }
         let deadline = tokio::time::Instant::now() + deadline;
         let passed = tokio::time::timeout_at(deadline, self.0.barrier.pass()).await;
         let index = passed.unwrap_or(Err(ReadError::Timeout))?;

@@ -62,7 +62,7 @@ pub use machine::{SnapshotJob, StateMachine};
 pub use members::MembershipError;
 pub use network::{METHOD_APPEND, METHOD_VOTE};
 pub use proposer::ProposeError;
-pub use runtime::{Simulation, simulate};
+pub use runtime::{Simulation, blocking, simulate, simulated, spawn, thread};
 pub use status::Status;
 pub use transport::{Service, ServiceError, SnapshotChunks, Transport, TransportError};
 pub use types::{Applied, Entry, GroupId};

@@ -8,9 +8,12 @@
 //! - chance: openraft draws election time-outs; they come from a seeded generator;
 //! - tasks: `spawn` becomes `spawn_local`, because tokio numbers tasks per process and drops a crashed host's tasks
 //!   in the order of these numbers;
-//! - threads: what would block runs inline ([`blocking`], the state machine's thread, the log's writer).
+//! - threads: what would block runs inline ([`blocking`], [`thread`], the state machine's thread, the log's writer).
 //!
-//! Time needs none: tokio's clock is already the simulation's.
+//! Everything that a node runs uses [`spawn`], [`blocking`] and [`thread`], the crates above this one too.
+//!
+//! Time needs none: tokio's clock is already the simulation's. (The clocks and the chance that other crates take from
+//! the operating system are replaced beneath them, by crate `sim`.)
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -49,12 +52,12 @@ impl Drop for Simulation {
 }
 
 /// Whether this thread runs a simulation.
-pub(crate) fn simulated() -> bool {
+pub fn simulated() -> bool {
     SEEDED.with(|seeded| seeded.borrow().is_some())
 }
 
 /// Spawns a task: on the runtime's threads, or on this one in a simulation.
-pub(crate) fn spawn<T>(future: T) -> JoinHandle<T::Output>
+pub fn spawn<T>(future: T) -> JoinHandle<T::Output>
 where
     T: Future + Send + 'static,
     T::Output: Send + 'static,
@@ -62,12 +65,27 @@ where
     if simulated() { tokio::task::spawn_local(future) } else { tokio::spawn(future) }
 }
 
-/// Runs `work`, which may block, without holding up the runtime's threads (inline in a simulation).
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<T> {
-    if simulated() {
-        return Ok(work());
+/// Begins `work`, which may block, without holding up the runtime's threads (inline in a simulation). It is carried out
+/// whether or not its end is awaited.
+pub fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = std::io::Result<T>> + Send {
+    let begun = if simulated() { Ok(work()) } else { Err(tokio::task::spawn_blocking(work)) };
+    async move {
+        match begun {
+            Ok(done) => Ok(done),
+            Err(running) => running.await.map_err(std::io::Error::other),
+        }
     }
-    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)
+}
+
+/// Does long work on a thread of its own, outside of any runtime (inline in a simulation).
+pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    if simulated() {
+        work();
+        return Ok(());
+    }
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
 }
 
 /// openraft's runtime: tokio with a seedable source of chance.

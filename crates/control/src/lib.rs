@@ -97,7 +97,7 @@ impl Control {
     pub fn start_on(cluster: Arc<dyn Cluster>, settings: Settings) -> ControlHandle {
         let (stop, stopped) = watch::channel(false);
         let provisioner: Arc<dyn Provisioner> = Arc::new(Embedded::new(ClusterProbe(cluster.clone())));
-        let task = tokio::spawn(supervise(cluster, provisioner, settings, stopped));
+        let task = pleat_consensus::spawn(supervise(cluster, provisioner, settings, stopped));
         ControlHandle { stop, task: Some(task) }
     }
 }

@@ -46,7 +46,7 @@ impl Gateway {
     /// A gateway over anything that acts as a cluster.
     pub fn over(backend: Arc<dyn Backend>, settings: Settings) -> Self {
         let app = http::Shared::new(backend, settings);
-        let watcher = tokio::spawn(feed::watch(app.backend.clone(), app.feed.clone())).abort_handle();
+        let watcher = pleat_consensus::spawn(feed::watch(app.backend.clone(), app.feed.clone())).abort_handle();
         Self { app, watcher }
     }
 

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{CommitNumber, Decided, LedgerCommand, LedgerReply, Millis, ShardId, ShardState, TxnId};
 use pleat_engine::{Action, Outcome, PreparedTxn};
 
@@ -106,15 +107,18 @@ impl Host {
 
     async fn try_decide_on(&self, replica: &Arc<Replica>) -> Result<(), HostError> {
         let readers = replica.readers.clone();
-        let prepared = tokio::task::spawn_blocking(move || readers.in_doubt()).await;
+        let prepared = pleat_consensus::blocking(move || readers.in_doubt()).await;
         let prepared = prepared.map_err(|error| HostError::Internal(error.to_string()))?.map_err(engine_error)?;
         for PreparedTxn { txn, began, participants, .. } in prepared {
             let at = self.now_ms();
             let abort = LedgerCommand::Decide { txn, commit: false, participants, began, at };
             reach("recovery.before-ledger", Some(replica.shard));
-            let LedgerReply::Decided { commit } = self.ledger_command(abort, DECIDE_LIMIT).await? else {
-                return Err(mismatch());
+            let asked = match planted::is(Bug::AbortUnasked) {
+                true => LedgerReply::Decided { commit: None },
+                false => self.ledger_command(abort, DECIDE_LIMIT).await?,
             };
+            let LedgerReply::Decided { commit } = asked else { return Err(mismatch()) };
+            let commit = commit.filter(|_| !planted::is(Bug::CommitForgotten));
             reach("recovery.decided", Some(replica.shard));
             tracing::info!(shard = %replica.shard, %txn, ?commit, "decided a transaction that its coordinator had left");
             self.carry_out(replica.shard, txn, commit).await?;

@@ -22,9 +22,10 @@ use anyhow::Context;
 use parking_lot::RwLock;
 use pleat_cluster::{Catalog, Command, Generation, Ledger, Millis, NodeId, Policy, ShardId, ShardState};
 use pleat_consensus::{Consensus, Group, GroupId, Status, Transport};
-use pleat_engine::{Store, StoreConfig};
+use pleat_engine::{Store, StoreConfig, UnitSet};
 use tokio::sync::watch;
 
+use crate::HostError;
 use crate::catalog_machine::{CatalogMachine, Seen};
 use crate::incarnation::{self, Admission};
 use crate::observe::ResourceSampler;
@@ -119,17 +120,17 @@ impl Host {
             Some(admission) => {
                 host.set_admission(admission.clone());
                 host.admit(admission, machine).await?;
-                tokio::spawn(host.clone().found());
+                pleat_consensus::spawn(host.clone().found());
             }
-            None => drop(tokio::spawn(host.clone().take_part(machine))),
+            None => drop(pleat_consensus::spawn(host.clone().take_part(machine))),
         }
-        tokio::spawn(host.clone().reconcile());
-        tokio::spawn(host.clone().sample());
-        tokio::spawn(host.clone().keep_spreading());
-        tokio::spawn(host.clone().keep_verifying());
-        tokio::spawn(host.clone().keep_deciding());
-        tokio::spawn(host.clone().keep_forgetting());
-        tokio::spawn(host.clone().keep_expiring());
+        pleat_consensus::spawn(host.clone().reconcile());
+        pleat_consensus::spawn(host.clone().sample());
+        pleat_consensus::spawn(host.clone().keep_spreading());
+        pleat_consensus::spawn(host.clone().keep_verifying());
+        pleat_consensus::spawn(host.clone().keep_deciding());
+        pleat_consensus::spawn(host.clone().keep_forgetting());
+        pleat_consensus::spawn(host.clone().keep_expiring());
         Ok(host)
     }
 
@@ -194,6 +195,12 @@ impl Host {
     /// The state of this node's replica of a shard, if it holds one.
     pub fn shard_status(&self, shard: ShardId) -> Option<Status> {
         self.replica(shard).map(|replica| replica.group.status())
+    }
+
+    /// What this node's replica of a shard accepts writes for, as of which entry of the shard's log. `None`: it has no
+    /// replica of it. For those who check that no two shards accept writes for the same partition.
+    pub fn accepting(&self, shard: ShardId) -> Option<Result<(UnitSet, u64), HostError>> {
+        self.replica(shard).map(|replica| replica.accepting())
     }
 
     /// Which life of its directory this is.
@@ -404,7 +411,7 @@ impl Host {
         if let Some(read_connections) = self.settings.store.read_connections {
             config.read_connections = read_connections;
         }
-        let opened = tokio::task::spawn_blocking(move || Store::open(&dir, config)).await?;
+        let opened = pleat_consensus::blocking(move || Store::open(&dir, config)).await?;
         let (store, readers) = opened.context("open the database")?;
         let digests = Arc::new(Digests::default());
         let machine = Box::new(ShardMachine::new(id, store, digests.clone()));
@@ -439,7 +446,9 @@ impl Host {
         self.replicas.write().remove(&id);
         self.consensus.destroy_group(GroupId::from(id.0)).await.context("remove the log")?;
         for dir in gone {
-            tokio::fs::remove_dir_all(&dir).await.with_context(|| format!("remove {}", dir.display()))?;
+            let removed = dir.clone();
+            let done = pleat_consensus::blocking(move || std::fs::remove_dir_all(removed)).await;
+            done.and_then(|done| done).with_context(|| format!("remove {}", dir.display()))?;
             tracing::info!(shard = %id, dir = %dir.display(), "replica removed");
         }
         Ok(())
@@ -470,10 +479,13 @@ impl Host {
         while !*stop.borrow() {
             let host = self.clone();
             let look = move || {
-                host.sampler.sample();
+                // A simulation has no machine of its own to measure.
+                if !pleat_consensus::simulated() {
+                    host.sampler.sample();
+                }
                 host.replicas().iter().for_each(|replica| replica.meter.sample());
             };
-            if tokio::task::spawn_blocking(look).await.is_err() {
+            if pleat_consensus::blocking(look).await.is_err() {
                 tracing::error!("measuring this node failed; its figures are stale");
             }
             let _ = tokio::time::timeout(SAMPLE_EVERY, stop.changed()).await;

@@ -172,7 +172,7 @@ impl Host {
         let known = self.admission().is_some();
         if !known {
             let noted = admission.clone();
-            tokio::task::spawn_blocking(move || write(&dir, incarnation, &noted)).await??;
+            pleat_consensus::blocking(move || write(&dir, incarnation, &noted)).await??;
         }
         let joins = admission == Admission::Rebuilt;
         self.set_admission(admission);

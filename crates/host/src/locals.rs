@@ -129,7 +129,7 @@ impl Part {
         };
         self.stop.send_replace(true);
         if let Some(local) = local
-            && tokio::task::spawn_blocking(move || local.evict()).await.is_err()
+            && pleat_consensus::blocking(move || local.evict()).await.is_err()
         {
             tracing::error!(txn = %self.handle.id, "a transaction could not be rolled back");
         }
@@ -402,6 +402,6 @@ impl Locals {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, HostError> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = pleat_consensus::blocking(work).await;
     done.map_err(|error| HostError::Internal(format!("the work was broken off: {error}")))
 }

@@ -236,7 +236,7 @@ impl Replica {
 async fn log_after(anchor: &Replica, after: u64, limit: usize) -> Result<(Vec<ReferenceEntry>, u64), HostError> {
     let readers = anchor.readers.clone();
     let read = move || readers.move_read(&MoveRead::ReferenceLog { after, limit });
-    let chunk = tokio::task::spawn_blocking(read).await.map_err(|error| HostError::Internal(error.to_string()))?;
+    let chunk = pleat_consensus::blocking(read).await.map_err(|error| HostError::Internal(error.to_string()))?;
     match chunk.map_err(engine_error)? {
         MoveChunk::ReferenceLog { entries, last } => Ok((entries, last)),
         _ => Err(HostError::Internal("the answer does not fit the request".into())),

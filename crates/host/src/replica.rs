@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Millis, PartitionId, Planned, ShardId, TxnId};
 use pleat_consensus::Group;
 use pleat_engine::limits::CHUNK_ROWS_MAX;
 use pleat_engine::{
-    Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal, Wanted,
+    Action, Chunk, EngineError, Outcome, OwnershipCheck, Proposal, ReadRequest, Readers, Refusal, StatementResult,
+    UnitSet, Wanted,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
@@ -26,6 +28,7 @@ use crate::meter::{Kind, Meter};
 use crate::position::split_index;
 use crate::reference::Spread;
 use crate::rpc::{Declined, Piece, Written};
+use crate::shard_machine;
 use crate::verify::Digests;
 use crate::{Freshness, HostError, ShardObservation};
 
@@ -160,6 +163,11 @@ impl Replica {
         }
         let _serving = counted.map(|kind| self.meter.begin(kind, &units_of(&action)));
         let mut proposal = Proposal { id: Uuid::new_v4(), planned, now_ms: now, seed: rand::random(), action };
+        if planted::is(Bug::EarlyAcknowledgement)
+            && let Action::Write { statements, .. } = &proposal.action
+        {
+            return Ok(self.acknowledge_early(statements.len(), &proposal, within));
+        }
         let mut put_off = None;
         let (index, outcome) = loop {
             proposal.now_ms = self.clock.fetch_max(now, Ordering::Relaxed).max(now);
@@ -181,6 +189,14 @@ impl Replica {
             self.meter.failed();
         }
         Ok(Written { outcome, index, uncertain: false })
+    }
+
+    /// What no replica may do: see [`Bug::EarlyAcknowledgement`].
+    fn acknowledge_early(&self, statements: usize, proposal: &Proposal, within: Duration) -> Written {
+        let (group, proposal) = (self.group.clone(), proposal.encode());
+        pleat_consensus::spawn(async move { group.propose(proposal.into(), within).await });
+        let results = vec![StatementResult { rows_affected: 1, ..StatementResult::default() }; statements];
+        Written { outcome: Outcome::Done { results }, index: self.group.status().applied, uncertain: false }
     }
 
     async fn propose(&self, proposal: &Proposal, within: Duration) -> Result<(u64, Outcome), Declined> {
@@ -258,10 +274,10 @@ impl Replica {
         let runtime = Handle::current();
         let wanted = Wanted::default();
         let cancelled = wanted.cancelled();
-        tokio::task::spawn_blocking(move || {
+        drop(pleat_consensus::blocking(move || {
             let _serving = replica.meter.begin(Kind::Read, &units);
             replica.read_blocking(|sink| read(&cancelled, sink), &sender, stopped, deadline, &runtime);
-        });
+        }));
         // The first message decides whether there is an answer at all.
         let first = match receiver.recv().await {
             Some(Ok(pieces)) => pieces,
@@ -328,6 +344,13 @@ impl Replica {
                 send(Err(error.into()));
             }
         }
+    }
+
+    /// What this replica accepts writes for, and the index of the last entry that it had applied then.
+    pub fn accepting(&self) -> Result<(UnitSet, u64), HostError> {
+        let (units, applied) = self.readers.accepting().map_err(engine_error)?;
+        let applied = shard_machine::decode(&applied).map_err(|error| HostError::Internal(format!("{error:#}")))?;
+        Ok((units, applied.index))
     }
 
     /// What this node, as the leader, measures of the shard.

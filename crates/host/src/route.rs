@@ -19,6 +19,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use pleat_cluster::NodeId;
+use pleat_cluster::planted::{self, Bug};
 use pleat_consensus::{GroupId, ProposeError, ReadError, TransportError};
 
 use crate::error::Overload;
@@ -71,6 +72,9 @@ impl From<ProposeError> for Declined {
             ProposeError::Overloaded => HostError::Overloaded(Overload::Writes).into(),
             ProposeError::TooLarge { limit_bytes } => {
                 HostError::TooLarge(format!("one write may take {limit_bytes} bytes in the log at most")).into()
+            }
+            ProposeError::Unknown if planted::is(Bug::UnknownToldAsNot) => {
+                HostError::Unavailable("nothing was done".into()).into()
             }
             ProposeError::Unknown => {
                 HostError::OutcomeUnknown("the leader was lost before it could say whether the write was done".into())

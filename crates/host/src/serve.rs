@@ -179,7 +179,7 @@ impl Host {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Declined> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = pleat_consensus::blocking(work).await;
     done.map_err(|error| HostError::Internal(format!("the work was broken off: {error}")).into())
 }
 

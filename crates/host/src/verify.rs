@@ -50,7 +50,7 @@ impl Digests {
             }
             digests.computing.store(false, Ordering::Release);
         };
-        if let Err(error) = std::thread::Builder::new().name("digest".into()).spawn(work) {
+        if let Err(error) = pleat_consensus::thread("digest", work) {
             tracing::warn!(%error, "no thread to compute a digest on; it is left out");
             self.computing.store(false, Ordering::Release);
         }

@@ -6,6 +6,7 @@
 mod bench;
 mod data;
 mod run;
+mod sim;
 mod test;
 mod tidy;
 
@@ -22,10 +23,15 @@ struct Cli {
 enum Chore {
     /// Run all tests; what they need is installed when it is missing
     Test {
+        /// Also the acceptance of the simulation: 200 seeds, and every planted bug
+        #[arg(long)]
+        full: bool,
         /// Arguments for `cargo nextest run`, such as part of a test's name
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Simulate whole clusters, each from a seed: `--seeds 200`, or `--seed 7` with its trace, or `--bugs`
+    Sim(sim::Args),
     /// What must pass before anything is merged: format, lints, tidiness, tests
     Ci,
     /// Check the layering, the size of files, and other rules of the house
@@ -40,7 +46,11 @@ enum Chore {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().chore {
-        Chore::Test { args } => test::run(&args),
+        Chore::Test { full, args } => {
+            test::run(&args)?;
+            if full { sim::accept() } else { Ok(()) }
+        }
+        Chore::Sim(args) => sim::run(&args),
         Chore::Ci => ci(),
         Chore::Tidy => tidy::run(),
         Chore::Bench { args } => bench::run(&args),

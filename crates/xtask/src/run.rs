@@ -18,13 +18,23 @@ pub fn target() -> PathBuf {
 
 /// Run cargo in the root; an exit code other than 0 is an error.
 pub fn cargo(args: &[&str]) -> anyhow::Result<()> {
-    program(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_string()), args)
+    cargo_told(args, &[])
+}
+
+/// The same with environment variables.
+pub fn cargo_told(args: &[&str], told: &[(&str, String)]) -> anyhow::Result<()> {
+    program_told(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_string()), args, told)
 }
 
 /// Run a program in the root and show what it says.
 pub fn program(name: &str, args: &[&str]) -> anyhow::Result<()> {
+    program_told(name, args, &[])
+}
+
+fn program_told(name: &str, args: &[&str], told: &[(&str, String)]) -> anyhow::Result<()> {
     eprintln!("$ {} {}", Path::new(name).file_name().unwrap_or_default().to_string_lossy(), args.join(" "));
-    let status = command(name, args).status().with_context(|| format!("start {name}"))?;
+    let told = told.iter().map(|(name, value)| (*name, value.as_str()));
+    let status = command(name, args).envs(told).status().with_context(|| format!("start {name}"))?;
     if !status.success() {
         bail!("`{name} {}` failed ({status})", args.join(" "));
     }

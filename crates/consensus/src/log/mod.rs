@@ -29,6 +29,7 @@ use std::sync::Arc;
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, EntryPayload, LogState, OptionalSend, RaftLogReader, StorageIOError};
 use parking_lot::Mutex;
+use pleat_cluster::planted::{self, Bug};
 use tokio::sync::{oneshot, watch};
 
 use crate::codec;
@@ -273,7 +274,9 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let failed = |error: io::Error| StorageIOError::write_vote(AnyError::new(&error));
-        self.write(Change::Vote(codec::encode(vote))).await.map_err(failed)?;
+        if !planted::is(Bug::LostVote) {
+            self.write(Change::Vote(codec::encode(vote))).await.map_err(failed)?;
+        }
         self.state.lock().vote = Some(*vote);
         Ok(())
     }
@@ -303,11 +306,17 @@ impl RaftLogStorage<Types> for LogStore {
         drop(state);
         let shared = self.state.clone();
         let last = encoded.last().map_or(0, |(index, _)| *index);
+        let mut callback = Some(callback);
+        if planted::is(Bug::UnsyncedEntry) {
+            callback.take().into_iter().for_each(|callback| callback.log_io_completed(Ok(())));
+        }
         let done = Box::new(move |result: io::Result<()>| {
             if result.is_ok() {
                 shared.lock().cache.flushed(last);
             }
-            callback.log_io_completed(result);
+            if let Some(callback) = callback {
+                callback.log_io_completed(result);
+            }
         });
         self.backend.submit(Write { group: self.group, change: Change::Append(encoded), done });
         Ok(())

@@ -8,6 +8,7 @@
 //! Which are forgotten depends on the log's time and on the keys that are there, never on this replica's clock. A
 //! write does a bounded part of it: how many keys there are is counted in `__pleat_meta`.
 
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Millis, PartitionId};
 use rusqlite::{Connection, OptionalExtension};
 
@@ -94,7 +95,7 @@ pub(crate) fn replay(conn: &Connection, given: &Idempotency, now_ms: Millis) -> 
         conn.prepare_cached("SELECT fingerprint, outcome FROM __pleat_idempotency WHERE key = ?1 AND expires_ms > ?2")?;
     let found: Option<(i64, Vec<u8>)> =
         statement.query_row((&given.key, signed(now_ms)), |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-    match found {
+    match found.filter(|_| !planted::is(Bug::IdempotencyIgnored)) {
         None => Ok(None),
         Some((fingerprint, _)) if fingerprint as u64 != given.fingerprint => {
             Err(Refusal::KeyConflict { key: given.key.clone() }.into())
@@ -168,20 +169,51 @@ fn store(conn: &Connection, row: &IdempotencyRow) -> Applied<()> {
 /// be repeated it has to be known. Alone, it says that the write was done on another shard.
 pub(crate) const EVERY_UNIT: PartitionId = PartitionId(u32::MAX);
 
-/// Stores a remembered write that a move brings. What is known of the key here goes with its own units still.
+/// Stores a remembered write that a move brings. What is known of the key here stays, beside it: of a write over several
+/// shards each has remembered its own part, and the move brings two of them to one place.
 pub(crate) fn store_moved(conn: &Connection, row: &IdempotencyRow, now_ms: Millis) -> Applied<()> {
-    let mut units = row.units.clone();
-    units.extend(known_units(conn, &row.key, now_ms)?.unwrap_or_default());
-    units.sort();
-    units.dedup();
-    store(conn, &IdempotencyRow { units, ..row.clone() })
+    let mut row = row.clone();
+    if let Some((units, outcome)) = known(conn, &row.key, now_ms)? {
+        row.units.extend(units);
+        row.units.sort();
+        row.units.dedup();
+        if let Some(both) = both_parts(&outcome, &row.outcome)? {
+            row.outcome = both;
+        }
+    }
+    store(conn, &row)
+}
+
+/// What two parts of a write gave, one after the other. `None`: the second one has all there is to tell.
+///
+/// A part that comes back from where it went once is among the other's already, and stands there once.
+fn both_parts(known: &[u8], moved: &[u8]) -> Applied<Option<Vec<u8>>> {
+    let (known, moved): (Outcome, Outcome) = (postcard::from_bytes(known)?, postcard::from_bytes(moved)?);
+    let (
+        Outcome::Replayed { results: mut both, rows_kept: one },
+        Outcome::Replayed { results: others, rows_kept: other },
+    ) = (known, moved)
+    else {
+        return Ok(None);
+    };
+    if contains(&others, &both) {
+        return Ok(None);
+    }
+    if !contains(&both, &others) {
+        both.extend(others);
+    }
+    Ok(Some(postcard::to_stdvec(&Outcome::Replayed { results: both, rows_kept: one && other })?))
+}
+
+fn contains(results: &[StatementResult], part: &[StatementResult]) -> bool {
+    part.is_empty() || results.windows(part.len()).any(|some| some == part)
 }
 
 /// Stores a remembered write whose rows are going elsewhere by another rule. What the shard itself remembers under the
 /// key stays: of a write over several shards each has its own part. It keeps its units, too: a shard that dies before all
 /// others were told has to tell them again.
 pub(crate) fn store_everywhere(conn: &Connection, row: &IdempotencyRow, now_ms: Millis) -> Applied<()> {
-    let Some(mut units) = known_units(conn, &row.key, now_ms)? else {
+    let Some((mut units, _)) = known(conn, &row.key, now_ms)? else {
         return store(conn, &IdempotencyRow { units: vec![EVERY_UNIT], ..row.clone() });
     };
     if !units.contains(&EVERY_UNIT) {
@@ -192,11 +224,16 @@ pub(crate) fn store_everywhere(conn: &Connection, row: &IdempotencyRow, now_ms: 
     Ok(())
 }
 
-/// The units of a write that is remembered here.
-fn known_units(conn: &Connection, key: &str, now_ms: Millis) -> Applied<Option<Vec<PartitionId>>> {
-    let mut known = conn.prepare_cached("SELECT units FROM __pleat_idempotency WHERE key = ?1 AND expires_ms > ?2")?;
-    let units: Option<Vec<u8>> = known.query_row((key, signed(now_ms)), |row| row.get(0)).optional()?;
-    Ok(units.map(|units| postcard::from_bytes(&units)).transpose()?)
+/// The units and the outcome of a write that is remembered here.
+fn known(conn: &Connection, key: &str, now_ms: Millis) -> Applied<Option<(Vec<PartitionId>, Vec<u8>)>> {
+    let mut known =
+        conn.prepare_cached("SELECT units, outcome FROM __pleat_idempotency WHERE key = ?1 AND expires_ms > ?2")?;
+    let found: Option<(Vec<u8>, Vec<u8>)> =
+        known.query_row((key, signed(now_ms)), |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    Ok(match found {
+        Some((units, outcome)) => Some((postcard::from_bytes(&units)?, outcome)),
+        None => None,
+    })
 }
 
 /// The remembered writes after `seq` whose units `wanted` accepts, and the last number

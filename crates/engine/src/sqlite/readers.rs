@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::authorize::Mode;
 use super::connection::{self, Db, Role};
+use super::content;
 use super::failure::storage;
 use super::local::Gate;
 use super::move_read::Snapshots;
@@ -333,6 +334,16 @@ impl Readers {
         let look = |reader: &mut Reader| txn::in_doubt(&reader.db.conn);
         Self::with_snapshot(&self.shared, |reader| {
             look(reader).map_err(|error| EngineError::Storage(error.to_string()))
+        })
+    }
+
+    /// What writes are accepted for, and what was applied by then, in one snapshot.
+    pub fn accepting(&self) -> Result<(UnitSet, Vec<u8>), EngineError> {
+        Self::with_snapshot(&self.shared, |reader| {
+            let mut units = reader.placement.owned.clone();
+            units.subtract(&reader.placement.fenced);
+            let applied = content::applied(&reader.db.conn);
+            Ok((units, applied.map_err(|error| EngineError::Storage(error.to_string()))?))
         })
     }
 

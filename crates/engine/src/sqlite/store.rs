@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Generation, Millis, Planned, TxnId};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
@@ -155,6 +156,9 @@ impl Store {
     /// With `synchronous=NORMAL` a commit only writes to the WAL; it is synced here. Moving the WAL into the database
     /// file is a matter of space, and goes as far as open snapshots let it.
     pub fn checkpoint(&mut self) -> anyhow::Result<()> {
+        if planted::is(Bug::CheckpointUnsynced) {
+            return Ok(());
+        }
         let wal = wal_of(&self.shared.path);
         let conn = &self.writer()?.db.conn;
         let bytes = match std::fs::File::open(&wal) {
@@ -355,7 +359,9 @@ impl Writer {
             }
             outcomes.push(outcome);
         }
-        content::set_applied(&self.db.conn, applied, self.now_ms, self.version)?;
+        if !planted::is(Bug::LostAppliedIndex) {
+            content::set_applied(&self.db.conn, applied, self.now_ms, self.version)?;
+        }
         self.control("COMMIT /* __pleat_ */").context("commit a batch")?;
         self.stored = (self.now_ms, self.version);
         Ok(Some(outcomes))

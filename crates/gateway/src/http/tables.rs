@@ -106,7 +106,7 @@ async fn describe_views(catalog: &Catalog, views: Vec<View>) -> Result<Vec<Table
         Ok(views.iter().map(|view| describe_view(view, scratch.view_columns(&view.name))).collect())
     };
     let described: Result<Vec<TableBody>, pleat_engine::SqlFailure> =
-        tokio::task::spawn_blocking(describe).await.map_err(|error| Problem(Failure::internal(error.to_string())))?;
+        pleat_consensus::blocking(describe).await.map_err(|error| Problem(Failure::internal(error.to_string())))?;
     described.map_err(|failure| Problem(failure.into()))
 }
 

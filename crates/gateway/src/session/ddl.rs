@@ -82,7 +82,7 @@ impl Executor {
         // The kind of a new table is the plan's to say; here any will do.
         let kind = catalog.table(&name).map_or(TableKind::Reference, |table| table.kind.clone());
         let validate = move || pleat_engine::try_ddl(&tables, &views, &statements, &name, &kind);
-        let tried = tokio::task::spawn_blocking(validate).await;
+        let tried = pleat_consensus::blocking(validate).await;
         let tried = tried.map_err(|error| Failure::internal(format!("trying the statement: {error}")))??;
         Ok(pleat_engine::Tried { table: tried.table.filter(|_| !drops), ..tried })
     }

@@ -271,17 +271,22 @@ impl Remembered {
         remembered
     }
 
-    /// Add what another shard remembers.
-    pub(super) fn add(&mut self, mut results: Vec<StatementResult>) {
-        let at = [0, results.len().saturating_sub(1)];
-        let label = at.into_iter().find_map(|at| Some((at, read_label(results.get(at)?)?)));
-        match label {
-            Some((at, (part, count, shares))) => {
-                results.remove(at);
-                self.count = count;
-                self.parts.insert(part, (shares, results));
+    /// Add what another shard remembers: a part, or several that moves have brought to one shard.
+    pub(super) fn add(&mut self, results: Vec<StatementResult>) {
+        if results.iter().all(|result| read_label(result).is_none()) {
+            self.whole = Some(results);
+            return;
+        }
+        // All parts of a request have their labels first, or all have them last. A part without statements is a label alone.
+        let (first, last) = (labelled_first(results.iter()), labelled_first(results.iter().rev()));
+        let fits = first.iter().all(|(_, _, shares, results)| shares.len() == results.len())
+            && results.first().and_then(read_label).is_some();
+        for (part, count, shares, mut results) in if fits { first } else { last } {
+            if !fits {
+                results.reverse();
             }
-            None => self.whole = Some(results),
+            self.count = count;
+            self.parts.insert(part, (shares, results));
         }
     }
 
@@ -302,6 +307,22 @@ impl Remembered {
             None => combine(statements, self.parts.values().map(|(shares, results)| (&**shares, results.clone()))),
         }
     }
+}
+
+/// A part that is remembered: which it is, of how many, and what it gave.
+type Part = (u32, usize, Vec<Share>, Vec<StatementResult>);
+
+/// Parts that each begin with their label. What stands before the first label is nobody's.
+fn labelled_first<'a>(results: impl Iterator<Item = &'a StatementResult>) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    for result in results {
+        match (read_label(result), parts.last_mut()) {
+            (Some((part, count, shares)), _) => parts.push((part, count, shares, Vec::new())),
+            (None, Some((.., results))) => results.push(result.clone()),
+            (None, None) => {}
+        }
+    }
+    parts
 }
 
 fn read_label(result: &StatementResult) -> Option<(u32, usize, Vec<Share>)> {
@@ -328,6 +349,23 @@ mod tests {
     const FIRST: Share = Share { statement: 0, counted: true, last: false };
     const LAST: Share = Share { statement: 0, counted: true, last: true };
     const GONE: Share = Share { statement: 1, counted: false, last: false };
+
+    #[test]
+    fn parts_that_came_to_one_shard_are_told_apart() {
+        let mut both = labelled(1, 2, &[FIRST], vec![result(2, None)]);
+        both.extend(labelled(2, 2, &[LAST], vec![result(2, Some(4))]));
+        let mut remembered = Remembered::of(both.clone());
+        assert!(remembered.is_complete());
+        remembered.add(both);
+        assert_eq!(remembered.effects(1)[0].rows_affected, 4, "each counts once");
+        // The same with the labels behind, and a part that has no statements.
+        let mut behind = labelled(3, 3, &[], Vec::new());
+        behind.extend(labelled(1, 3, &[FIRST], vec![result(2, None)]).into_iter().rev());
+        behind.extend(labelled(2, 3, &[LAST], vec![result(5, Some(4))]).into_iter().rev());
+        let remembered = Remembered::of(behind);
+        assert!(remembered.is_complete());
+        assert_eq!(remembered.effects(1)[0].rows_affected, 7);
+    }
 
     #[test]
     fn several_shards_results_make_one() {

@@ -49,6 +49,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{CommitNumber, LedgerCommand, LedgerReply, Millis, PartitionId, Planned, ShardId, TxnId};
 use pleat_engine::{Action, EngineError, Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult};
 use pleat_host::failpoint::reach;
@@ -153,7 +154,7 @@ pub(super) fn new_txn() -> TxnId {
 impl TwoPhase {
     /// Carry it out, in a task of its own: the caller may go away.
     pub(super) async fn run(self) -> Ended {
-        match tokio::spawn(self.carry_out()).await {
+        match pleat_consensus::spawn(self.carry_out()).await {
             Ok(ended) => ended,
             Err(error) => Ended::Unknown(format!("the coordinator ended early: {error}")),
         }
@@ -166,14 +167,14 @@ impl TwoPhase {
             votes.iter().filter(|(_, vote)| is(vote)).map(|(shard, _)| *shard).collect()
         };
         let prepared = of(|vote| matches!(vote, Vote::Yes(_)));
-        if prepared.len() < self.parts.len() {
+        if prepared.len() < self.parts.len() && !planted::is(Bug::CommitUnprepared) {
             reach("coordinator.before-abort", None);
             let perhaps = of(|vote| matches!(vote, Vote::Trouble(_)));
             self.tell(&prepared, None, ABORT_TIME_MAX).await;
             reach("coordinator.aborted", None);
             if !perhaps.is_empty() {
                 // Nobody waits for a shard that did not answer.
-                tokio::spawn(async move { self.tell(&perhaps, None, ABORT_TIME_MAX).await });
+                pleat_consensus::spawn(async move { self.tell(&perhaps, None, ABORT_TIME_MAX).await });
             }
             return verdict(votes);
         }
@@ -181,7 +182,13 @@ impl TwoPhase {
         let decided = self.ask_ledger(true, began).await;
         reach("coordinator.decided", None);
         match decided {
-            Ok(Some(number)) => self.commit(votes, number).await,
+            Ok(Some(number)) => {
+                if planted::is(Bug::ForgottenEarly) {
+                    let _ =
+                        self.backend.ledger_command(LedgerCommand::Forget { txns: vec![self.txn] }, PAUSE_MAX).await;
+                }
+                self.commit(votes, number).await
+            }
             // Recovery was faster, or this took too long.
             Ok(None) => {
                 self.tell(&prepared, None, ABORT_TIME_MAX).await;
@@ -395,7 +402,7 @@ impl Forgetting {
         };
         if first {
             let (this, backend) = (self.clone(), backend.clone());
-            tokio::spawn(async move {
+            pleat_consensus::spawn(async move {
                 tokio::time::sleep(FORGET_AFTER).await;
                 let txns = std::mem::take(&mut *this.0.lock());
                 reach("coordinator.before-forget", None);

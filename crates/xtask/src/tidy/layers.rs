@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("control", &["plan", "host", "consensus", "engine", "provision", "cluster"]),
     ("gateway", &["sql", "host", "consensus", "engine", "cluster"]),
     ("pleat", &["gateway", "control", "host", "plan", "sql", "consensus", "engine", "provision", "cluster"]),
+    ("sim", &["gateway", "control", "host", "consensus", "engine", "cluster"]),
     ("xtask", &[]),
 ];
 

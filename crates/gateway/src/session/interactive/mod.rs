@@ -167,7 +167,7 @@ impl Executor {
         deadline: Deadline,
     ) -> Result<Committed, Failure> {
         let forgetting = self.forgetting.clone();
-        let committing = tokio::spawn(async move { txn.commit(&forgetting, key, &deadline).await });
+        let committing = pleat_consensus::spawn(async move { txn.commit(&forgetting, key, &deadline).await });
         committing.await.unwrap_or_else(|error| Err(Failure::internal(format!("the commit ended early: {error}"))))
     }
 

@@ -116,7 +116,7 @@ impl Executor {
             }
             open.insert(session.id.clone(), session.clone());
         }
-        tokio::spawn(expire(Arc::downgrade(&self.sessions), Arc::downgrade(&session)));
+        pleat_consensus::spawn(expire(Arc::downgrade(&self.sessions), Arc::downgrade(&session)));
         Ok(session.look())
     }
 

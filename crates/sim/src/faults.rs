@@ -1,0 +1,80 @@
+//! What goes wrong in a run, and when: drawn from the seed before the run begins.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::disk::Death;
+use crate::node::NODES;
+
+/// The pause between two faults, in milliseconds.
+const PAUSE_MS: std::ops::Range<u64> = 300..2_500;
+/// How long a node is down, or cut off, in milliseconds.
+const LASTS_MS: std::ops::Range<u64> = 200..4_000;
+
+/// Whom a fault concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whom {
+    Node(u64),
+    /// Whoever leads the group then; any node if none does.
+    Leader(u64),
+}
+
+/// Something that goes wrong, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A node dies, and is started again.
+    Dies(Whom, Death),
+    /// All nodes lose their power at once.
+    Outage,
+    /// A node is cut off from the others. Clients still reach it.
+    CutOff(Whom),
+    /// A node hears nothing from the others, but is heard.
+    Deaf(Whom),
+    /// A node is not heard by the others, but hears them.
+    Mute(Whom),
+    /// Two nodes don't reach each other.
+    Parted(u64, u64),
+    /// Messages take up to this long, in milliseconds.
+    Slow(u64),
+}
+
+/// A fault with its time.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    pub at: Duration,
+    pub lasts: Duration,
+    pub fault: Fault,
+}
+
+/// The faults of a run, by time. They begin after `from`, and the last one is over by `until`.
+pub fn plan(chance: &mut ChaCha8Rng, from: Duration, until: Duration) -> Vec<Planned> {
+    let mut planned = Vec::new();
+    let mut at = from;
+    loop {
+        at += Duration::from_millis(chance.random_range(PAUSE_MS));
+        let lasts = Duration::from_millis(chance.random_range(LASTS_MS));
+        let fault = draw(chance);
+        if at + lasts > until {
+            return planned;
+        }
+        planned.push(Planned { at, lasts, fault });
+    }
+}
+
+fn draw(chance: &mut ChaCha8Rng) -> Fault {
+    let node = NODES[chance.random_range(0..NODES.len())];
+    // Groups 0 to 2: the control group and the first shards.
+    let whom = if chance.random_bool(0.5) { Whom::Leader(chance.random_range(0..3)) } else { Whom::Node(node) };
+    match chance.random_range(0..100) {
+        0..20 => Fault::Dies(whom, Death::Process),
+        20..45 => Fault::Dies(whom, Death::Power),
+        45..52 => Fault::Outage,
+        52..66 => Fault::CutOff(whom),
+        66..74 => Fault::Deaf(whom),
+        74..82 => Fault::Mute(whom),
+        82..92 => Fault::Parted(node, node % NODES.len() as u64 + 1),
+        _ => Fault::Slow(chance.random_range(20..200)),
+    }
+}
