@@ -184,7 +184,7 @@ async fn a_recommendation_is_approved_once() {
     assert_eq!(approve(9).await.status, 404);
     let approved = approve(2).await;
     assert_eq!((approved.status, &approved.json["kind"]), (200, &json!("split")), "{}", approved.text);
-    assert_eq!(approved.json["cause"], json!({"by": "decision", "id": "decision-2"}));
+    assert_eq!(approved.json["cause"], json!({"kind": "decision", "id": "decision-2", "by": null}));
     assert_eq!(client.get("/decisions/2").await.json["operation"], approved.json["id"]);
     assert_eq!(told(&approve(2).await), (409, "decision-2 was approved already: op-1 carries it out".to_owned()));
     // It was made for a cluster that is no more.
