@@ -125,7 +125,8 @@ async fn until(cluster: &Cluster, what: &str, done: impl AsyncFn() -> bool) {
 /// Whether a node itself knows of an operation whose reason contains `words`: each hears of it at its own time.
 async fn knows(cluster: &Cluster, node: u16, words: &str) -> bool {
     let answer = cluster.http.get(format!("{}/operations", cluster.url(node))).send().await;
-    answer.unwrap().text().await.unwrap().contains(words)
+    let Ok(answer) = answer else { return false };
+    answer.text().await.is_ok_and(|text| text.contains(words))
 }
 
 /// Whether row 7 is there, as node `node` answers.
