@@ -87,7 +87,7 @@ pub struct Host {
     catalog: watch::Receiver<Arc<Catalog>>,
     ledger: Arc<RwLock<Ledger>>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
-    /// Who answered last as the leader of a group.
+    /// Who answered last for a group: its leader, but after a read that any replica may answer.
     leaders: RwLock<BTreeMap<GroupId, NodeId>>,
     sampler: ResourceSampler,
     stop: watch::Sender<bool>,
@@ -299,7 +299,7 @@ impl Host {
         }
     }
 
-    /// A node answered as the leader of a group.
+    /// A node answered for a group. Should it not lead, the next call that needs the leader is told so and finds it.
     pub(crate) fn found_leader(&self, group: GroupId, node: NodeId) {
         if self.leaders.read().get(&group) != Some(&node) {
             self.leaders.write().insert(group, node);
