@@ -46,7 +46,7 @@ async fn rows_over_the_threshold_split_shard_after_shard_and_each_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn manual_mode_recommends_and_does_nothing() {
+async fn manual_mode_recommends_and_does_nothing_until_it_is_approved() {
     let world = furnished(1).await;
     set_policy(&world, |policy| {
         policy.thresholds.total_entries_per_shard = Some(120);
@@ -54,12 +54,26 @@ async fn manual_mode_recommends_and_does_nothing() {
     });
     let control = Control::start_on(world.clone(), Settings::default());
     tokio::time::sleep(Duration::from_secs(30)).await;
-    control.shutdown().await;
-    world.with(|inner| {
+    let decision = world.with(|inner| {
         assert_eq!(inner.catalog.shards.len(), 1);
         assert_eq!(inner.catalog.decisions.len(), 1, "{:#?}", inner.catalog.decisions);
         let decision = inner.catalog.decisions.values().next().unwrap();
         assert!(matches!(decision.verdict, Verdict::Split { .. }) && decision.operation.is_none());
+        decision.id
+    });
+    world.ask(Command::ApproveDecision { decision, at: 1 });
+    let mut catalog = world.watch_catalog();
+    let is_done = |catalog: &Arc<Catalog>| {
+        let operation = catalog.decisions[&decision].operation.and_then(|id| catalog.operations.get(&id));
+        operation.is_some_and(|operation| operation.phase == Phase::Successful)
+    };
+    drop(tokio::time::timeout(Duration::from_secs(600), catalog.wait_for(is_done)).await.expect("it is done").unwrap());
+    control.shutdown().await;
+    world.with(|inner| {
+        inner.check_quiet();
+        assert_eq!(inner.catalog.active_shards().count(), 2);
+        let operation = &inner.catalog.operations[&inner.catalog.decisions[&decision].operation.unwrap()];
+        assert_eq!(operation.cause, Cause::Decision(decision));
     });
 }
 
