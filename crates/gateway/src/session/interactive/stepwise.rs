@@ -11,8 +11,9 @@
 //! Where the rows of such a request are shows only while it runs, and running it a second time may fail because of what
 //! the first time left. So
 //!
-//! 1. *It is looked for* on all shards before each attempt: a shard that remembers a part of it has carried it out, and so
-//!    have all others. A shard on which it is prepared and not decided yet answers when it is.
+//! 1. *It is looked for* on all shards before each attempt, and once more when one has failed: a shard that remembers a part
+//!    of it has carried it out, and so have all others, and what failed may have met what that left. A shard on which it is
+//!    prepared and not decided yet answers when it is.
 //! 2. *The home of the key takes part in it*, whatever it writes: of two attempts at the same time (a client that has given up
 //!    and sent it again, to another node) only one can commit there, since the key is stored with the commit and looked at before
 //!    all else in a `Prepare`. The other one is told so, does nothing, and answers with what the first one gave.
@@ -72,7 +73,10 @@ impl Executor {
             };
             txn.roll_back().await;
             if failure.code != "40001" || run.deadline.is_over() {
-                return Err(Setback::Failed(failure));
+                // What it met (a row that is there, one that is gone) may be what another attempt has done since it was
+                // looked for.
+                let before = self.found(run, attempt, plan.statement_count()).await?;
+                return before.ok_or(Setback::Failed(failure));
             }
             tokio::time::sleep(PAUSE.min(run.deadline.left())).await;
         }
