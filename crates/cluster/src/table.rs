@@ -128,6 +128,13 @@ pub fn concerns_others<'t>(tables: impl Iterator<Item = &'t Table> + Clone, name
     false
 }
 
+/// A table to which a foreign key ties this one, so that neither can get another placement without the other. (Every shard has
+/// all rows of a reference table: what refers to one may go anywhere.)
+pub fn tied<'t>(tables: &'t Tables, table: &Table) -> Option<&'t Table> {
+    let away = |other: &Table| other.kind != TableKind::Reference && table.references(&other.name);
+    tables.values().find(|other| other.references(&table.name) || away(other))
+}
+
 /// Whether a definition has a foreign key to `name`.
 fn references(create_sql: &str, name: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';

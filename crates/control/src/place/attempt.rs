@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{Catalog, ShardId, TableKind};
+use pleat_cluster::{Catalog, ShardId, TableKind, tied};
 use pleat_engine::{
     Changes, ContentDigest, EngineError, IdempotencyRow, MoveAction, MoveChunk, MoveRead, Position, TableChanges,
     TableDigest,
@@ -94,8 +94,7 @@ async fn check(work: &Work, plan: &Plan, catalog: &Catalog) -> Result<(), Stop> 
     if catalog.table(table) != Some(&plan.before) {
         return Err(Stop::impossible(format!("table {table} was changed meanwhile")));
     }
-    let tied = |other: &&pleat_cluster::Table| other.references(table) || plan.before.references(&other.name);
-    if let Some(other) = catalog.tables.values().find(tied) {
+    if let Some(other) = tied(&catalog.tables, &plan.before) {
         return Err(Stop::impossible(format!(
             "a foreign key ties {table} to {}, and both would have to get another placement at once",
             other.name

@@ -4,7 +4,7 @@
 //! own texts. Foreign keys are not moved along, unless they are to reference tables: both tables would have to change at once. Triggers neither: what stays with a row's
 //! shard by one key does not by another.
 
-use pleat_cluster::{DdlEffect, ShardId, Table, TableKind};
+use pleat_cluster::{DdlEffect, ShardId, Table, TableKind, tied};
 
 use super::rules::{Rules, Unique, check_unique, sharded};
 use super::{DdlAction, DdlPlan, Placement, Reader, nothing};
@@ -47,10 +47,7 @@ impl Reader<'_> {
 
     /// Rows that refer to each other would have to go together.
     fn check_ties(&self, table: &Table) -> Result<(), SqlError> {
-        // Every shard has all rows of a reference table.
-        let away = |other: &Table| other.kind != TableKind::Reference && table.references(&other.name);
-        let tied = self.tables.values().find(|other| other.references(&table.name) || away(other));
-        match tied {
+        match tied(self.tables, table) {
             Some(other) => Err(SqlError::unsupported(format!(
                 "{} can't get another placement while a foreign key ties it to {}",
                 table.name, other.name
