@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phase, ShardId, ShardState};
+use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phase, Receipt, ShardId, ShardState};
 use pleat_engine::{Action, MoveAction, MoveChunk, MoveRead, MoveState, MoveStep, Outcome};
 use pleat_host::HostError;
 use pleat_provision::Provisioner;
@@ -194,6 +194,13 @@ impl Work {
             }
             Err(error) => Err(Stop::from(error).context("write the journal")),
         }
+    }
+
+    /// Hand a receipt in.
+    pub async fn keep(&self, receipt: &Receipt) -> Result<(), Stop> {
+        let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
+        let receipt = Box::new(receipt.clone());
+        self.command(Command::KeepReceipt { operation, receipt, epoch, at }).await
     }
 
     /// Another command of this operation.

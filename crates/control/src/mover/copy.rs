@@ -64,7 +64,7 @@ pub(super) async fn copy(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
     let copied = copy_tables(attempt, &snapshot).await;
     snapshot.close().await;
     copied?;
-    let (rows, bytes) = (attempt.receipt.copied, attempt.receipt.bytes);
+    let (rows, bytes) = (attempt.hand_over.receipt.copied, attempt.hand_over.receipt.bytes);
     work.end(COPY, &format!("{rows} rows, {bytes} bytes")).await
 }
 
@@ -73,8 +73,9 @@ async fn copy_tables(attempt: &mut Attempt<'_>, snapshot: &Snapshot<'_>) -> Resu
         let mut chunk = snapshot.next(table, None).await?;
         loop {
             let (changes, next) = chunk;
-            attempt.receipt.copied += changes.rows.len() as u64;
-            let (rows, size) = (attempt.receipt.copied, attempt.receipt.bytes + bytes(&changes) as u64);
+            attempt.hand_over.receipt.copied += changes.rows.len() as u64;
+            let receipt = &attempt.hand_over.receipt;
+            let (rows, size) = (receipt.copied, receipt.bytes + bytes(&changes) as u64);
             let cursor = next.clone().map(|after| Cursor { table: table.clone(), after });
             let send = attempt.send(vec![changes], Vec::new(), None, cursor);
             let Some(after) = next else {

@@ -24,8 +24,9 @@
 use pleat_cluster::{ShardId, Table, Value};
 use pleat_engine::{Action, ContentDigest, MoveAction, MoveChunk, MoveRead, Outcome};
 
-use super::attempt::{activate_shard, bytes, describe};
+use super::attempt::{activate_shard, bytes};
 use super::copy::Snapshot;
+use super::receipt::describe;
 use super::{Plan, is_active};
 use crate::stop::{Stop, unexpected};
 use crate::work::Work;

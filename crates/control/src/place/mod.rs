@@ -73,10 +73,11 @@ use pleat_cluster::{Catalog, DdlEffect, Operation, Phase, ShardId, Table, TableK
 use pleat_engine::{Holding, MoveAction, MovePhase, TablePlace};
 use tokio::time::sleep;
 
+use crate::mover::receipt::HandOver;
 use crate::mover::{ATTEMPT_PAUSE, ATTEMPTS_MAX, clean_up, cut_over, last_failure, taking_back};
 use crate::stop::{Failure, Stop};
 use crate::work::{MoveNumber, Work};
-use attempt::Receipt;
+use attempt::Placed;
 
 /// What is placed, and how.
 #[derive(Clone, Debug)]
@@ -172,7 +173,7 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
     }
     let mut plan = Plan::of(&work.operation()?, before, after);
     if work.operation()?.committed {
-        return finish::finish(work, &plan, Receipt::default()).await;
+        return finish::finish(work, &plan, HandOver::of(&work.operation()?)).await;
     }
     if work.operation()?.given_up {
         return take_all_back(work, &plan).await;
@@ -188,7 +189,7 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
             anew(work, &mut plan, attempts + 1).await
         };
         match outcome {
-            Ok(receipt) => return finish::finish(work, &plan, receipt).await,
+            Ok(placed) => return finish::finish(work, &plan, placed.hand_over).await,
             Err(stop @ (Stop::Superseded(_) | Stop::Waiting(_))) => return Err(stop),
             Err(Stop::Cancelled) => return give_up(work, &plan, Failure::cancelled()).await,
             Err(Stop::Impossible(failure)) => return give_up(work, &plan, failure).await,
@@ -204,7 +205,7 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
 }
 
 /// Another attempt. Whatever an earlier one left on the shards goes first.
-async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Receipt, Stop> {
+async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Placed, Stop> {
     if number > 1
         && let Some((_, stop)) = take_back(work, plan).await?.pop()
     {

@@ -200,6 +200,73 @@ async fn a_cancelled_move_leaves_both_shards_as_they_were() {
     assert_eq!(operation(&world, again).phase, Phase::Successful);
 }
 
+/// One row of the target's copy is not what the source has.
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_differs_is_not_handed_over_and_the_source_goes_on() {
+    for (shards, kind) in [(1, split()), (2, shift())] {
+        let mut refused = 0;
+        for at in 1.. {
+            let world = busy(shards).await;
+            world.with(|inner| inner.faults = vec![Fault::Spoil(at)]);
+            let id = world.start(kind.clone());
+            until_quiet(&world).await;
+            // Every row is there, as it was acknowledged, where the catalog says.
+            settle(&world);
+            let operation = operation(&world, id);
+            let receipt = operation.receipt.clone().unwrap();
+            if operation.phase == Phase::Successful {
+                assert!(receipt.agrees(), "a client had overwritten that row, and it was brought again: {receipt:?}");
+                if world.with(|inner| inner.imports()) < at {
+                    break;
+                }
+                continue;
+            }
+            refused += 1;
+            assert_eq!((operation.phase, operation.committed), (Phase::Failed, false), "{operation:#?}");
+            assert!(operation.message.contains("the copy of users differs from its source"), "{}", operation.message);
+            let differing: Vec<_> = receipt.differences().collect();
+            assert_eq!(differing.len(), 1, "{receipt:?}");
+            assert!(differing[0].table == "users" && differing[0].source.rows == differing[0].target.rows);
+            assert_eq!(receipt.pause_ms, None, "clients did not wait");
+            let before = world.with(|inner| inner.acknowledged);
+            world.with(|inner| (0..50).for_each(|_| inner.put_user()));
+            assert!(world.with(|inner| inner.acknowledged) > before, "the source serves");
+            assert!(
+                world.with(|inner| inner.catalog.partitions_of(ShardId(1)).len()) >= (PARTITIONS / shards) as usize
+            );
+        }
+        assert!(refused >= 3, "{refused} copies were found to differ");
+    }
+}
+
+/// Whoever finishes the move, its receipt says what was carried and for how long clients waited.
+#[tokio::test(start_paused = true)]
+async fn every_finished_move_has_a_whole_receipt() {
+    for at in (1..).step_by(3) {
+        let world = busy(1).await;
+        let id = world.start(split());
+        world.with(|inner| {
+            inner.calls = 0;
+            inner.faults = vec![Fault::CrashAfter(at)];
+        });
+        until_quiet(&world).await;
+        let operation = operation(&world, id);
+        let receipt = operation.receipt.clone().unwrap();
+        assert!(receipt.agrees() && receipt.copied > 0 && receipt.bytes > 0 && receipt.source.rows > 0, "{receipt:?}");
+        assert!(receipt.tables.iter().any(|table| table.table == "users" && table.target.rows > 0), "{receipt:?}");
+        assert!(receipt.pause_ms.is_some(), "{at}: {operation:#?}");
+        let copied = format!("{} rows copied", receipt.copied);
+        assert!(
+            operation.message.contains(&copied) && operation.message.contains("paused for"),
+            "{}",
+            operation.message
+        );
+        if world.with(|inner| inner.calls) < at {
+            return;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pause_over_the_budget_is_put_off_and_then_accepted() {
     let world = busy(1).await;

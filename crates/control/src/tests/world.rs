@@ -53,6 +53,8 @@ pub enum Fault {
     Cancel(u64, OperationId),
     /// The control loop panics.
     Panic(u64),
+    /// The nth message of rows of a move is not what was sent. Only those are counted that come before the comparison.
+    Spoil(u64),
 }
 
 pub struct World {
@@ -92,6 +94,8 @@ pub struct Inner {
     pub clients: u32,
     /// Who votes where. Of interest to rebuilds alone: everything else has one engine per shard.
     pub members: Members,
+    /// Messages of rows of moves.
+    imports: u64,
     sent: Vec<(ShardId, Action)>,
     sent_ddl: BTreeMap<ShardId, Action>,
     now: Millis,
@@ -147,6 +151,7 @@ impl World {
             chunk: (16, 2_000),
             clients: 0,
             members: Members::default(),
+            imports: 0,
             sent: Vec::new(),
             sent_ddl: BTreeMap::new(),
             now: 1_000_000,
@@ -365,7 +370,28 @@ impl Inner {
     pub fn begin(&mut self) {
         self.past.clear();
         self.calls = 0;
+        self.imports = 0;
         self.commit_at = None;
+    }
+
+    /// A message of rows, as it arrives.
+    fn carried(&mut self, mut action: Action) -> Action {
+        let Action::Move(MoveStep { action: MoveAction::Import { changes, .. }, .. }) = &mut action else {
+            return action;
+        };
+        let compared = self.catalog.open_operations().any(|open| open.steps.iter().any(|step| step.name == "verify"));
+        let users = changes.iter_mut().filter(|table| table.table == "users").find_map(|table| table.rows.last_mut());
+        let Some(Value::Text(text)) = users.and_then(|row| row.last_mut()).filter(|_| !compared) else { return action };
+        self.imports += 1;
+        if self.faults.contains(&Fault::Spoil(self.imports)) {
+            text.push('!');
+        }
+        action
+    }
+
+    /// How many messages of rows have come before the comparison.
+    pub fn imports(&self) -> u64 {
+        self.imports
     }
 
     /// The next call is this command.
@@ -670,6 +696,7 @@ impl Cluster for World {
             if matches!(action, Action::Move(_) | Action::ReferenceApply(_) | Action::Own { .. }) {
                 inner.sent.push((shard, action.clone()));
             }
+            let action = inner.carried(action);
             inner.apply(shard, action)
         })
         .await

@@ -3,7 +3,8 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use pleat_cluster::{
-    Catalog, Cause, Command, CommandError, DdlEffect, Operation, OperationId, OperationKind, Phase, TableKind,
+    Catalog, Cause, Command, CommandError, DdlEffect, Digest, Operation, OperationId, OperationKind, Phase, Receipt,
+    TableKind, TableReceipt,
 };
 use pleat_host::HostError;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,9 @@ pub struct OperationBody {
     /// The SQLSTATE of that failure, where it has one.
     #[schema(example = "23505")]
     pub code: Option<String>,
+    /// Where rows move: what was carried, and whether both sides agree. Kept also when they differ, which refuses the
+    /// hand-over.
+    pub receipt: Option<ReceiptBody>,
     pub created: String,
     pub updated: String,
 }
@@ -62,6 +66,43 @@ pub struct CauseBody {
     pub id: Option<String>,
     /// Through which interface it was requested.
     pub by: Option<String>,
+}
+
+/// What a move has carried.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReceiptBody {
+    /// Rows brought from a snapshot.
+    pub rows_copied: u64,
+    /// Rows and deletions brought afterwards.
+    pub rows_changed: u64,
+    /// Bytes of values of both.
+    pub bytes: u64,
+    /// Whether source and target were the same when they were compared.
+    pub agrees: bool,
+    pub source: DigestBody,
+    pub target: DigestBody,
+    /// The first tables: those that differ, then the others.
+    pub tables: Vec<TableReceiptBody>,
+    /// For how long writes were expected to wait.
+    pub pause_predicted_ms: u64,
+    /// For how long they did, once they can go on.
+    pub pause_ms: Option<u64>,
+}
+
+/// How many rows there are, and the sum of their hashes in hexadecimal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DigestBody {
+    pub rows: u64,
+    #[schema(example = "00c0ffee00c0ffee")]
+    pub sum: String,
+}
+
+/// One table of a receipt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TableReceiptBody {
+    pub table: String,
+    pub source: DigestBody,
+    pub target: DigestBody,
 }
 
 /// One journaled step.
@@ -115,6 +156,7 @@ impl From<&Operation> for OperationBody {
             cancel_requested: operation.cancel_requested,
             message: operation.message.clone(),
             code: operation.code.clone(),
+            receipt: operation.receipt.as_deref().map(ReceiptBody::from),
             created: rfc3339(operation.created),
             updated: rfc3339(operation.updated),
         }
@@ -129,6 +171,33 @@ impl From<&pleat_cluster::Step> for StepBody {
             ended: step.ended.map(rfc3339),
             detail: step.detail.clone(),
         }
+    }
+}
+
+impl From<&Receipt> for ReceiptBody {
+    fn from(receipt: &Receipt) -> Self {
+        let table = |table: &TableReceipt| TableReceiptBody {
+            table: table.table.clone(),
+            source: table.source.into(),
+            target: table.target.into(),
+        };
+        Self {
+            rows_copied: receipt.copied,
+            rows_changed: receipt.changed,
+            bytes: receipt.bytes,
+            agrees: receipt.agrees(),
+            source: receipt.source.into(),
+            target: receipt.target.into(),
+            tables: receipt.tables.iter().map(table).collect(),
+            pause_predicted_ms: receipt.pause_predicted_ms,
+            pause_ms: receipt.pause_ms,
+        }
+    }
+}
+
+impl From<Digest> for DigestBody {
+    fn from(digest: Digest) -> Self {
+        Self { rows: digest.rows, sum: format!("{:016x}", digest.sum) }
     }
 }
 
