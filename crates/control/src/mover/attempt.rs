@@ -16,10 +16,11 @@ use super::receipt::{HandOver, compare, describe, millis};
 use super::{Plan, copy, cut_over, is_active, reference};
 use crate::ddl;
 use crate::stop::{Stop, unexpected};
+use crate::tracker::Amount;
 use crate::work::{SCAN_LIMIT, Work};
 
-pub(super) const CREATE_SHARD: &str = "create shard";
-pub(super) const COPY_SCHEMA: &str = "copy schema";
+pub(crate) const CREATE_SHARD: &str = "create shard";
+pub(crate) const COPY_SCHEMA: &str = "copy schema";
 pub(crate) const CAPTURE: &str = "capture";
 pub(crate) const CATCH_UP: &str = "catch up";
 pub(crate) const VERIFY: &str = "verify";
@@ -134,12 +135,13 @@ impl Attempt<'_> {
         let begun = Instant::now();
         self.work.begin(CATCH_UP).await?;
         Pace::mix(&mut self.pace.command, begun.elapsed());
-        let mut rows = 0;
+        let (mut rows, before) = (0, self.hand_over.receipt.bytes);
         for round in 1..=ROUNDS_MAX {
             let (carried, more, took) = self.round().await?;
             rows += carried;
             let detail = |what: &str| format!("{rows} changes in {round} rounds{what}");
-            self.work.progress(CATCH_UP, || detail("")).await?;
+            let done = Amount { rows, bytes: self.hand_over.receipt.bytes - before };
+            self.work.advance(done, || format!("round {round}"));
             if more {
                 continue;
             }

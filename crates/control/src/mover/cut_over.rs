@@ -85,6 +85,7 @@ async fn close_gates(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
 /// an answer, or until this node does not lead any more; then its successor finds out.
 pub(crate) async fn commit(work: &Work, what: &str) -> Result<(), Stop> {
     let (operation, epoch) = (work.id, work.tools.epochs.term());
+    work.decide();
     loop {
         let at = work.cluster().now_ms();
         match work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await {

@@ -60,6 +60,7 @@ pub(crate) mod cut_over;
 pub(crate) mod pace;
 pub(crate) mod receipt;
 pub(crate) mod reference;
+pub(crate) mod throttle;
 
 use std::time::Duration;
 
@@ -124,7 +125,7 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
         } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX {
             Err(Stop::impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
         } else {
-            anew(work, &mut plan, attempts + 1).await
+            work.interruptible(anew(work, &mut plan, attempts + 1)).await
         };
         match outcome {
             Ok(hand_over) => return finish(work, &plan, hand_over).await,

@@ -22,11 +22,13 @@ use crate::mover::attempt::{
 use crate::mover::copy::{COPY, Snapshot};
 use crate::mover::pace::Pace;
 use crate::mover::receipt::{HandOver, compare, millis};
+use crate::mover::throttle::Throttle;
 use crate::mover::{cut_over, reference};
 use crate::stop::{Stop, unexpected};
+use crate::tracker::Amount;
 use crate::work::{SCAN_LIMIT, Work};
 
-const CHECK: &str = "check";
+pub(crate) const CHECK: &str = "check";
 /// Rows of a table that gets new rowids, which takes all of its shards' time at once: about a second.
 const RENUMBERED_ROWS_MAX: u64 = 500_000;
 /// How long a node may take to say how many rows there are.
@@ -115,11 +117,13 @@ impl Attempt<'_> {
     /// All rows, as of a moment after the capture began; one shard after the other.
     async fn copy(&mut self) -> Result<(), Stop> {
         self.work.begin(COPY).await?;
-        let total = self.count_rows().await;
+        if let Some(rows) = self.count_rows().await {
+            self.work.expect(Amount { rows, bytes: 0 });
+        }
         for source in self.sources.clone().into_iter().filter(|_| self.plan.reads_rows()) {
             let open = MoveRead::CopyOpen { operation: self.plan.number.0 };
             let snapshot = Snapshot::open(self.work, source, open).await?;
-            let copied = self.copy_from(source, &snapshot, total).await;
+            let copied = self.copy_from(source, &snapshot).await;
             snapshot.close().await;
             copied?;
         }
@@ -134,7 +138,8 @@ impl Attempt<'_> {
         self.work.end(COPY, &format!("{read} rows read, {sent} of them sent to other shards, {bytes} bytes")).await
     }
 
-    async fn copy_from(&mut self, source: ShardId, snapshot: &Snapshot<'_>, total: Option<u64>) -> Result<(), Stop> {
+    async fn copy_from(&mut self, source: ShardId, snapshot: &Snapshot<'_>) -> Result<(), Stop> {
+        let mut throttle = Throttle::new(self.work, &self.plan.shards(self.work));
         for table in &snapshot.tables {
             let mut chunk = snapshot.next(table, None).await?;
             loop {
@@ -153,9 +158,9 @@ impl Attempt<'_> {
                 sent?;
                 chunk = read?;
                 let (read, sent, bytes) = self.so_far();
-                let of = total.map_or_else(String::new, |total| format!(" of about {total}"));
-                let so_far = || format!("{read}{of} rows read on {source}, {sent} sent to other shards, {bytes} bytes");
-                work.progress(COPY, so_far).await?;
+                let detail = || format!("on {source}, {sent} rows sent to other shards{}", throttle.describe());
+                work.advance(Amount { rows: read, bytes }, detail);
+                throttle.rest().await;
             }
         }
         Ok(())
@@ -226,13 +231,14 @@ impl Attempt<'_> {
         let begun = Instant::now();
         self.work.begin(CATCH_UP).await?;
         Pace::mix(&mut self.pace.command, begun.elapsed());
-        let mut rows = 0;
+        let (mut rows, before) = (0, self.placed.hand_over.receipt.bytes);
         for round in 1..=ROUNDS_MAX {
             let begun = Instant::now();
             let (carried, more) = self.round().await?;
             rows += carried;
             let detail = |what: &str| format!("{rows} changes in {round} rounds{what}");
-            self.work.progress(CATCH_UP, || detail("")).await?;
+            let done = Amount { rows, bytes: self.placed.hand_over.receipt.bytes - before };
+            self.work.advance(done, || format!("round {round}"));
             if more {
                 continue;
             }

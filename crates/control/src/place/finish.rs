@@ -100,7 +100,7 @@ async fn leftovers(work: &Work, plan: &Plan) -> Result<u64, Stop> {
 }
 
 async fn delete_on(work: &Work, plan: &Plan, tables: &[String], shard: ShardId) -> Result<u64, Stop> {
-    clean_up::delete_foreign(work, plan.number, tables, shard, clean_up::CLEAN_UP).await
+    clean_up::delete_foreign(work, plan.number, tables, shard).await
 }
 
 fn described(plan: &Plan) -> String {

@@ -77,6 +77,7 @@ use crate::mover::receipt::HandOver;
 use crate::mover::{ATTEMPT_PAUSE, ATTEMPTS_MAX, clean_up, cut_over, last_failure, taking_back};
 use crate::stop::{Failure, Stop};
 use crate::work::{MoveNumber, Work};
+pub(crate) use attempt::CHECK;
 use attempt::Placed;
 
 /// What is placed, and how.
@@ -186,7 +187,7 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
         } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX {
             Err(Stop::impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
         } else {
-            anew(work, &mut plan, attempts + 1).await
+            work.interruptible(anew(work, &mut plan, attempts + 1)).await
         };
         match outcome {
             Ok(placed) => return finish::finish(work, &plan, placed.hand_over).await,
@@ -263,9 +264,7 @@ async fn take_back(work: &Work, plan: &Plan) -> Result<Vec<(ShardId, Stop)>, Sto
     let (mut rows, mut failed, tables) = (0, Vec::new(), [plan.before.name.clone()]);
     for (shard, opened) in open_gates(work, plan).await {
         let deleted = match opened {
-            Ok(MovePhase::Discarding) => {
-                clean_up::delete_foreign(work, plan.number, &tables, shard, clean_up::TAKE_BACK).await
-            }
+            Ok(MovePhase::Discarding) => clean_up::delete_foreign(work, plan.number, &tables, shard).await,
             // Nothing was brought here, or an earlier leader came to the end of it.
             Ok(_) => Ok(0),
             Err(stop) => Err(stop),

@@ -560,3 +560,84 @@ async fn a_panic_does_not_end_the_control_loop() {
     settle(&world);
     assert_eq!(operation(&world, id).phase, Phase::Successful, "{:#?}", operation(&world, id));
 }
+
+/// The call at which a split, or a move, proposes its commit.
+async fn commit_call(shards: u32, kind: OperationKind) -> u64 {
+    let world = busy(shards).await;
+    world.start(kind);
+    world.with(|inner| inner.calls = 0);
+    until_quiet(&world).await;
+    world.with(|inner| inner.commit_at.unwrap())
+}
+
+/// A call before the commit never returns.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_never_ends_is_broken_off_with_its_name_and_nothing_is_left() {
+    let mut named = std::collections::BTreeSet::new();
+    for (shards, kind, every) in [(1, split(), 1), (2, shift(), 3)] {
+        for at in (1..commit_call(shards, kind.clone()).await).step_by(every) {
+            let world = busy(shards).await;
+            let id = world.start(kind.clone());
+            world.with(|inner| (inner.calls, inner.faults) = (0, vec![Fault::Hang(at)]));
+            until_quiet_within(&world, Duration::from_secs(48 * 3600)).await;
+            settle(&world);
+            let operation = operation(&world, id);
+            if operation.phase == Phase::Successful {
+                continue; // closed gates have a limit of their own, and how much there is to copy is nobody's concern
+            }
+            assert_eq!((operation.phase, operation.committed), (Phase::Failed, false), "{at}: {operation:#?}");
+            assert_eq!(operation.code.as_deref(), Some("57014"), "{at}: {operation:#?}");
+            let step = operation.message.split('\'').nth(1).unwrap_or_default().to_owned();
+            assert!(operation.message.contains("took longer than its limit"), "{at}: {}", operation.message);
+            named.insert(step);
+        }
+    }
+    let steps =
+        ["capture", "catch up", "copy", "copy reference tables", "copy schema", "create shard", "fence", "verify"];
+    assert_eq!(named.into_iter().collect::<Vec<_>>(), steps);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_never_returns_keeps_no_cancellation_waiting() {
+    for at in (1..commit_call(1, split()).await).step_by(2) {
+        let world = busy(1).await;
+        let id = world.start(split());
+        world.with(|inner| (inner.calls, inner.faults) = (0, vec![Fault::Hang(at)]));
+        let cancelled = async {
+            while world.with(|inner| inner.calls) < at {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            world.cancel(id);
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            () = until_quiet_within(&world, Duration::from_secs(60)) => {}
+            () = cancelled => {}
+        }
+        settle(&world);
+        let operation = operation(&world, id);
+        let expected = if operation.cancel_requested { Phase::Skipped } else { Phase::Successful };
+        assert_eq!(operation.phase, expected, "{at}: {operation:#?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_tells_how_far_it_is_and_the_journal_is_spared() {
+    let world = busy(1).await;
+    world.with(|inner| (inner.latency, inner.chunk) = (Duration::from_millis(20), (4, 2_000)));
+    let id = world.start(split());
+    until_quiet(&world).await;
+    let operation = operation(&world, id);
+    assert_eq!(operation.phase, Phase::Successful, "{operation:#?}");
+    world.with(|inner| {
+        let copied: Vec<_> = inner.told.iter().filter(|told| told.step == "copy" && told.rows > 0).collect();
+        assert!(copied.len() > 1 && copied.is_sorted_by_key(|told| told.rows), "{copied:#?}");
+        let last = copied.last().unwrap();
+        let (total, receipt) = (last.rows_total.unwrap(), operation.receipt.as_ref().unwrap());
+        assert!(total.abs_diff(receipt.copied) < receipt.copied / 2, "{total} expected, {} came", receipt.copied);
+        assert!(last.rows_per_second.unwrap() > 0.0 && last.ends.is_some() && last.bytes > 0, "{last:?}");
+        assert!(last.detail.starts_with("in table "), "{last:?}");
+        assert!(inner.told.iter().any(|told| told.step == "clean up" && told.rows > 0 && told.rows_total.is_some()));
+        assert!(inner.progress.is_empty(), "what has ended is not under way: {:?}", inner.progress);
+    });
+}

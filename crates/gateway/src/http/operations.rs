@@ -1,20 +1,25 @@
 //! `/operations`: the journal of every change of the cluster.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use pleat_cluster::{
     Catalog, Cause, Command, CommandError, DdlEffect, Digest, Operation, OperationId, OperationKind, Phase, Receipt,
     TableKind, TableReceipt,
 };
-use pleat_host::HostError;
+use pleat_host::{HostError, Progress};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::Query;
 use super::problem::{CONFLICT, ErrorBody, Problem};
 use super::{App, list_limit};
-use crate::settings::STATUS_TIME_MAX;
+use crate::settings::{PROGRESS_TIME_MAX, STATUS_TIME_MAX};
 use crate::time::rfc3339;
+
+/// An end that is further away than this, in milliseconds since 1970 (the year 9999), is none.
+const ENDS_MAX: u64 = 253_370_764_800_000;
 
 /// One entry of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -53,6 +58,8 @@ pub struct OperationBody {
     /// Where rows move: what was carried, and whether both sides agree. Kept also when they differ, which refuses the
     /// hand-over.
     pub receipt: Option<ReceiptBody>,
+    /// How far the step at hand is, while it is under way and its leader answers.
+    pub progress: Option<ProgressBody>,
     pub created: String,
     pub updated: String,
 }
@@ -66,6 +73,26 @@ pub struct CauseBody {
     pub id: Option<String>,
     /// Through which interface it was requested.
     pub by: Option<String>,
+}
+
+/// How far the step at hand is. Asked of the leader that carries the operation out; it is not journaled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ProgressBody {
+    #[schema(example = "copy")]
+    pub step: String,
+    #[schema(example = "in table flights")]
+    pub detail: String,
+    pub begun: String,
+    pub rows: u64,
+    pub bytes: u64,
+    /// About how many there are, where that is known.
+    pub rows_total: Option<u64>,
+    pub bytes_total: Option<u64>,
+    /// Over the last ten seconds.
+    pub rows_per_second: Option<f64>,
+    pub bytes_per_second: Option<f64>,
+    /// When the step will have ended at this rate.
+    pub estimated_end: Option<String>,
 }
 
 /// What a move has carried.
@@ -157,6 +184,7 @@ impl From<&Operation> for OperationBody {
             message: operation.message.clone(),
             code: operation.code.clone(),
             receipt: operation.receipt.as_deref().map(ReceiptBody::from),
+            progress: None,
             created: rfc3339(operation.created),
             updated: rfc3339(operation.updated),
         }
@@ -195,6 +223,23 @@ impl From<&Receipt> for ReceiptBody {
     }
 }
 
+impl From<&Progress> for ProgressBody {
+    fn from(progress: &Progress) -> Self {
+        Self {
+            step: progress.step.clone(),
+            detail: progress.detail.clone(),
+            begun: rfc3339(progress.begun),
+            rows: progress.rows,
+            bytes: progress.bytes,
+            rows_total: progress.rows_total,
+            bytes_total: progress.bytes_total,
+            rows_per_second: progress.rows_per_second,
+            bytes_per_second: progress.bytes_per_second,
+            estimated_end: progress.ends.filter(|ends| *ends < ENDS_MAX).map(rfc3339),
+        }
+    }
+}
+
 impl From<Digest> for DigestBody {
     fn from(digest: Digest) -> Self {
         Self { rows: digest.rows, sum: format!("{:016x}", digest.sum) }
@@ -202,6 +247,11 @@ impl From<Digest> for DigestBody {
 }
 
 impl OperationBody {
+    fn with_progress(self, progress: &BTreeMap<OperationId, Progress>) -> Self {
+        let known = progress.iter().find(|(id, _)| id.to_string() == self.id).map(|(_, progress)| progress.into());
+        Self { progress: known, ..self }
+    }
+
     /// With the partitions named.
     pub(super) fn in_full(operation: &Operation) -> Self {
         let partition_ids = match &operation.kind {
@@ -283,8 +333,18 @@ pub async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Res
     let limit = list_limit(query.limit)?;
     let catalog = app.backend.catalog();
     let wanted = |operation: &&Operation| phases.as_ref().is_none_or(|phases| phases.contains(&operation.phase));
-    let operations = catalog.operations.values().rev().filter(wanted).take(limit).map(OperationBody::from).collect();
-    Ok(Json(OperationsBody { operations }))
+    let wanted: Vec<_> = catalog.operations.values().rev().filter(wanted).take(limit).collect();
+    let progress = progress(&app, &wanted).await;
+    let body = |operation: &&Operation| OperationBody::from(*operation).with_progress(&progress);
+    Ok(Json(OperationsBody { operations: wanted.iter().map(body).collect() }))
+}
+
+/// How far these are, if one of them is under way. That the leader can't be asked is no reason not to show the journal.
+async fn progress(app: &App, operations: &[&Operation]) -> BTreeMap<OperationId, Progress> {
+    match operations.iter().any(|operation| operation.phase == Phase::Progressing) {
+        true => app.backend.progress(PROGRESS_TIME_MAX).await.unwrap_or_default(),
+        false => BTreeMap::new(),
+    }
 }
 
 fn phases(text: &str) -> Result<Vec<Phase>, Problem> {
@@ -309,12 +369,14 @@ fn phases(text: &str) -> Result<Vec<Phase>, Problem> {
         (status = 200, body = OperationBody), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<OperationBody>, Problem> {
     let catalog = app.backend.catalog();
-    find(&catalog, &id).map(|operation| Json(OperationBody::in_full(operation)))
+    let operation = find(&catalog, &id)?;
+    let progress = progress(&app, &[operation]).await;
+    Ok(Json(OperationBody::in_full(operation).with_progress(&progress)))
 }
 
 /// Ask an operation to stop.
 ///
-/// It stops at its next step, and what it did is undone. Past its point of no return it can't be stopped.
+/// It stops at once, and what it did is undone. Past its point of no return it can't be stopped.
 #[utoipa::path(post, path = "/operations/{id}/cancel", tag = "operations",
     params(("id" = String, Path, description = "`op-3`, or `3`")),
     responses(

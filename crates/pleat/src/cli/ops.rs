@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Target, output};
+use super::{Target, output, watch};
 
 #[derive(Args)]
 pub struct OpsArgs {
@@ -28,6 +28,14 @@ enum OpsCommand {
     Show {
         /// `op-12` or `12`
         id: String,
+        /// Follow it until it ends
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Follow an operation until it ends: rows, bytes, rate, time left
+    Watch {
+        /// `op-12` or `12`; without it the newest that is under way
+        id: Option<String>,
     },
     /// Have done what a decision recommends, when the mode is manual
     Approve {
@@ -52,7 +60,9 @@ pub async fn run(args: OpsArgs) -> anyhow::Result<()> {
             }
             list(output::items(&operations, "operations"))
         }
-        OpsCommand::Show { id } => {
+        OpsCommand::Show { id, watch: true } => watch::run(&client, Some(id), args.target.json).await,
+        OpsCommand::Watch { id } => watch::run(&client, id, args.target.json).await,
+        OpsCommand::Show { id, watch: false } => {
             let operation = client.get(&format!("/operations/{}", path_safe(&id))).await?;
             if args.target.json {
                 return Ok(output::json(&operation)?);
@@ -76,7 +86,7 @@ pub async fn run(args: OpsArgs) -> anyhow::Result<()> {
                 return Ok(output::json(&operation)?);
             }
             let (id, what) = (output::text(&operation, "id"), output::text(&operation, "description"));
-            Ok(output::line(&format!("{id} begins: {what}; `pleat ops show {id}` tells how it stands"))?)
+            Ok(output::line(&format!("{id} begins: {what}; `pleat ops watch {id}` follows it"))?)
         }
         OpsCommand::Cancel { id } => {
             let operation = client.post(&format!("/operations/{}/cancel", path_safe(&id)), Vec::new()).await?;
@@ -146,6 +156,7 @@ pub fn tell(operation: &Value) -> Vec<String> {
             lines.push(format!("  {label}: {text}"));
         }
     }
+    lines.extend(watch::progress(operation));
     lines.extend(receipt(operation));
     let steps = output::items(operation, "steps");
     let width = steps.iter().map(|step| output::text(step, "name").chars().count()).max().unwrap_or(0);
@@ -205,7 +216,7 @@ fn took(operation: &Value) -> String {
 }
 
 /// The time between two RFC 3339 times of UTC, or `-`.
-fn between(value: &Value, from: &str, to: &str) -> String {
+pub fn between(value: &Value, from: &str, to: &str) -> String {
     let at = |key: &str| value.get(key).and_then(Value::as_str).and_then(milliseconds);
     match (at(from), at(to)) {
         (Some(from), Some(to)) if to >= from && to - from < 60_000 => format!("{:.2} s", (to - from) as f64 / 1000.0),
