@@ -43,10 +43,10 @@ pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, Strategy, Thresholds};
 pub use receipt::{Digest, RECEIPT_TABLES_MAX, Receipt, TableReceipt};
 pub use shard::{Shard, ShardState};
-pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables};
+pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables, Tried};
 pub use trigger::{
-    Trigger, TriggerEvent, TriggerState, circular, newest_trigger, reached, trigger_about, trigger_named,
-    trigger_naming,
+    Retold, Trigger, TriggerEvent, TriggerState, newest_trigger, reached, trigger_about, trigger_named, trigger_naming,
+    triggers_about,
 };
 pub use value::Value;
 pub use view::{Rewritten, View, Views};
