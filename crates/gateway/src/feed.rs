@@ -148,6 +148,7 @@ async fn watch_progress(backend: &dyn Backend, feed: &Feed) {
         tokio::time::sleep(PROGRESS_TOLD_EVERY).await;
         let is_under_way = |catalog: &Catalog| catalog.open_operations().any(|open| open.phase == Phase::Progressing);
         if !feed.has_listeners() || !is_under_way(&backend.catalog()) {
+            told.clear(); // who comes next is told all of it
             continue;
         }
         // Without an answer there is nothing to tell.

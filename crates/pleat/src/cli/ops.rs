@@ -123,7 +123,7 @@ fn list(operations: &[Value]) -> anyhow::Result<()> {
         .map(|operation| {
             vec![
                 output::text(operation, "id"),
-                output::text(operation, "phase"),
+                phase(operation),
                 output::text(operation, "created"),
                 took(operation),
                 output::text(operation, "description"),
@@ -170,6 +170,16 @@ pub fn tell(operation: &Value) -> Vec<String> {
         lines.push(format!("  {name:<width$}  {state:>9}  {detail}").trim_end().to_string());
     }
     lines
+}
+
+/// `Progressing 43 %`, where that is known.
+fn phase(operation: &Value) -> String {
+    let rows = |key: &str| operation.pointer(&format!("/progress/{key}")).and_then(Value::as_f64);
+    let phase = output::text(operation, "phase");
+    match (rows("rows"), rows("rows_total").filter(|total| *total > 0.0)) {
+        (Some(rows), Some(total)) => format!("{phase} {:.0} %", 100.0 * rows / total),
+        _ => phase,
+    }
 }
 
 /// What a move has carried, and whether both sides agree.
