@@ -38,13 +38,14 @@ use tokio::time::{Instant, sleep};
 
 use crate::work::Work;
 
-/// The share of their throughput that clients keep. What is promised is 0.8; the rest is for what changes between looks.
-const KEPT: f64 = 0.85;
+/// The share of their throughput that clients keep. What is promised is 0.8: a rest begins with what the work before it has left
+/// for followers to do, so what clients get done then is somewhat less than without the mover.
+const KEPT: f64 = 0.9;
 /// For how long is worked before it is looked whether to rest.
 const WORK_MIN: Duration = Duration::from_millis(100);
 /// The bounds of a rest, as shares of the work before it.
 const REST_SHARE_MIN: f64 = 0.1;
-const REST_SHARE_MAX: f64 = 6.0;
+const REST_SHARE_MAX: f64 = 9.0;
 /// No rest is longer.
 const REST_MAX: Duration = Duration::from_secs(5);
 /// What a look counts for when the next one is there: the last five or so are what matters.
@@ -238,7 +239,7 @@ mod tests {
 
     #[test]
     fn clients_keep_their_share_whatever_the_mover_costs_them() {
-        for (share, least_worked) in [(0.0, 0.14), (0.3, 0.2), (0.5, 0.28), (0.7, 0.45), (0.9, 0.85), (1.0, 0.85)] {
+        for (share, least_worked) in [(0.0, 0.09), (0.3, 0.13), (0.5, 0.19), (0.7, 0.32), (0.9, 0.85), (1.0, 0.85)] {
             let (kept, worked) = settled(&[(1, 2_000.0, share)]);
             assert!(kept > 0.8, "{share}: {kept}");
             assert!(worked > least_worked, "{share}: it works {worked} of the time");
