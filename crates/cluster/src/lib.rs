@@ -43,7 +43,7 @@ pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, Strategy, Thresholds};
 pub use receipt::{Digest, RECEIPT_TABLES_MAX, Receipt, TableReceipt};
 pub use shard::{Shard, ShardState};
-pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables, Tried};
+pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables, Tried, concerns_others};
 pub use trigger::{
     Retold, Trigger, TriggerEvent, TriggerState, newest_trigger, reached, trigger_about, trigger_named, trigger_naming,
     triggers_about,

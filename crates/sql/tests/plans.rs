@@ -190,7 +190,8 @@ fn tables_that_keep_their_promises() {
         ("CREATE TABLE x (a INTEGER PRIMARY KEY, b INT AS (a) STORED) SHARD BY (b)", "42P16"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY AUTOINCREMENT) REFERENCE", "0A000"),
         ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES one (id)) SHARD BY (a)", "0A000"),
-        ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES r (id)) SHARD BY (a)", "0A000"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY, r INTEGER REFERENCES r (id)) SHARD BY (a)", "sharded"),
+        ("CREATE TABLE x (a INTEGER PRIMARY KEY REFERENCES r (id)) SINGLE", "single"),
         (
             "CREATE TABLE x (k INTEGER, p INTEGER, PRIMARY KEY (k, p), FOREIGN KEY (p) REFERENCES t (id)) SHARD BY (k)",
             "0A000",
