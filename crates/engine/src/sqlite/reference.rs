@@ -133,7 +133,7 @@ impl Writer {
     }
 }
 
-fn is_foreign_key(outcome: &Outcome) -> bool {
+pub(crate) fn is_foreign_key(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Failed(failure) if failure.sqlite_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
 }
 

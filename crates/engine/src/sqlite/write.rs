@@ -5,8 +5,9 @@ use rusqlite::limits::Limit;
 use rusqlite::{CachedStatement, Connection, ffi};
 
 use super::authorize::{self, Mode};
-use super::failure::{self, Applied};
+use super::failure::{self, Applied, Stop};
 use super::idempotency;
+use super::reference::is_foreign_key;
 use super::session::{Budget, RoutedUnits, RowCheck};
 use super::store::Writer;
 use super::value::{bind, values_of};
@@ -171,7 +172,13 @@ impl Writer {
         let rows = std::mem::replace(&mut self.db.session.lock().rows, RowCheck::Off);
         let result = self.run_in(index, statement, Scope::Reference, left);
         self.db.session.lock().rows = rows;
-        result
+        match result {
+            // Perhaps of a row that is another shard's, and is not there any more.
+            Err(Stop::Outcome(outcome)) if is_foreign_key(&outcome) && self.placement.has_foreign_rows() => {
+                Err(Refusal::Moving.into())
+            }
+            result => result,
+        }
     }
 
     fn run_in(

@@ -123,6 +123,21 @@ async fn actions_reach_the_rows_on_all_shards() {
     assert_eq!((cluster.open_parts(), cluster.prepared().len()), (0, 0));
 }
 
+/// The rows that refer to a reference table may go anywhere.
+#[tokio::test]
+async fn they_hold_wherever_the_rows_are_placed() {
+    let (_cluster, client) = people("").await;
+    for placement in ["SINGLE", "REFERENCE", "SHARD BY (id)"] {
+        client.run(&format!("ALTER TABLE people {placement}")).await;
+        assert_eq!(client.rows(PEOPLE).await, json!([["DE", 29], ["MT", 1]]), "{placement}");
+        for sql in ["DELETE FROM countries WHERE code = 'MT'", "INSERT INTO people VALUES (31, 'XX')"] {
+            assert_eq!(client.refused(sql).await.1, "23503", "{placement}: {sql}");
+        }
+        client.run("INSERT INTO countries VALUES ('NO', 'Europe'); DELETE FROM countries WHERE code = 'NO'").await;
+    }
+    assert_eq!(client.refused("ALTER TABLE countries SINGLE").await.1, "0A000");
+}
+
 /// The node that plans the write does not know of the foreign key yet, which all shards have.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_was_planned_without_the_foreign_key_is_planned_again() {
