@@ -59,6 +59,11 @@ impl Catalog {
                 self.commit(*operation, *at)?;
                 self.take(*operation, *epoch);
             }
+            Command::KeepReceipt { operation, receipt, epoch, at } => {
+                self.work_on(*operation, *epoch)?;
+                self.keep_receipt(*operation, receipt, *at)?;
+                self.take(*operation, *epoch);
+            }
             Command::GiveUpOperation { operation, message, code, epoch, at } => {
                 self.work_on(*operation, *epoch)?;
                 self.give_up(*operation, message, code.as_deref(), *at)?;
@@ -214,6 +219,7 @@ impl Catalog {
             cancel_requested: false,
             message: String::new(),
             code: None,
+            receipt: None,
             created: at,
             updated: at,
         };
@@ -461,6 +467,9 @@ impl Catalog {
         if operation.given_up {
             return Err(invalid(format!("{id} was given up")));
         }
+        if operation.receipt.as_ref().is_some_and(|receipt| !receipt.agrees()) {
+            return Err(invalid(format!("what {id} has brought differs from its source")));
+        }
         let kind = operation.kind.clone();
         match &kind {
             OperationKind::Split { from, to, partitions } | OperationKind::Move { from, to, partitions } => {
@@ -632,7 +641,7 @@ impl Catalog {
         }
     }
 
-    fn open(&mut self, id: OperationId) -> Applied<&mut Operation> {
+    pub(crate) fn open(&mut self, id: OperationId) -> Applied<&mut Operation> {
         match self.operations.get_mut(&id) {
             None => Err(unknown(id)),
             Some(operation) if operation.phase.is_final() => {

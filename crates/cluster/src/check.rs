@@ -167,6 +167,9 @@ impl Catalog {
             if operation.committed && operation.given_up {
                 found.push(format!("{id} is committed and given up"));
             }
+            if operation.committed && operation.receipt.as_ref().is_some_and(|receipt| !receipt.agrees()) {
+                found.push(format!("{id} is committed, and its two sides differ"));
+            }
             let decided = operation.committed || operation.given_up;
             if operation.is_waiting() && (operation.phase.is_final() || !decided) {
                 found.push(format!("{id} waits for a shard and is not decided and open"));

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cause, Decision, DecisionId, Generation, Millis, NodeId, OperationId, OperationKind, Phase, Policy, ShardId,
+    Cause, Decision, DecisionId, Generation, Millis, NodeId, OperationId, OperationKind, Phase, Policy, Receipt,
+    ShardId,
 };
 
 /// One change, as it stands in the control group's log.
@@ -122,6 +123,13 @@ pub enum Command {
     /// A person wants done what a decision recommends.
     ApproveDecision {
         decision: DecisionId,
+        at: Millis,
+    },
+    /// What a move has carried and compared so far. One whose sides differ can't be committed.
+    KeepReceipt {
+        operation: OperationId,
+        receipt: Box<Receipt>,
+        epoch: u64,
         at: Millis,
     },
 }

@@ -24,6 +24,7 @@ mod operation;
 pub mod planted;
 mod policy;
 mod rebuild;
+mod receipt;
 mod shard;
 mod table;
 mod trigger;
@@ -40,6 +41,7 @@ pub use ledger::{CommitNumber, Decided, Ledger, LedgerCommand, LedgerError, Ledg
 pub use node::{Node, NodeState};
 pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, Strategy, Thresholds};
+pub use receipt::{Digest, RECEIPT_TABLES_MAX, Receipt, TableReceipt};
 pub use shard::{Shard, ShardState};
 pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables, Tried, concerns_others, tied};
 pub use trigger::{

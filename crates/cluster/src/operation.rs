@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DdlEffect, DecisionId, Generation, Millis, NodeId, OperationId, PartitionId, ShardId, TableKind};
+use crate::{DdlEffect, DecisionId, Generation, Millis, NodeId, OperationId, PartitionId, Receipt, ShardId, TableKind};
 
 /// Where an operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +119,8 @@ pub struct Operation {
     pub message: String,
     /// The SQLSTATE of that failure, where there is one of its own: `23505` for a unique index over duplicates.
     pub code: Option<String>,
+    /// Where rows move: what was carried and compared. Of the newest attempt that came so far.
+    pub receipt: Option<Box<Receipt>>,
     pub created: Millis,
     pub updated: Millis,
 }

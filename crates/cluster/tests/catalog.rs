@@ -531,6 +531,12 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
             epoch,
             at: 4
         }),
+        1 => (operation.clone(), 0u64..2, 1u64..4).prop_map(|(operation, sum, epoch)| Command::KeepReceipt {
+            operation,
+            receipt: Box::new(receipt(sum)),
+            epoch,
+            at: 4
+        }),
         1 => operation.prop_map(|operation| Command::CancelOperation { operation, at: 4 }),
     ]
 }
@@ -554,6 +560,42 @@ proptest! {
             }
         }
     }
+}
+
+/// Of one table, whose target has this sum instead of 1.
+fn receipt(sum: u64) -> Receipt {
+    let (source, target) = (Digest { rows: 1, sum: 1 }, Digest { rows: 1, sum });
+    let tables = vec![TableReceipt { table: "t".into(), source, target }];
+    Receipt { source, target, tables, ..Receipt::default() }
+}
+
+#[test]
+fn a_receipt_whose_sides_differ_refuses_the_commit_and_is_kept() {
+    let mut catalog = founded(2, 1);
+    let operation = catalog.apply(&start(split(1, 2, 0..4))).unwrap().operation.unwrap();
+    catalog.apply(&Command::ActivateShard { shard: ShardId(2), at: 4 }).unwrap();
+    let keep = |receipt: Receipt| Command::KeepReceipt { operation, receipt: Box::new(receipt), epoch: 1, at: 4 };
+    let commit = Command::CommitOperation { operation, epoch: 1, at: 5 };
+    // Also when the listed tables agree: not all may be listed.
+    let unlisted = Receipt { tables: vec![], ..receipt(2) };
+    for differing in [receipt(2), unlisted] {
+        catalog.apply(&keep(differing.clone())).unwrap();
+        let refused = catalog.apply(&commit).unwrap_err().to_string();
+        assert!(refused.contains("differs from its source"), "{refused}");
+        assert_eq!(catalog.operations[&operation].receipt.as_deref(), Some(&differing));
+        assert_eq!(catalog.owner(PartitionId(0)), Some(ShardId(1)), "the source keeps it");
+    }
+    // Another attempt.
+    catalog.apply(&keep(receipt(1))).unwrap();
+    catalog.apply(&commit).unwrap();
+    // What was committed by it stays; the pause is learned afterwards.
+    let paused = Receipt { pause_ms: Some(7), ..receipt(1) };
+    catalog.apply(&keep(paused.clone())).unwrap();
+    assert!(catalog.apply(&keep(receipt(2))).is_err());
+    let older = Command::KeepReceipt { operation, receipt: Box::new(receipt(1)), epoch: 0, at: 4 };
+    assert!(catalog.apply(&older).is_err(), "of a leader that was replaced");
+    assert_eq!(catalog.operations[&operation].receipt.as_deref(), Some(&paused));
+    assert_eq!(catalog.check(), []);
 }
 
 fn register(id: u64, incarnation: u64) -> Command {

@@ -13,11 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pleat_cluster::{Catalog, Command, Millis, NodeId, PartitionId, Reply, ShardId};
+use pleat_cluster::{Catalog, Command, Millis, NodeId, OperationId, PartitionId, Reply, ShardId};
 use pleat_engine::{
     Action, ContentDigest, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest,
 };
-use pleat_host::{Freshness, GroupView, Host, HostError, MemberChange, NodeObservation, NodeReplicas, PartitionWeight};
+use pleat_host::{
+    Freshness, GroupView, Host, HostError, MemberChange, NodeObservation, NodeReplicas, PartitionWeight, Progress,
+};
 use tokio::sync::watch;
 
 /// The cluster as seen by its control leader.
@@ -45,6 +47,10 @@ pub trait Cluster: Send + Sync + 'static {
         shard: ShardId,
         within: Duration,
     ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError>;
+    /// Let those who ask know how far an operation is; `None`: it is not in hand any more.
+    fn note_progress(&self, operation: OperationId, progress: Option<Progress>);
+    /// How many statements of clients a node has served, by the shards that it leads.
+    async fn served(&self, node: NodeId, within: Duration) -> Result<BTreeMap<ShardId, u64>, HostError>;
     /// What a node tells of its replicas, be it leading them or not.
     async fn replicas(&self, node: NodeId, within: Duration) -> Result<NodeReplicas, HostError>;
     /// The digest of a node's replica at an entry of the log, if it still has it.
@@ -126,6 +132,14 @@ impl Cluster for HostCluster {
         within: Duration,
     ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError> {
         self.0.partition_weights(shard, within).await
+    }
+
+    fn note_progress(&self, operation: OperationId, progress: Option<Progress>) {
+        self.0.note_progress(operation, progress);
+    }
+
+    async fn served(&self, node: NodeId, within: Duration) -> Result<BTreeMap<ShardId, u64>, HostError> {
+        self.0.served_by(node, within).await
     }
 
     async fn replicas(&self, node: NodeId, within: Duration) -> Result<NodeReplicas, HostError> {

@@ -86,10 +86,10 @@ fn copy_id(operation: u64, table: TableId) -> u64 {
 
 /// In this step the shards take the change back.
 const UNDO_STEP: &str = "undo";
-const CHANGE_STEP: &str = "change shards";
+pub(crate) const CHANGE_STEP: &str = "change shards";
 const OWN_STEP: &str = "own";
-const REACH_STEP: &str = "reach shards";
-const SETTLE_STEP: &str = "settle reference tables";
+pub(crate) const REACH_STEP: &str = "reach shards";
+pub(crate) const SETTLE_STEP: &str = "settle reference tables";
 /// The pause before a shard that did not carry out its part is asked again.
 const INSIST_PAUSE: Duration = Duration::from_millis(500);
 /// SQLSTATE: a shard can't be reached.
@@ -99,7 +99,7 @@ const UNREACHED: &str = "57P03";
 pub(crate) async fn carry_out(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(), Stop> {
     let operation = work.operation()?;
     if !operation.committed && !operation.given_up {
-        match prepare_and_commit(work, effect, sql).await {
+        match work.interruptible(prepare_and_commit(work, effect, sql)).await {
             Ok(()) => {}
             Err(Stop::Cancelled) => work.give_up(&Failure::cancelled()).await?,
             Err(Stop::Impossible(failure)) => work.give_up(&failure).await?,
@@ -138,6 +138,7 @@ async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Resul
     }
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
     work.begin("commit").await?;
+    work.decide();
     if let Err(stop) = work.command(Command::CommitOperation { operation, epoch, at }).await {
         // Asked for between the step and the commit: the catalog refuses the commit, now and for ever.
         let asked = work.operation()?;
@@ -191,7 +192,7 @@ async fn change_shards(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(),
             }
             other => other.map_err(|stop| stop.context(&shard.to_string()))?,
         }
-        work.progress(CHANGE_STEP, || format!("{} of {}", done + 1, counted(shards.len(), "shard"))).await?;
+        work.is_at(|| format!("{} of {}", done + 1, counted(shards.len(), "shard")))?;
     }
     work.end(CHANGE_STEP, &format!("{} on {}", describe(effect), counted(shards.len(), "shard"))).await
 }
@@ -214,7 +215,7 @@ async fn insist(work: &Work, step: &str, shard: ShardId, action: Action, patienc
             let limit = patience.as_secs();
             return Err(Stop::Waiting(format!("{shard} could not be reached for {limit} s in step \"{step}\": {why}")));
         }
-        work.progress(step, || format!("waits for {shard}: {why}")).await?;
+        work.is_at(|| format!("waits for {shard}: {why}"))?;
         sleep(INSIST_PAUSE).await;
     }
 }
@@ -416,7 +417,7 @@ pub(crate) async fn all_reached(work: &Work) -> Result<(), Stop> {
             let why = format!("{shard} could not be reached for {limit} s in step \"{REACH_STEP}\"");
             return Err(Stop::Impossible(Failure { why, code: Some(UNREACHED.to_owned()) }));
         }
-        work.progress(REACH_STEP, || format!("waits for {shard}")).await?;
+        work.is_at(|| format!("waits for {shard}"))?;
         sleep(INSIST_PAUSE).await;
     }
 }

@@ -13,6 +13,8 @@
 //! | `rebuild` | brings back nodes that lost their disk, and replicas that differ; beside the others |
 //! | `observer` | measures the cluster and lets `pleat-plan` decide |
 //! | `work` | one operation in hand: its journal, its epochs, its limits |
+//! | `steps` | what breaks a step off: a cancellation, a limit; what then happens to what it did |
+//! | `tracker` | how far the step at hand is |
 //! | `cluster` | all effects, as one trait; tests break it at every call |
 //!
 //! The gateway is not known here: it starts operations and reads their progress in the catalog, and that is
@@ -25,9 +27,11 @@ mod mover;
 mod observer;
 mod place;
 mod rebuild;
+mod steps;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod tracker;
 mod work;
 
 use std::panic::AssertUnwindSafe;

@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phase, ShardId, ShardState};
+use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phase, Receipt, ShardId, ShardState};
 use pleat_engine::{Action, MoveAction, MoveChunk, MoveRead, MoveState, MoveStep, Outcome};
 use pleat_host::HostError;
 use pleat_provision::Provisioner;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use crate::steps::Limit;
 use crate::stop::{Failure, Stop, is_deciding, took_effect, unexpected};
+use crate::tracker::{Amount, Tracker};
 use crate::{Cluster, Settings};
 
 /// How long one command to the catalog may take.
@@ -25,8 +28,6 @@ const DECISION_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const SCAN_LIMIT: Duration = Duration::from_secs(300);
 /// How long a shard that did not carry out an effect may take to say that a majority follows its leader.
 const REACH_LIMIT: Duration = Duration::from_secs(2);
-/// A running step tells how far it is no more often than this: each time is an entry of the control log.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// Before the commit, an operation that has journaled this many steps is given up. The catalog's own limit is
 /// higher, so what follows the commit still has room.
 const STEPS_BEFORE_COMMIT_MAX: usize = Catalog::STEPS_MAX - 32;
@@ -83,12 +84,14 @@ pub(crate) struct Tools {
 pub(crate) struct Work {
     pub tools: Tools,
     pub id: OperationId,
-    said: Mutex<Option<Instant>>,
+    /// Until when the step at hand may take.
+    pub limit: watch::Sender<Option<Limit>>,
+    tracker: Mutex<Option<Tracker>>,
 }
 
 impl Work {
     pub fn new(tools: Tools, id: OperationId) -> Self {
-        Self { tools, id, said: Mutex::new(None) }
+        Self { tools, id, limit: watch::channel(None).0, tracker: Mutex::new(None) }
     }
 
     pub fn cluster(&self) -> &dyn Cluster {
@@ -131,7 +134,7 @@ impl Work {
         let Some(step) = self.operation()?.steps.last().filter(|step| step.ended.is_none()).cloned() else {
             return Ok(());
         };
-        let so_far = if step.detail.is_empty() { String::new() } else { format!("{}; ", step.detail) };
+        let so_far = self.so_far(&step.name);
         self.note(&step.name, true, &format!("{so_far}broken off: {why}")).await
     }
 
@@ -146,30 +149,62 @@ impl Work {
                 return Err(Stop::impossible(format!("it has taken {} steps and is given up", operation.steps.len())));
             }
         }
-        *self.said.lock() = Some(Instant::now());
         self.note(step, false, "").await
     }
 
-    /// Journal how far a step is, now and then.
-    pub async fn progress(&self, step: &str, detail: impl FnOnce() -> String) -> Result<(), Stop> {
-        let due = {
-            let mut said = self.said.lock();
-            let due = said.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY);
-            if due {
-                *said = Some(Instant::now());
-            }
-            due
-        };
-        if !due {
-            return Ok(());
+    /// About how much the step at hand has to do.
+    pub fn expect(&self, total: Amount) {
+        if let Some(tracker) = self.tracker.lock().as_mut() {
+            tracker.expect(total);
         }
-        self.note(step, false, &detail()).await?;
-        match self.operation()? {
-            operation if operation.cancel_requested && !operation.committed && !operation.given_up => {
-                Err(Stop::Cancelled)
-            }
-            _ => Ok(()),
+    }
+
+    /// How much of it is done; the detail is for people.
+    pub fn advance(&self, done: Amount, detail: impl FnOnce() -> String) {
+        let mut tracker = self.tracker.lock();
+        if let Some(tracker) = tracker.as_mut()
+            && tracker.advance(Instant::now(), done, detail)
+        {
+            self.tell(Some(tracker));
         }
+    }
+
+    /// What the step at hand is at, where there is nothing to count. Fails when the operation is another leader's by now.
+    pub fn is_at(&self, detail: impl FnOnce() -> String) -> Result<(), Stop> {
+        let mut tracker = self.tracker.lock();
+        if let Some(tracker) = tracker.as_mut() {
+            tracker.is_at(detail());
+            self.tell(Some(tracker));
+        }
+        self.operation().map(drop)
+    }
+
+    fn so_far(&self, step: &str) -> String {
+        let tracker = self.tracker.lock();
+        let so_far = tracker.as_ref().filter(|tracker| tracker.step() == step).map(Tracker::so_far);
+        so_far.filter(|text| !text.is_empty()).map_or_else(String::new, |text| format!("{text}; "))
+    }
+
+    fn tell(&self, tracker: Option<&Tracker>) {
+        let progress = tracker.map(|tracker| tracker.progress(self.cluster().now_ms()));
+        self.cluster().note_progress(self.id, progress);
+    }
+
+    /// A step has begun, or ended.
+    fn track(&self, step: &str, ended: bool) {
+        let mut tracker = self.tracker.lock();
+        if ended {
+            *tracker = None;
+        } else if tracker.as_ref().is_none_or(|tracker| tracker.step() != step) {
+            *tracker = Some(Tracker::new(step, self.cluster().now_ms(), Instant::now()));
+            self.limit.send_replace(Limit::of(step));
+        }
+        self.tell(tracker.as_ref());
+    }
+
+    /// The commit is about to be proposed: from here on no limit breaks the operation off.
+    pub fn decide(&self) {
+        self.limit.send_replace(None);
     }
 
     /// Journal that a step has acted.
@@ -179,6 +214,7 @@ impl Work {
 
     /// Journal, whatever was asked meanwhile.
     pub async fn note(&self, step: &str, ended: bool, detail: &str) -> Result<(), Stop> {
+        self.track(step, ended);
         let (step, detail) = (step.to_owned(), detail.to_owned());
         let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
         let command = Command::JournalStep { operation, step, ended, detail, epoch, at };
@@ -194,6 +230,13 @@ impl Work {
             }
             Err(error) => Err(Stop::from(error).context("write the journal")),
         }
+    }
+
+    /// Hand a receipt in.
+    pub async fn keep(&self, receipt: &Receipt) -> Result<(), Stop> {
+        let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
+        let receipt = Box::new(receipt.clone());
+        self.command(Command::KeepReceipt { operation, receipt, epoch, at }).await
     }
 
     /// Another command of this operation.
@@ -291,5 +334,11 @@ impl Work {
     /// A question that takes reading many rows.
     pub async fn scan(&self, shard: ShardId, request: MoveRead) -> Result<MoveChunk, Stop> {
         Ok(self.cluster().move_read(shard, request, SCAN_LIMIT).await?)
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.cluster().note_progress(self.id, None);
     }
 }

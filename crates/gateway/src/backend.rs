@@ -4,17 +4,18 @@
 //! and a real catalog but no sockets, so that what happens when a shard refuses or a leader is lost can be
 //! brought about at will.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pleat_cluster::{
-    Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, Planned, Reply, ShardId,
+    Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, OperationId, Planned, Reply, ShardId,
 };
 use pleat_consensus::Status;
 use pleat_engine::{Action, ReadRequest};
 use pleat_host::{
-    Freshness, Host, HostError, InDoubt, NodeObservation, RowStream, TxnPart, TxnReply, TxnStep, Written,
+    Freshness, Host, HostError, InDoubt, NodeObservation, Progress, RowStream, TxnPart, TxnReply, TxnStep, Written,
 };
 use tokio::sync::watch;
 
@@ -54,6 +55,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn in_doubt(&self, within: Duration) -> Result<Vec<InDoubt>, HostError>;
     async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError>;
     async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError>;
+    /// How far the operations are that are being carried out.
+    async fn progress(&self, within: Duration) -> Result<BTreeMap<OperationId, Progress>, HostError>;
 }
 
 #[async_trait]
@@ -148,5 +151,9 @@ impl Backend for Host {
 
     async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError> {
         Host::ping(self, node, within).await
+    }
+
+    async fn progress(&self, within: Duration) -> Result<BTreeMap<OperationId, Progress>, HostError> {
+        Host::progress(self, within).await
     }
 }

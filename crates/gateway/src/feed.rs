@@ -3,7 +3,8 @@
 //! Nobody announces events: a task watches the catalog, compares each version with the one before, and
 //! publishes the differences ([`changes`], a pure function). So the feed can't tell something that is not so,
 //! and a burst of changes that the task sees as one still gives one event per step, shard or decision.
-//! Leaders are not in the catalog; they are looked at a few times a second.
+//! Leaders are not in the catalog; they are looked at a few times a second. Nor is how far an operation is: while
+//! somebody listens, its leader is asked once a second.
 //!
 //! Each node numbers its own events. A client that comes back with the id of the last one it saw gets what it
 //! missed, as long as this node still remembers it and was not restarted; otherwise it is told to read the
@@ -15,20 +16,20 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, NodeId};
+use pleat_cluster::{Catalog, NodeId, Phase};
 use serde_json::json;
 use tokio::sync::broadcast;
 
 pub use changes::{Change, changes};
 
 use crate::backend::Backend;
-use crate::settings::{EVENTS_KEPT_MAX, LEADERS_LOOKED_AT_EVERY};
+use crate::settings::{EVENTS_KEPT_MAX, LEADERS_LOOKED_AT_EVERY, PROGRESS_TIME_MAX, PROGRESS_TOLD_EVERY};
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub number: u64,
-    /// `operation`, `step`, `decision`, `shard`, `table`, `node`, `policy` or `leader`.
+    /// `operation`, `step`, `progress`, `decision`, `shard`, `table`, `node`, `policy` or `leader`.
     pub kind: &'static str,
     /// JSON.
     pub data: Arc<str>,
@@ -82,6 +83,22 @@ impl Feed {
         }
     }
 
+    /// Publish what is only of interest now. It is not kept, so that it can't push out what is, and has the number of
+    /// the event before it.
+    pub fn publish_passing(&self, changes: Vec<Change>) {
+        let state = self.state.lock();
+        let Some(sender) = &state.sender else { return };
+        for change in changes {
+            let _ =
+                sender.send(Event { number: state.next - 1, kind: change.kind, data: change.data.to_string().into() });
+        }
+    }
+
+    /// Whether anybody listens.
+    pub fn has_listeners(&self) -> bool {
+        self.state.lock().sender.as_ref().is_some_and(|sender| sender.receiver_count() > 0)
+    }
+
     /// The id by which a client names the last event that it saw.
     pub fn id(&self, number: u64) -> String {
         format!("{}-{number}", self.boot)
@@ -118,6 +135,31 @@ impl Feed {
 
 /// Watch the cluster and publish what changes, for as long as the node runs.
 pub async fn watch(backend: Arc<dyn Backend>, feed: Arc<Feed>) {
+    tokio::select! {
+        () = watch_catalog(backend.as_ref(), &feed) => {}
+        () = watch_progress(backend.as_ref(), &feed) => {}
+    }
+}
+
+/// How far operations are, while one is under way and anybody listens: it has to be asked for.
+async fn watch_progress(backend: &dyn Backend, feed: &Feed) {
+    let mut told = BTreeMap::new();
+    loop {
+        tokio::time::sleep(PROGRESS_TOLD_EVERY).await;
+        let is_under_way = |catalog: &Catalog| catalog.open_operations().any(|open| open.phase == Phase::Progressing);
+        if !feed.has_listeners() || !is_under_way(&backend.catalog()) {
+            told.clear(); // who comes next is told all of it
+            continue;
+        }
+        // Without an answer there is nothing to tell.
+        let Ok(progress) = backend.progress(PROGRESS_TIME_MAX).await else { continue };
+        let changed = progress.iter().filter(|(id, progress)| told.get(*id) != Some(*progress));
+        feed.publish_passing(changed.map(|(id, progress)| changes::progress_event(*id, progress)).collect());
+        told = progress;
+    }
+}
+
+async fn watch_catalog(backend: &dyn Backend, feed: &Feed) {
     let mut catalogs = backend.watch_catalog();
     let mut before: Arc<Catalog> = catalogs.borrow_and_update().clone();
     let mut leaders = Leaders::default();
@@ -133,7 +175,7 @@ pub async fn watch(backend: Arc<dyn Backend>, feed: Arc<Feed>) {
                 feed.publish(changes(&before, &after));
                 before = after;
             }
-            _ = look.tick() => feed.publish(leaders.look(backend.as_ref(), &before)),
+            _ = look.tick() => feed.publish(leaders.look(backend, &before)),
         }
     }
 }

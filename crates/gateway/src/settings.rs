@@ -51,6 +51,10 @@ pub const SHARDS_ASKED_AT_ONCE_MAX: usize = 64;
 pub const EVENT_STREAMS_MAX: usize = 256;
 /// Events that a node remembers for clients that come back with `Last-Event-ID`.
 pub const EVENTS_KEPT_MAX: usize = 1_024;
+/// How often it is told, as an event, how far an operation is.
+pub const PROGRESS_TOLD_EVERY: Duration = Duration::from_secs(1);
+/// How long the leader of the control group may take to say how far operations are. They are shown without that otherwise.
+pub const PROGRESS_TIME_MAX: Duration = Duration::from_millis(500);
 /// How often leaders are looked at for events.
 pub const LEADERS_LOOKED_AT_EVERY: Duration = Duration::from_millis(250);
 /// How long the cluster's status and lists may take.

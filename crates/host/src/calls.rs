@@ -323,6 +323,14 @@ impl Host {
         }
     }
 
+    /// How many statements of clients a node has served, by the shards that it leads.
+    pub async fn served_by(&self, node: NodeId, within: Duration) -> Result<BTreeMap<ShardId, u64>, HostError> {
+        match self.ask_node(node, Request::Served, within).await? {
+            Response::Served(served) => Ok(served),
+            _ => Err(mismatch()),
+        }
+    }
+
     /// The round trip to a node.
     pub async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError> {
         let begun = Instant::now();

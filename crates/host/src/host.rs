@@ -29,6 +29,7 @@ use crate::HostError;
 use crate::catalog_machine::{CatalogMachine, Seen};
 use crate::incarnation::{self, Admission};
 use crate::observe::ResourceSampler;
+use crate::progress::Board;
 use crate::replica::Replica;
 use crate::shard_machine::ShardMachine;
 use crate::verify::Digests;
@@ -90,6 +91,7 @@ pub struct Host {
     /// Who answered last for a group: its leader, but after a read that any replica may answer.
     leaders: RwLock<BTreeMap<GroupId, NodeId>>,
     sampler: ResourceSampler,
+    board: Board,
     stop: watch::Sender<bool>,
 }
 
@@ -114,6 +116,7 @@ impl Host {
             replicas: RwLock::default(),
             leaders: RwLock::default(),
             sampler,
+            board: Board::default(),
             stop: watch::channel(false).0,
         });
         match incarnation::read(&host.settings.data_dir, host.incarnation())? {
@@ -206,6 +209,10 @@ impl Host {
     /// Which life of its directory this is.
     pub fn incarnation(&self) -> u64 {
         self.settings.incarnation
+    }
+
+    pub(crate) fn board(&self) -> &Board {
+        &self.board
     }
 
     pub(crate) fn settings(&self) -> &Settings {

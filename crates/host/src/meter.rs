@@ -108,6 +108,11 @@ impl Meter {
         self.errors.load(Relaxed)
     }
 
+    /// Statements of clients since the replica started, those included that are being served.
+    pub fn served(&self) -> u64 {
+        self.reads.load(Relaxed) + self.writes.load(Relaxed) + self.pieces.load(Relaxed)
+    }
+
     /// Look at the counters; called once a second.
     pub fn sample(&self) {
         let copy = |counters: &[AtomicU64]| counters.iter().map(|c| c.load(Relaxed)).collect::<Vec<_>>();

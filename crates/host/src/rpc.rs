@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use pleat_cluster::{NodeId, PartitionId, Planned, ShardId, TxnId, Value};
+use pleat_cluster::{NodeId, OperationId, PartitionId, Planned, ShardId, TxnId, Value};
 use pleat_consensus::GroupId;
 use pleat_engine::{
     Action, ContentDigest, MoveChunk, MoveRead, Outcome, PreparedTxn, ReadRequest, StatementResult, TxnsSeen,
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::incarnation::Standing;
 use crate::members::{GroupView, MemberChange};
 use crate::observe::{NodeObservation, PartitionWeight};
+use crate::progress::Progress;
 use crate::verify::NodeReplicas;
 use crate::{Freshness, HostError, TxnHandle, TxnStep};
 
@@ -20,7 +21,7 @@ use crate::{Freshness, HostError, TxnHandle, TxnStep};
 pub const CALL: &str = "host.call";
 /// The transport's method for streams of rows.
 pub const READ: &str = "host.read";
-const FORMAT: u8 = 4;
+const FORMAT: u8 = 5;
 
 /// A call to another node, with the time that the caller has for it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -84,6 +85,10 @@ pub enum Request {
     },
     /// A read of few rows. A call costs far less than a stream.
     Read(Box<Read>),
+    /// How far the operations are that the control leader carries out.
+    Progress,
+    /// How many statements of clients the node has served, by the shards that it leads.
+    Served,
 }
 
 /// Which step of which interactive transaction.
@@ -119,6 +124,8 @@ pub enum Response {
     Rows(Vec<Piece>),
     /// They are not that few: they have to be streamed.
     ManyRows,
+    Progress(BTreeMap<OperationId, Progress>),
+    Served(BTreeMap<ShardId, u64>),
 }
 
 /// A read on another node.

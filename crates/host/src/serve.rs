@@ -1,5 +1,6 @@
 //! The other side of `calls`: what this node does when it is asked, by itself or by another node.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -101,6 +102,14 @@ impl Host {
                     None => Err(HostError::Timeout("the read took too long".into()).into()),
                 }
             }
+            Request::Progress => {
+                let status = self.control_status();
+                if !status.is_leader {
+                    return Err(Declined::NotLeader { leader: status.leader });
+                }
+                Ok(Response::Progress(self.board().all()))
+            }
+            Request::Served => Ok(Response::Served(self.own_served())),
             Request::WhoAmI(node) => Ok(Response::Standing(self.standing_of(node))),
             Request::Replicas => Ok(Response::Replicas(Box::new(self.own_replicas()))),
             Request::Digest { shard, index } => Ok(Response::Digest(self.own_digest(shard, index))),
@@ -167,6 +176,12 @@ impl Host {
             return self.control().cloned().ok_or(Declined::NotLeader { leader: None });
         }
         self.consensus().group(group).ok_or(Declined::NotLeader { leader: None })
+    }
+
+    fn own_served(&self) -> BTreeMap<ShardId, u64> {
+        let replicas = self.replicas();
+        let led = replicas.iter().filter(|replica| replica.group.status().is_leader);
+        led.map(|replica| (replica.shard, replica.meter.served())).collect()
     }
 
     async fn look(&self) -> Result<NodeObservation, Declined> {

@@ -17,6 +17,7 @@ mod sql;
 mod statements;
 mod status;
 mod txns;
+mod watch;
 mod why;
 
 use std::io;

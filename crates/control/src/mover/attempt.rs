@@ -12,13 +12,15 @@ use pleat_host::HostError;
 use tokio::time::{Instant, sleep};
 
 use super::pace::Pace;
+use super::receipt::{HandOver, compare, describe, millis};
 use super::{Plan, copy, cut_over, is_active, reference};
 use crate::ddl;
 use crate::stop::{Stop, unexpected};
+use crate::tracker::Amount;
 use crate::work::{SCAN_LIMIT, Work};
 
-pub(super) const CREATE_SHARD: &str = "create shard";
-pub(super) const COPY_SCHEMA: &str = "copy schema";
+pub(crate) const CREATE_SHARD: &str = "create shard";
+pub(crate) const COPY_SCHEMA: &str = "copy schema";
 pub(crate) const CAPTURE: &str = "capture";
 pub(crate) const CATCH_UP: &str = "catch up";
 pub(crate) const VERIFY: &str = "verify";
@@ -32,68 +34,18 @@ pub(crate) const FENCES_MAX: usize = 3;
 /// How often a verification that met too many changes is tried.
 pub(crate) const VERIFICATIONS_MAX: usize = 20;
 
-/// What a move did, for people.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Receipt {
-    pub copied: u64,
-    pub changed: u64,
-    pub bytes: u64,
-    pub digest: Option<ContentDigest>,
-    pub predicted: Duration,
-    /// When the source was told to refuse writes.
-    pub fenced: Option<Instant>,
-    /// From then until the target accepted them.
-    pub pause: Option<Duration>,
-    /// The target accepts writes.
-    pub opened: bool,
-    /// The journal has the hand-over.
-    pub journaled: bool,
-    /// The source has let go.
-    pub released: bool,
-}
-
-impl Receipt {
-    /// The operation's message.
-    pub fn message(&self, plan: &Plan, cleaned: u64) -> String {
-        let partitions = plan.partitions.len();
-        let moved = format!("{partitions} partitions of {} moved to {}", plan.from, plan.to);
-        let Some(pause) = self.pause else {
-            // A later leader has finished it: the figures went with the one before, into the journal's steps.
-            return format!("{moved}; {cleaned} rows cleaned up");
-        };
-        let digest = self.digest.as_ref().map(describe).unwrap_or_default();
-        format!(
-            "{moved}: {} rows copied and {} changed meanwhile ({} bytes){digest}; \
-             writes paused for {} ms (predicted {} ms); {cleaned} rows cleaned up",
-            self.copied,
-            self.changed,
-            self.bytes,
-            pause.as_millis(),
-            self.predicted.as_millis()
-        )
-    }
-}
-
-/// The digests as they stand in receipts: `, flights 1234 rows 00c0ffee…`.
-pub(super) fn describe(digest: &ContentDigest) -> String {
-    let table = |(name, table): (&String, &pleat_engine::TableDigest)| {
-        format!(", {name} {} rows {:016x}", table.rows, table.sum)
-    };
-    digest.tables.iter().map(table).collect()
-}
-
 /// An attempt in progress.
 pub(super) struct Attempt<'a> {
     pub work: &'a Work,
     pub plan: &'a Plan,
     /// Up to where the target has the source's changes.
     pub position: Position,
-    pub receipt: Receipt,
+    pub hand_over: HandOver,
     pub pace: Pace,
 }
 
 /// Everything up to and with the commit.
-pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<Receipt, Stop> {
+pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<HandOver, Stop> {
     if plan.creates {
         create_shard(work, plan).await?;
         copy_schema(work, plan).await?;
@@ -103,7 +55,7 @@ pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<Receipt, Stop> {
         work,
         plan,
         position: Position::default(),
-        receipt: Receipt::default(),
+        hand_over: HandOver::default(),
         pace: Pace::new(work.tools.settings.pause_budget),
     };
     attempt.capture().await?;
@@ -114,7 +66,7 @@ pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<Receipt, Stop> {
     for _ in 0..FENCES_MAX {
         attempt.catch_up().await?;
         match cut_over::cut_over(&mut attempt).await? {
-            cut_over::CutOver::Committed => return Ok(attempt.receipt),
+            cut_over::CutOver::Committed => return Ok(attempt.hand_over),
             cut_over::CutOver::Reopened(why) => {
                 tracing::warn!(operation = %work.id, why, "the gates were opened again")
             }
@@ -183,17 +135,18 @@ impl Attempt<'_> {
         let begun = Instant::now();
         self.work.begin(CATCH_UP).await?;
         Pace::mix(&mut self.pace.command, begun.elapsed());
-        let mut rows = 0;
+        let (mut rows, before) = (0, self.hand_over.receipt.bytes);
         for round in 1..=ROUNDS_MAX {
             let (carried, more, took) = self.round().await?;
             rows += carried;
             let detail = |what: &str| format!("{rows} changes in {round} rounds{what}");
-            self.work.progress(CATCH_UP, || detail("")).await?;
+            let done = Amount { rows, bytes: self.hand_over.receipt.bytes - before };
+            self.work.advance(done, || format!("round {round}"));
             if more {
                 continue;
             }
             if let Some(predicted) = self.pace.allows(took)? {
-                self.receipt.predicted = predicted;
+                self.hand_over.receipt.pause_predicted_ms = millis(predicted);
                 let (now, budget) = (predicted.as_millis(), self.pace.budget().as_millis());
                 return self.work.end(CATCH_UP, &detail(&format!("; predicted pause {now} ms of {budget} ms"))).await;
             }
@@ -229,11 +182,11 @@ impl Attempt<'_> {
         if changes.is_empty() && changes.position == self.position {
             return Ok(false);
         }
-        let behind_gates = self.receipt.fenced.is_some();
+        let behind_gates = self.hand_over.fenced.is_some();
         if planted::is(if behind_gates { Bug::CaptureDropped } else { Bug::DigestIgnored }) {
             changes.tables.clear();
         }
-        self.receipt.changed += changed(&changes);
+        self.hand_over.receipt.changed += changed(&changes);
         let position = changes.position.clone();
         let limit = self.work.tools.settings.chunk_bytes;
         for keys in key_pieces(changes.idempotency, limit) {
@@ -258,7 +211,7 @@ impl Attempt<'_> {
         position: Option<Position>,
         cursor: Option<Cursor>,
     ) -> Result<(), Stop> {
-        self.receipt.bytes += changes.iter().map(bytes).sum::<usize>() as u64;
+        self.hand_over.receipt.bytes += changes.iter().map(bytes).sum::<usize>() as u64;
         let expected = position.clone();
         let import = MoveAction::Import { changes, idempotency, position, cursor };
         let state = self.work.step(self.plan.number, self.plan.to, import).await?;
@@ -279,18 +232,18 @@ impl Attempt<'_> {
         let MoveChunk::Digest(target) = self.work.scan(self.plan.to, MoveRead::Digest { operation }).await? else {
             return Err(unexpected("a digest"));
         };
-        let differences = source.differences(&target);
-        if !differences.is_empty() && !planted::is(Bug::DigestIgnored) {
+        let target = if planted::is(Bug::DigestIgnored) { source.clone() } else { target };
+        let differences = compare(&mut self.hand_over.receipt, &source, &target);
+        if !differences.is_empty() {
+            self.work.keep(&self.hand_over.receipt).await?;
             let (here, there) = (describe(&source), describe(&target));
             let tables = differences.join(", ");
             return Err(Stop::impossible(format!(
                 "the copy of {tables} differs from its source; nothing was handed over (source{here}; target{there})"
             )));
         }
-        let rows: u64 = source.tables.values().map(|table| table.rows).sum();
-        let detail = format!("{rows} rows are the same on both shards{}", describe(&source));
-        self.receipt.digest = Some(source);
-        self.work.end(VERIFY, &detail).await
+        let rows = self.hand_over.receipt.source.rows;
+        self.work.end(VERIFY, &format!("{rows} rows are the same on both shards{}", describe(&source))).await
     }
 
     async fn source_digest(&mut self) -> Result<(ContentDigest, Changes), Stop> {

@@ -10,8 +10,10 @@ use pleat_cluster::{Operation, ShardId, TableKind};
 use pleat_engine::{MoveAction, MoveChunk, MovePhase, MoveRead};
 use tokio::time::sleep;
 
+use super::throttle::Throttle;
 use super::{Plan, touched};
 use crate::stop::{Stop, unexpected};
+use crate::tracker::Amount;
 use crate::work::{MoveNumber, Work};
 
 /// Rows deleted by one entry of the shard's log.
@@ -25,8 +27,11 @@ pub(crate) const TAKE_BACK: &str = "take back";
 /// After the commit: the source's leftovers. Gives the number of rows.
 pub(super) async fn leftovers(work: &Work, plan: &Plan) -> Result<u64, Stop> {
     work.begin(CLEAN_UP).await?;
+    // What was compared is about what is left behind.
+    let moved = work.operation()?.receipt.map_or(0, |receipt| receipt.source.rows);
+    work.expect(Amount { rows: moved, bytes: 0 });
     let rows = match work.step(plan.number, plan.from, MoveAction::Claim).await?.phase {
-        MovePhase::Leftovers => delete_foreign(work, plan.number, &sharded(work), plan.from, CLEAN_UP).await?,
+        MovePhase::Leftovers => delete_foreign(work, plan.number, &sharded(work), plan.from).await?,
         _ => 0, // an earlier leader came to the end of it
     };
     work.end(CLEAN_UP, &format!("{rows} rows deleted on {}", plan.from)).await?;
@@ -55,7 +60,7 @@ pub(super) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
 pub(super) async fn discard(work: &Work, plan: &Plan) -> Result<(), Stop> {
     work.note(TAKE_BACK, false, "").await?;
     let rows = match work.step(plan.number, plan.to, MoveAction::ImportAbort).await?.phase {
-        MovePhase::Discarding => delete_foreign(work, plan.number, &sharded(work), plan.to, TAKE_BACK).await?,
+        MovePhase::Discarding => delete_foreign(work, plan.number, &sharded(work), plan.to).await?,
         _ => 0,
     };
     work.end(TAKE_BACK, &format!("{rows} rows deleted on {}", plan.to)).await
@@ -84,10 +89,9 @@ pub(crate) async fn delete_foreign(
     number: MoveNumber,
     tables: &[String],
     shard: ShardId,
-    step: &str,
 ) -> Result<u64, Stop> {
     let limit = KEYS_MAX.min(work.tools.settings.chunk_rows);
-    let mut rows = 0;
+    let (mut rows, mut throttle) = (0, Throttle::new(work, &[shard]));
     for table in tables {
         let mut after = None;
         loop {
@@ -99,25 +103,16 @@ pub(crate) async fn delete_foreign(
             if !keys.is_empty() {
                 rows += keys.len() as u64;
                 work.step(number, shard, MoveAction::CleanUp { table, keys }).await?;
-                work.said_so_far(step, rows).await?;
+                work.advance(Amount { rows, bytes: 0 }, || format!("on {shard}{}", throttle.describe()));
             }
             if next.is_none() {
                 break;
             }
             after = next;
             sleep(PAUSE).await;
+            throttle.rest().await;
         }
     }
     work.step(number, shard, MoveAction::CleanUpDone).await?;
     Ok(rows)
-}
-
-impl Work {
-    async fn said_so_far(&self, step: &str, rows: u64) -> Result<(), Stop> {
-        match self.progress(step, || format!("{rows} rows deleted so far")).await {
-            // What is being cancelled is cleaned up all the same.
-            Err(Stop::Cancelled) => Ok(()),
-            other => other,
-        }
-    }
 }

@@ -9,7 +9,8 @@ use pleat_host::HostError;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Plan;
-use super::attempt::{Attempt, Receipt};
+use super::attempt::Attempt;
+use super::receipt::HandOver;
 use crate::stop::Stop;
 use crate::work::Work;
 
@@ -39,8 +40,9 @@ pub(super) enum CutOver {
 /// as much as the commit itself. What is between is told by the shards' own logs and by the commit.
 pub(super) async fn cut_over(attempt: &mut Attempt<'_>) -> Result<CutOver, Stop> {
     let work = attempt.work;
+    work.keep(&attempt.hand_over.receipt).await?;
     work.begin(FENCE).await?;
-    attempt.receipt.fenced = Some(Instant::now());
+    attempt.hand_over.fenced = Some(Instant::now());
     let limit = format!("the rest was not carried over within {} ms", FENCE_LIMIT.as_millis());
     let stop = match timeout(FENCE_LIMIT, close_gates(attempt)).await {
         Ok(Ok(())) => {
@@ -83,6 +85,7 @@ async fn close_gates(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
 /// an answer, or until this node does not lead any more; then its successor finds out.
 pub(crate) async fn commit(work: &Work, what: &str) -> Result<(), Stop> {
     let (operation, epoch) = (work.id, work.tools.epochs.term());
+    work.decide();
     loop {
         let at = work.cluster().now_ms();
         match work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await {
@@ -106,37 +109,34 @@ fn refused(work: &Work, what: &str, error: CommandError) -> Stop {
 }
 
 /// After the commit: the target opens its gates, and the source lets go.
-pub(super) async fn open_target(work: &Work, plan: &Plan, receipt: &mut Receipt) -> Result<(), Stop> {
-    if !receipt.opened {
+pub(super) async fn open_target(work: &Work, plan: &Plan, hand_over: &mut HandOver) -> Result<(), Stop> {
+    if !hand_over.opened {
         let ownership = ownership(work, plan.to)?;
         work.step(plan.number, plan.to, MoveAction::Activate { ownership }).await?;
-        receipt.opened = true;
-        receipt.pause = receipt.fenced.map(|fenced| fenced.elapsed());
+        hand_over.opened(work)?;
     }
-    if !receipt.journaled {
-        journal_hand_over(work, plan, receipt).await?;
-        receipt.journaled = true;
+    if !hand_over.journaled {
+        journal(work, plan, hand_over).await?;
+        hand_over.journaled = true;
     }
-    if !receipt.released {
+    if !hand_over.released {
         work.begin(RELEASE).await?;
         let ownership = ownership(work, plan.from)?;
         work.step(plan.number, plan.from, MoveAction::Release { ownership }).await?;
         work.end(RELEASE, &format!("{} let the partitions go", plan.from)).await?;
-        receipt.released = true;
+        hand_over.released = true;
     }
     Ok(())
 }
 
-async fn journal_hand_over(work: &Work, plan: &Plan, receipt: &Receipt) -> Result<(), Stop> {
-    let Some(pause) = receipt.pause else {
-        // Another leader fenced and committed; how long that took is not known here.
-        return work.note(ACTIVATE, true, &format!("{} accepts writes", plan.to)).await;
-    };
-    work.note(FENCE, true, &format!("{} refused writes, and {} got the rest", plan.from, plan.to)).await?;
-    let generation = ownership(work, plan.to)?;
-    work.note(COMMIT, true, &format!("{} owns the partitions as of generation {generation}", plan.to)).await?;
-    let (pause, predicted) = (pause.as_millis(), receipt.predicted.as_millis());
-    work.note(ACTIVATE, true, &format!("writes paused for {pause} ms (predicted {predicted} ms)")).await
+async fn journal(work: &Work, plan: &Plan, hand_over: &HandOver) -> Result<(), Stop> {
+    work.keep(&hand_over.receipt).await?;
+    if hand_over.fenced.is_some() {
+        work.note(FENCE, true, &format!("{} refused writes, and {} got the rest", plan.from, plan.to)).await?;
+        let generation = ownership(work, plan.to)?;
+        work.note(COMMIT, true, &format!("{} owns the partitions as of generation {generation}", plan.to)).await?;
+    }
+    work.note(ACTIVATE, true, &hand_over.pause("writes")).await
 }
 
 /// The generation at which the commit changed what the shard owns. Nothing changes it again before the

@@ -32,7 +32,9 @@
 //! 5. Each step sent to a shard is newer than the one before it ([`Epochs`](crate::work::Epochs)), and a command to the catalog
 //!    carries the leader's term. A message that arrives late is refused, be it from a dead leader or from this one.
 //! 6. Reference tables are complete on a shard before it gets a partition.
-//! 7. While the source is fenced nothing waits longer than [`FENCE_LIMIT`](cut_over::FENCE_LIMIT), the commit's answer
+//! 7. A move whose sides differ when they are compared is not handed over: neither by the mover nor by the catalog
+//!    (`pleat_cluster::Receipt`).
+//! 8. While the source is fenced nothing waits longer than [`FENCE_LIMIT`](cut_over::FENCE_LIMIT), the commit's answer
 //!    excepted; an error before the commit lifts the fence at once.
 //!
 //! # A process dies …
@@ -56,7 +58,9 @@ pub(crate) mod clean_up;
 pub(crate) mod copy;
 pub(crate) mod cut_over;
 pub(crate) mod pace;
+pub(crate) mod receipt;
 pub(crate) mod reference;
+pub(crate) mod throttle;
 
 use std::time::Duration;
 
@@ -65,7 +69,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::stop::{Failure, Stop};
 use crate::work::{MoveNumber, Work};
-use attempt::Receipt;
+use receipt::HandOver;
 
 /// How often a move is started anew before it is given up.
 pub(crate) const ATTEMPTS_MAX: usize = 5;
@@ -107,7 +111,7 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
         work.break_off("taken up again").await?;
     }
     if work.operation()?.committed {
-        return finish(work, &plan, Receipt::default()).await;
+        return finish(work, &plan, HandOver::of(&work.operation()?)).await;
     }
     if work.operation()?.given_up {
         return take_all_back(work, &plan).await;
@@ -121,10 +125,10 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
         } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX {
             Err(Stop::impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
         } else {
-            anew(work, &mut plan, attempts + 1).await
+            work.interruptible(anew(work, &mut plan, attempts + 1)).await
         };
         match outcome {
-            Ok(receipt) => return finish(work, &plan, receipt).await,
+            Ok(hand_over) => return finish(work, &plan, hand_over).await,
             Err(stop @ (Stop::Superseded(_) | Stop::Waiting(_))) => return Err(stop),
             Err(Stop::Cancelled) => return give_up(work, &plan, Failure::cancelled()).await,
             Err(Stop::Impossible(failure)) => return give_up(work, &plan, failure).await,
@@ -141,7 +145,7 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
 }
 
 /// Another attempt. Whatever an earlier one left on the shards goes first.
-async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Receipt, Stop> {
+async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<HandOver, Stop> {
     if touched(work)? {
         clean_up::take_back(work, plan).await.map_err(taking_back)?;
     }
@@ -159,11 +163,11 @@ pub(crate) fn taking_back(stop: Stop) -> Stop {
 
 /// After the commit: only forward. Nothing is given up here, so what fails is tried until it succeeds, a shard turns
 /// out to be gone for long, or this node does not lead any more.
-async fn finish(work: &Work, plan: &Plan, mut receipt: Receipt) -> Result<(), Stop> {
+async fn finish(work: &Work, plan: &Plan, mut hand_over: HandOver) -> Result<(), Stop> {
     let (begun, patience) = (Instant::now(), work.patience()?);
     let mut pause = INSIST_PAUSE_MIN;
     loop {
-        match forward(work, plan, &mut receipt).await {
+        match forward(work, plan, &mut hand_over).await {
             Ok(()) => return Ok(()),
             Err(Stop::Superseded(why)) => return Err(Stop::Superseded(why)),
             Err(stop) => tracing::warn!(operation = %work.id, why = stop.reason(), "the move is committed and goes on"),
@@ -180,10 +184,10 @@ async fn finish(work: &Work, plan: &Plan, mut receipt: Receipt) -> Result<(), St
 }
 
 /// Everything after the commit. Done again, it goes on where it stopped.
-async fn forward(work: &Work, plan: &Plan, receipt: &mut Receipt) -> Result<(), Stop> {
-    cut_over::open_target(work, plan, receipt).await?;
+async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) -> Result<(), Stop> {
+    cut_over::open_target(work, plan, hand_over).await?;
     let cleaned = clean_up::leftovers(work, plan).await?;
-    work.finish(Phase::Successful, &receipt.message(plan, cleaned)).await
+    work.finish(Phase::Successful, &hand_over.message(plan, cleaned)).await
 }
 
 /// The move does not happen.

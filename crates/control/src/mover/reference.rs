@@ -24,13 +24,16 @@
 use pleat_cluster::{ShardId, Table, Value};
 use pleat_engine::{Action, ContentDigest, MoveAction, MoveChunk, MoveRead, Outcome};
 
-use super::attempt::{activate_shard, bytes, describe};
+use super::attempt::{activate_shard, bytes};
 use super::copy::Snapshot;
+use super::receipt::describe;
+use super::throttle::Throttle;
 use super::{Plan, is_active};
 use crate::stop::{Stop, unexpected};
+use crate::tracker::Amount;
 use crate::work::Work;
 
-const COPY_REFERENCE: &str = "copy reference tables";
+pub(crate) const COPY_REFERENCE: &str = "copy reference tables";
 
 /// Entries of the reference log in one message.
 const LOG_ENTRIES_MAX: usize = 256;
@@ -101,7 +104,6 @@ async fn empty_tables(work: &Work, plan: &Plan, snapshot: &Snapshot<'_>) -> Resu
                 let (changes, idempotency) = (vec![changes], Vec::new());
                 let import = MoveAction::Import { changes, idempotency, position: None, cursor: None };
                 work.step(plan.number, plan.to, import).await?;
-                work.progress(COPY_REFERENCE, || format!("an earlier copy of table {name} is deleted")).await?;
             }
             if next.is_none() {
                 break;
@@ -123,16 +125,18 @@ fn identity(table: &Table, columns: &[String]) -> Vec<usize> {
 
 async fn load_tables(work: &Work, plan: &Plan, snapshot: &Snapshot<'_>) -> Result<u64, Stop> {
     let (mut rows, mut size) = (0, 0);
+    let mut throttle = Throttle::new(work, &[snapshot.shard, plan.to]);
     for table in &snapshot.tables {
         let mut after = None;
         loop {
             let (changes, next) = snapshot.next(table, after).await?;
             rows += changes.rows.len() as u64;
-            size += bytes(&changes);
+            size += bytes(&changes) as u64;
             let import =
                 MoveAction::Import { changes: vec![changes], idempotency: Vec::new(), position: None, cursor: None };
             work.step(plan.number, plan.to, import).await?;
-            work.progress(COPY_REFERENCE, || format!("{rows} rows, {size} bytes so far; in table {table}")).await?;
+            work.advance(Amount { rows, bytes: size }, || format!("in table {table}{}", throttle.describe()));
+            throttle.rest().await;
             if next.is_none() {
                 break;
             }

@@ -21,33 +21,25 @@ use crate::mover::attempt::{
 };
 use crate::mover::copy::{COPY, Snapshot};
 use crate::mover::pace::Pace;
+use crate::mover::receipt::{HandOver, compare, millis};
+use crate::mover::throttle::Throttle;
 use crate::mover::{cut_over, reference};
 use crate::stop::{Stop, unexpected};
+use crate::tracker::Amount;
 use crate::work::{SCAN_LIMIT, Work};
 
-const CHECK: &str = "check";
+pub(crate) const CHECK: &str = "check";
 /// Rows of a table that gets new rowids, which takes all of its shards' time at once: about a second.
 const RENUMBERED_ROWS_MAX: u64 = 500_000;
 /// How long a node may take to say how many rows there are.
 const COUNT_LIMIT: Duration = Duration::from_secs(2);
 
-/// What an attempt did, for people.
+/// What an attempt did.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Receipt {
-    /// Rows read.
+pub(super) struct Placed {
+    /// Rows read, be it that they stay where they are.
     pub read: u64,
-    /// Rows sent to other shards by the copy, and their bytes.
-    pub sent: u64,
-    pub bytes: u64,
-    pub changed: u64,
-    pub predicted: Duration,
-    /// When the shards were told to refuse writes.
-    pub fenced: Option<Instant>,
-    /// From then until all accepted them.
-    pub pause: Option<Duration>,
-    pub opened: bool,
-    /// The journal has all that was done behind closed gates.
-    pub journaled: bool,
+    pub hand_over: HandOver,
 }
 
 struct Attempt<'a> {
@@ -57,20 +49,20 @@ struct Attempt<'a> {
     sources: Vec<ShardId>,
     /// Up to where the changes of each source were sent.
     positions: BTreeMap<ShardId, Position>,
-    receipt: Receipt,
+    placed: Placed,
     pace: Pace,
 }
 
 /// Everything up to and with the commit.
-pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<Receipt, Stop> {
+pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<Placed, Stop> {
     let catalog = work.catalog();
     check(work, plan, &catalog).await?;
     let sources = plan.sources(&catalog);
     let positions = sources.iter().map(|shard| (*shard, Position::default())).collect();
     let mut pace = Pace::new(work.tools.settings.pause_budget);
     pace.writes_after = 2;
-    let receipt = Receipt::default();
-    let mut attempt = Attempt { work, plan, catalog: &catalog, sources, positions, receipt, pace };
+    let placed = Placed::default();
+    let mut attempt = Attempt { work, plan, catalog: &catalog, sources, positions, placed, pace };
     attempt.capture().await?;
     attempt.copy().await?;
     attempt.catch_up().await?;
@@ -80,7 +72,7 @@ pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<Receipt, Stop> {
     for _ in 0..FENCES_MAX {
         attempt.catch_up().await?;
         match attempt.cut_over().await? {
-            None => return Ok(attempt.receipt),
+            None => return Ok(attempt.placed),
             Some(why) => tracing::warn!(operation = %work.id, why, "the table takes writes again"),
         }
     }
@@ -124,15 +116,17 @@ impl Attempt<'_> {
     /// All rows, as of a moment after the capture began; one shard after the other.
     async fn copy(&mut self) -> Result<(), Stop> {
         self.work.begin(COPY).await?;
-        let total = self.count_rows().await;
+        if let Some(rows) = self.count_rows().await {
+            self.work.expect(Amount { rows, bytes: 0 });
+        }
         for source in self.sources.clone().into_iter().filter(|_| self.plan.reads_rows()) {
             let open = MoveRead::CopyOpen { operation: self.plan.number.0 };
             let snapshot = Snapshot::open(self.work, source, open).await?;
-            let copied = self.copy_from(source, &snapshot, total).await;
+            let copied = self.copy_from(source, &snapshot).await;
             snapshot.close().await;
             copied?;
         }
-        let Receipt { read, sent, bytes, .. } = self.receipt;
+        let (read, sent, bytes) = self.so_far();
         if self.plan.renumbers() && read > RENUMBERED_ROWS_MAX {
             return Err(Stop::impossible(format!(
                 "{} has {read} rows, and a table that becomes a reference table without an INTEGER PRIMARY KEY may have \
@@ -143,14 +137,16 @@ impl Attempt<'_> {
         self.work.end(COPY, &format!("{read} rows read, {sent} of them sent to other shards, {bytes} bytes")).await
     }
 
-    async fn copy_from(&mut self, source: ShardId, snapshot: &Snapshot<'_>, total: Option<u64>) -> Result<(), Stop> {
+    async fn copy_from(&mut self, source: ShardId, snapshot: &Snapshot<'_>) -> Result<(), Stop> {
+        let mut throttle = Throttle::new(self.work, &self.plan.shards(self.work));
         for table in &snapshot.tables {
             let mut chunk = snapshot.next(table, None).await?;
             loop {
                 let (changes, next) = chunk;
-                self.receipt.read += changes.rows.len() as u64;
+                self.placed.read += changes.rows.len() as u64;
                 let sorted = self.sort(source, changes, false)?;
-                self.receipt.sent += sorted.values().map(|changes| changes.rows.len() as u64).sum::<u64>();
+                self.placed.hand_over.receipt.copied +=
+                    sorted.values().map(|changes| changes.rows.len() as u64).sum::<u64>();
                 let work = self.work;
                 let Some(after) = next else {
                     self.send(sorted).await?;
@@ -160,13 +156,19 @@ impl Attempt<'_> {
                 let (sent, read) = futures::join!(self.send(sorted), snapshot.next(table, Some(after)));
                 sent?;
                 chunk = read?;
-                let Receipt { read, sent, bytes, .. } = self.receipt;
-                let of = total.map_or_else(String::new, |total| format!(" of about {total}"));
-                let so_far = || format!("{read}{of} rows read on {source}, {sent} sent to other shards, {bytes} bytes");
-                work.progress(COPY, so_far).await?;
+                let (read, sent, bytes) = self.so_far();
+                let detail = || format!("on {source}, {sent} rows sent to other shards{}", throttle.describe());
+                work.advance(Amount { rows: read, bytes }, detail);
+                throttle.rest().await;
             }
         }
         Ok(())
+    }
+
+    /// Rows read, rows sent to other shards, and bytes sent.
+    fn so_far(&self) -> (u64, u64, u64) {
+        let receipt = &self.placed.hand_over.receipt;
+        (self.placed.read, receipt.copied, receipt.bytes)
     }
 
     /// About how many rows there are to read, for people.
@@ -195,7 +197,7 @@ impl Attempt<'_> {
     /// Rows to the shards that they are for. To one shard goes one message at a time, so that each is newer than the
     /// one before it.
     async fn send(&mut self, sorted: BTreeMap<ShardId, TableChanges>) -> Result<(), Stop> {
-        self.receipt.bytes += sorted.values().map(bytes).sum::<usize>() as u64;
+        self.placed.hand_over.receipt.bytes += sorted.values().map(bytes).sum::<usize>() as u64;
         let (work, plan) = (self.work, self.plan);
         let limit = work.tools.settings.chunk_bytes;
         let sent = sorted.into_iter().map(|(shard, changes)| async move {
@@ -228,18 +230,19 @@ impl Attempt<'_> {
         let begun = Instant::now();
         self.work.begin(CATCH_UP).await?;
         Pace::mix(&mut self.pace.command, begun.elapsed());
-        let mut rows = 0;
+        let (mut rows, before) = (0, self.placed.hand_over.receipt.bytes);
         for round in 1..=ROUNDS_MAX {
             let begun = Instant::now();
             let (carried, more) = self.round().await?;
             rows += carried;
             let detail = |what: &str| format!("{rows} changes in {round} rounds{what}");
-            self.work.progress(CATCH_UP, || detail("")).await?;
+            let done = Amount { rows, bytes: self.placed.hand_over.receipt.bytes - before };
+            self.work.advance(done, || format!("round {round}"));
             if more {
                 continue;
             }
             if let Some(predicted) = self.pace.allows(begun.elapsed())? {
-                self.receipt.predicted = predicted;
+                self.placed.hand_over.receipt.pause_predicted_ms = millis(predicted);
                 let (now, budget) = (predicted.as_millis(), self.pace.budget().as_millis());
                 return self.work.end(CATCH_UP, &detail(&format!("; predicted pause {now} ms of {budget} ms"))).await;
             }
@@ -272,7 +275,7 @@ impl Attempt<'_> {
     /// Bring one source's changes to the others.
     async fn carry(&mut self, source: ShardId, changes: Changes) -> Result<u64, Stop> {
         let carried = changed(&changes) + changes.idempotency.len() as u64;
-        self.receipt.changed += changed(&changes);
+        self.placed.hand_over.receipt.changed += changed(&changes);
         self.send_keys(changes.idempotency).await?;
         for table in changes.tables {
             let sorted = self.sort(source, table, true)?;
@@ -293,7 +296,7 @@ impl Attempt<'_> {
             by_source.insert(source, digest);
         }
         let is_reference = matches!(self.plan.after.kind, TableKind::Reference);
-        let mut brought = TableDigest::default();
+        let (mut expected, mut brought, mut differing) = (TableDigest::default(), TableDigest::default(), None);
         for shard in self.plan.shards(self.work) {
             let operation = self.plan.number.0;
             let MoveChunk::Digest(digest) = self.work.scan(shard, MoveRead::Digest { operation }).await? else {
@@ -302,15 +305,25 @@ impl Attempt<'_> {
             let digest = self.table_of(&digest);
             brought = sum(brought, digest);
             let others = by_source.iter().filter(|(source, _)| **source != shard);
-            let expected = others.fold(TableDigest::default(), |total, (_, digest)| sum(total, *digest));
-            if is_reference && digest != expected {
-                return Err(differs(expected, digest, &format!(" on {shard}")));
+            let of_others = others.fold(TableDigest::default(), |total, (_, digest)| sum(total, *digest));
+            expected = sum(expected, of_others);
+            if is_reference && digest != of_others {
+                differing = Some(differs(of_others, digest, &format!(" on {shard}")));
             }
         }
-        if !is_reference && given != brought {
-            return Err(differs(given, brought, ""));
+        if !is_reference {
+            expected = given;
+        }
+        let (source, target) = (self.as_content(expected), self.as_content(brought));
+        if !compare(&mut self.placed.hand_over.receipt, &source, &target).is_empty() || differing.is_some() {
+            self.work.keep(&self.placed.hand_over.receipt).await?;
+            return Err(differing.unwrap_or_else(|| differs(expected, brought, "")));
         }
         self.work.end(VERIFY, &format!("{} rows given away are the same where they were brought", given.rows)).await
+    }
+
+    fn as_content(&self, digest: TableDigest) -> ContentDigest {
+        ContentDigest { tables: BTreeMap::from([(self.plan.before.name.clone(), digest)]) }
     }
 
     fn table_of(&self, digest: &ContentDigest) -> TableDigest {
@@ -339,8 +352,9 @@ impl Attempt<'_> {
     /// The journal is written before the gates close and after they are open.
     async fn cut_over(&mut self) -> Result<Option<String>, Stop> {
         let (work, plan) = (self.work, self.plan);
+        work.keep(&self.placed.hand_over.receipt).await?;
         work.begin(cut_over::FENCE).await?;
-        self.receipt.fenced = Some(Instant::now());
+        self.placed.hand_over.fenced = Some(Instant::now());
         let limit = format!("the rest was not sent within {} ms", cut_over::FENCE_LIMIT.as_millis());
         let stop = match timeout(cut_over::FENCE_LIMIT, self.close_gates()).await {
             Ok(Ok(())) => {

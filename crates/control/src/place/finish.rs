@@ -1,12 +1,12 @@
 //! After the commit: only forward.
 
 use futures::future::join_all;
-use pleat_cluster::{Generation, Phase, ShardId, TableKind};
+use pleat_cluster::{Generation, Phase, Receipt, ShardId, TableKind};
 use pleat_engine::{MoveAction, MovePhase};
 use tokio::time::{Instant, sleep};
 
 use super::Plan;
-use super::attempt::Receipt;
+use crate::mover::receipt::HandOver;
 use crate::mover::{INSIST_PAUSE_MAX, INSIST_PAUSE_MIN, clean_up, cut_over};
 use crate::stop::Stop;
 use crate::work::Work;
@@ -16,11 +16,11 @@ const OPEN: &str = "open";
 
 /// Nothing is given up here, so what fails is tried until it succeeds, a shard turns out to be gone for long, or this
 /// node does not lead any more.
-pub(super) async fn finish(work: &Work, plan: &Plan, mut receipt: Receipt) -> Result<(), Stop> {
+pub(super) async fn finish(work: &Work, plan: &Plan, mut hand_over: HandOver) -> Result<(), Stop> {
     let (begun, patience) = (Instant::now(), work.patience()?);
     let mut pause = INSIST_PAUSE_MIN;
     loop {
-        match forward(work, plan, &mut receipt).await {
+        match forward(work, plan, &mut hand_over).await {
             Ok(()) => return Ok(()),
             Err(Stop::Superseded(why)) => return Err(Stop::Superseded(why)),
             Err(stop) => {
@@ -39,21 +39,20 @@ pub(super) async fn finish(work: &Work, plan: &Plan, mut receipt: Receipt) -> Re
 }
 
 /// Done again, it goes on where it stopped.
-async fn forward(work: &Work, plan: &Plan, receipt: &mut Receipt) -> Result<(), Stop> {
-    if !receipt.opened {
+async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) -> Result<(), Stop> {
+    if !hand_over.opened {
         // All have switched before one opens: see the invariants.
         let layout = layout(work, plan)?;
         on_all(work, plan, MoveAction::PlaceSwitch { layout }).await?;
         on_all(work, plan, MoveAction::PlaceOpen).await?;
-        receipt.opened = true;
-        receipt.pause = receipt.fenced.map(|fenced| fenced.elapsed());
+        hand_over.opened(work)?;
     }
-    if !receipt.journaled {
-        journal(work, plan, receipt).await?;
-        receipt.journaled = true;
+    if !hand_over.journaled {
+        journal(work, plan, hand_over).await?;
+        hand_over.journaled = true;
     }
     let cleaned = leftovers(work, plan).await?;
-    work.finish(Phase::Successful, &message(plan, receipt, cleaned)).await
+    work.finish(Phase::Successful, &message(plan, hand_over, cleaned)).await
 }
 
 /// The layout that came with the commit. Nothing changes it again before the operation has ended.
@@ -75,22 +74,16 @@ pub(super) async fn on_all(work: &Work, plan: &Plan, action: MoveAction) -> Resu
 }
 
 /// Clients wait for what is between fence and opening, so it is journaled afterwards.
-async fn journal(work: &Work, plan: &Plan, receipt: &Receipt) -> Result<(), Stop> {
+async fn journal(work: &Work, plan: &Plan, hand_over: &HandOver) -> Result<(), Stop> {
     let table = &plan.after.name;
-    let Some(pause) = receipt.pause else {
-        // Another leader fenced and committed; how long that took is not known here.
-        return work.note(OPEN, true, &format!("every shard takes writes to {table}")).await;
-    };
-    work.note(cut_over::FENCE, true, &format!("no shard took writes to {table}, and the rest was sent")).await?;
-    work.note(
-        cut_over::COMMIT,
-        true,
-        &format!("{table} is {} as of generation {}", described(plan), layout(work, plan)?),
-    )
-    .await?;
-    work.note(SWITCH, true, &format!("on {} shards", plan.shards(work).len())).await?;
-    let (pause, predicted) = (pause.as_millis(), receipt.predicted.as_millis());
-    work.note(OPEN, true, &format!("writes to {table} paused for {pause} ms (predicted {predicted} ms)")).await
+    work.keep(&hand_over.receipt).await?;
+    if hand_over.fenced.is_some() {
+        work.note(cut_over::FENCE, true, &format!("no shard took writes to {table}, and the rest was sent")).await?;
+        let placed = format!("{table} is {} as of generation {}", described(plan), layout(work, plan)?);
+        work.note(cut_over::COMMIT, true, &placed).await?;
+        work.note(SWITCH, true, &format!("on {} shards", plan.shards(work).len())).await?;
+    }
+    work.note(OPEN, true, &hand_over.pause(&format!("writes to {table}"))).await
 }
 
 /// The rows that stayed behind, on every shard.
@@ -107,7 +100,7 @@ async fn leftovers(work: &Work, plan: &Plan) -> Result<u64, Stop> {
 }
 
 async fn delete_on(work: &Work, plan: &Plan, tables: &[String], shard: ShardId) -> Result<u64, Stop> {
-    clean_up::delete_foreign(work, plan.number, tables, shard, clean_up::CLEAN_UP).await
+    clean_up::delete_foreign(work, plan.number, tables, shard).await
 }
 
 fn described(plan: &Plan) -> String {
@@ -119,18 +112,13 @@ fn described(plan: &Plan) -> String {
 }
 
 /// The operation's message.
-fn message(plan: &Plan, receipt: &Receipt, cleaned: u64) -> String {
-    let placed = format!("table {} is {}", plan.after.name, described(plan));
-    let Some(pause) = receipt.pause else {
-        return format!("{placed}; {cleaned} rows cleaned up");
-    };
+fn message(plan: &Plan, hand_over: &HandOver, cleaned: u64) -> String {
+    let Receipt { copied, bytes, changed, .. } = &hand_over.receipt;
     format!(
-        "{placed}: {} rows sent to other shards ({} bytes), {} changes meanwhile; writes to it paused for {} ms \
-         (predicted {} ms); {cleaned} rows cleaned up",
-        receipt.sent,
-        receipt.bytes,
-        receipt.changed,
-        pause.as_millis(),
-        receipt.predicted.as_millis()
+        "table {} is {}: {copied} rows sent to other shards ({bytes} bytes), {changed} changes meanwhile; {}; {cleaned} \
+         rows cleaned up",
+        plan.after.name,
+        described(plan),
+        hand_over.pause("writes to it")
     )
 }

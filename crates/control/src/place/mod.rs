@@ -73,10 +73,12 @@ use pleat_cluster::{Catalog, DdlEffect, Operation, Phase, ShardId, Table, TableK
 use pleat_engine::{Holding, MoveAction, MovePhase, TablePlace};
 use tokio::time::sleep;
 
+use crate::mover::receipt::HandOver;
 use crate::mover::{ATTEMPT_PAUSE, ATTEMPTS_MAX, clean_up, cut_over, last_failure, taking_back};
 use crate::stop::{Failure, Stop};
 use crate::work::{MoveNumber, Work};
-use attempt::Receipt;
+pub(crate) use attempt::CHECK;
+use attempt::Placed;
 
 /// What is placed, and how.
 #[derive(Clone, Debug)]
@@ -172,7 +174,7 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
     }
     let mut plan = Plan::of(&work.operation()?, before, after);
     if work.operation()?.committed {
-        return finish::finish(work, &plan, Receipt::default()).await;
+        return finish::finish(work, &plan, HandOver::of(&work.operation()?)).await;
     }
     if work.operation()?.given_up {
         return take_all_back(work, &plan).await;
@@ -185,10 +187,10 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
         } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX {
             Err(Stop::impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
         } else {
-            anew(work, &mut plan, attempts + 1).await
+            work.interruptible(anew(work, &mut plan, attempts + 1)).await
         };
         match outcome {
-            Ok(receipt) => return finish::finish(work, &plan, receipt).await,
+            Ok(placed) => return finish::finish(work, &plan, placed.hand_over).await,
             Err(stop @ (Stop::Superseded(_) | Stop::Waiting(_))) => return Err(stop),
             Err(Stop::Cancelled) => return give_up(work, &plan, Failure::cancelled()).await,
             Err(Stop::Impossible(failure)) => return give_up(work, &plan, failure).await,
@@ -204,7 +206,7 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
 }
 
 /// Another attempt. Whatever an earlier one left on the shards goes first.
-async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Receipt, Stop> {
+async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Placed, Stop> {
     if number > 1
         && let Some((_, stop)) = take_back(work, plan).await?.pop()
     {
@@ -262,9 +264,7 @@ async fn take_back(work: &Work, plan: &Plan) -> Result<Vec<(ShardId, Stop)>, Sto
     let (mut rows, mut failed, tables) = (0, Vec::new(), [plan.before.name.clone()]);
     for (shard, opened) in open_gates(work, plan).await {
         let deleted = match opened {
-            Ok(MovePhase::Discarding) => {
-                clean_up::delete_foreign(work, plan.number, &tables, shard, clean_up::TAKE_BACK).await
-            }
+            Ok(MovePhase::Discarding) => clean_up::delete_foreign(work, plan.number, &tables, shard).await,
             // Nothing was brought here, or an earlier leader came to the end of it.
             Ok(_) => Ok(0),
             Err(stop) => Err(stop),

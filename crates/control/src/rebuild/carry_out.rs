@@ -153,7 +153,7 @@ impl Rebuild<'_> {
                         }
                         Ok(Some(progress)) => {
                             moved = Instant::now();
-                            self.work.progress(&step, || progress).await?;
+                            self.work.is_at(|| progress)?;
                         }
                         Err(Stop::Again(why)) if moved.elapsed() < GROUP_WAIT_MAX => {
                             tracing::debug!(why, "rebuild: the group can't be changed at the moment");

@@ -34,6 +34,10 @@ fn tools(world: &Arc<World>) -> Tools {
 
 /// Lead until every operation has ended; a leader that dies is followed by another.
 async fn until_quiet(world: &Arc<World>) {
+    until_quiet_within(world, Duration::from_secs(3600)).await;
+}
+
+async fn until_quiet_within(world: &Arc<World>, limit: Duration) {
     loop {
         let quiet = async {
             let mut catalog = world.watch_catalog();
@@ -47,7 +51,7 @@ async fn until_quiet(world: &Arc<World>) {
             () = lead::lead(tools(world)) => unreachable!("a leader leads until it is stopped"),
             () = quiet => return,
             () = world.crashed.notified() => world.with(Inner::next_term),
-            () = tokio::time::sleep(Duration::from_secs(3600)) => {
+            () = tokio::time::sleep(limit) => {
                 panic!("it takes for ever: {:#?}", world.with(|inner| inner.catalog.operations.clone()))
             }
         }

@@ -200,6 +200,73 @@ async fn a_cancelled_move_leaves_both_shards_as_they_were() {
     assert_eq!(operation(&world, again).phase, Phase::Successful);
 }
 
+/// One row of the target's copy is not what the source has.
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_differs_is_not_handed_over_and_the_source_goes_on() {
+    for (shards, kind) in [(1, split()), (2, shift())] {
+        let mut refused = 0;
+        for at in 1.. {
+            let world = busy(shards).await;
+            world.with(|inner| inner.faults = vec![Fault::Spoil(at)]);
+            let id = world.start(kind.clone());
+            until_quiet(&world).await;
+            // Every row is there, as it was acknowledged, where the catalog says.
+            settle(&world);
+            let operation = operation(&world, id);
+            let receipt = operation.receipt.clone().unwrap();
+            if operation.phase == Phase::Successful {
+                assert!(receipt.agrees(), "a client had overwritten that row, and it was brought again: {receipt:?}");
+                if world.with(|inner| inner.imports()) < at {
+                    break;
+                }
+                continue;
+            }
+            refused += 1;
+            assert_eq!((operation.phase, operation.committed), (Phase::Failed, false), "{operation:#?}");
+            assert!(operation.message.contains("the copy of users differs from its source"), "{}", operation.message);
+            let differing: Vec<_> = receipt.differences().collect();
+            assert_eq!(differing.len(), 1, "{receipt:?}");
+            assert!(differing[0].table == "users" && differing[0].source.rows == differing[0].target.rows);
+            assert_eq!(receipt.pause_ms, None, "clients did not wait");
+            let before = world.with(|inner| inner.acknowledged);
+            world.with(|inner| (0..50).for_each(|_| inner.put_user()));
+            assert!(world.with(|inner| inner.acknowledged) > before, "the source serves");
+            assert!(
+                world.with(|inner| inner.catalog.partitions_of(ShardId(1)).len()) >= (PARTITIONS / shards) as usize
+            );
+        }
+        assert!(refused >= 3, "{refused} copies were found to differ");
+    }
+}
+
+/// Whoever finishes the move, its receipt says what was carried and for how long clients waited.
+#[tokio::test(start_paused = true)]
+async fn every_finished_move_has_a_whole_receipt() {
+    for at in (1..).step_by(3) {
+        let world = busy(1).await;
+        let id = world.start(split());
+        world.with(|inner| {
+            inner.calls = 0;
+            inner.faults = vec![Fault::CrashAfter(at)];
+        });
+        until_quiet(&world).await;
+        let operation = operation(&world, id);
+        let receipt = operation.receipt.clone().unwrap();
+        assert!(receipt.agrees() && receipt.copied > 0 && receipt.bytes > 0 && receipt.source.rows > 0, "{receipt:?}");
+        assert!(receipt.tables.iter().any(|table| table.table == "users" && table.target.rows > 0), "{receipt:?}");
+        assert!(receipt.pause_ms.is_some(), "{at}: {operation:#?}");
+        let copied = format!("{} rows copied", receipt.copied);
+        assert!(
+            operation.message.contains(&copied) && operation.message.contains("paused for"),
+            "{}",
+            operation.message
+        );
+        if world.with(|inner| inner.calls) < at {
+            return;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pause_over_the_budget_is_put_off_and_then_accepted() {
     let world = busy(1).await;
@@ -492,4 +559,85 @@ async fn a_panic_does_not_end_the_control_loop() {
     control.shutdown().await;
     settle(&world);
     assert_eq!(operation(&world, id).phase, Phase::Successful, "{:#?}", operation(&world, id));
+}
+
+/// The call at which a split, or a move, proposes its commit.
+async fn commit_call(shards: u32, kind: OperationKind) -> u64 {
+    let world = busy(shards).await;
+    world.start(kind);
+    world.with(|inner| inner.calls = 0);
+    until_quiet(&world).await;
+    world.with(|inner| inner.commit_at.unwrap())
+}
+
+/// A call before the commit never returns.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_never_ends_is_broken_off_with_its_name_and_nothing_is_left() {
+    let mut named = std::collections::BTreeSet::new();
+    for (shards, kind, every) in [(1, split(), 1), (2, shift(), 3)] {
+        for at in (1..commit_call(shards, kind.clone()).await).step_by(every) {
+            let world = busy(shards).await;
+            let id = world.start(kind.clone());
+            world.with(|inner| (inner.calls, inner.faults) = (0, vec![Fault::Hang(at)]));
+            until_quiet_within(&world, Duration::from_secs(48 * 3600)).await;
+            settle(&world);
+            let operation = operation(&world, id);
+            if operation.phase == Phase::Successful {
+                continue; // closed gates have a limit of their own, and how much there is to copy is nobody's concern
+            }
+            assert_eq!((operation.phase, operation.committed), (Phase::Failed, false), "{at}: {operation:#?}");
+            assert_eq!(operation.code.as_deref(), Some("57014"), "{at}: {operation:#?}");
+            let step = operation.message.split('\'').nth(1).unwrap_or_default().to_owned();
+            assert!(operation.message.contains("took longer than its limit"), "{at}: {}", operation.message);
+            named.insert(step);
+        }
+    }
+    let steps =
+        ["capture", "catch up", "copy", "copy reference tables", "copy schema", "create shard", "fence", "verify"];
+    assert_eq!(named.into_iter().collect::<Vec<_>>(), steps);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_never_returns_keeps_no_cancellation_waiting() {
+    for at in (1..commit_call(1, split()).await).step_by(2) {
+        let world = busy(1).await;
+        let id = world.start(split());
+        world.with(|inner| (inner.calls, inner.faults) = (0, vec![Fault::Hang(at)]));
+        let cancelled = async {
+            while world.with(|inner| inner.calls) < at {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            world.cancel(id);
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            () = until_quiet_within(&world, Duration::from_secs(60)) => {}
+            () = cancelled => {}
+        }
+        settle(&world);
+        let operation = operation(&world, id);
+        let expected = if operation.cancel_requested { Phase::Skipped } else { Phase::Successful };
+        assert_eq!(operation.phase, expected, "{at}: {operation:#?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_tells_how_far_it_is_and_the_journal_is_spared() {
+    let world = busy(1).await;
+    world.with(|inner| (inner.latency, inner.chunk) = (Duration::from_millis(20), (4, 2_000)));
+    let id = world.start(split());
+    until_quiet(&world).await;
+    let operation = operation(&world, id);
+    assert_eq!(operation.phase, Phase::Successful, "{operation:#?}");
+    world.with(|inner| {
+        let copied: Vec<_> = inner.told.iter().filter(|told| told.step == "copy" && told.rows > 0).collect();
+        assert!(copied.len() > 1 && copied.is_sorted_by_key(|told| told.rows), "{copied:#?}");
+        let last = copied.last().unwrap();
+        let (total, receipt) = (last.rows_total.unwrap(), operation.receipt.as_ref().unwrap());
+        assert!(total.abs_diff(receipt.copied) < receipt.copied / 2, "{total} expected, {} came", receipt.copied);
+        assert!(last.rows_per_second.unwrap() > 0.0 && last.ends.is_some() && last.bytes > 0, "{last:?}");
+        assert!(last.detail.starts_with("in table "), "{last:?}");
+        assert!(inner.told.iter().any(|told| told.step == "clean up" && told.rows > 0 && told.rows_total.is_some()));
+        assert!(inner.progress.is_empty(), "what has ended is not under way: {:?}", inner.progress);
+    });
 }

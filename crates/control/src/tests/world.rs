@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use pleat_cluster::*;
 use pleat_engine::*;
 use pleat_host::{
-    GroupView, HostError, MemberChange, NodeObservation, NodeReplicas, PartitionWeight, Resources, ShardObservation,
+    GroupView, HostError, MemberChange, NodeObservation, NodeReplicas, PartitionWeight, Progress, Resources,
+    ShardObservation,
 };
 use tempfile::TempDir;
 use tokio::sync::{Notify, watch};
@@ -53,6 +54,10 @@ pub enum Fault {
     Cancel(u64, OperationId),
     /// The control loop panics.
     Panic(u64),
+    /// The call never returns, and has no effect.
+    Hang(u64),
+    /// The nth message of rows of a move is not what was sent. Only those are counted that come before the comparison.
+    Spoil(u64),
 }
 
 pub struct World {
@@ -92,6 +97,11 @@ pub struct Inner {
     pub clients: u32,
     /// Who votes where. Of interest to rebuilds alone: everything else has one engine per shard.
     pub members: Members,
+    /// How far operations are, and all that was ever told of it.
+    pub progress: BTreeMap<OperationId, Progress>,
+    pub told: Vec<Progress>,
+    /// Messages of rows of moves.
+    imports: u64,
     sent: Vec<(ShardId, Action)>,
     sent_ddl: BTreeMap<ShardId, Action>,
     now: Millis,
@@ -147,6 +157,9 @@ impl World {
             chunk: (16, 2_000),
             clients: 0,
             members: Members::default(),
+            progress: BTreeMap::new(),
+            told: Vec::new(),
+            imports: 0,
             sent: Vec::new(),
             sent_ddl: BTreeMap::new(),
             now: 1_000_000,
@@ -211,6 +224,7 @@ impl World {
                 }
                 Fault::Cancel(at, operation) if *at == call => self.cancel(*operation),
                 Fault::Panic(at) if *at == call => panic!("test"),
+                Fault::Hang(at) if *at == call => futures::future::pending().await,
                 Fault::Unreachable(at) if *at == call => return Err(HostError::Unavailable("test".to_owned())),
                 _ => {}
             }
@@ -230,7 +244,8 @@ impl World {
         result
     }
 
-    fn cancel(&self, operation: OperationId) {
+    /// If it is not too late for that.
+    pub fn cancel(&self, operation: OperationId) {
         let _ = self.with(|inner| inner.command(Command::CancelOperation { operation, at: 1 }));
         self.publish();
     }
@@ -365,7 +380,28 @@ impl Inner {
     pub fn begin(&mut self) {
         self.past.clear();
         self.calls = 0;
+        self.imports = 0;
         self.commit_at = None;
+    }
+
+    /// A message of rows, as it arrives.
+    fn carried(&mut self, mut action: Action) -> Action {
+        let Action::Move(MoveStep { action: MoveAction::Import { changes, .. }, .. }) = &mut action else {
+            return action;
+        };
+        let compared = self.catalog.open_operations().any(|open| open.steps.iter().any(|step| step.name == "verify"));
+        let users = changes.iter_mut().filter(|table| table.table == "users").find_map(|table| table.rows.last_mut());
+        let Some(Value::Text(text)) = users.and_then(|row| row.last_mut()).filter(|_| !compared) else { return action };
+        self.imports += 1;
+        if self.faults.contains(&Fault::Spoil(self.imports)) {
+            text.push('!');
+        }
+        action
+    }
+
+    /// How many messages of rows have come before the comparison.
+    pub fn imports(&self) -> u64 {
+        self.imports
     }
 
     /// The next call is this command.
@@ -670,6 +706,7 @@ impl Cluster for World {
             if matches!(action, Action::Move(_) | Action::ReferenceApply(_) | Action::Own { .. }) {
                 inner.sent.push((shard, action.clone()));
             }
+            let action = inner.carried(action);
             inner.apply(shard, action)
         })
         .await
@@ -725,6 +762,21 @@ impl Cluster for World {
             Ok(weights.into_iter().map(|(unit, (rows, bytes))| (unit, PartitionWeight { rows, bytes })).collect())
         })
         .await
+    }
+
+    fn note_progress(&self, operation: OperationId, progress: Option<Progress>) {
+        self.with(|inner| match progress {
+            Some(progress) => {
+                inner.told.push(progress.clone());
+                inner.progress.insert(operation, progress);
+            }
+            None => drop(inner.progress.remove(&operation)),
+        });
+    }
+
+    /// Clients don't wait for the control loop here, nor it for them.
+    async fn served(&self, _: NodeId, _: Duration) -> Result<BTreeMap<ShardId, u64>, HostError> {
+        Ok(BTreeMap::new())
     }
 
     async fn replicas(&self, node: NodeId, _: Duration) -> Result<NodeReplicas, HostError> {

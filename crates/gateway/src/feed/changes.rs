@@ -1,9 +1,10 @@
 //! The difference between two catalogs, as events.
 
-use pleat_cluster::{Catalog, Decision, Node, NodeState, Operation, Shard, ShardState, Step, Table, View};
+use pleat_cluster::{Catalog, Decision, Node, NodeState, Operation, OperationId, Shard, ShardState, Step, Table, View};
+use pleat_host::Progress;
 use serde_json::{Value as Json, json};
 
-use crate::http::{DecisionBody, OperationBody, PolicyBody, StepBody};
+use crate::http::{DecisionBody, OperationBody, PolicyBody, ProgressBody, StepBody};
 
 /// Something that changed.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,10 +137,20 @@ fn step_event(operation: &Operation, step: &Step) -> Change {
     Change { kind: "step", data }
 }
 
+/// How far an operation is.
+pub fn progress_event(operation: OperationId, progress: &Progress) -> Change {
+    let mut data = json(&ProgressBody::from(progress));
+    if let Json::Object(map) = &mut data {
+        map.insert("operation".to_owned(), operation.to_string().into());
+    }
+    Change { kind: "progress", data }
+}
+
 fn operation_event(operation: &Operation) -> Change {
     let mut data = json(&OperationBody::from(operation));
     if let Json::Object(map) = &mut data {
         map.remove("steps");
+        map.remove("progress");
     }
     Change { kind: "operation", data }
 }

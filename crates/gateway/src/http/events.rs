@@ -33,7 +33,8 @@ pub struct EventsQuery {
 
 /// Follow what happens in the cluster.
 ///
-/// Events are `operation`, `step`, `decision`, `shard`, `table`, `node`, `policy` and `leader`, each with JSON.
+/// Events are `operation`, `step`, `progress`, `decision`, `shard`, `table`, `node`, `policy` and `leader`, each with JSON.
+/// `progress` says once a second how far an operation is; it is not repeated to those who come back.
 /// The first one is `ready`. After `reset`, events were missed: read the lists again.
 #[utoipa::path(get, path = "/events", tag = "cluster",
     params(EventsQuery, ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event seen")),

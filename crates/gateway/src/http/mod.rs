@@ -47,7 +47,9 @@ pub use cluster::{ControlLeaderBody, NodeBody, NodesBody, PeerBody, PlacementBod
 pub use decisions::{DecisionBody, DecisionsBody, MeasurementBody, OptionBody, PolicyBody, ThresholdsBody};
 pub use health::{ControlBody, HealthBody, HostedBody};
 pub use openapi::Document;
-pub use operations::{CauseBody, OperationBody, OperationsBody, StepBody};
+pub use operations::{
+    CauseBody, DigestBody, OperationBody, OperationsBody, ProgressBody, ReceiptBody, StepBody, TableReceiptBody,
+};
 pub use problem::{ErrorBody, Position};
 pub use query::{QueryRequest, QueryResponse, StatementBody, Trailer};
 pub use rows::{RejectedBody, RowsError, RowsRequest, RowsResponse};

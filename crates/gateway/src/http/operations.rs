@@ -1,19 +1,25 @@
 //! `/operations`: the journal of every change of the cluster.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use pleat_cluster::{
-    Catalog, Cause, Command, CommandError, DdlEffect, Operation, OperationId, OperationKind, Phase, TableKind,
+    Catalog, Cause, Command, CommandError, DdlEffect, Digest, Operation, OperationId, OperationKind, Phase, Receipt,
+    TableKind, TableReceipt,
 };
-use pleat_host::HostError;
+use pleat_host::{HostError, Progress};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::Query;
 use super::problem::{CONFLICT, ErrorBody, Problem};
 use super::{App, list_limit};
-use crate::settings::STATUS_TIME_MAX;
+use crate::settings::{PROGRESS_TIME_MAX, STATUS_TIME_MAX};
 use crate::time::rfc3339;
+
+/// An end that is further away than this, in milliseconds since 1970 (the year 9999), is none.
+const ENDS_MAX: u64 = 253_370_764_800_000;
 
 /// One entry of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -49,6 +55,11 @@ pub struct OperationBody {
     /// The SQLSTATE of that failure, where it has one.
     #[schema(example = "23505")]
     pub code: Option<String>,
+    /// Where rows move: what was carried, and whether both sides agree. Kept also when they differ, which refuses the
+    /// hand-over.
+    pub receipt: Option<ReceiptBody>,
+    /// How far the step at hand is, while it is under way and its leader answers.
+    pub progress: Option<ProgressBody>,
     pub created: String,
     pub updated: String,
 }
@@ -62,6 +73,63 @@ pub struct CauseBody {
     pub id: Option<String>,
     /// Through which interface it was requested.
     pub by: Option<String>,
+}
+
+/// How far the step at hand is. Asked of the leader that carries the operation out; it is not journaled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ProgressBody {
+    #[schema(example = "copy")]
+    pub step: String,
+    #[schema(example = "in table flights")]
+    pub detail: String,
+    pub begun: String,
+    pub rows: u64,
+    pub bytes: u64,
+    /// About how many there are, where that is known.
+    pub rows_total: Option<u64>,
+    pub bytes_total: Option<u64>,
+    /// Over the last ten seconds.
+    pub rows_per_second: Option<f64>,
+    pub bytes_per_second: Option<f64>,
+    /// When the step will have ended at this rate.
+    pub estimated_end: Option<String>,
+}
+
+/// What a move has carried.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReceiptBody {
+    /// Rows brought from a snapshot.
+    pub rows_copied: u64,
+    /// Rows and deletions brought afterwards.
+    pub rows_changed: u64,
+    /// Bytes of values of both.
+    pub bytes: u64,
+    /// Whether source and target were the same when they were compared.
+    pub agrees: bool,
+    pub source: DigestBody,
+    pub target: DigestBody,
+    /// The first tables: those that differ, then the others.
+    pub tables: Vec<TableReceiptBody>,
+    /// For how long writes were expected to wait.
+    pub pause_predicted_ms: u64,
+    /// For how long they did, once they can go on.
+    pub pause_ms: Option<u64>,
+}
+
+/// How many rows there are, and the sum of their hashes in hexadecimal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DigestBody {
+    pub rows: u64,
+    #[schema(example = "00c0ffee00c0ffee")]
+    pub sum: String,
+}
+
+/// One table of a receipt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TableReceiptBody {
+    pub table: String,
+    pub source: DigestBody,
+    pub target: DigestBody,
 }
 
 /// One journaled step.
@@ -115,6 +183,8 @@ impl From<&Operation> for OperationBody {
             cancel_requested: operation.cancel_requested,
             message: operation.message.clone(),
             code: operation.code.clone(),
+            receipt: operation.receipt.as_deref().map(ReceiptBody::from),
+            progress: None,
             created: rfc3339(operation.created),
             updated: rfc3339(operation.updated),
         }
@@ -132,7 +202,56 @@ impl From<&pleat_cluster::Step> for StepBody {
     }
 }
 
+impl From<&Receipt> for ReceiptBody {
+    fn from(receipt: &Receipt) -> Self {
+        let table = |table: &TableReceipt| TableReceiptBody {
+            table: table.table.clone(),
+            source: table.source.into(),
+            target: table.target.into(),
+        };
+        Self {
+            rows_copied: receipt.copied,
+            rows_changed: receipt.changed,
+            bytes: receipt.bytes,
+            agrees: receipt.agrees(),
+            source: receipt.source.into(),
+            target: receipt.target.into(),
+            tables: receipt.tables.iter().map(table).collect(),
+            pause_predicted_ms: receipt.pause_predicted_ms,
+            pause_ms: receipt.pause_ms,
+        }
+    }
+}
+
+impl From<&Progress> for ProgressBody {
+    fn from(progress: &Progress) -> Self {
+        Self {
+            step: progress.step.clone(),
+            detail: progress.detail.clone(),
+            begun: rfc3339(progress.begun),
+            rows: progress.rows,
+            bytes: progress.bytes,
+            rows_total: progress.rows_total,
+            bytes_total: progress.bytes_total,
+            rows_per_second: progress.rows_per_second,
+            bytes_per_second: progress.bytes_per_second,
+            estimated_end: progress.ends.filter(|ends| *ends < ENDS_MAX).map(rfc3339),
+        }
+    }
+}
+
+impl From<Digest> for DigestBody {
+    fn from(digest: Digest) -> Self {
+        Self { rows: digest.rows, sum: format!("{:016x}", digest.sum) }
+    }
+}
+
 impl OperationBody {
+    fn with_progress(self, progress: &BTreeMap<OperationId, Progress>) -> Self {
+        let known = progress.iter().find(|(id, _)| id.to_string() == self.id).map(|(_, progress)| progress.into());
+        Self { progress: known, ..self }
+    }
+
     /// With the partitions named.
     pub(super) fn in_full(operation: &Operation) -> Self {
         let partition_ids = match &operation.kind {
@@ -214,8 +333,18 @@ pub async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Res
     let limit = list_limit(query.limit)?;
     let catalog = app.backend.catalog();
     let wanted = |operation: &&Operation| phases.as_ref().is_none_or(|phases| phases.contains(&operation.phase));
-    let operations = catalog.operations.values().rev().filter(wanted).take(limit).map(OperationBody::from).collect();
-    Ok(Json(OperationsBody { operations }))
+    let wanted: Vec<_> = catalog.operations.values().rev().filter(wanted).take(limit).collect();
+    let progress = progress(&app, &wanted).await;
+    let body = |operation: &&Operation| OperationBody::from(*operation).with_progress(&progress);
+    Ok(Json(OperationsBody { operations: wanted.iter().map(body).collect() }))
+}
+
+/// How far these are, if one of them is under way. That the leader can't be asked is no reason not to show the journal.
+async fn progress(app: &App, operations: &[&Operation]) -> BTreeMap<OperationId, Progress> {
+    match operations.iter().any(|operation| operation.phase == Phase::Progressing) {
+        true => app.backend.progress(PROGRESS_TIME_MAX).await.unwrap_or_default(),
+        false => BTreeMap::new(),
+    }
 }
 
 fn phases(text: &str) -> Result<Vec<Phase>, Problem> {
@@ -240,12 +369,14 @@ fn phases(text: &str) -> Result<Vec<Phase>, Problem> {
         (status = 200, body = OperationBody), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<OperationBody>, Problem> {
     let catalog = app.backend.catalog();
-    find(&catalog, &id).map(|operation| Json(OperationBody::in_full(operation)))
+    let operation = find(&catalog, &id)?;
+    let progress = progress(&app, &[operation]).await;
+    Ok(Json(OperationBody::in_full(operation).with_progress(&progress)))
 }
 
 /// Ask an operation to stop.
 ///
-/// It stops at its next step, and what it did is undone. Past its point of no return it can't be stopped.
+/// It stops at once, and what it did is undone. Past its point of no return it can't be stopped.
 #[utoipa::path(post, path = "/operations/{id}/cancel", tag = "operations",
     params(("id" = String, Path, description = "`op-3`, or `3`")),
     responses(

@@ -23,8 +23,8 @@ use pleat_engine::{
     Action, Outcome, Proposal, ReadRequest, Readers, Refusal, SchemaChange, SqlFailure, Store, StoreConfig,
 };
 use pleat_host::{
-    Freshness, HostError, InDoubt, NodeObservation, Quantiles, Resources, RowStream, ShardObservation, TxnPart,
-    TxnReply, TxnStep, Written,
+    Freshness, HostError, InDoubt, NodeObservation, Progress, Quantiles, Resources, RowStream, ShardObservation,
+    TxnPart, TxnReply, TxnStep, Written,
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -87,6 +87,8 @@ pub struct Cluster {
     lagging: Mutex<bool>,
     /// Whether shards answer when they are asked for figures.
     pub deaf: Mutex<bool>,
+    /// How far the leader says that operations are.
+    pub progress: Mutex<BTreeMap<OperationId, Progress>>,
     /// Run after this many more reads were opened: something that happens between two shards of a scatter.
     between: Mutex<Option<(u32, Act)>>,
     clock: AtomicU64,
@@ -145,6 +147,7 @@ impl Cluster {
             stalled: Mutex::new(false),
             lagging: Mutex::new(false),
             deaf: Mutex::new(false),
+            progress: Mutex::default(),
             between: Mutex::new(None),
             clock: AtomicU64::new(1_760_000_000_000),
         }
@@ -210,7 +213,7 @@ impl Cluster {
         *self.between.lock() = Some((reads, Box::new(act)));
     }
 
-    fn apply(&self, command: &Command) -> Reply {
+    pub fn apply(&self, command: &Command) -> Reply {
         self.try_apply(command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
@@ -504,6 +507,13 @@ impl Backend for Cluster {
 
     async fn ping(&self, _: NodeId, _: Duration) -> Result<Duration, HostError> {
         Ok(Duration::from_millis(2))
+    }
+
+    async fn progress(&self, _: Duration) -> Result<BTreeMap<OperationId, Progress>, HostError> {
+        match *self.deaf.lock() {
+            true => Err(HostError::Unavailable("deaf".to_owned())),
+            false => Ok(self.progress.lock().clone()),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Target, output};
+use super::{Target, output, watch};
 
 #[derive(Args)]
 pub struct OpsArgs {
@@ -28,6 +28,14 @@ enum OpsCommand {
     Show {
         /// `op-12` or `12`
         id: String,
+        /// Follow it until it ends
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Follow an operation until it ends: rows, bytes, rate, time left
+    Watch {
+        /// `op-12` or `12`; without it the newest that is under way
+        id: Option<String>,
     },
     /// Have done what a decision recommends, when the mode is manual
     Approve {
@@ -52,7 +60,9 @@ pub async fn run(args: OpsArgs) -> anyhow::Result<()> {
             }
             list(output::items(&operations, "operations"))
         }
-        OpsCommand::Show { id } => {
+        OpsCommand::Show { id, watch: true } => watch::run(&client, Some(id), args.target.json).await,
+        OpsCommand::Watch { id } => watch::run(&client, id, args.target.json).await,
+        OpsCommand::Show { id, watch: false } => {
             let operation = client.get(&format!("/operations/{}", path_safe(&id))).await?;
             if args.target.json {
                 return Ok(output::json(&operation)?);
@@ -76,7 +86,7 @@ pub async fn run(args: OpsArgs) -> anyhow::Result<()> {
                 return Ok(output::json(&operation)?);
             }
             let (id, what) = (output::text(&operation, "id"), output::text(&operation, "description"));
-            Ok(output::line(&format!("{id} begins: {what}; `pleat ops show {id}` tells how it stands"))?)
+            Ok(output::line(&format!("{id} begins: {what}; `pleat ops watch {id}` follows it"))?)
         }
         OpsCommand::Cancel { id } => {
             let operation = client.post(&format!("/operations/{}/cancel", path_safe(&id)), Vec::new()).await?;
@@ -113,7 +123,7 @@ fn list(operations: &[Value]) -> anyhow::Result<()> {
         .map(|operation| {
             vec![
                 output::text(operation, "id"),
-                output::text(operation, "phase"),
+                phase(operation),
                 output::text(operation, "created"),
                 took(operation),
                 output::text(operation, "description"),
@@ -146,6 +156,8 @@ pub fn tell(operation: &Value) -> Vec<String> {
             lines.push(format!("  {label}: {text}"));
         }
     }
+    lines.extend(watch::progress(operation));
+    lines.extend(receipt(operation));
     let steps = output::items(operation, "steps");
     let width = steps.iter().map(|step| output::text(step, "name").chars().count()).max().unwrap_or(0);
     for step in steps {
@@ -156,6 +168,47 @@ pub fn tell(operation: &Value) -> Vec<String> {
         let detail = step.get("detail").and_then(Value::as_str).unwrap_or_default();
         let name = output::text(step, "name");
         lines.push(format!("  {name:<width$}  {state:>9}  {detail}").trim_end().to_string());
+    }
+    lines
+}
+
+/// `Progressing 43 %`, where that is known.
+fn phase(operation: &Value) -> String {
+    let rows = |key: &str| operation.pointer(&format!("/progress/{key}")).and_then(Value::as_f64);
+    let phase = output::text(operation, "phase");
+    match (rows("rows"), rows("rows_total").filter(|total| *total > 0.0)) {
+        (Some(rows), Some(total)) => format!("{phase} {:.0} %", 100.0 * rows / total),
+        _ => phase,
+    }
+}
+
+/// What a move has carried, and whether both sides agree.
+fn receipt(operation: &Value) -> Vec<String> {
+    let Some(receipt) = operation.get("receipt").filter(|receipt| receipt.is_object()) else { return Vec::new() };
+    let bytes = receipt.get("bytes").and_then(Value::as_u64).map_or_else(|| "-".to_string(), output::bytes);
+    let (copied, changed) = (output::count(receipt, "rows_copied"), output::count(receipt, "rows_changed"));
+    let mut lines = vec![format!("  receipt: {copied} rows copied and {changed} changed meanwhile, {bytes}")];
+    let side = |of: &Value, side: &str| {
+        let digest = of.get(side).unwrap_or(&Value::Null);
+        format!("{} rows {}", output::count(digest, "rows"), output::text(digest, "sum"))
+    };
+    let agrees = receipt.get("agrees").and_then(Value::as_bool).unwrap_or(false);
+    match agrees {
+        true => lines.push(format!("    both sides hold {}", side(receipt, "target"))),
+        false => lines.push("    the two sides differ:".to_string()),
+    }
+    for table in output::items(receipt, "tables") {
+        let (name, source, target) = (output::text(table, "table"), side(table, "source"), side(table, "target"));
+        if source != target {
+            lines.push(format!("    {name}: source {source}, target {target}"));
+        } else if agrees {
+            lines.push(format!("    {name}: {source}"));
+        }
+    }
+    let predicted = output::count(receipt, "pause_predicted_ms");
+    if receipt.get("pause_ms").is_some_and(Value::is_u64) {
+        let pause = output::count(receipt, "pause_ms");
+        lines.push(format!("    writes paused for {pause} ms (predicted {predicted} ms)"));
     }
     lines
 }
@@ -173,7 +226,7 @@ fn took(operation: &Value) -> String {
 }
 
 /// The time between two RFC 3339 times of UTC, or `-`.
-fn between(value: &Value, from: &str, to: &str) -> String {
+pub fn between(value: &Value, from: &str, to: &str) -> String {
     let at = |key: &str| value.get(key).and_then(Value::as_str).and_then(milliseconds);
     match (at(from), at(to)) {
         (Some(from), Some(to)) if to >= from && to - from < 60_000 => format!("{:.2} s", (to - from) as f64 / 1000.0),
@@ -226,6 +279,28 @@ mod tests {
         assert_eq!(lines[3], "  why: shard-1 has 130 rows");
         assert_eq!(lines[5], "  copy         1.00 s  61 rows");
         assert_eq!(lines[6], "  clean up  under way");
+    }
+
+    #[test]
+    fn a_receipt_is_told_and_says_which_table_differs() {
+        let digest = |rows: u64, sum: &str| json!({"rows": rows, "sum": sum});
+        let table = |name: &str, target: Value| json!({"table": name, "source": digest(61, "0a"), "target": target});
+        let told = |tables: Value, agrees: bool| {
+            let receipt = json!({"rows_copied": 61234, "rows_changed": 7, "bytes": 98304, "agrees": agrees, "tables": tables,
+                "source": digest(61, "0a"), "target": digest(61, "0a"), "pause_predicted_ms": 20, "pause_ms": 31});
+            tell(&json!({"id": "op-3", "steps": [], "receipt": receipt})).join("\n")
+        };
+        let same = told(json!([table("flights", digest(61, "0a"))]), true);
+        assert!(
+            same.contains("61,234 rows copied and 7 changed meanwhile, 96.0 KiB\n    both sides hold 61 rows 0a\n"),
+            "{same}"
+        );
+        assert!(same.ends_with("    flights: 61 rows 0a\n    writes paused for 31 ms (predicted 20 ms)"), "{same}");
+        let differs = told(json!([table("flights", digest(60, "0b")), table("airlines", digest(61, "0a"))]), false);
+        assert!(
+            differs.contains("the two sides differ:\n    flights: source 61 rows 0a, target 60 rows 0b\n    writes"),
+            "{differs}"
+        );
     }
 
     #[test]

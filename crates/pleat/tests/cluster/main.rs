@@ -18,4 +18,5 @@ mod scripts;
 mod snapshots;
 mod sqlite;
 mod statements;
+mod throughput;
 mod transactions;

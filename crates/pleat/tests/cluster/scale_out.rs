@@ -80,5 +80,15 @@ async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three() {
     // Every shard owns a part, and nothing is left where it does not belong.
     cluster.wait_for_rows(expected.len() as i64).await;
     cluster.wait_for_each_shard("no foreign rows", |shard| shard["holds_foreign_rows"] == false).await;
+
+    // Each split has its receipt, and who follows one is told each of its steps.
+    for id in ["op-2", "op-3"] {
+        let receipt = &cluster.get(&format!("/operations/{id}")).await["receipt"];
+        assert!(receipt["agrees"] == true && receipt["source"] == receipt["target"], "{receipt}");
+        assert!(receipt["rows_copied"].as_u64() > Some(0) && receipt["pause_ms"].is_u64(), "{receipt}");
+    }
+    let (code, told, complaint) = cluster.cli(&["ops", "watch", "op-2"]);
+    assert_eq!(code, 0, "{complaint}");
+    assert!(told.contains("op-2: copy ended after ") && told.contains("op-2: Successful: "), "{told}");
     println!("{} rows acknowledged, {} retries by clients", expected.len(), retried.load(Ordering::Relaxed));
 }

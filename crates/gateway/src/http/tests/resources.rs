@@ -6,7 +6,8 @@ use axum::body::Body;
 use axum::http::Request;
 use futures::StreamExt;
 use pleat_cluster::{Command, Decision, DecisionId, PartitionId, ShardId, Strategy, Verdict};
-use serde_json::json;
+use pleat_host::Progress;
+use serde_json::{Value as Json, json};
 use tower::ServiceExt;
 
 use crate::backend::Backend as _;
@@ -289,4 +290,51 @@ async fn events_tell_what_happened_and_what_was_missed() {
     }
     client.gateway.close();
     while body.next().await.is_some() {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_far_an_operation_is_is_shown_and_told_but_not_remembered() {
+    let cluster = Cluster::new(1);
+    let client = Client::new(&cluster);
+    let (operation, _) = cluster.add_shard(ShardId(1), &[PartitionId(0)]);
+    let (step, detail) = ("copy".to_owned(), String::new());
+    cluster.apply(&Command::JournalStep { operation, step: step.clone(), ended: false, detail, epoch: 1, at: 4 });
+    let at = |rows: u64| Progress {
+        step: step.clone(),
+        detail: "in table t".to_owned(),
+        begun: 1_760_000_000_000,
+        rows,
+        bytes: 10 * rows,
+        rows_total: Some(400),
+        rows_per_second: Some(20.0),
+        ends: Some(1_760_000_010_000),
+        ..Progress::default()
+    };
+    cluster.progress.lock().insert(operation, at(200));
+    let shown = client.get(&format!("/operations/{operation}")).await.json["progress"].clone();
+    assert_eq!((&shown["step"], &shown["rows"], &shown["rows_total"]), (&json!("copy"), &json!(200), &json!(400)));
+    assert_eq!((&shown["estimated_end"], &shown["bytes_total"]), (&json!("2025-10-09T08:53:30.000Z"), &Json::Null));
+    assert_eq!(client.get("/operations").await.json["operations"][0]["progress"], shown);
+    *cluster.deaf.lock() = true;
+    let listed = client.get("/operations").await;
+    assert_eq!((listed.status, &listed.json["operations"][0]["progress"]), (200, &Json::Null));
+    *cluster.deaf.lock() = false;
+
+    let request = Request::get("/events").body(Body::empty()).unwrap();
+    let mut body = client.gateway.router().oneshot(request).await.unwrap().into_body().into_data_stream();
+    let mut text = String::new();
+    for rows in [200, 300] {
+        cluster.progress.lock().insert(operation, at(rows));
+        while !text.contains(&format!("\"rows\":{rows},")) {
+            text.push_str(std::str::from_utf8(&body.next().await.unwrap().unwrap()).unwrap());
+        }
+    }
+    assert!(text.contains("event: progress") && text.contains(&format!("\"operation\":\"{operation}\"")), "{text}");
+    // Who comes back is told what it is like now, not what it was like.
+    let last = text.lines().rev().find_map(|line| line.strip_prefix("id: ")).unwrap().to_owned();
+    let request = Request::get("/events").header("last-event-id", last).body(Body::empty()).unwrap();
+    let mut body = client.gateway.router().oneshot(request).await.unwrap().into_body().into_data_stream();
+    let first = body.next().await.unwrap().unwrap();
+    let first = std::str::from_utf8(&first).unwrap();
+    assert!(first.contains("event: ready") && !first.contains("event: progress"), "{first}");
 }
