@@ -19,6 +19,7 @@ mod decision;
 mod id;
 mod key;
 mod ledger;
+mod merge;
 mod node;
 mod operation;
 pub mod planted;
@@ -26,6 +27,7 @@ mod policy;
 mod rebuild;
 mod shard;
 mod table;
+mod time;
 mod trigger;
 mod value;
 mod view;
@@ -39,9 +41,10 @@ pub use key::{KeyError, KeyType, PARTITION_COUNT_DEFAULT, PARTITION_COUNT_MAX, p
 pub use ledger::{CommitNumber, Decided, Ledger, LedgerCommand, LedgerError, LedgerReply};
 pub use node::{Node, NodeState};
 pub use operation::{Cause, Operation, OperationKind, Phase, Step};
-pub use policy::{Mode, Policy, Strategy, Thresholds};
+pub use policy::{Mode, Policy, ScaleIn, Strategy, Thresholds};
 pub use shard::{Shard, ShardState};
 pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables};
+pub use time::rfc3339;
 pub use trigger::{
     Trigger, TriggerEvent, TriggerState, circular, newest_trigger, reached, trigger_about, trigger_named,
     trigger_naming,

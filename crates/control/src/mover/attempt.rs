@@ -54,17 +54,17 @@ pub(super) struct Receipt {
 
 impl Receipt {
     /// The operation's message.
-    pub fn message(&self, plan: &Plan, cleaned: u64) -> String {
+    pub fn message(&self, plan: &Plan, rest: &str) -> String {
         let partitions = plan.partitions.len();
         let moved = format!("{partitions} partitions of {} moved to {}", plan.from, plan.to);
         let Some(pause) = self.pause else {
             // A later leader has finished it: the figures went with the one before, into the journal's steps.
-            return format!("{moved}; {cleaned} rows cleaned up");
+            return format!("{moved}; {rest}");
         };
         let digest = self.digest.as_ref().map(describe).unwrap_or_default();
         format!(
             "{moved}: {} rows copied and {} changed meanwhile ({} bytes){digest}; \
-             writes paused for {} ms (predicted {} ms); {cleaned} rows cleaned up",
+             writes paused for {} ms (predicted {} ms); {rest}",
             self.copied,
             self.changed,
             self.bytes,
