@@ -325,12 +325,10 @@ impl Catalog {
                     false => Err(unknown(format!("index {index}"))),
                 }
             }
-            DdlEffect::AddColumn { column, create_sql, .. } => {
-                if self.known_table(name)?.column(&column.name).is_some() {
-                    return Err(CommandError::Exists { what: format!("column {name}.{}", column.name) });
-                }
-                self.admit_reference(name, create_sql)
-            }
+            DdlEffect::AddColumn { column, .. } => match self.known_table(name)?.column(&column.name) {
+                Some(_) => Err(CommandError::Exists { what: format!("column {name}.{}", column.name) }),
+                None => Ok(()),
+            },
             DdlEffect::DropTable { .. } => self.admit_drop(name),
             DdlEffect::CreateTrigger { trigger, about, seen, .. } => self.admit_trigger(name, trigger, about, *seen),
             DdlEffect::DropTrigger { trigger, .. } => {
@@ -339,10 +337,11 @@ impl Catalog {
                 if ready { Ok(()) } else { Err(unknown(format!("trigger {trigger}"))) }
             }
             DdlEffect::PlaceTable { before, after } => self.admit_place(before, after),
-            DdlEffect::AlterTable { before, after, .. } => {
-                if self.known_table(name)? != &**before || trigger_about(&self.tables, name).is_some() {
+            DdlEffect::AlterTable { before, after, triggers, .. } => {
+                if self.known_table(name)? != &**before {
                     return Err(busy(format!("table {name} has just been changed")));
                 }
+                self.admit_retold(name, triggers)?;
                 if after.name.eq_ignore_ascii_case(name) { Ok(()) } else { self.free_name(&after.name) }
             }
             DdlEffect::CreateView(_) if self.views.len() >= Self::VIEWS_MAX => {
@@ -579,10 +578,11 @@ impl Catalog {
                 table.columns.push(column.clone());
                 table.create_sql = create_sql.clone();
             }
-            DdlEffect::AlterTable { after, views, .. } => {
-                let after = Table { id: table.id, ..(**after).clone() };
+            DdlEffect::AlterTable { after, views, triggers, .. } => {
+                let after = Table { id: table.id, triggers: std::mem::take(&mut table.triggers), ..(**after).clone() };
                 self.tables.remove(&name);
                 self.tables.insert(after.name.to_ascii_lowercase(), after);
+                self.retell(triggers);
                 let generation = self.generation + 1;
                 let active = self.shards.values_mut().filter(|shard| shard.state == ShardState::Active);
                 active.for_each(|shard| shard.ownership = generation);

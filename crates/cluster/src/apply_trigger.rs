@@ -2,8 +2,8 @@
 
 use crate::apply::{Applied, busy, invalid};
 use crate::{
-    Catalog, CommandError, DdlEffect, OperationKind, Table, Trigger, TriggerState, circular, newest_trigger,
-    trigger_named, trigger_naming,
+    Catalog, CommandError, DdlEffect, OperationKind, Retold, Table, Trigger, TriggerState, newest_trigger,
+    trigger_named, trigger_naming, triggers_about,
 };
 
 impl Catalog {
@@ -25,23 +25,33 @@ impl Catalog {
         if table.triggers.len() >= Self::TRIGGERS_MAX {
             return Err(invalid(format!("a table has at most {} triggers", Self::TRIGGERS_MAX)));
         }
-        let mut tables = self.tables.clone();
-        if let Some(table) = tables.get_mut(&name.to_ascii_lowercase()) {
-            table.triggers.push(trigger.clone());
-        }
-        no_circle(&tables)
+        Ok(())
     }
 
-    /// A column may bring a foreign key, whose actions fire triggers.
-    pub(crate) fn admit_reference(&self, name: &str, create_sql: &str) -> Applied {
-        if newest_trigger(&self.tables) == 0 {
-            return Ok(());
+    /// What triggers say of a table is known in full, and nothing else of them changes.
+    pub(crate) fn admit_retold(&self, name: &str, retold: &[Retold]) -> Applied {
+        let about = || triggers_about(&self.tables, name);
+        let known = |retold: &Retold| about().any(|(of, now)| of.name == retold.table && *now == retold.before);
+        let ready = about().all(|(_, trigger)| trigger.state == TriggerState::Ready);
+        if !ready || about().count() != retold.len() || !retold.iter().all(known) {
+            return Err(busy(format!("a trigger that names {name} has just been changed")));
         }
-        let mut tables = self.tables.clone();
-        if let Some(table) = tables.get_mut(&name.to_ascii_lowercase()) {
-            table.create_sql = create_sql.to_owned();
+        let texts_only = |retold: &Retold| {
+            let Trigger { sql, on_shards, .. } = retold.after.clone();
+            retold.after == Trigger { sql, on_shards, ..retold.before.clone() }
+        };
+        match retold.iter().all(texts_only) {
+            true => Ok(()),
+            false => Err(invalid(format!("of triggers that name {name} only the texts are to change"))),
         }
-        no_circle(&tables)
+    }
+
+    pub(crate) fn retell(&mut self, retold: &[Retold]) {
+        for trigger in self.tables.values_mut().flat_map(|table| &mut table.triggers) {
+            if let Some(Retold { after, .. }) = retold.iter().find(|retold| retold.before.id == trigger.id) {
+                (trigger.sql, trigger.on_shards) = (after.sql.clone(), after.on_shards.clone());
+            }
+        }
     }
 
     pub(crate) fn admit_drop(&self, name: &str) -> Applied {
@@ -81,14 +91,5 @@ impl Table {
         if let Some(trigger) = triggers.find(|trigger| trigger.name.eq_ignore_ascii_case(name)) {
             trigger.state = state;
         }
-    }
-}
-
-fn no_circle(tables: &crate::Tables) -> Applied {
-    match circular(tables) {
-        Some((table, trigger)) => {
-            Err(invalid(format!("trigger {} would come back to its own table {}", trigger.name, table.name)))
-        }
-        None => Ok(()),
     }
 }

@@ -43,11 +43,11 @@ pub use node::{Node, NodeState};
 pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, ScaleIn, Strategy, Thresholds};
 pub use shard::{Shard, ShardState};
-pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables};
+pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables, Tried};
 pub use time::rfc3339;
 pub use trigger::{
-    Trigger, TriggerEvent, TriggerState, circular, newest_trigger, reached, trigger_about, trigger_named,
-    trigger_naming,
+    Retold, Trigger, TriggerEvent, TriggerState, newest_trigger, reached, trigger_about, trigger_named, trigger_naming,
+    triggers_about,
 };
 pub use value::Value;
 pub use view::{Rewritten, View, Views};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyType, Rewritten, ShardId, TableId, Trigger, View};
+use crate::{KeyType, Retold, Rewritten, ShardId, TableId, Trigger, View};
 
 /// The tables of a catalog, by lower-case name (SQLite's names are case-insensitive).
 pub type Tables = BTreeMap<String, Table>;
@@ -69,6 +69,11 @@ impl Table {
     /// The column called `name`, in any case.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether SQLite keeps a counter for it in `sqlite_sequence` (or its definition says the word elsewhere).
+    pub fn may_autoincrement(&self) -> bool {
+        self.create_sql.to_ascii_uppercase().contains("AUTOINCREMENT")
     }
 
     /// The shard key and its type, when the table is sharded.
@@ -144,6 +149,8 @@ pub enum DdlEffect {
         statement: String,
         /// What views that name the old name say from then on.
         views: Vec<Rewritten>,
+        /// All triggers of this table, and those of others that name it.
+        triggers: Vec<Retold>,
     },
     /// The trigger's `id` is assigned by the catalog.
     CreateTrigger {
@@ -171,6 +178,17 @@ pub enum DdlEffect {
         /// The same but for its `kind`.
         after: Box<Table>,
     },
+}
+
+/// What a schema change comes to, as SQLite tells when it is tried out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tried {
+    /// The table as it is afterwards; `None` when it is dropped.
+    pub table: Option<Table>,
+    /// The views that SQLite wrote anew.
+    pub views: Vec<Rewritten>,
+    /// All triggers that are still there, each with the text that SQLite has now. What shards are to run for it is not known here.
+    pub triggers: Vec<Retold>,
 }
 
 impl DdlEffect {
@@ -211,11 +229,13 @@ impl DdlEffect {
             DdlEffect::DropIndex { index, .. } => Some(index.as_str()),
             _ => None,
         };
-        let about: &[Table] = match self {
-            DdlEffect::CreateTrigger { about, .. } => about,
-            _ => &[],
+        let (about, retold): (&[Table], &[Retold]) = match self {
+            DdlEffect::CreateTrigger { about, .. } => (about, &[]),
+            DdlEffect::AlterTable { triggers, .. } => (&[], triggers),
+            _ => (&[], &[]),
         };
         let named = about.iter().map(|table| table.name.as_str());
+        let named = named.chain(retold.iter().map(|retold| retold.table.as_str()));
         [self.table(), self.table_after()].into_iter().chain(index).chain(named).collect()
     }
 

@@ -1,13 +1,29 @@
 //! Triggers of users: what a table's writes do beside what they say.
 //!
 //! A trigger belongs to its table and comes and goes with it; shards run its definition as it stands. The catalog keeps
-//! which tables its body writes and reads, because three questions are asked of it again and again:
+//! which tables its body writes and reads, because two questions are asked of it again and again:
 //!
-//! - *Whether a table is named by a trigger* ([`trigger_about`]): such a table is not dropped, renamed or placed elsewhere.
+//! - *Whether a table is named by a trigger* ([`trigger_about`]): such a table is not dropped or placed elsewhere, and when it
+//!   or a column gets another name, the trigger says that name from then on ([`Retold`]).
 //! - *What a write may change beside its own table* ([`reached`]): through triggers, and from there through the actions of
 //!   foreign keys.
-//! - *Whether a trigger reaches its own table again* ([`circular`]). SQLite by itself does not let a trigger fire itself; shards
-//!   must let DELETE triggers fire when REPLACE deletes, which is the same setting (`recursive_triggers`). So there are no circles.
+//!
+//! # A trigger never fires inside itself
+//!
+//! SQLite by itself skips a trigger that is under way when something in it (or in what it fires) would fire it again. Shards must
+//! let DELETE triggers fire when REPLACE deletes, since Pleat's own rely on it, and that is the same setting
+//! (`recursive_triggers`). So what they run ([`Trigger::on_shards`]) is the declared trigger with a guard, which notes that the trigger
+//! is under way, and that it no longer is:
+//!
+//! ```text
+//! CREATE TRIGGER t AFTER UPDATE ON x WHEN (condition) BEGIN statements; END
+//! CREATE TRIGGER t AFTER UPDATE ON x
+//!   WHEN CASE WHEN pleat_firing('t') THEN 0 WHEN (condition) THEN pleat_firing('t', 1) END
+//!   BEGIN statements; SELECT pleat_firing('t', 0); END
+//! ```
+//!
+//! `RAISE(IGNORE)`, which ends it early, notes so first. A statement that fails leaves notes behind, so each statement of a user begins
+//! with none.
 //!
 //! # A trigger that comes or goes
 //!
@@ -30,8 +46,10 @@ pub struct Trigger {
     /// As declared, case kept. Triggers have a name space of their own.
     pub name: String,
     pub event: TriggerEvent,
-    /// The `CREATE TRIGGER` that shards run.
+    /// The `CREATE TRIGGER` as it was declared.
     pub sql: String,
+    /// The `CREATE TRIGGER` that shards run: the same with its guard.
+    pub on_shards: String,
     /// The tables that its body writes.
     pub writes: BTreeSet<TableId>,
     /// The tables that its body or its WHEN reads.
@@ -40,6 +58,17 @@ pub struct Trigger {
     /// The generation from which on the catalog has it. A write that was planned by an older one may be what triggers forbid, so
     /// shards that have the trigger refuse it, retryably.
     pub since: Generation,
+}
+
+/// A trigger that names a table that gets another name, or whose columns do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retold {
+    /// Its own table.
+    pub table: String,
+    /// As it was when this was planned; if it isn't any more, the change is refused.
+    pub before: Trigger,
+    /// The same with other texts.
+    pub after: Trigger,
 }
 
 /// What fires a trigger.
@@ -80,12 +109,16 @@ impl Table {
     }
 }
 
-/// A trigger of the table called `table`, or one of another table that names it, with the table that it belongs to. As long as
-/// there is one, neither the table's name, nor its columns' names, nor the place of its rows may change.
+/// The triggers of the table called `table`, and those of other tables that name it, each with the table that it belongs to.
+pub fn triggers_about<'t>(tables: &'t Tables, table: &str) -> impl Iterator<Item = (&'t Table, &'t Trigger)> {
+    let found = tables.get(&table.to_ascii_lowercase()).map(|table| table.id);
+    let all = tables.values().flat_map(|table| table.triggers.iter().map(move |trigger| (table, trigger)));
+    all.filter(move |(of, trigger)| found.is_some_and(|id| of.id == id || trigger.names(id)))
+}
+
+/// One of [`triggers_about`]. As long as there is one, the place of the table's rows may not change.
 pub fn trigger_about<'t>(tables: &'t Tables, table: &str) -> Option<(&'t Table, &'t Trigger)> {
-    let found = tables.get(&table.to_ascii_lowercase())?;
-    let own = found.triggers.first().map(|trigger| (found, trigger));
-    own.or_else(|| trigger_naming(tables, found.id))
+    triggers_about(tables, table).next()
 }
 
 /// A trigger of another table that names this one, with the table that it belongs to.
@@ -121,14 +154,4 @@ pub fn reached(tables: &Tables, from: impl IntoIterator<Item = TableId>) -> BTre
         }
     }
     found
-}
-
-/// A trigger whose body's writes come back to its own table, if there is one, with its table.
-pub fn circular(tables: &Tables) -> Option<(&Table, &Trigger)> {
-    tables.values().find_map(|table| {
-        let comes_back = |trigger: &&Trigger| {
-            trigger.writes.contains(&table.id) || reached(tables, trigger.writes.iter().copied()).contains(&table.id)
-        };
-        Some((table, table.triggers.iter().find(comes_back)?))
-    })
 }

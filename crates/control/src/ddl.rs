@@ -146,7 +146,7 @@ async fn change_shards(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(),
     let statement = match effect {
         DdlEffect::CreateTable(table) => table.create_sql.clone(),
         DdlEffect::CreateIndex { index, .. } => index.sql.clone(),
-        DdlEffect::CreateTrigger { trigger, .. } => trigger.sql.clone(),
+        DdlEffect::CreateTrigger { trigger, .. } => trigger.on_shards.clone(),
         _ => sql.to_owned(),
     };
     work.begin(CHANGE_STEP).await?;
@@ -330,7 +330,7 @@ async fn follow(work: &Work, effect: &DdlEffect) -> Result<Option<String>, Stop>
 /// A table with its indexes and triggers for a shard that has none yet.
 pub(crate) fn copy_of(operation: u64, table: &Table) -> Action {
     let statements = [&table.create_sql].into_iter().chain(table.indexes.iter().map(|index| &index.sql));
-    let statements = statements.chain(table.ready_triggers().map(|trigger| &trigger.sql));
+    let statements = statements.chain(table.ready_triggers().map(|trigger| &trigger.on_shards));
     Action::Ddl {
         operation: copy_id(operation, table.id),
         statements: statements.cloned().collect(),

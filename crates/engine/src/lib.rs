@@ -66,6 +66,6 @@ pub use sqlite::build::build;
 pub use sqlite::finisher::Finisher;
 pub use sqlite::local::{LocalTxn, Script};
 pub use sqlite::readers::Readers;
-pub use sqlite::scratch::{Scratch, Tried, try_ddl, validate_ddl};
+pub use sqlite::scratch::{Scratch, try_ddl, validate_ddl};
 pub use sqlite::store::{Copier, DigestJob, Store, StoreConfig};
 pub use units::UnitSet;

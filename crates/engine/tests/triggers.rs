@@ -172,6 +172,7 @@ fn a_write_that_was_planned_before_the_trigger_was_known_is_planned_again() {
         name: "went".into(),
         event: TriggerEvent::Delete,
         sql: TRIGGERS[3].into(),
+        on_shards: TRIGGERS[3].into(),
         writes: Default::default(),
         reads: Default::default(),
         state: TriggerState::Coming,

@@ -155,7 +155,7 @@ fn manual_mode_recommends_a_merge_once_and_it_can_be_approved() {
 #[test]
 fn a_day_of_a_square_wave() {
     // Ten minutes of load that wants four shards, ten minutes of nothing: merging in between would be flapping.
-    let fast = Day::new(|_| {}).run(|at| if at / (10 * MINUTE) % 2 == 0 { 2_600.0 } else { 10.0 });
+    let fast = Day::new(|_| {}).run(|at| if (at / (10 * MINUTE)).is_multiple_of(2) { 2_600.0 } else { 10.0 });
     println!("square wave of 20 minutes: {fast:?}");
     assert_eq!((fast.merges, fast.shards_most), (0, 4), "{fast:?}");
     assert!(fast.splits <= 5, "{fast:?}");
@@ -182,7 +182,7 @@ fn a_day_of_noise() {
     assert!(noisy.splits <= 4 && noisy.merges == 0, "{noisy:?}");
     // The same with merges as hasty as they can be configured: the limit and the room that is left still hold it.
     let hasty = Day::new(|policy| (policy.scale_in.after_ms, policy.cooldown_ms) = (0, 0))
-        .run(|at| if at / (10 * MINUTE) % 2 == 0 { 2_600.0 } else { 10.0 });
+        .run(|at| if (at / (10 * MINUTE)).is_multiple_of(2) { 2_600.0 } else { 10.0 });
     println!("hasty: {hasty:?}");
     assert!(hasty.splits + hasty.merges <= 24 * 12, "one action in 300 s at most: {hasty:?}");
 }

@@ -17,7 +17,10 @@ fn renamed() -> OperationKind {
     let after = Table { name: "people".to_owned(), create_sql, ..before.clone() };
     let statement = "ALTER TABLE users RENAME TO people".to_owned();
     let (before, after) = (Box::new(before), Box::new(after));
-    ddl(DdlEffect::AlterTable { before, after, statement: statement.clone(), views: Vec::new() }, &statement)
+    ddl(
+        DdlEffect::AlterTable { before, after, statement: statement.clone(), views: Vec::new(), triggers: Vec::new() },
+        &statement,
+    )
 }
 
 /// Whether each shard's `users` has the index: a write that it forbids tells.
@@ -144,6 +147,7 @@ fn shadow(world: &World) -> OperationKind {
         name: "shadow".to_owned(),
         event: TriggerEvent::Insert,
         sql: sql.to_owned(),
+        on_shards: sql.to_owned(),
         writes: [about[1].id].into(),
         reads: Default::default(),
         state: TriggerState::Coming,
@@ -205,8 +209,10 @@ async fn a_trigger_that_a_shard_refuses_is_taken_back_everywhere() {
     let broken = match shadow(&world) {
         OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql, layout } => {
             // SQLite takes it for what it is: no trigger. The gateway tries that before.
-            let trigger =
-                Trigger { sql: "CREATE TRIGGER shadow AFTER INSERT ON nowhere BEGIN SELECT 1; END".into(), ..trigger };
+            let trigger = Trigger {
+                on_shards: "CREATE TRIGGER shadow AFTER INSERT ON nowhere BEGIN SELECT 1; END".into(),
+                ..trigger
+            };
             OperationKind::Ddl { effect: DdlEffect::CreateTrigger { table, trigger, about, seen }, sql, layout }
         }
         other => panic!("{other:?}"),

@@ -50,7 +50,7 @@ pub(crate) fn decide(mode: Mode, context: &AuthContext<'_>) -> Result<(), String
     }
     match &context.action {
         AuthAction::Select | AuthAction::Recursive => Ok(()),
-        AuthAction::Function { function_name } => function(function_name),
+        AuthAction::Function { function_name } => function(function_name, context.accessor),
         AuthAction::Pragma { pragma_name, .. } => pragma(mode, pragma_name),
         AuthAction::Read { table_name, .. } => read(mode, table_name),
         AuthAction::Insert { table_name } | AuthAction::Delete { table_name } => write(mode, table_name),
@@ -76,8 +76,9 @@ pub(crate) fn decide(mode: Mode, context: &AuthContext<'_>) -> Result<(), String
     }
 }
 
-fn function(name: &str) -> Result<(), String> {
-    match FUNCTIONS_DENIED.iter().any(|denied| denied.eq_ignore_ascii_case(name)) {
+fn function(name: &str, trigger: Option<&str>) -> Result<(), String> {
+    let of_triggers = || trigger.is_none() && name.eq_ignore_ascii_case("pleat_firing");
+    match FUNCTIONS_DENIED.iter().any(|denied| denied.eq_ignore_ascii_case(name)) || of_triggers() {
         true => Err(format!("the function {name}() is not available")),
         false => Ok(()),
     }

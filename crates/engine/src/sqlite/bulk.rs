@@ -128,6 +128,7 @@ impl Writer {
     fn insert_one(&self, statement: &mut rusqlite::Statement<'_>, row: &[Value]) -> Applied<u64> {
         check_parameters(0, statement.parameter_count(), row.len())?;
         bind(statement, 1, row).map_err(|error| self.user_error(0, error))?;
+        self.db.session.lock().no_trigger_fires();
         let rows = statement.raw_execute().map_err(|error| self.user_error(0, error))?;
         match self.has_dangling_references() {
             true => Err(sqlstate::refuse(0, "23503", "FOREIGN KEY constraint failed", "").into()),

@@ -162,6 +162,7 @@ fn functions(conn: &Connection, session: &SharedSession) -> rusqlite::Result<()>
         let partition = Key::from(context.get_raw(0)).partition(session.partition_count);
         Ok(partition.is_some_and(|partition| session.moving.contains(partition)))
     })?;
+    firing(conn, session)?;
     let shared = session.clone();
     conn.create_scalar_function("pleat_placing", 1, volatile, move |context| {
         let table = context.get::<String>(0)?;
@@ -172,6 +173,19 @@ fn functions(conn: &Connection, session: &SharedSession) -> rusqlite::Result<()>
     })?;
     let shared = session.clone();
     conn.create_scalar_function("pleat_check_row", 2, volatile, move |context| check_row(&shared, context))
+}
+
+/// `pleat_firing(trigger)`: whether it is under way; `pleat_firing(trigger, 1)` and `…, 0)`: it is from here on, or no longer.
+fn firing(conn: &Connection, session: &SharedSession) -> rusqlite::Result<()> {
+    let shared = session.clone();
+    conn.create_scalar_function("pleat_firing", 1, FunctionFlags::SQLITE_UTF8, move |context| {
+        Ok(shared.lock().is_firing(context.get_raw(0).as_str()?))
+    })?;
+    let shared = session.clone();
+    conn.create_scalar_function("pleat_firing", 2, FunctionFlags::SQLITE_UTF8, move |context| {
+        shared.lock().set_firing(context.get_raw(0).as_str()?, context.get(1)?);
+        Ok(true)
+    })
 }
 
 fn randomblob(session: &SharedSession, context: &Context<'_>) -> rusqlite::Result<ToSqlOutput<'static>> {

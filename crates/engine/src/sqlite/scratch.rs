@@ -1,12 +1,12 @@
 //! Trying a schema change out before it is journaled, in an in-memory database with the cluster's schema, and asking
 //! SQLite what the table is like afterwards: its own answer is the only one that is right in every case.
 //!
-//! Views are known to the catalog and to this database alone: here SQLite writes those anew that name a table or a column
-//! whose name changes, refuses to drop a column that one needs, and tells a view's columns.
+//! Here SQLite writes views and triggers anew that name a table or a column whose name changes, refuses to drop a column that
+//! one needs, and tells a view's columns. Views are known to the catalog and to this database alone.
 
 use std::collections::BTreeMap;
 
-use pleat_cluster::{Column, Index, Rewritten, Table, TableId, TableKind, Tables, Trigger, View, Views};
+use pleat_cluster::{Column, Index, Retold, Rewritten, Table, TableId, TableKind, Tables, Tried, Trigger, View, Views};
 use rusqlite::OptionalExtension;
 
 use super::authorize::Mode;
@@ -22,15 +22,6 @@ pub struct Scratch {
     ids: BTreeMap<String, TableId>,
     /// What SQLite does not know of triggers, by their tables.
     triggers: BTreeMap<String, Vec<Trigger>>,
-}
-
-/// What a schema change comes to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tried {
-    /// The table as it is afterwards; `None` when it is dropped.
-    pub table: Option<Table>,
-    /// The views that SQLite wrote anew.
-    pub views: Vec<Rewritten>,
 }
 
 /// Runs `statements` against `existing`'s schema; gives `table` as it is afterwards, or `None` when it is dropped.
@@ -55,7 +46,11 @@ pub fn try_ddl(
     for (index, sql) in statements.iter().enumerate() {
         scratch.run(sql).map_err(|failure| SqlFailure { statement: index as u32, ..failure })?;
     }
-    Ok(Tried { table: scratch.describe(table, kind)?, views: scratch.rewritten(views)? })
+    Ok(Tried {
+        table: scratch.describe(table, kind)?,
+        views: scratch.rewritten(views)?,
+        triggers: scratch.retold(existing)?,
+    })
 }
 
 impl Scratch {
@@ -90,17 +85,32 @@ impl Scratch {
     fn rewritten(&self, views: &Views) -> Result<Vec<Rewritten>, SqlFailure> {
         let mut found = Vec::new();
         for before in views.values() {
-            let sql: Option<String> = (self.db.conn)
-                .query_row("SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = ?1", [&before.name], |row| {
-                    row.get(0)
-                })
-                .optional()
-                .map_err(|error| failure::describe(0, None, error))?;
+            let sql = self.sql_of("view", &before.name)?;
             if let Some(sql) = sql.filter(|sql| *sql != before.sql) {
                 found.push(Rewritten { before: before.clone(), after: View { name: before.name.clone(), sql } });
             }
         }
         Ok(found)
+    }
+
+    /// The triggers as they are now. What shards make of the texts is not known here.
+    fn retold(&self, tables: &Tables) -> Result<Vec<Retold>, SqlFailure> {
+        let mut found = Vec::new();
+        for (table, before) in tables.values().flat_map(|table| table.triggers.iter().map(move |one| (table, one))) {
+            if let Some(sql) = self.sql_of("trigger", &before.name)? {
+                let (before, after) = (before.clone(), Trigger { sql, ..before.clone() });
+                found.push(Retold { table: table.name.clone(), before, after });
+            }
+        }
+        Ok(found)
+    }
+
+    fn sql_of(&self, kind: &str, name: &str) -> Result<Option<String>, SqlFailure> {
+        self.db
+            .conn
+            .query_row("SELECT sql FROM sqlite_schema WHERE type = ?1 AND name = ?2", [kind, name], |row| row.get(0))
+            .optional()
+            .map_err(|error| failure::describe(0, None, error))
     }
 
     /// A view's columns; none when it can't be used, because something that it names is not there.

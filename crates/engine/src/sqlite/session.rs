@@ -4,6 +4,7 @@
 //! `pleat_partition()`, to check a written row, to ask whether to go on. Those callbacks share one [`Session`]
 //! with the code that runs the statement. It is locked for each callback only, never across a step.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -90,6 +91,8 @@ pub(crate) struct Session {
     pub(crate) moving: Arc<UnitSet>,
     /// What `total_changes()` counts from.
     pub(crate) changes_before: i64,
+    /// The triggers that are under way in the running statement; see `pleat_cluster::Trigger::on_shards`.
+    firing: BTreeSet<String>,
     /// Set from another thread to end an interactive transaction.
     pub(crate) stop: Option<Arc<AtomicBool>>,
     seed: u64,
@@ -110,6 +113,7 @@ impl Session {
             owned: Arc::default(),
             moving: Arc::default(),
             changes_before: 0,
+            firing: BTreeSet::new(),
             stop: None,
             seed: 0,
             rng: None,
@@ -131,6 +135,23 @@ impl Session {
         clock::set_now(now_ms);
         self.seed = seed;
         self.rng = None;
+    }
+
+    /// Before a statement that may fire triggers: one that failed may have left some under way.
+    pub(crate) fn no_trigger_fires(&mut self) {
+        self.firing.clear();
+    }
+
+    pub(crate) fn is_firing(&self, trigger: &str) -> bool {
+        self.firing.contains(trigger)
+    }
+
+    pub(crate) fn set_firing(&mut self, trigger: &str, firing: bool) {
+        if firing {
+            self.firing.insert(trigger.to_owned());
+        } else {
+            self.firing.remove(trigger);
+        }
     }
 
     /// The generator of `random()`, made when it is first asked for.

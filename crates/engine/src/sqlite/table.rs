@@ -115,7 +115,7 @@ impl TableSpec {
 
     /// The AUTOINCREMENT counter's owner: only tables that are copied as a whole take it along.
     pub(crate) fn has_sequence(&self) -> bool {
-        self.table.shard_key().is_none() && self.table.create_sql.to_ascii_uppercase().contains("AUTOINCREMENT")
+        self.table.shard_key().is_none() && self.table.may_autoincrement()
     }
 
     /// Whether the table is a full copy on every shard.

@@ -228,6 +228,7 @@ impl Writer {
             let mut session = self.db.session.lock();
             session.compiling = true;
             session.target = None;
+            session.no_trigger_fires();
         }
         let conn: &Connection = &self.db.conn;
         let compiled = match known {

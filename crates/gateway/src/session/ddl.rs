@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use pleat_cluster::{
-    Catalog, Cause, Command, CommandError, Operation, OperationId, OperationKind, Phase, ShardId, TableKind,
+    Catalog, Cause, Command, CommandError, Operation, OperationId, OperationKind, Phase, ShardId, TableKind, Tried,
 };
 use pleat_host::HostError;
 use pleat_sql::{DdlAction, DdlPlan, Placement};
@@ -43,7 +43,7 @@ impl Executor {
             _ => place::anchor(catalog)?,
         };
         let of_view = matches!(plan.action, DdlAction::CreateView { .. } | DdlAction::DropView);
-        let effect = plan.effect(tried.table, tried.views, single_on)?;
+        let effect = plan.effect(tried, single_on)?;
         // Shards run this text; elsewhere it is for people, and theirs.
         let sql = match (&plan.action, plan.statements.first()) {
             (DdlAction::AddColumn { .. }, Some(statement)) => statement.clone(),
@@ -74,7 +74,7 @@ impl Executor {
     }
 
     /// What the change comes to, as SQLite has it; no table when it is dropped.
-    async fn try_out(&self, catalog: &Catalog, plan: &DdlPlan) -> Result<pleat_engine::Tried, Failure> {
+    async fn try_out(&self, catalog: &Catalog, plan: &DdlPlan) -> Result<Tried, Failure> {
         let (tables, views) = (catalog.tables.clone(), catalog.views.clone());
         let statements = plan.statements.clone();
         let name = plan.describes().to_owned();
@@ -84,7 +84,7 @@ impl Executor {
         let validate = move || pleat_engine::try_ddl(&tables, &views, &statements, &name, &kind);
         let tried = pleat_consensus::blocking(validate).await;
         let tried = tried.map_err(|error| Failure::internal(format!("trying the statement: {error}")))??;
-        Ok(pleat_engine::Tried { table: tried.table.filter(|_| !drops), ..tried })
+        Ok(Tried { table: tried.table.filter(|_| !drops), ..tried })
     }
 
     /// The active shard with the fewest rows; with the fewest single tables, where that is the same.

@@ -25,11 +25,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
+use futures::future::try_join_all;
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, LedgerCommand, LedgerReply, TableId, Value};
-use pleat_engine::{Action, Outcome, Statement};
-use pleat_host::HostError;
+use pleat_cluster::{Catalog, LedgerCommand, LedgerReply, ShardId, TableId, Value};
+use pleat_engine::{Action, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest, Statement};
 use pleat_host::failpoint::reach;
+use pleat_host::{Freshness, HostError, Piece};
 use pleat_sql::{ComputedWrite, Ids, IdsWanted, WritePlan};
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -175,7 +176,8 @@ impl Executor {
         block.take(count, None).ok_or_else(|| Failure::internal("a block has fewer ids than were asked for").into())
     }
 
-    /// The largest id in the table.
+    /// The largest id in the table, and with AUTOINCREMENT the largest that a shard's SQLite has seen, in a row that may be gone:
+    /// before the table was sharded it was SQLite that gave ids.
     async fn largest_id(&self, run: &Run, attempt: &Attempt, wanted: &IdsWanted) -> Result<Option<i64>, Setback> {
         let Some(table) = attempt.catalog.table_by_id(wanted.table) else { return Ok(None) };
         let [id] = table.primary_key.as_slice() else { return Ok(None) };
@@ -192,6 +194,10 @@ impl Executor {
         let response = Box::pin(self.read(&run, &attempt, plan)).await?;
         let Output::Rows { mut rows, .. } = response.output else { return Ok(None) };
         let mut largest = None;
+        if table.may_autoincrement() {
+            let counters = attempt.catalog.active_shards().map(|shard| self.counter(&run, shard.id, &table.name));
+            largest = try_join_all(counters).await?.into_iter().flatten().max();
+        }
         while let Some(chunk) = rows.try_next().await? {
             for value in chunk.into_iter().flatten() {
                 if let Value::Integer(id) = value {
@@ -200,6 +206,30 @@ impl Executor {
             }
         }
         Ok(largest)
+    }
+
+    /// A shard's AUTOINCREMENT counter.
+    async fn counter(&self, run: &Run, shard: ShardId, table: &str) -> Result<Option<i64>, Setback> {
+        let sql = "SELECT seq FROM sqlite_sequence WHERE name = ?1".to_owned();
+        let request = ReadRequest {
+            queries: vec![Query { params: vec![Value::Text(table.to_owned())], ..Query::new(sql) }],
+            check: OwnershipCheck::None,
+            layout: None,
+            now_ms: self.backend.now_ms(),
+            seed: 0,
+            limits: ReadLimits { time: run.deadline.left(), ..ReadLimits::default() },
+            names_txns: false,
+        };
+        let answer = self.backend.read(shard, request, Freshness::Strong, run.deadline.left()).await;
+        let mut pieces = answer.map_err(setback)?.pieces;
+        while let Some(piece) = pieces.try_next().await.map_err(setback)? {
+            if let Piece::Rows(rows) = piece
+                && let Some(Value::Integer(seq)) = rows.first().and_then(|row| row.first())
+            {
+                return Ok(Some(*seq));
+            }
+        }
+        Ok(None)
     }
 
     /// This id, or the one that the request got when it came for the first time.

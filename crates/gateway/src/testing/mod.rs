@@ -285,6 +285,7 @@ impl Cluster {
             DdlEffect::CreateTable(table) => table.create_sql.clone(),
             DdlEffect::CreateIndex { index, .. } => index.sql.clone(),
             DdlEffect::AlterTable { statement, .. } => statement.clone(),
+            DdlEffect::CreateTrigger { trigger, .. } => trigger.on_shards.clone(),
             _ => sql.clone(),
         };
         for shard in catalog.active_shards() {

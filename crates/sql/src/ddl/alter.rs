@@ -5,9 +5,10 @@
 //! reference tables are replayed from a log on each shard, and a text from before the rename could come after it; so
 //! reference tables keep their names and columns.
 
-use pleat_cluster::{DdlEffect, Rewritten, Table, TableKind};
+use pleat_cluster::{DdlEffect, Retold, Rewritten, Table, TableKind};
 
 use super::rules::Rules;
+use super::trigger::retell;
 use super::{DdlAction, DdlPlan, Reader, exists, not_yet, nothing};
 use crate::error::{Code, SqlError};
 use crate::lex::quote;
@@ -57,9 +58,6 @@ impl Reader<'_> {
         }
         let mut rules = Rules::default();
         self.definition_rules(definition, Some(&column.to_ascii_lowercase()), &mut rules)?;
-        if !rules.parents.is_empty() {
-            self.no_circle_by(&table, &rules.parents)?;
-        }
         let definition = self.tokens.slice(definition.0, definition.1);
         Ok(DdlPlan {
             statements: vec![format!("ALTER TABLE {} ADD COLUMN {definition}", quote(&table.name))],
@@ -125,7 +123,6 @@ impl Reader<'_> {
             ))
             .hint("make it SINGLE first, and REFERENCE again afterwards"));
         }
-        self.no_trigger_about(&table, verb)?;
         let others = self.tables.values().filter(|other| !other.name.eq_ignore_ascii_case(name));
         if let Some(other) = others.into_iter().find(|other| other.references(name)) {
             return Err(SqlError::unsupported(format!(
@@ -165,7 +162,12 @@ impl DdlPlan {
     }
 
     /// What a rename, or dropping a column, does to the catalog.
-    pub(super) fn alter_effect(&self, described: Table, views: Vec<Rewritten>) -> Result<DdlEffect, SqlError> {
+    pub(super) fn alter_effect(
+        &self,
+        described: Table,
+        views: Vec<Rewritten>,
+        triggers: Vec<Retold>,
+    ) -> Result<DdlEffect, SqlError> {
         let before = self.before.clone().ok_or_else(|| self.not_described())?;
         let kind = match (&before.kind, &self.action) {
             (TableKind::Sharded { key, key_type }, DdlAction::RenameColumn { from, to })
@@ -177,7 +179,9 @@ impl DdlPlan {
         };
         let after = Table { id: before.id, kind, ..described };
         let statement = self.statements.first().cloned().unwrap_or_default();
-        Ok(DdlEffect::AlterTable { before: Box::new(before), after: Box::new(after), statement, views })
+        let about = |retold: &Retold| retold.table == before.name || retold.before.names(before.id);
+        let triggers = triggers.into_iter().filter(about).map(retell).collect::<Result<_, _>>()?;
+        Ok(DdlEffect::AlterTable { before: Box::new(before), after: Box::new(after), statement, views, triggers })
     }
 }
 

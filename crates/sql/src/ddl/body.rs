@@ -21,7 +21,7 @@ use pleat_cluster::{KeyType, PARTITION_COUNT_MAX, PartitionId, Table, TableId, T
 use super::trigger::ids;
 use crate::clauses::Span;
 use crate::error::{Code, SqlError};
-use crate::lex::{Kind, Tokens};
+use crate::lex::{Kind, Tokens, quote};
 use crate::params::Params;
 use crate::read::{Route, Units};
 use crate::scope::is_rowid;
@@ -84,10 +84,6 @@ impl<'a> Body<'a> {
     }
 
     fn look_at(&mut self, rewritten: &Rewritten, span: Span) -> Result<(), SqlError> {
-        let inside = |error: SqlError| {
-            let message = format!("in the trigger: {}", error.message);
-            SqlError { message, position: None, ..error }
-        };
         let pointed = |error: SqlError| error.at(self.tokens.text, self.tokens.offset(span.0));
         if crate::views::expand(&rewritten.text, self.schema.views).map_err(inside)?.is_some() {
             let error = SqlError::unsupported("a trigger can't read views: shards know none");
@@ -142,10 +138,7 @@ impl<'a> Body<'a> {
             let value = |(slot, is_key): (usize, &bool)| if *is_key { key.clone() } else { other(slot) };
             let values: Vec<Value> = rewritten.keys.iter().enumerate().map(value).collect();
             let own = partition_of(&key, key_type, PARTITION_COUNT_MAX).ok();
-            let units = route(&values).map_err(|error| {
-                let message = format!("in the trigger: {}", error.message);
-                SqlError { message, position: None, ..error }
-            })?;
+            let units = route(&values).map_err(inside)?;
             if !units.is_some_and(|units| self.stays(&units, own)) {
                 return Err(self.leaves());
             }
@@ -212,12 +205,9 @@ impl<'a> Body<'a> {
                 Some("new" | "old") if tokens.is_symbol(at + 1, ".") && at + 2 < span.1 => {
                     let column = self.column(at + 2)?;
                     let is_key = self.is_key(&column);
-                    let next = slots.len();
-                    let slot = *slots.entry((row.unwrap_or_default(), column)).or_insert(next);
-                    if slot == next {
-                        rewritten.keys.push(is_key);
-                    }
-                    rewritten.text.push_str(&format!(" ?{} ", slot + 1));
+                    let named = (row.unwrap_or_default(), column);
+                    let slot = slot_of(&mut slots, &mut rewritten.keys, named, is_key);
+                    rewritten.text.push_str(&format!(" ?{slot} "));
                     at += 3;
                 }
                 Some("new" | "old") => {
@@ -230,9 +220,23 @@ impl<'a> Body<'a> {
                     rewritten.text.push_str(text);
                     at = next;
                 }
+                Some(name) if name.starts_with("pleat_") && tokens.is_symbol(at + 1, "(") => {
+                    let error = SqlError::unsupported(format!("{name}() in a trigger is not supported"));
+                    return Err(self.at(error.hint("functions that begin with pleat_ are Pleat's own"), at));
+                }
                 Some(name) if PAST.contains(&name) && tokens.is_symbol(at + 1, "(") => {
                     let error = SqlError::unsupported(format!("{name}() in a trigger is not supported"));
                     return Err(self.at(error.hint("its value would tell of Pleat's own statements"), at));
+                }
+                _ if self.is_own_row(span, at) => {
+                    if let Some((key, _)) = self.home.table.shard_key() {
+                        let named = (tokens.str(at + 2).to_ascii_lowercase(), key.to_ascii_lowercase());
+                        let slot = slot_of(&mut slots, &mut rewritten.keys, named, true);
+                        rewritten.text.push_str(&format!(" {} = ?{slot}", quote(key)));
+                    } else {
+                        rewritten.text.push_str(" 1");
+                    }
+                    at = span.1;
                 }
                 _ if is_rowid(&tokens.str(at).to_ascii_lowercase()) && self.home.table.shard_key().is_some() => {
                     return Err(self.at(rowid(), at));
@@ -245,6 +249,32 @@ impl<'a> Body<'a> {
             }
         }
         Ok(rewritten)
+    }
+
+    /// Whether a statement ends here with `rowid = NEW.rowid` (or OLD), and changes or deletes that row of the trigger's own
+    /// table. A rowid names a row within a shard, and this one is there; its key is what is planned with.
+    fn is_own_row(&self, (from, to): Span, at: usize) -> bool {
+        let tokens = self.tokens;
+        let named = match tokens.is(from, "UPDATE") {
+            true => from + 1,
+            false if tokens.are(from, &["DELETE", "FROM"]) => from + 2,
+            false => return false,
+        };
+        let row = |at: usize| tokens.is(at, "NEW") || tokens.is(at, "OLD");
+        let rowid = |at: usize| {
+            let name = tokens.str(at).to_ascii_lowercase();
+            is_rowid(&name) && self.home.table.column(&name).is_none()
+        };
+        let named_own = tokens.name(named).is_some_and(|name| name.eq_ignore_ascii_case(&self.home.table.name));
+        at + 5 == to
+            && named_own
+            && !self.home.early
+            && tokens.is(at - 1, "WHERE")
+            && rowid(at)
+            && tokens.is_symbol(at + 1, "=")
+            && row(at + 2)
+            && tokens.is_symbol(at + 3, ".")
+            && rowid(at + 4)
     }
 
     /// The column of the trigger's row that is named at a token, in lower case.
@@ -287,12 +317,33 @@ impl<'a> Body<'a> {
     }
 }
 
+/// The number of the parameter that stands for a column of the trigger's row.
+fn slot_of(
+    slots: &mut BTreeMap<(String, String), usize>,
+    keys: &mut Vec<bool>,
+    named: (String, String),
+    is_key: bool,
+) -> usize {
+    let next = slots.len();
+    let slot = *slots.entry(named).or_insert(next);
+    if slot == next {
+        keys.push(is_key);
+    }
+    slot + 1
+}
+
 fn made_up(key_type: KeyType, number: i64) -> Value {
     match key_type {
         KeyType::Integer => Value::Integer(number),
         KeyType::Text => Value::Text(format!("made up {number}")),
         KeyType::Bytes => Value::Blob(format!("made up {number}").into_bytes()),
     }
+}
+
+/// An error of a statement, whose text is not the one that the user wrote.
+fn inside(error: SqlError) -> SqlError {
+    let message = format!("in the trigger: {}", error.message);
+    SqlError { message, position: None, ..error }
 }
 
 fn rowid() -> SqlError {

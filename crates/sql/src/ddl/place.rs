@@ -91,9 +91,10 @@ impl DdlPlan {
         };
         let after = Table { kind, ..before.clone() };
         self.rules.uniques.iter().try_for_each(|unique| check_unique(&after, unique))?;
-        if self.rules.autoincrement {
+        // Pleat gives ids above SQLite's counters; SQLite knows nothing of Pleat's.
+        if self.rules.autoincrement && after.shard_key().is_none() {
             return Err(SqlError::unsupported(format!(
-                "{} can't get another placement: its AUTOINCREMENT counter stays where it is",
+                "{} has AUTOINCREMENT, and SQLite's counter would not know of ids that Pleat has given",
                 before.name
             ))
             .hint("make a new table without AUTOINCREMENT, or with the other placement, and copy the rows"));

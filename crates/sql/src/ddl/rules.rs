@@ -12,7 +12,7 @@
 //! - A foreign key contains the shard key and refers to the other table's shard key with it: parent and child
 //!   lie on one shard. Between reference tables every shard can check it, since each has all rows of both.
 
-use pleat_cluster::{Column, DdlEffect, KeyType, Rewritten, ShardId, Table, TableKind};
+use pleat_cluster::{Column, DdlEffect, KeyType, ShardId, Table, TableKind, Tried};
 
 use super::{DdlAction, DdlPlan, Placement, Reader, check_name};
 use crate::clauses::{Span, list};
@@ -194,25 +194,19 @@ impl DdlPlan {
     /// What the change does to the catalog, once SQLite has described the table as it is after the statements
     /// (`None` for DROP TABLE). `single_on` is where a new single table will live. The description's `id`, `kind`
     /// and `indexes` don't matter for a new table.
-    ///
-    /// `views` are those that SQLite wrote anew because they name what got another name.
-    pub fn effect(
-        &self,
-        described: Option<Table>,
-        views: Vec<Rewritten>,
-        single_on: ShardId,
-    ) -> Result<DdlEffect, SqlError> {
+    pub fn effect(&self, tried: Tried, single_on: ShardId) -> Result<DdlEffect, SqlError> {
         if let Some(effect) = self.view_effect().or_else(|| self.trigger_effect()) {
             return Ok(effect);
         }
         let table = self.table.clone();
+        let Tried { table: described, views, triggers } = tried;
         match &self.action {
             DdlAction::CreateTable(placement) => self.create_effect(placement, self.described(described)?, single_on),
             DdlAction::DropTable => Ok(DdlEffect::DropTable { table }),
             DdlAction::CreateIndex { index } => Ok(DdlEffect::CreateIndex { table, index: index.clone() }),
             DdlAction::DropIndex { index } => Ok(DdlEffect::DropIndex { table, index: index.clone() }),
             DdlAction::RenameTable { .. } | DdlAction::RenameColumn { .. } | DdlAction::DropColumn { .. } => {
-                self.alter_effect(self.described(described)?, views)
+                self.alter_effect(self.described(described)?, views, triggers)
             }
             DdlAction::Place(_) => self.place_effect(single_on),
             DdlAction::AddColumn { column } => {

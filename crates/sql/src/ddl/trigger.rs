@@ -5,9 +5,8 @@
 //!
 //! - *Not on reference tables*: a write to one reaches each shard in its turn, and one shard could have the trigger by then and
 //!   another one not yet.
-//! - *Never back to its own table*, directly or through other triggers and the actions of foreign keys (see
-//!   `pleat_cluster::reached`), and no REPLACE where a DELETE trigger is: `recursive_triggers` is on in shards and off in SQLite
-//!   by itself, and these are the two things that it changes.
+//! - *No REPLACE where a DELETE trigger is*: `recursive_triggers` is on in shards and off in SQLite by itself. The other thing
+//!   that it changes, whether a trigger fires inside itself, is taken back by a guard (see `pleat_cluster::Trigger`).
 //! - *No INSTEAD OF* (shards know no views), nothing temporary.
 //!
 //! What a table's triggers mean for writes to it is in `write::triggers`.
@@ -15,8 +14,8 @@
 use std::collections::BTreeSet;
 
 use pleat_cluster::{
-    DdlEffect, Table, TableId, TableKind, Tables, Trigger, TriggerEvent, TriggerState, circular, newest_trigger,
-    reached, trigger_about, trigger_named, trigger_naming,
+    DdlEffect, Retold, Table, TableId, TableKind, Tables, Trigger, TriggerEvent, TriggerState, newest_trigger, reached,
+    trigger_about, trigger_named, trigger_naming,
 };
 
 use super::body::{Body, Home};
@@ -65,16 +64,14 @@ impl Reader<'_> {
                 .at(self.tokens.text, self.tokens.offset(at)));
         }
         let head = Head { before, event, columns, when };
-        let sql = format!("CREATE TRIGGER {}", self.tokens.slice(name_at, self.end));
-        self.planned(schema, table, name, sql, &head, &statements)
+        self.planned(schema, table, (name, name_at), &head, &statements)
     }
 
     fn planned(
         &self,
         schema: &Schema<'_>,
         table: Table,
-        name: String,
-        sql: String,
+        (name, name_at): (String, usize),
         head: &Head,
         statements: &[Span],
     ) -> Result<DdlPlan, SqlError> {
@@ -87,8 +84,9 @@ impl Reader<'_> {
         let (writes, reads) = body.tables();
         // The catalog gives it a number, and says since when it is there.
         let (id, state, event, since) = (0, TriggerState::Coming, head.event, 0);
-        let trigger = Trigger { id, name, event, sql: sql.clone(), writes, reads, state, since };
-        check_circle(self.tables, &table, &trigger)?;
+        let sql = format!("CREATE TRIGGER {}", self.tokens.slice(name_at, self.end));
+        let on_shards = guarded(&sql, &name)?;
+        let trigger = Trigger { id, name, event, sql, on_shards, writes, reads, state, since };
         if event == TriggerEvent::Delete {
             check_replace(self.tables, &table)?;
         }
@@ -97,8 +95,8 @@ impl Reader<'_> {
         let try_out = firing(&table, head);
         Ok(DdlPlan {
             table: table.name.clone(),
+            statements: vec![trigger.on_shards.clone(), try_out],
             action: DdlAction::CreateTrigger { trigger, about, seen: newest_trigger(self.tables) },
-            statements: vec![sql, try_out],
             notice: None,
             rules: Rules::default(),
             before: None,
@@ -158,9 +156,7 @@ impl Reader<'_> {
 
     /// The condition of WHEN, and the statements between BEGIN and END.
     fn body(&mut self) -> Result<(Option<Span>, Vec<Span>), SqlError> {
-        let is_begin = |at: &usize| self.tokens.is(*at, "BEGIN") && !self.tokens.is_symbol(*at - 1, ".");
-        let begin = (self.at..self.end).find(is_begin);
-        let Some(begin) = begin else {
+        let Some(begin) = begin_of(self.tokens, self.at, self.end) else {
             self.at = self.end;
             return Err(self.expected("BEGIN and the trigger's statements"));
         };
@@ -216,16 +212,6 @@ impl Reader<'_> {
     pub(super) fn no_trigger_naming(&self, table: &Table) -> Result<(), SqlError> {
         trigger_naming(self.tables, table.id).map_or(Ok(()), |(of, trigger)| Err(named(table, of, trigger, "dropped")))
     }
-
-    /// Refuses a column that refers to another table, if a trigger would come back to its own table by that foreign key.
-    pub(super) fn no_circle_by(&self, table: &Table, parents: &[super::rules::Parent]) -> Result<(), SqlError> {
-        let mut tables = self.tables.clone();
-        let Some(changed) = tables.get_mut(&table.name.to_ascii_lowercase()) else { return Ok(()) };
-        for parent in parents {
-            changed.create_sql.push_str(&format!(" REFERENCES {}", quote(&parent.name)));
-        }
-        circular(&tables).map_or(Ok(()), |(of, trigger)| Err(comes_back(of, trigger)))
-    }
 }
 
 fn named(table: &Table, of: &Table, trigger: &Trigger, what: &str) -> SqlError {
@@ -238,20 +224,36 @@ fn named(table: &Table, of: &Table, trigger: &Trigger, what: &str) -> SqlError {
         .hint(format!("DROP TRIGGER {} first, and CREATE it anew afterwards", quote(&trigger.name)))
 }
 
-fn check_circle(tables: &Tables, table: &Table, trigger: &Trigger) -> Result<(), SqlError> {
-    let mut tables = tables.clone();
-    if let Some(table) = tables.get_mut(&table.name.to_ascii_lowercase()) {
-        table.triggers.push(trigger.clone());
+/// What shards run in the place of a trigger, so that it does not fire inside itself; see `pleat_cluster::Trigger`.
+fn guarded(sql: &str, name: &str) -> Result<String, SqlError> {
+    let tokens = Tokens::of(sql)?;
+    let end = tokens.len() - 1;
+    let begin = begin_of(&tokens, 0, end).unwrap_or(end);
+    let when = (0..begin).find(|at| tokens.is(*at, "WHEN"));
+    let declaration = tokens.slice(0, when.unwrap_or(begin));
+    let condition = when.map_or("1", |when| tokens.slice(when + 1, begin));
+    let firing = format!("pleat_firing('{}'", name.replace('\'', "''"));
+    let mut guarded =
+        format!("{declaration} WHEN CASE WHEN {firing}) THEN 0 WHEN ({condition}) THEN {firing}, 1) END BEGIN");
+    let ignores = |at: &usize| tokens.is(*at, "RAISE") && tokens.is_symbol(at + 1, "(") && tokens.is(at + 2, "IGNORE");
+    let mut at = begin + 1;
+    while let Some(raise) = (at..end).find(ignores) {
+        guarded.push_str(&format!(" {} CASE WHEN {firing}, 0) THEN RAISE(IGNORE) END", tokens.slice(at, raise)));
+        at = raise + 4;
     }
-    circular(&tables).map_or(Ok(()), |(of, trigger)| Err(comes_back(of, trigger)))
+    guarded.push_str(&format!(" {} SELECT {firing}, 0); END", tokens.slice(at, end)));
+    Ok(guarded)
 }
 
-fn comes_back(table: &Table, trigger: &Trigger) -> SqlError {
-    SqlError::unsupported(format!(
-        "trigger {} writes, itself or through triggers and foreign keys, to its own table {} again",
-        trigger.name, table.name
-    ))
-    .hint("write to another table, or compute the value in the statement that writes the row")
+/// Where the body begins.
+fn begin_of(tokens: &Tokens, from: usize, to: usize) -> Option<usize> {
+    (from..to).find(|at| tokens.is(*at, "BEGIN") && !tokens.is_symbol(at.wrapping_sub(1), "."))
+}
+
+/// A trigger that SQLite wrote anew, with what shards run for it.
+pub(super) fn retell(retold: Retold) -> Result<Retold, SqlError> {
+    let on_shards = guarded(&retold.after.sql, &retold.after.name)?;
+    Ok(Retold { after: Trigger { on_shards, ..retold.after }, ..retold })
 }
 
 /// Where REPLACE deletes rows of a table, its DELETE triggers would fire in shards, and not in SQLite by itself.

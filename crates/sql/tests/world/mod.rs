@@ -9,8 +9,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{
-    Column, DdlEffect, Index, KeyType, PartitionId, Rewritten, ShardId, Table, TableId, TableKind, Tables, Trigger,
-    TriggerState, Value, View, Views, newest_trigger, partition_of,
+    Column, DdlEffect, Index, KeyType, PartitionId, Retold, Rewritten, ShardId, Table, TableId, TableKind, Tables,
+    Tried, Trigger, TriggerState, Value, View, Views, newest_trigger, partition_of,
 };
 use pleat_generate::answer::{compare, is_ordered, normalize, same};
 use pleat_generate::{Answer, Dice, RICH};
@@ -69,7 +69,11 @@ impl World {
             panic!("not a schema change: {sql}")
         };
         for statement in &plan.statements {
-            self.whole.execute_batch(statement).map_err(|error| Failure::Sqlite(error.to_string()))?;
+            let declared = match &plan.action {
+                DdlAction::CreateTrigger { trigger, .. } if *statement == trigger.on_shards => &trigger.sql,
+                _ => statement,
+            };
+            self.whole.execute_batch(declared).map_err(|error| Failure::Sqlite(error.to_string()))?;
             // No shard knows a view.
             if !matches!(plan.action, DdlAction::CreateView { .. } | DdlAction::DropView) {
                 self.shards.iter().for_each(|shard| shard.execute_batch(statement).unwrap());
@@ -79,7 +83,7 @@ impl World {
             return Ok(());
         }
         let described = describe(&self.whole, plan.describes());
-        match plan.effect(described, self.rewritten(), ShardId(0)).map_err(Failure::Refused)? {
+        match plan.effect(self.tried(described), ShardId(0)).map_err(Failure::Refused)? {
             DdlEffect::CreateTable(mut table) => {
                 table.id = TableId(u32::try_from(self.tables.len()).unwrap() + 1);
                 self.tables.insert(table.name.to_ascii_lowercase(), table);
@@ -121,7 +125,7 @@ impl World {
             DdlEffect::DropView { view } => {
                 self.views.remove(&view.to_ascii_lowercase());
             }
-            DdlEffect::AlterTable { before, mut after, views, .. } => {
+            DdlEffect::AlterTable { before, mut after, views, triggers, .. } => {
                 for Rewritten { after, .. } in views {
                     self.views.insert(after.name.to_ascii_lowercase(), after);
                 }
@@ -130,11 +134,32 @@ impl World {
                 let mut indexes = self.whole.prepare(sql).unwrap();
                 let index = |row: &rusqlite::Row<'_>| Ok(Index { name: row.get(0)?, sql: row.get(1)? });
                 after.indexes = indexes.query_map([&after.name], index).unwrap().map(Result::unwrap).collect();
+                after.triggers = before.triggers;
                 self.tables.remove(&before.name.to_ascii_lowercase());
                 self.tables.insert(after.name.to_ascii_lowercase(), *after);
+                for trigger in self.tables.values_mut().flat_map(|table| &mut table.triggers) {
+                    if let Some(retold) = triggers.iter().find(|retold| retold.before == *trigger) {
+                        *trigger = retold.after.clone();
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    fn tried(&self, table: Option<Table>) -> Tried {
+        let sql_of = |name: &str| {
+            let sql = "SELECT sql FROM sqlite_schema WHERE type = 'trigger' AND name = ?1";
+            self.whole.query_row(sql, [name], |row| row.get::<_, String>(0)).ok()
+        };
+        let mut triggers = Vec::new();
+        for (table, before) in self.tables.values().flat_map(|table| table.triggers.iter().map(move |one| (table, one)))
+        {
+            let Some(sql) = sql_of(&before.name) else { continue };
+            let after = Trigger { sql, ..before.clone() };
+            triggers.push(Retold { table: table.name.clone(), before: before.clone(), after });
+        }
+        Tried { table, views: self.rewritten(), triggers }
     }
 
     /// The views that the whole database has otherwise than the catalog.
@@ -356,6 +381,7 @@ fn shard(index: usize, shards: usize) -> Connection {
     let shard = Connection::open_in_memory().unwrap();
     // As in the engine's shards, and not in the whole database.
     shard.execute_batch("PRAGMA recursive_triggers = ON").unwrap();
+    firing(&shard);
     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
     shard
         .create_scalar_function("pleat_owned", 1, flags, move |context| {
@@ -369,6 +395,26 @@ fn shard(index: usize, shards: usize) -> Connection {
         })
         .unwrap();
     shard
+}
+
+thread_local! {
+    /// The triggers that are under way in the running statement.
+    static FIRING: RefCell<BTreeSet<String>> = RefCell::default();
+}
+
+fn firing(shard: &Connection) {
+    shard
+        .create_scalar_function("pleat_firing", 1, FunctionFlags::SQLITE_UTF8, |context| {
+            let name: String = context.get(0)?;
+            Ok(FIRING.with_borrow(|firing| firing.contains(&name)))
+        })
+        .unwrap();
+    shard
+        .create_scalar_function("pleat_firing", 2, FunctionFlags::SQLITE_UTF8, |context| {
+            let (name, begins) = (context.get::<String>(0)?, context.get(1)?);
+            Ok(FIRING.with_borrow_mut(|firing| if begins { firing.insert(name) } else { firing.remove(&name) }))
+        })
+        .unwrap();
 }
 
 fn value(value: ValueRef) -> Value {
@@ -393,6 +439,7 @@ fn to_sqlite(value: &Value) -> rusqlite::types::Value {
 
 fn run(connection: &Connection, bound: &Bound) -> Result<Answer, String> {
     let mut statement = connection.prepare(&bound.sql).map_err(|error| format!("{error} in {}", bound.sql))?;
+    FIRING.with_borrow_mut(BTreeSet::clear);
     let columns = statement.column_names().map(str::to_owned).collect::<Vec<_>>();
     let values = bound.params.iter().map(to_sqlite);
     let mut found = statement.query(params_from_iter(values)).map_err(|error| format!("{error} in {}", bound.sql))?;

@@ -144,6 +144,24 @@ async fn clients_of_a_node_that_lags_behind_are_never_answered_by_the_wrong_plac
     }
 }
 
+/// What AUTOINCREMENT promises: not even the ids of rows that are gone.
+#[tokio::test]
+async fn an_autoincrement_table_goes_on_counting_when_it_is_sharded() {
+    for key in ["id", "owner"] {
+        let cluster = Cluster::new(3);
+        let client = Client::new(&cluster);
+        client.run("CREATE TABLE notes (id INTEGER PRIMARY KEY AUTOINCREMENT, owner INTEGER)").await;
+        client.run("INSERT INTO notes (owner) VALUES (1), (2), (3)").await;
+        client.run("INSERT INTO notes VALUES (70, 4); DELETE FROM notes WHERE id > 2").await;
+        client.run(&format!("ALTER TABLE notes SHARD BY ({key})")).await;
+        client.run("INSERT INTO notes (owner) VALUES (5), (6), (7), (8), (9)").await;
+        let found = client.rows("SELECT min(id) > 70, count(*) FROM notes WHERE owner >= 5").await;
+        assert_eq!(found, json!([[1, 5]]), "{key}");
+        let refused = client.query(json!({ "query": "ALTER TABLE notes SINGLE" })).await;
+        assert_eq!(refused.json["code"], "0A000", "{}", refused.text);
+    }
+}
+
 /// Ids that Pleat gave, that SQLite gave, and that users gave, and blocks of ids that a node still holds.
 #[tokio::test]
 async fn no_id_is_given_twice_wherever_the_rows_have_been() {

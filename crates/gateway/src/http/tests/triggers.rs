@@ -85,16 +85,56 @@ async fn what_would_not_be_as_in_sqlite_is_refused() {
     let (_cluster, client) = orders().await;
     for (sql, answer) in [
         ("CREATE TRIGGER x AFTER INSERT ON orders BEGIN UPDATE sums SET n = 0; END", (400, "0A000")),
-        ("CREATE TRIGGER x AFTER INSERT ON sums BEGIN DELETE FROM orders WHERE buyer = NEW.buyer; END", (400, "0A000")),
+        ("SELECT pleat_firing('came', 1)", (400, "0A000")),
+        ("UPDATE sums SET n = pleat_firing('came', 1) WHERE buyer = 1", (400, "0A000")),
         ("CREATE TEMP TRIGGER x AFTER INSERT ON sums BEGIN SELECT 1; END", (400, "0A000")),
         ("CREATE TRIGGER came AFTER INSERT ON sums BEGIN SELECT 1; END", (409, "42P07")),
         ("DROP TRIGGER nope", (400, "42704")),
         ("REPLACE INTO orders VALUES (1, 1, 1)", (400, "0A000")),
         ("UPDATE orders SET buyer = 99 WHERE buyer = 1", (400, "0A000")),
         ("DROP TABLE sums", (400, "0A000")),
-        ("ALTER TABLE orders RENAME TO o", (400, "0A000")),
+        ("ALTER TABLE sums DROP COLUMN n", (400, "42703")),
+        ("ALTER TABLE sums SINGLE", (400, "0A000")),
     ] {
         let refused = client.refused(sql).await;
         assert_eq!((refused.0, refused.1.as_str()), answer, "{sql}");
     }
+}
+
+#[tokio::test]
+async fn a_trigger_may_change_its_own_row_and_says_new_names() {
+    let (cluster, client) = orders().await;
+    let client = std::sync::Arc::new(client);
+    for sql in [
+        "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT, changed INTEGER DEFAULT 0) SHARD BY (id)",
+        "CREATE TRIGGER touched AFTER UPDATE ON notes BEGIN UPDATE notes SET changed = changed + 1 WHERE rowid = NEW.rowid; END",
+        "CREATE TRIGGER made AFTER INSERT ON notes BEGIN UPDATE notes SET text = NEW.text || '!' WHERE id = NEW.id; END",
+    ] {
+        client.run(sql).await;
+    }
+    let said = "SELECT text, changed, count(*) FROM notes GROUP BY 1, 2 ORDER BY 1, 2";
+    client.run("INSERT INTO notes (text) VALUES ('a'), ('a'), ('a'), ('a')").await;
+    assert_eq!(client.rows(said).await, json!([["a!", 1, 4]]), "made fires touched");
+    let rows = "{\"id\": 901, \"text\": \"b\"}\n{\"id\": 902, \"text\": \"b\"}\n{\"id\": 903, \"text\": \"b\"}\n";
+    assert_eq!(client.post("/tables/notes/rows", "application/x-ndjson", rows).await.json["inserted"], 3);
+    assert_eq!(client.rows(said).await, json!([["a!", 1, 4], ["b!", 1, 3]]));
+    let all = client.run("UPDATE notes SET text = 'c' WHERE text = 'b!'").await;
+    assert_eq!((&all["rows_affected"], client.rows(said).await), (&json!(3), json!([["a!", 1, 4], ["c", 2, 3]])));
+    let session = super::sessions::Session::open(&client).await;
+    session
+        .all(&["BEGIN", "UPDATE notes SET text = 'd'", "UPDATE notes SET text = 'e' WHERE id = 901", "COMMIT"])
+        .await;
+    assert_eq!(client.rows(said).await, json!([["d", 2, 4], ["d", 3, 2], ["e", 4, 1]]));
+    // A new shard has the trigger too, and the same guard.
+    client.run("ALTER TABLE notes RENAME COLUMN text TO \"the text\"").await;
+    client.run("ALTER TABLE notes RENAME TO \"my notes\"").await;
+    let of_one = cluster.partitions_of(pleat_cluster::ShardId(1));
+    cluster.split(pleat_cluster::ShardId(1), &of_one[..of_one.len() / 2]);
+    client.run("UPDATE \"my notes\" SET \"the text\" = 'f'").await;
+    assert_eq!(
+        client.rows("SELECT changed, count(*) FROM \"my notes\" GROUP BY 1 ORDER BY 1").await,
+        json!([[3, 4], [4, 2], [5, 1]])
+    );
+    let sql = client.get("/tables/my%20notes").await.json["triggers"][0]["sql"].to_string();
+    assert!(sql.contains("ON \\\"my notes\\\" BEGIN UPDATE") && !sql.contains("pleat"), "{sql}");
 }
