@@ -43,7 +43,7 @@ pub use node::{Node, NodeState};
 pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, ScaleIn, Strategy, Thresholds};
 pub use shard::{Shard, ShardState};
-pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables, Tried};
+pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables, Tried, concerns_others};
 pub use time::rfc3339;
 pub use trigger::{
     Retold, Trigger, TriggerEvent, TriggerState, newest_trigger, reached, trigger_about, trigger_named, trigger_naming,

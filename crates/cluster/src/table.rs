@@ -1,7 +1,7 @@
 //! Tables as every node knows them: enough of the schema to route, split and finish a statement without
 //! asking a shard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +90,17 @@ impl Table {
         references(&self.create_sql, name)
     }
 
+    /// Whether a write to it surely takes no row away and changes none, so that foreign keys of others have no say in it: an INSERT
+    /// without upsert or REPLACE. (One whose words look like it does not count.)
+    pub fn only_gains(&self, sql: &str) -> bool {
+        let inserts = sql.trim_start().get(..6).is_some_and(|verb| verb.eq_ignore_ascii_case("INSERT"));
+        let replaces = |text: &str| {
+            let text = text.to_ascii_uppercase();
+            text.contains("REPLACE") || text.contains("CONFLICT")
+        };
+        inserts && !replaces(sql) && !replaces(&self.create_sql)
+    }
+
     /// `sharded`, `reference` or `single`.
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
@@ -98,6 +109,23 @@ impl Table {
             TableKind::Single { .. } => "single",
         }
     }
+}
+
+/// Whether rows of tables that are no reference tables refer to the table called `name` with foreign keys, themselves or by way of
+/// reference tables. Then every shard has a say in what becomes of its rows.
+pub fn concerns_others<'t>(tables: impl Iterator<Item = &'t Table> + Clone, name: &str) -> bool {
+    let (mut known, mut waiting) = (BTreeSet::new(), vec![name]);
+    while let Some(parent) = waiting.pop() {
+        for child in tables.clone().filter(|child| child.references(parent)) {
+            if child.kind != TableKind::Reference {
+                return true;
+            }
+            if known.insert(child.id) {
+                waiting.push(&child.name);
+            }
+        }
+    }
+    false
 }
 
 /// Whether a definition has a foreign key to `name`.

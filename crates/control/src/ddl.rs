@@ -8,6 +8,7 @@
 //! | `CREATE TABLE` | shards, catalog | the table is not known yet |
 //! | … of a *single* table | shards, catalog, its shard's ownership | a retryable refusal: the shard does not own the table's unit yet |
 //! | `CREATE INDEX`, `ADD COLUMN` | shards, catalog | the index is used, the column is not named, before all shards have it |
+//! | … with a foreign key to a reference table | shards, writes to reference tables that did not know it, catalog | what is deleted there waits for the catalog |
 //! | `DROP TABLE`, `DROP INDEX` | catalog, shards | the table is not known any more |
 //! | `CREATE TRIGGER` | catalog (coming), shards, catalog | it fires before all shards have it; what triggers forbid is refused from the beginning |
 //! | `DROP TRIGGER` | catalog (going), shards, catalog | it still fires, on shards that have it; what triggers forbid is refused to the end |
@@ -58,6 +59,7 @@ use pleat_engine::{Action, Outcome, Refusal, SchemaChange};
 use pleat_host::HostError;
 use tokio::time::{Instant, sleep};
 
+use crate::mover::reference::catch_up;
 use crate::stop::{Failure, Stop, is_deciding, took_effect};
 use crate::work::{EFFECT_LIMIT, Work};
 
@@ -87,6 +89,7 @@ const UNDO_STEP: &str = "undo";
 const CHANGE_STEP: &str = "change shards";
 const OWN_STEP: &str = "own";
 const REACH_STEP: &str = "reach shards";
+const SETTLE_STEP: &str = "settle reference tables";
 /// The pause before a shard that did not carry out its part is asked again.
 const INSIST_PAUSE: Duration = Duration::from_millis(500);
 /// SQLSTATE: a shard can't be reached.
@@ -127,6 +130,10 @@ async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Resul
             all_reached(work).await?;
             change_shards(work, effect, sql).await?;
         }
+        _ if refers_to_copies(&work.catalog(), effect) => {
+            change_shards(work, effect, sql).await?;
+            settle(work).await?;
+        }
         _ => change_shards(work, effect, sql).await?,
     }
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
@@ -137,6 +144,24 @@ async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Resul
         return Err(if asked.cancel_requested && !asked.committed { Stop::Cancelled } else { stop });
     }
     work.end("commit", "").await
+}
+
+/// Whether this gives a table a foreign key to a reference table.
+fn refers_to_copies(catalog: &Catalog, effect: &DdlEffect) -> bool {
+    let mut copies = catalog.tables.values().filter(|table| table.kind == TableKind::Reference);
+    copies.any(|table| effect.refers_to(&table.name))
+}
+
+/// Brings every write to reference tables that was accepted without knowing the foreign key to every shard: from the
+/// change on the anchor refuses more of them, and rows that refer to such a table come only after the commit.
+async fn settle(work: &Work) -> Result<(), Stop> {
+    let catalog = work.catalog();
+    let anchor = catalog.anchor().ok_or_else(|| Stop::Again("no shard is active".to_owned()))?;
+    work.begin(SETTLE_STEP).await?;
+    for shard in catalog.active_shards().filter(|shard| shard.id != anchor) {
+        catch_up(work, anchor, shard.id).await?;
+    }
+    work.end(SETTLE_STEP, "").await
 }
 
 /// Make the change on every shard, before the catalog has it.

@@ -271,8 +271,8 @@ pub enum Refusal {
     /// Reference writes come in order.
     #[error("the next reference write here is number {expected}, not {given}")]
     Gap { expected: u64, given: u64 },
-    /// A schema change has to wait for a move.
-    #[error("partitions of this shard are being moved; the schema can be changed when that has ended")]
+    /// A schema change has to wait for a move, or a write to a reference table to which rows of other tables refer.
+    #[error("partitions of this shard are being moved, and this has to wait for the end of it")]
     Moving,
     /// The step doesn't fit how the move stands here.
     #[error("{reason}")]

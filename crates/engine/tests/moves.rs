@@ -730,3 +730,41 @@ fn the_reference_log_is_read_in_pieces_that_can_be_carried() {
     };
     assert_eq!((seqs(0, 10), seqs(1, 10), seqs(2, 10), seqs(0, 0)), (vec![1], vec![2], vec![3], vec![]));
 }
+
+/// A row that has gone to another shard lies here until it is cleaned up, and may be deleted there by now.
+#[test]
+fn a_reference_rows_end_waits_while_rows_that_went_away_refer_to_it() {
+    let mut shard = Replica::new();
+    let kids = sharded("k", KeyType::Integer);
+    shard.create("CREATE TABLE lands(code INTEGER PRIMARY KEY)", "lands", TableKind::Reference);
+    shard.create("CREATE TABLE kids(k INTEGER PRIMARY KEY, land REFERENCES lands(code))", "kids", kids);
+    shard.own(0..PARTITIONS);
+    let statements = vec![Statement::new("INSERT INTO lands VALUES (1), (2)", vec![])];
+    shard.apply(Action::ReferenceWrite { idempotency: None, statements });
+    shard.ok("INSERT INTO kids VALUES (1, 1)");
+    let alone = |sql: &str| Action::ReferenceWrite { idempotency: None, statements: vec![Statement::new(sql, vec![])] };
+    let unknown = |outcome| matches!(outcome, Outcome::Refused(Refusal::Generation { .. }));
+    assert!(unknown(shard.apply(alone("DELETE FROM lands WHERE code = 2"))));
+    assert!(unknown(shard.apply(alone("INSERT INTO lands VALUES (2) ON CONFLICT DO NOTHING"))));
+    assert!(matches!(shard.apply(alone("INSERT INTO lands VALUES (3)")), Outcome::Reference { .. }));
+    let delete = |code: i64| Action::Prepare {
+        txn: TxnId(7),
+        began: 5,
+        participants: vec![ShardId(1), ShardId(2)],
+        idempotency: None,
+        units: vec![],
+        statements: vec![Statement {
+            stamp: Some(Stamp { now_ms: 5, seed: 5, undone: None }),
+            reference: Some(3),
+            ..Statement::new("DELETE FROM lands WHERE code = ?1", vec![Value::Integer(code)])
+        }],
+        base: None,
+    };
+    assert!(matches!(shard.apply(delete(1)), Outcome::Failed(failure) if failure.code == "23503"));
+    shard.moved(OPERATION, MoveAction::CaptureStart { partitions: vec![unit_of(1)] });
+    shard.moved(OPERATION, MoveAction::Fence);
+    shard.moved(OPERATION, MoveAction::Release { ownership: 2 });
+    assert_eq!(shard.apply(delete(1)), Outcome::Refused(Refusal::Moving));
+    shard.moved(OPERATION, MoveAction::CleanUp { table: "kids".into(), keys: vec![vec![Value::Integer(1)]] });
+    assert!(matches!(shard.apply(delete(1)), Outcome::Prepared { .. }));
+}

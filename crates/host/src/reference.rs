@@ -37,6 +37,11 @@
 //! | after, before every shard has carried it out | the shards that wait are told by the ledger. A shard that has it may be asked for the next number already: it is sent to those that wait when these have decided, or, should they lack it, from the log |
 //! | the mover, before or after it told the anchor | it tells it again; a generation that the anchor knows changes nothing |
 //!
+//! *Foreign keys of other tables* to a reference table are known to the shards that have the rows, not to the anchor. So what may
+//! take a row away or change it is written in such a transaction, also when it is alone (`WritePlan::is_stepwise`). The anchor
+//! refuses one that was planned without knowing the foreign key, and what it had accepted before is on every shard before rows
+//! can refer to it (`control`'s `ddl`).
+//!
 //! *Turned down:* writing on the anchor alone, and spreading at the commit as ever. Then a transaction would not see on other
 //! shards what it has written, and two phases would end before all shards show the same.
 //!

@@ -73,6 +73,23 @@ fn reference_tables_are_written_together_with_others() {
         assert!(!write_plan(&world, alone).unwrap().is_stepwise(), "{alone}");
         assert_eq!(world.check_write(alone, &[]), Ok(Ended::Done), "{alone}");
     }
+    // Where other rows refer to a reference table each shard has a say, but not in what only adds rows.
+    let mut world = rich(false);
+    world
+        .ddl("CREATE TABLE x (id INTEGER PRIMARY KEY, r INTEGER REFERENCES r (id) ON DELETE CASCADE) SHARD BY (id)")
+        .unwrap();
+    for (sql, stepwise) in [
+        ("DELETE FROM r WHERE id = 1", true),
+        ("UPDATE r SET a = 1", true),
+        ("REPLACE INTO r VALUES (1, 1, 'x')", true),
+        ("INSERT INTO r VALUES (1, 1, 'x') ON CONFLICT DO NOTHING", true),
+        ("INSERT INTO r VALUES (901, 1, 'x')", false),
+        ("DELETE FROM r WHERE id = 5; UPDATE t SET a = (SELECT count(*) FROM x)", true),
+    ] {
+        let plan = write_plan(&world, sql).unwrap();
+        assert_eq!(plan.is_stepwise(), stepwise, "{sql}");
+        assert_eq!(plan.route(&NONE, PARTITIONS, &Ids::none()).unwrap().target == WriteTarget::Reference, !stepwise);
+    }
     let past =
         write_plan(&world, "INSERT INTO t (k, id) VALUES (1, 99); INSERT INTO r (a) VALUES (changes())").unwrap();
     let refused = past.spread(&NONE, PARTITIONS, &Ids::none()).unwrap_err();

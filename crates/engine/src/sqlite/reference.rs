@@ -29,7 +29,7 @@ impl Writer {
             return Ok(outcome);
         }
         self.placement.check_reference_writes()?;
-        let results = self.run_all(statements, Scope::Reference)?;
+        let results = self.run_all(statements, Scope::Anchor)?;
         self.version += 1;
         let seq = last_seq(&self.db.conn)? + 1;
         append(&self.db.conn, &ReferenceEntry { seq, now_ms, seed, statements: statements.to_vec() })?;
@@ -42,7 +42,7 @@ impl Writer {
 
     /// The same write on another shard. The session runs under the anchor's time and seed already.
     ///
-    /// A foreign key from this shard's own rows may forbid what the anchor allowed. Then the copy is changed
+    /// Should a foreign key from this shard's own rows forbid what the anchor allowed, the copy is changed
     /// all the same: copies that differ would be worse than a reference to a row that is gone.
     pub(crate) fn reference_apply(&mut self, entry: &ReferenceEntry) -> Applied<Outcome> {
         let last = last_seq(&self.db.conn)?;
@@ -133,7 +133,7 @@ impl Writer {
     }
 }
 
-fn is_foreign_key(outcome: &Outcome) -> bool {
+pub(crate) fn is_foreign_key(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Failed(failure) if failure.sqlite_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
 }
 

@@ -1,12 +1,13 @@
 //! Running a user's statements at apply.
 
-use pleat_cluster::{Millis, PartitionId, TableKind, Value};
+use pleat_cluster::{Millis, PartitionId, Table, TableKind, Value, concerns_others};
 use rusqlite::limits::Limit;
 use rusqlite::{CachedStatement, Connection, ffi};
 
 use super::authorize::{self, Mode};
-use super::failure::{self, Applied};
+use super::failure::{self, Applied, Stop};
 use super::idempotency;
+use super::reference::is_foreign_key;
 use super::session::{Budget, RoutedUnits, RowCheck};
 use super::store::Writer;
 use super::value::{bind, values_of};
@@ -21,7 +22,9 @@ use crate::{Idempotency, Outcome, Refusal, SqlFailure, Stamp, Statement, Stateme
 pub(crate) enum Scope<'a> {
     /// Sharded and single tables of these units.
     Units(&'a [PartitionId]),
-    /// Reference tables.
+    /// Reference tables, on the anchor, which decides alone.
+    Anchor,
+    /// Reference tables, when it is decided or all shards are asked.
     Reference,
 }
 
@@ -136,7 +139,7 @@ impl Writer {
         session.budget = Budget::Steps(WRITE_STEP_BLOCKS_MAX);
         session.rows = match scope {
             Scope::Units(units) => RowCheck::Routed(RoutedUnits::new(units)),
-            Scope::Reference => RowCheck::Off,
+            Scope::Anchor | Scope::Reference => RowCheck::Off,
         };
     }
 
@@ -162,7 +165,29 @@ impl Writer {
         scope: Scope<'_>,
         left: &mut ResultBudget,
     ) -> Applied<StatementResult> {
-        let scope = if statement.reference.is_some() { Scope::Reference } else { scope };
+        if statement.reference.is_none() {
+            return self.run_in(index, statement, scope, left);
+        }
+        // Foreign keys may take rows of any partition along.
+        let rows = std::mem::replace(&mut self.db.session.lock().rows, RowCheck::Off);
+        let result = self.run_in(index, statement, Scope::Reference, left);
+        self.db.session.lock().rows = rows;
+        match result {
+            // Perhaps of a row that is another shard's, and is not there any more.
+            Err(Stop::Outcome(outcome)) if is_foreign_key(&outcome) && self.placement.has_foreign_rows() => {
+                Err(Refusal::Moving.into())
+            }
+            result => result,
+        }
+    }
+
+    fn run_in(
+        &mut self,
+        index: usize,
+        statement: &Statement,
+        scope: Scope<'_>,
+        left: &mut ResultBudget,
+    ) -> Applied<StatementResult> {
         let filtered = statement.filtered.as_deref().filter(|_| self.placement.has_foreign_rows());
         let sql = filtered.unwrap_or(&statement.sql);
         if let Some(stamp) = &statement.stamp {
@@ -258,6 +283,7 @@ impl Writer {
         }
         match (&spec.table.kind, scope) {
             (TableKind::Sharded { .. }, Scope::Units(_)) | (TableKind::Reference, Scope::Reference) => Ok(()),
+            (TableKind::Reference, Scope::Anchor) => self.check_referred(sql, &spec.table),
             (TableKind::Single { .. }, Scope::Units(units)) => match spec.unit {
                 Some(unit) if !units.contains(&unit) => Err(Refusal::NotRouted { unit }.into()),
                 _ => Ok(()),
@@ -266,10 +292,20 @@ impl Writer {
                 let message = format!("{name} is a reference table: it is written on all shards");
                 Err(sqlstate::refuse(index, "0A000", message, "route it as a write to reference tables").into())
             }
-            (_, Scope::Reference) => {
+            (_, Scope::Reference | Scope::Anchor) => {
                 let message = format!("{name} is no reference table, and can't be written as one");
                 Err(sqlstate::refuse(index, "0A000", message, "route it as a write to its shard").into())
             }
+        }
+    }
+
+    /// Refuses what the anchor alone can't decide: where rows of other tables refer to this one each shard has a say, so it
+    /// goes to all of them in one transaction. Who planned this did not know of the foreign key yet.
+    fn check_referred(&self, sql: &str, table: &Table) -> Applied<()> {
+        let (routed, tables) = (self.planned.generation, self.specs.values().map(|spec| &spec.table));
+        match !table.only_gains(sql) && concerns_others(tables, &table.name) {
+            true => Err(Refusal::Generation { ownership: routed + 1, routed }.into()),
+            false => Ok(()),
         }
     }
 

@@ -165,7 +165,7 @@ impl Cluster {
         self.apply(&Command::ActivateShard { shard: id, at: 2 });
     }
 
-    fn newest(&self) -> Arc<Catalog> {
+    pub fn newest(&self) -> Arc<Catalog> {
         self.catalog.borrow().clone()
     }
 

@@ -1,7 +1,7 @@
 //! `ALTER TABLE … SHARD BY (column)`, `… REFERENCE`, `… SINGLE`: the same table, with its rows elsewhere.
 //!
 //! What its definition and its indexes promise has to hold in the new place as well, so they are read again from their
-//! own texts. Foreign keys are not moved along: both tables would have to change at once. Triggers neither: what stays with a row's
+//! own texts. Foreign keys are not moved along, unless they are to reference tables: both tables would have to change at once. Triggers neither: what stays with a row's
 //! shard by one key does not by another.
 
 use pleat_cluster::{DdlEffect, ShardId, Table, TableKind};
@@ -47,8 +47,9 @@ impl Reader<'_> {
 
     /// Rows that refer to each other would have to go together.
     fn check_ties(&self, table: &Table) -> Result<(), SqlError> {
-        let refers = |one: &Table, other: &Table| one.references(&other.name);
-        let tied = self.tables.values().find(|other| refers(other, table) || refers(table, other));
+        // Every shard has all rows of a reference table.
+        let away = |other: &Table| other.kind != TableKind::Reference && table.references(&other.name);
+        let tied = self.tables.values().find(|other| other.references(&table.name) || away(other));
         match tied {
             Some(other) => Err(SqlError::unsupported(format!(
                 "{} can't get another placement while a foreign key ties it to {}",

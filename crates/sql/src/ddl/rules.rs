@@ -10,7 +10,8 @@
 //! - `UNIQUE (email) PER KEY` asks for just that: unique among the rows with the same shard key. It is written with the
 //!   shard key as one more column, which is what makes it safe to move.
 //! - A foreign key contains the shard key and refers to the other table's shard key with it: parent and child
-//!   lie on one shard. Between reference tables every shard can check it, since each has all rows of both.
+//!   lie on one shard. One to a reference table every shard can check, since each has all its rows; what is written to that table
+//!   is asked of all shards (see `WritePlan::is_stepwise`).
 
 use pleat_cluster::{Column, DdlEffect, KeyType, ShardId, Table, TableKind, Tried};
 
@@ -267,7 +268,8 @@ impl DdlPlan {
             match (&table.kind, known.map(|known| &known.kind)) {
                 (TableKind::Single { .. }, _) if itself => true,
                 (TableKind::Single { .. }, Some(TableKind::Single { shard })) => *shard == single_on,
-                (TableKind::Reference, Some(TableKind::Reference)) => true,
+                // Every shard has all rows of a reference table.
+                (_, Some(TableKind::Reference)) => true,
                 (TableKind::Sharded { .. }, Some(TableKind::Sharded { .. })) => keeps_key(table, parent, known),
                 _ => false,
             }
@@ -299,11 +301,9 @@ fn foreign_key(table: &Table, parent: &str) -> SqlError {
             "shard {parent} alike and put {key} into the foreign key: FOREIGN KEY ({key}, …) REFERENCES {parent} (its shard key, …); \
              or leave out REFERENCES"
         ),
-        None => {
-            "leave out REFERENCES; foreign keys work between single tables on one shard, between reference tables, \
+        None => "leave out REFERENCES; foreign keys work between single tables on one shard, to reference tables, \
                  and between sharded tables when they contain both shard keys"
-                .to_owned()
-        }
+            .to_owned(),
     };
     SqlError::unsupported(format!(
         "the foreign key from {} to {parent} can't be checked: the rows may be on different shards",

@@ -172,7 +172,9 @@ impl WritePlan {
 
     /// Where the write goes with these values, and with the ids that it wanted.
     pub fn route(&self, params: &Params, partition_count: u32, ids: &Ids) -> Result<WriteRoute, SqlError> {
-        let apart = |statement: &&WriteStatement| statement.must_spread || (statement.reference && self.is_mixed());
+        let apart = |statement: &&WriteStatement| {
+            statement.must_spread || statement.concerns_others || (statement.reference && self.is_mixed())
+        };
         if let Some(statement) = self.statements.iter().find(apart) {
             let target = WriteTarget::Spread { table: statement.table.clone() };
             return Ok(WriteRoute { target, statements: Vec::new() });
@@ -196,10 +198,10 @@ impl WritePlan {
     }
 
     /// Whether the statements of [`WritePlan::spread`] are only right one after the other inside a transaction, not planned
-    /// ahead and prepared at once: a later one must read first what an earlier one of the request writes, or some write to
-    /// reference tables and others don't.
+    /// ahead and prepared at once: a later one must read first what an earlier one of the request writes, some write to
+    /// reference tables and others don't, or a foreign key of other tables has a say in what becomes of a reference table.
     pub fn is_stepwise(&self) -> bool {
-        if self.is_mixed() {
+        if self.is_mixed() || self.statements.iter().any(|statement| statement.concerns_others) {
             return true;
         }
         let mut written: BTreeSet<&str> = BTreeSet::new();

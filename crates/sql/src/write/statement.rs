@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use pleat_cluster::{KeyType, PartitionId, ShardId, Table, TableKind, Value};
+use pleat_cluster::{KeyType, PartitionId, ShardId, Table, TableKind, Value, concerns_others};
 use sqlparser::ast::Statement as Ast;
 
 use super::compose::Composer;
@@ -30,8 +30,11 @@ pub(crate) struct WriteStatement {
     pub table: String,
     pub target: String,
     pub reference: bool,
-    /// The written table and those that its triggers may write.
+    /// The written table and those that its triggers and the actions of foreign keys may write; of a statement that is alone
+    /// nobody asks for these.
     pub changes: BTreeSet<String>,
+    /// A write to a reference table to which rows of other tables refer: each shard has to be asked, and may refuse.
+    pub concerns_others: bool,
     /// Tables that are written or read; tables that are read.
     pub tables: BTreeSet<String>,
     pub reads: BTreeSet<String>,
@@ -124,7 +127,10 @@ impl<'a> Draft<'a> {
             table: found.table.name.clone(),
             target,
             reference: found.table.kind == TableKind::Reference,
-            changes: triggers::changes(analysis.tables, found.table),
+            concerns_others: found.table.kind == TableKind::Reference
+                && !found.table.only_gains(analysis.tokens.slice(span.0, span.1))
+                && concerns_others(analysis.tables.values(), &found.table.name),
+            changes: triggers::changes(analysis.tables, found.table, alone),
             singles: tables.iter().filter_map(single).collect(),
             tables,
             reads,

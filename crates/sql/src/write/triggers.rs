@@ -22,14 +22,12 @@ use super::shape::Shape;
 use crate::error::SqlError;
 use crate::lex::Tokens;
 
-/// The tables, by lower-case name, that a write to `table` may change, itself among them.
-pub(super) fn changes(tables: &Tables, table: &Table) -> BTreeSet<String> {
-    let mut found = BTreeSet::from([table.name.to_ascii_lowercase()]);
-    if tables.values().any(|table| !table.triggers.is_empty()) {
-        let ids = reached(tables, [table.id]);
-        found.extend(tables.iter().filter(|(_, table)| ids.contains(&table.id)).map(|(name, _)| name.clone()));
-    }
-    found
+/// The tables, by lower-case name, that a write to `table` may change, itself among them: by triggers, and by the actions of
+/// foreign keys. If it is `alone` in its request, nobody asks for others.
+pub(super) fn changes(tables: &Tables, table: &Table, alone: bool) -> BTreeSet<String> {
+    let ids = if alone { BTreeSet::new() } else { reached(tables, [table.id]) };
+    let further = tables.iter().filter(|(_, table)| ids.contains(&table.id)).map(|(name, _)| name.clone());
+    further.chain([table.name.to_ascii_lowercase()]).collect()
 }
 
 /// Refuses a REPLACE that would delete rows for which DELETE triggers fire.

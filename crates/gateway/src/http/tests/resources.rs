@@ -146,7 +146,11 @@ async fn a_merge_by_hand_begins_or_says_why_not() {
     }
     let begun = ask(r#"{"kind": "merge", "from": "shard-3"}"#).await;
     assert_eq!(begun.status, 200, "{}", begun.text);
-    assert_eq!((&begun.json["kind"], &begun.json["to"]), (&json!("merge"), &json!("shard-1")));
+    assert_eq!(
+        (&begun.json["kind"], &begun.json["to"]),
+        (&json!("merge"), &json!("shard-2")),
+        "it has the fewest partitions"
+    );
     assert_eq!(
         begun.json["partitions"].as_u64().unwrap() as usize,
         begun.json["partition_ids"].as_array().unwrap().len()

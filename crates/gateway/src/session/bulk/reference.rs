@@ -7,7 +7,7 @@
 //!
 //! Each bad row costs an attempt, so their number is limited.
 
-use pleat_cluster::{Table, Value};
+use pleat_cluster::{Table, Value, concerns_others};
 use pleat_engine::{Action, Outcome, SqlFailure, Statement};
 
 use super::split::{Rows, pieces};
@@ -37,6 +37,12 @@ impl Executor {
         let unfit = PieceDone { shard: None, inserted: 0, rejected, replayed: true };
         let mut done = if unfit.rejected.is_empty() { Vec::new() } else { vec![unfit] };
         let sql = insert(table, columns);
+        let tables = &self.backend.catalog().tables;
+        if !table.only_gains(&sql) && concerns_others(tables.values(), &table.name) {
+            let message = format!("rows for {}, to which other tables refer, may replace others", table.name);
+            let hint = "insert them with INSERT statements";
+            return (done, Some(Failure::new("0A000", message, hint)));
+        }
         for (number, piece) in pieces.into_iter().enumerate() {
             let key = key.part(&number.to_string(), fingerprint_of(&(columns, &piece)));
             match self.reference_piece(&sql, &piece, &key, deadline).await {
