@@ -98,7 +98,7 @@ mod tests {
             history.watch("shard-1", Peaks::from([(Metric::CpuPercent, value)]), now, 100);
             match now {
                 ..1_100 => assert_eq!(peak(&history, now), None, "{now}"),
-                ..=1_150 => assert_eq!(peak(&history, now), Some(90.0), "{now}"),
+                1_100..=1_150 => assert_eq!(peak(&history, now), Some(90.0), "{now}"),
                 1_250.. => assert_eq!(peak(&history, now), Some(5.0), "{now}"),
                 _ => {}
             }
