@@ -4,7 +4,7 @@
 use crate::{
     Catalog, Cause, Command, CommandError, DdlEffect, Decision, DecisionId, Generation, Millis, Node, NodeId,
     NodeState, Operation, OperationId, OperationKind, PARTITION_COUNT_MAX, PartitionId, Phase, Policy, Reply, Shard,
-    ShardId, ShardState, Step, Table, TableId, TableKind, TriggerState, Verdict, trigger_about,
+    ShardId, ShardState, Step, Table, TableId, TableKind, TriggerState, trigger_about,
 };
 
 pub(crate) type Applied<T = ()> = Result<T, CommandError>;
@@ -161,7 +161,7 @@ impl Catalog {
         let shard = self.shards.get_mut(&id).ok_or_else(|| unknown(id))?;
         match shard.state {
             ShardState::Active => return Ok(()),
-            ShardState::Removed => return Err(invalid(format!("{id} was removed"))),
+            ShardState::Leaving | ShardState::Removed => return Err(invalid(format!("{id} was removed"))),
             ShardState::Creating => {}
         }
         shard.state = ShardState::Active;
@@ -248,6 +248,7 @@ impl Catalog {
                 self.active(*to)?;
                 self.admit_move(*from, partitions)
             }
+            OperationKind::Merge { from, to, partitions } => self.admit_merge(*from, *to, partitions),
             OperationKind::Ddl { effect, layout, .. } if *layout != self.layout && !effect.is_of_view() => {
                 Err(busy("a table has just been given another placement".to_owned()))
             }
@@ -258,12 +259,7 @@ impl Catalog {
 
     fn admit_move(&self, from: ShardId, partitions: &[PartitionId]) -> Applied {
         self.active(from)?;
-        let is_move = |other: &&Operation| {
-            matches!(other.kind, OperationKind::Split { .. } | OperationKind::Move { .. }) && !other.is_waiting()
-        };
-        if let Some(other) = self.open_operations().find(is_move) {
-            return Err(busy(format!("{} is still moving partitions; wait for it to end, or cancel it", other.id)));
-        }
+        self.no_move_is_open()?;
         if partitions.is_empty() {
             return Err(invalid("a move needs at least one partition"));
         }
@@ -273,6 +269,16 @@ impl Catalog {
         }
         match partitions.iter().find(|partition| partition.is_single() || self.owner(**partition) != Some(from)) {
             Some(partition) => Err(invalid(format!("partition {partition} is not owned by {from}"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn no_move_is_open(&self) -> Applied {
+        let is_move = |other: &&Operation| other.kind.moves().is_some() && !other.is_waiting();
+        match self.open_operations().find(is_move) {
+            Some(other) => {
+                Err(busy(format!("{} is still moving partitions; wait for it to end, or cancel it", other.id)))
+            }
             None => Ok(()),
         }
     }
@@ -387,14 +393,21 @@ impl Catalog {
         Err(CommandError::Exists { what: format!("{what} {name}") })
     }
 
-    /// A split that fails removes its shard, so until it has ended nothing else gets a home there.
+    /// A split that fails removes its shard, and so does a merge that succeeds: until it has ended nothing else gets a home there.
     fn admit_single(&self, shard: ShardId) -> Applied {
         self.active(shard)?;
-        let made_by = |other: &&Operation| matches!(other.kind, OperationKind::Split { to, .. } if to == shard);
-        match self.open_operations().find(made_by) {
-            Some(split) => Err(busy(format!("{} is still making {shard}; wait for it to end", split.id))),
-            None => Ok(()),
+        for other in self.open_operations() {
+            match other.kind {
+                OperationKind::Split { to, .. } if to == shard => {
+                    return Err(busy(format!("{} is still making {shard}; wait for it to end", other.id)));
+                }
+                OperationKind::Merge { from, .. } if from == shard => {
+                    return Err(busy(format!("{} is taking {shard} down; name another shard", other.id)));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     fn record(
@@ -422,10 +435,11 @@ impl Catalog {
         if let Some(operation) = decision.operation {
             return Err(invalid(format!("{id} was approved already: {operation} carries it out")));
         }
-        let Verdict::Split { from, to, partitions, reason } = decision.verdict.clone() else {
+        let Some(kind) = decision.verdict.operation() else {
             return Err(invalid(format!("{id} recommends nothing that could be done")));
         };
-        let operation = self.start(&OperationKind::Split { from, to, partitions }, Cause::Decision(id), &reason, at)?;
+        let reason = decision.verdict.reason().to_owned();
+        let operation = self.start(&kind, Cause::Decision(id), &reason, at)?;
         if let Some(decision) = self.decisions.get_mut(&id) {
             decision.operation = Some(operation);
         }
@@ -473,20 +487,9 @@ impl Catalog {
         let kind = operation.kind.clone();
         match &kind {
             OperationKind::Split { from, to, partitions } | OperationKind::Move { from, to, partitions } => {
-                self.active(*to)?;
-                if let Some(lost) = partitions.iter().find(|partition| self.owner(**partition) != Some(*from)) {
-                    return Err(invalid(format!("partition {lost} is not owned by {from} any more")));
-                }
-                let generation = self.bump();
-                for partition in partitions {
-                    self.owners[partition.0 as usize] = *to;
-                }
-                for shard in [from, to] {
-                    if let Some(shard) = self.shards.get_mut(shard) {
-                        shard.ownership = generation;
-                    }
-                }
+                self.hand_over(*from, *to, partitions)?;
             }
+            OperationKind::Merge { from, to, partitions } => self.commit_merge(*from, *to, partitions, at)?,
             OperationKind::Ddl { effect, .. } => {
                 self.change_schema(effect)?;
                 self.bump();
@@ -496,6 +499,24 @@ impl Catalog {
         let operation = self.open(id)?;
         operation.committed = true;
         operation.updated = at;
+        Ok(())
+    }
+
+    /// The partitions have another owner from here on.
+    pub(crate) fn hand_over(&mut self, from: ShardId, to: ShardId, partitions: &[PartitionId]) -> Applied {
+        self.active(to)?;
+        if let Some(lost) = partitions.iter().find(|partition| self.owner(**partition) != Some(from)) {
+            return Err(invalid(format!("partition {lost} is not owned by {from} any more")));
+        }
+        let generation = self.bump();
+        for partition in partitions {
+            self.owners[partition.0 as usize] = to;
+        }
+        for shard in [from, to] {
+            if let Some(shard) = self.shards.get_mut(&shard) {
+                shard.ownership = generation;
+            }
+        }
         Ok(())
     }
 
@@ -608,6 +629,7 @@ impl Catalog {
         if !phase.is_final() {
             return Err(invalid("an operation ends Successful, Failed or Skipped"));
         }
+        self.admit_end(id)?;
         let operation = self.open(id)?;
         // A rebuild that is given up half way leaves nothing to finish: another one begins from the start.
         let may_fail = matches!(operation.kind, OperationKind::Rebuild { .. });
@@ -651,7 +673,7 @@ impl Catalog {
         }
     }
 
-    fn active(&self, id: ShardId) -> Applied<&Shard> {
+    pub(crate) fn active(&self, id: ShardId) -> Applied<&Shard> {
         match self.shards.get(&id) {
             Some(shard) if shard.state == ShardState::Active => Ok(shard),
             Some(_) => Err(invalid(format!("{id} is not active"))),

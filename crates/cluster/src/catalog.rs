@@ -142,7 +142,9 @@ impl Catalog {
     pub fn held(&self, kind: &OperationKind) -> Option<(&Operation, ShardId)> {
         let (changed, read) = match kind {
             OperationKind::Split { from, .. } => (vec![*from], self.anchor()),
-            OperationKind::Move { from, to, .. } => (vec![*from, *to], self.anchor()),
+            OperationKind::Move { from, to, .. } | OperationKind::Merge { from, to, .. } => {
+                (vec![*from, *to], self.anchor())
+            }
             OperationKind::Ddl { effect, .. } if effect.is_of_view() => return None,
             OperationKind::Ddl { .. } => (self.active_shards().map(|shard| shard.id).collect(), None),
             // It changes who holds a shard, and nothing in it.
@@ -160,9 +162,7 @@ impl Catalog {
     /// The operation that is moving partitions right now, if any.
     pub fn moving(&self) -> Option<&Operation> {
         self.open_operations().find(|operation| {
-            operation.phase == Phase::Progressing
-                && !operation.is_waiting()
-                && matches!(operation.kind, OperationKind::Split { .. } | OperationKind::Move { .. })
+            operation.phase == Phase::Progressing && !operation.is_waiting() && operation.kind.moves().is_some()
         })
     }
 

@@ -29,8 +29,9 @@ impl Catalog {
     ///    decided waits.
     /// 7. Histories are within their limits.
     /// 8. Replica numbers and distrust name replicas that the shard has.
-    /// 9. Triggers have ids that were handed out, each one name and one id; they name tables that exist, and one that is not
-    ///    ready has an open operation.
+    /// 9. A shard that is leaving owns nothing, and its merge is open and committed.
+    /// 10. Triggers have ids that were handed out, each one name and one id; they name tables that exist, and one that is not
+    ///     ready has an open operation.
     pub fn check(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         if self.is_initialised() {
@@ -78,6 +79,14 @@ impl Catalog {
             let mut named = shard.numbers.keys().chain(&shard.distrusted);
             if let Some(node) = named.find(|node| !shard.replicas.contains(node)) {
                 found.push(format!("{id} has a replica number or distrust of {node}, which holds no replica"));
+            }
+            if shard.state == ShardState::Leaving {
+                let sees_to_it = |open: &crate::Operation| {
+                    open.committed && matches!(open.kind, OperationKind::Merge { from, .. } if from == *id)
+                };
+                if !self.units_of(*id).is_empty() || !self.open_operations().any(sees_to_it) {
+                    found.push(format!("{id} is leaving, and owns something or no merge sees to it"));
+                }
             }
             if shard.ownership > self.generation {
                 found.push(format!("{id} has an ownership newer than the catalog"));
@@ -177,11 +186,9 @@ impl Catalog {
             if operation.phase.is_final() {
                 continue;
             }
-            if let OperationKind::Split { from, partitions, .. } | OperationKind::Move { from, partitions, .. } =
-                &operation.kind
-            {
+            if let Some((from, _, partitions)) = operation.kind.moves() {
                 moves += usize::from(!operation.is_waiting());
-                if !decided && partitions.iter().any(|p| self.owner(*p) != Some(*from)) {
+                if !decided && partitions.iter().any(|p| self.owner(*p) != Some(from)) {
                     found.push(format!("{id} moves a partition that {from} does not own"));
                 }
             }

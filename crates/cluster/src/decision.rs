@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DecisionId, Generation, Millis, OperationId, PartitionId, ShardId};
+use crate::{DecisionId, Generation, Millis, OperationId, OperationKind, PartitionId, ShardId};
 
 /// A number that was looked at, and the threshold that it was held against.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,13 +37,29 @@ pub enum Verdict {
         partitions: Vec<PartitionId>,
         reason: String,
     },
+    /// Shard `from` is to go, and all its partitions to `to`.
+    Merge {
+        from: ShardId,
+        to: ShardId,
+        partitions: Vec<PartitionId>,
+        reason: String,
+    },
 }
 
 impl Verdict {
     /// The reason, whatever the conclusion.
     pub fn reason(&self) -> &str {
         match self {
-            Verdict::Hold { reason } | Verdict::Split { reason, .. } => reason,
+            Verdict::Hold { reason } | Verdict::Split { reason, .. } | Verdict::Merge { reason, .. } => reason,
+        }
+    }
+
+    /// What carries it out; none for `Hold`.
+    pub fn operation(&self) -> Option<OperationKind> {
+        match self.clone() {
+            Verdict::Hold { .. } => None,
+            Verdict::Split { from, to, partitions, .. } => Some(OperationKind::Split { from, to, partitions }),
+            Verdict::Merge { from, to, partitions, .. } => Some(OperationKind::Merge { from, to, partitions }),
         }
     }
 }

@@ -19,6 +19,7 @@ mod decision;
 mod id;
 mod key;
 mod ledger;
+mod merge;
 mod node;
 mod operation;
 pub mod planted;
@@ -27,6 +28,7 @@ mod rebuild;
 mod receipt;
 mod shard;
 mod table;
+mod time;
 mod trigger;
 mod value;
 mod view;
@@ -40,10 +42,11 @@ pub use key::{KeyError, KeyType, PARTITION_COUNT_DEFAULT, PARTITION_COUNT_MAX, p
 pub use ledger::{CommitNumber, Decided, Ledger, LedgerCommand, LedgerError, LedgerReply};
 pub use node::{Node, NodeState};
 pub use operation::{Cause, Operation, OperationKind, Phase, Step};
-pub use policy::{Mode, Policy, Strategy, Thresholds};
+pub use policy::{Mode, Policy, ScaleIn, Strategy, Thresholds};
 pub use receipt::{Digest, RECEIPT_TABLES_MAX, Receipt, TableReceipt};
 pub use shard::{Shard, ShardState};
 pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables, Tried, concerns_others, tied};
+pub use time::rfc3339;
 pub use trigger::{
     Retold, Trigger, TriggerEvent, TriggerState, newest_trigger, reached, trigger_about, trigger_named, trigger_naming,
     triggers_about,

@@ -52,6 +52,8 @@ pub enum OperationKind {
     Split { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
     /// Give `partitions` of `from` to the existing shard `to`.
     Move { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
+    /// Give all `partitions` of `from` to the existing shard `to`, and take `from` down.
+    Merge { from: ShardId, to: ShardId, partitions: Vec<PartitionId> },
     /// Change the schema on every shard. What is allowed depends on the placements of tables, so it was planned by a `layout`.
     Ddl { effect: DdlEffect, sql: String, layout: Generation },
     /// Make the node's replica of a shard anew from the others, or (`None`) all that the node held: its disk
@@ -60,13 +62,24 @@ pub enum OperationKind {
 }
 
 impl OperationKind {
-    /// `split`, `move`, `ddl` or `rebuild`.
+    /// `split`, `move`, `merge`, `ddl` or `rebuild`.
     pub fn name(&self) -> &'static str {
         match self {
             OperationKind::Split { .. } => "split",
             OperationKind::Move { .. } => "move",
+            OperationKind::Merge { .. } => "merge",
             OperationKind::Ddl { .. } => "ddl",
             OperationKind::Rebuild { .. } => "rebuild",
+        }
+    }
+
+    /// Which partitions change shards: from, to, and which.
+    pub fn moves(&self) -> Option<(ShardId, ShardId, &[PartitionId])> {
+        match self {
+            OperationKind::Split { from, to, partitions }
+            | OperationKind::Move { from, to, partitions }
+            | OperationKind::Merge { from, to, partitions } => Some((*from, *to, partitions)),
+            OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => None,
         }
     }
 
@@ -136,12 +149,8 @@ impl Operation {
     /// A committed move holds both its ends, because its source has let go only when the target has taken over. One
     /// that was given up holds only the shard that has not heard of it.
     pub fn holds(&self) -> Vec<ShardId> {
-        match &self.kind {
-            OperationKind::Split { from, to, .. } | OperationKind::Move { from, to, .. }
-                if self.committed && self.is_waiting() =>
-            {
-                vec![*from, *to]
-            }
+        match self.kind.moves() {
+            Some((from, to, _)) if self.committed && self.is_waiting() => vec![from, to],
             _ => self.waits_for.clone(),
         }
     }

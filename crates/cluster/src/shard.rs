@@ -13,6 +13,9 @@ pub enum ShardState {
     /// Its replicas are being started; nothing is routed to it yet.
     Creating,
     Active,
+    /// A merge has given all that it owned to another shard. Nothing is routed to it any more, but it stays until what
+    /// was begun on it by an older catalog has ended.
+    Leaving,
     /// It owns nothing any more and its replicas are gone or going.
     Removed,
 }

@@ -471,6 +471,8 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
                 to,
                 partitions
             }),
+            // Of all that it has by then.
+            (shard.clone(), shard.clone()).prop_map(|(from, to)| OperationKind::Merge { from, to, partitions: vec![] }),
             (name.clone(), shard.clone()).prop_map(|(name, shard)| create(name, TableKind::Single { shard })),
             name.clone().prop_map(|name| create(name, by_id())),
             name.clone().prop_map(|name| ddl(DdlEffect::DropTable { table: name.into() })),
@@ -548,10 +550,13 @@ proptest! {
         catalog.apply(&init("c", 3, 2)).unwrap();
         catalog.apply(&Command::ActivateShard { shard: ShardId(1), at: 2 }).unwrap();
         let mut replica = catalog.clone();
-        for command in &commands {
+        for mut command in commands {
+            if let Command::StartOperation { kind: OperationKind::Merge { from, partitions, .. }, .. } = &mut command {
+                *partitions = catalog.partitions_of(*from);
+            }
             let before = catalog.clone();
-            let outcome = catalog.apply(command);
-            prop_assert_eq!(&outcome, &replica.apply(command), "replicas agree");
+            let outcome = catalog.apply(&command);
+            prop_assert_eq!(&outcome, &replica.apply(&command), "replicas agree");
             prop_assert_eq!(&catalog, &replica);
             prop_assert_eq!(catalog.check(), vec![], "after {:?}", command);
             prop_assert!(catalog.generation >= before.generation);
@@ -656,4 +661,60 @@ fn a_disagreement_is_noted_and_forgotten() {
     assert_eq!(catalog.shards[&ShardId(1)].disagreement.as_deref(), Some("they differ"));
     catalog.apply(&note(None)).unwrap();
     assert_eq!(catalog.shards[&ShardId(1)].disagreement, None);
+}
+
+/// Merges shard `from` into shard 1, up to its commit.
+fn merge(catalog: &mut Catalog, from: u32) -> OperationId {
+    let partitions = catalog.partitions_of(ShardId(from));
+    let kind = OperationKind::Merge { from: ShardId(from), to: ShardId(1), partitions };
+    catalog.apply(&start(kind)).unwrap().operation.unwrap()
+}
+
+#[test]
+fn a_merge_leaves_a_shard_only_when_it_was_removed() {
+    let mut catalog = founded(3, 3);
+    let operation = merge(&mut catalog, 3);
+    let (epoch, phase, message) = (1, Phase::Successful, String::new());
+    let finish = Command::FinishOperation { operation, phase, message, epoch, at: 9 };
+    catalog.apply(&Command::CommitOperation { operation, epoch, at: 8 }).unwrap();
+    assert_eq!(catalog.check(), []);
+    assert_eq!(catalog.shards[&ShardId(3)].state, ShardState::Leaving);
+    assert_eq!(catalog.active_shards().map(|shard| shard.id).collect::<Vec<_>>(), [ShardId(1), ShardId(2)]);
+    assert!(catalog.owners.iter().all(|owner| *owner != ShardId(3)));
+    let cancelled = catalog.apply(&Command::CancelOperation { operation, at: 8 }).unwrap_err();
+    assert_eq!(cancelled.to_string(), "op-1 is past its point of no return");
+    assert_eq!(catalog.apply(&finish).unwrap_err().to_string(), "shard-3 was not removed yet");
+    let moved = OperationKind::Move { from: ShardId(1), to: ShardId(3), partitions: vec![PartitionId(0)] };
+    assert!(catalog.apply(&start(moved)).is_err(), "nothing comes to a shard that is leaving");
+    catalog.apply(&Command::RemoveShard { shard: ShardId(3), at: 8 }).unwrap();
+    catalog.apply(&finish).unwrap();
+    assert_eq!(catalog.check(), []);
+    assert_eq!(catalog.next_shard(), ShardId(4), "its number is never given again");
+}
+
+#[test]
+fn what_a_shard_is_needed_for_keeps_it() {
+    let mut catalog = founded(3, 3);
+    let refused = |catalog: &mut Catalog, from: u32, to: u32, partitions| {
+        let kind = OperationKind::Merge { from: ShardId(from), to: ShardId(to), partitions };
+        catalog.apply(&start(kind)).unwrap_err().to_string()
+    };
+    let all = |catalog: &Catalog, shard: u32| catalog.partitions_of(ShardId(shard));
+    let (first, second) = (all(&catalog, 1), all(&catalog, 2));
+    assert!(refused(&mut catalog, 1, 2, first).contains("writes to reference tables"));
+    assert_eq!(refused(&mut catalog, 2, 2, second.clone()), "a merge is with another shard");
+    assert_eq!(refused(&mut catalog, 2, 9, second.clone()), "shard-9 does not exist");
+    assert_eq!(refused(&mut catalog, 2, 1, second[1..].to_vec()), "what shard-2 owns has just changed; ask again");
+    run(&mut catalog, create("alone", TableKind::Single { shard: ShardId(2) }));
+    assert!(refused(&mut catalog, 2, 1, second).contains("table alone lives on shard-2 alone"));
+    // One that is on its way there as well; and once a merge has begun none gets a home there any more.
+    let third = all(&catalog, 3);
+    let comes = catalog.apply(&start(create("comes", TableKind::Single { shard: ShardId(3) }))).unwrap();
+    assert!(refused(&mut catalog, 3, 1, third).contains("is creating a table on shard-3"));
+    catalog.apply(&Command::CancelOperation { operation: comes.operation.unwrap(), at: 8 }).unwrap();
+    let (operation, phase, message) = (comes.operation.unwrap(), Phase::Skipped, String::new());
+    catalog.apply(&Command::FinishOperation { operation, phase, message, epoch: 1, at: 9 }).unwrap();
+    let operation = merge(&mut catalog, 3);
+    let late = catalog.apply(&start(create("late", TableKind::Single { shard: ShardId(3) }))).unwrap_err();
+    assert_eq!(late.to_string(), format!("{operation} is taking shard-3 down; name another shard"));
 }

@@ -524,7 +524,7 @@ fn counted(count: usize, what: &str) -> String {
 pub(crate) fn of(kind: &OperationKind) -> Option<(&DdlEffect, &str)> {
     match kind {
         OperationKind::Ddl { effect, sql, .. } => Some((effect, sql)),
-        OperationKind::Split { .. } | OperationKind::Move { .. } | OperationKind::Rebuild { .. } => None,
+        _ => None,
     }
 }
 

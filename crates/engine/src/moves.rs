@@ -5,6 +5,7 @@
 //! ```text
 //! source: Claim -> CaptureStart -> (copy, deltas, verify) -> Fence -> (last delta) -> Release -> CleanUp… -> CleanUpDone
 //!                                                        Unfence <-'
+//! or, of a shard that goes:                              … -> Close -> (last delta) -> Release, and nothing after it
 //! target: Claim -> ImportStart -> Import… -> Activate
 //! abort:  source Abort;  target ImportAbort -> CleanUp… -> CleanUpDone
 //! ```
@@ -56,6 +57,8 @@ pub enum MoveAction {
     CaptureStart { partitions: Vec<PartitionId> },
     /// Source: refuse reads and writes of the moving units from here on.
     Fence,
+    /// Source that gives all that it owns, and goes: refuse whatever clients ask, reads of reference tables included.
+    Close,
     /// Source: open the gates again; capturing goes on.
     Unfence,
     /// Source: the units belong to another shard now. The rows become leftovers.
@@ -197,6 +200,10 @@ pub enum MovePhase {
     PlacingFenced,
     /// The table has its new placement, and takes no writes yet.
     Placed,
+    /// Source that goes: captured, and it answers no client.
+    Closing,
+    /// The same after the hand-over. It is never opened again.
+    Closed,
     /// Nothing to do any more on this shard.
     Ended,
 }

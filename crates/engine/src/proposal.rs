@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{MoveState, MoveStep};
 
 /// The first byte of an encoded proposal or outcome. A replica that meets another one stops instead of guessing.
-const FORMAT: u8 = 4;
+const FORMAT: u8 = 5;
 
 /// One entry of a shard's log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -249,6 +249,9 @@ pub enum Refusal {
     /// The unit is being handed over.
     #[error("partition {unit} is being handed to another shard")]
     Fenced { unit: PartitionId },
+    /// The whole shard is being merged into another one.
+    #[error("this shard is being merged into another one")]
+    Leaving,
     /// The statement was planned by another layout of the catalog than the shard's.
     #[error("this shard's tables are laid out as of generation {layout}, the statement was planned by {routed}")]
     Layout { layout: Generation, routed: Generation },
@@ -289,6 +292,7 @@ impl Refusal {
             Refusal::NotOwned { .. }
             | Refusal::Generation { .. }
             | Refusal::Fenced { .. }
+            | Refusal::Leaving
             | Refusal::Layout { .. }
             | Refusal::Placing { .. }
             | Refusal::Prepared { .. }
@@ -307,6 +311,7 @@ impl Refusal {
             Refusal::NotOwned { .. }
                 | Refusal::Generation { .. }
                 | Refusal::Fenced { .. }
+                | Refusal::Leaving
                 | Refusal::Layout { .. }
                 | Refusal::Placing { .. }
                 | Refusal::Moving
@@ -320,9 +325,11 @@ impl Refusal {
             Refusal::NotOwned { .. } | Refusal::Generation { .. } | Refusal::Layout { .. } => {
                 "refresh the catalog and route again"
             }
-            Refusal::Fenced { .. } | Refusal::Placing { .. } | Refusal::Moving | Refusal::Prepared { .. } => {
-                "try again in a moment"
-            }
+            Refusal::Fenced { .. }
+            | Refusal::Leaving
+            | Refusal::Placing { .. }
+            | Refusal::Moving
+            | Refusal::Prepared { .. } => "try again in a moment",
             Refusal::Conflict { .. } => "begin the transaction again",
             Refusal::NotRouted { .. } => {
                 "write rows of other keys in statements of their own, with the key in the statement"

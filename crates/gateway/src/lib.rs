@@ -18,7 +18,6 @@ pub mod server;
 pub mod session;
 pub mod settings;
 mod statements;
-mod time;
 
 #[cfg(test)]
 mod testing;

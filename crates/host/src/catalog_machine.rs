@@ -30,7 +30,7 @@ const RECENT_COMMANDS: usize = 256;
 /// The format of the file, and of outcomes.
 const FORMAT: u8 = 4;
 /// The format of a proposal that is a catalog's command.
-const COMMAND: u8 = 1;
+const COMMAND: u8 = 3;
 /// The format of a proposal that is a ledger's command.
 const LEDGER: u8 = 2;
 

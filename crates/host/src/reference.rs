@@ -119,12 +119,29 @@ impl Host {
     /// Bring everything up to `seq` to every active shard.
     async fn spread(&self, anchor: &Replica, seq: u64, catalog: &Catalog, within: Duration) -> Result<(), HostError> {
         let others = catalog.active_shards().map(|shard| shard.id).filter(|shard| *shard != anchor.shard);
-        let mut sending: FuturesUnordered<_> =
-            others.map(|shard| self.spread_to(anchor, shard, seq, catalog.planned(), within)).collect();
+        let send = |shard| async move {
+            tokio::select! {
+                sent = self.spread_to(anchor, shard, seq, catalog.planned(), within) => sent,
+                // It has closed before the catalog said so, and nobody reads there.
+                () = self.until_left(shard) => Ok(()),
+            }
+        };
+        let mut sending: FuturesUnordered<_> = others.map(send).collect();
         while let Some(sent) = sending.next().await {
             sent?;
         }
         self.prune(anchor, seq, catalog).await
+    }
+
+    /// Returns when the catalog knows that the shard was merged into another one.
+    async fn until_left(&self, shard: ShardId) {
+        let has_left = |catalog: &Arc<Catalog>| {
+            let shard = catalog.shards.get(&shard);
+            shard.is_some_and(|shard| matches!(shard.state, ShardState::Leaving | ShardState::Removed))
+        };
+        if self.watch_catalog().wait_for(has_left).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     async fn spread_to(

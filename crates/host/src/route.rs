@@ -10,6 +10,8 @@
 //! | lost: sent, and no answer | perhaps it was done | again if doing it twice is harmless, else `OutcomeUnknown` |
 //! | an answer, good or bad | it is decided | back to the caller |
 //!
+//! A shard that the catalog has as removed is looked for no further: the caller routes again, by that catalog.
+//!
 //! Once an attempt at a write was lost, "surely not done" of a later attempt says nothing about the earlier
 //! one any more. So it is then tried on to the end of the limit, and the end is `OutcomeUnknown`; and an answer
 //! that comes after all is marked *uncertain*, for a caller that would otherwise conclude from a refusal that
@@ -18,9 +20,10 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use pleat_cluster::NodeId;
 use pleat_cluster::planted::{self, Bug};
+use pleat_cluster::{NodeId, ShardId, ShardState};
 use pleat_consensus::{GroupId, ProposeError, ReadError, TransportError};
+use pleat_engine::Refusal;
 
 use crate::error::Overload;
 use crate::rpc::{self, Declined, Request, Response};
@@ -131,7 +134,17 @@ impl Host {
                 answer
             }
         };
-        seek(group, || self.said_to_lead(group), || self.members(group), effect, within, attempt).await
+        let places = Places {
+            said_to_lead: || self.said_to_lead(group),
+            members: || self.members(group),
+            is_removed: || self.is_removed(group),
+        };
+        seek(group, places, effect, within, attempt).await
+    }
+
+    fn is_removed(&self, group: GroupId) -> bool {
+        let shard = u32::try_from(group).ok().and_then(|id| self.catalog().shards.get(&ShardId(id)).cloned());
+        shard.is_some_and(|shard| shard.state == ShardState::Removed)
     }
 
     /// One call to one node, this one included.
@@ -159,11 +172,17 @@ impl Host {
     }
 }
 
+/// Where a group's leader is looked for, as this node knows it at the moment of asking.
+struct Places<L, M, R> {
+    said_to_lead: L,
+    members: M,
+    is_removed: R,
+}
+
 /// Ask the nodes in turn, whoever is said to lead first.
 async fn seek<T, F>(
     group: GroupId,
-    said_to_lead: impl Fn() -> Option<NodeId>,
-    members: impl Fn() -> Vec<NodeId>,
+    places: Places<impl Fn() -> Option<NodeId>, impl Fn() -> Vec<NodeId>, impl Fn() -> bool>,
     effect: Effect,
     within: Duration,
     attempt: impl Fn(NodeId, Duration) -> F,
@@ -171,6 +190,7 @@ async fn seek<T, F>(
 where
     F: Future<Output = Result<T, Attempt>>,
 {
+    let Places { said_to_lead, members, is_removed } = places;
     let deadline = Instant::now() + within;
     let mut backoff = BACKOFF_MIN;
     let mut last = "no node of the group is known".to_owned();
@@ -179,6 +199,9 @@ where
     let mut spreading = None;
     let mut redirected = false;
     loop {
+        if is_removed() && (effect == Effect::None || !lost) {
+            return Err(HostError::Refused(Refusal::Leaving));
+        }
         if Instant::now() >= deadline {
             return Err(spreading.unwrap_or_else(|| gave_up(group, lost && effect != Effect::None, &last)));
         }
@@ -244,9 +267,13 @@ mod tests {
     use std::sync::Mutex;
 
     use pleat_cluster::TxnId;
-    use pleat_engine::Refusal;
 
     use super::*;
+
+    thread_local! {
+        /// Whether the catalog has the group's shard as removed.
+        static REMOVED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
 
     /// What comes of attempts that end like this, one after the other; the last again and again.
     async fn after(effect: Effect, attempts: Vec<Result<u32, Attempt>>) -> Result<(u32, bool), HostError> {
@@ -255,7 +282,9 @@ mod tests {
             let next = attempts.lock().unwrap().next();
             async move { next.unwrap_or_else(|| Err(held())) }
         };
-        seek(7, || None, || vec![NodeId(1), NodeId(2)], effect, Duration::from_millis(80), attempt).await
+        let places =
+            Places { said_to_lead: || None, members: || vec![NodeId(1), NodeId(2)], is_removed: || REMOVED.get() };
+        seek(7, places, effect, Duration::from_millis(80), attempt).await
     }
 
     /// A transaction has the shard's lane.
@@ -287,6 +316,28 @@ mod tests {
         // An answer that comes after all is told to be uncertain; without a loss it is not.
         assert_eq!(after(Effect::Idempotent, vec![Err(lost()), Err(held()), Ok(5)]).await.unwrap(), (5, true));
         assert_eq!(after(Effect::Idempotent, vec![Err(elsewhere()), Ok(5)]).await.unwrap(), (5, false));
+    }
+
+    #[tokio::test]
+    async fn a_removed_shard_is_not_looked_for_unless_it_may_have_done_the_write() {
+        REMOVED.set(true);
+        for effect in [Effect::None, Effect::Idempotent, Effect::Once] {
+            let refused = after(effect, vec![Err(elsewhere()), Err(elsewhere())]).await;
+            assert!(matches!(refused, Err(HostError::Refused(Refusal::Leaving))), "{effect:?} {refused:?}");
+        }
+        REMOVED.set(false);
+        let removed_after = |attempts: Vec<Result<u32, Attempt>>| async {
+            let attempts = Mutex::new(attempts.into_iter());
+            let attempt = |_, _| {
+                let next = attempts.lock().unwrap().next();
+                REMOVED.set(next.is_none());
+                async move { next.unwrap_or_else(|| Err(elsewhere())) }
+            };
+            let places = Places { said_to_lead: || None, members: || vec![NodeId(1)], is_removed: || REMOVED.get() };
+            seek(7, places, Effect::Idempotent, Duration::from_millis(80), attempt).await
+        };
+        let unknown = removed_after(vec![Err(lost())]).await;
+        assert!(matches!(unknown, Err(HostError::OutcomeUnknown(_))), "{unknown:?}");
     }
 
     #[tokio::test]

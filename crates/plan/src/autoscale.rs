@@ -1,18 +1,15 @@
-//! Whether to split a shard, which one, and why (or why not).
+//! Whether to split a shard or to merge one, which one, and why (or why not).
 
 use std::collections::BTreeMap;
 
 use pleat_cluster::{
-    Catalog, Decision, DecisionId, Measurement, Millis, Mode, Operation, OperationKind, Option_, PartitionId, Phase,
-    ShardId, ShardState, Strategy, Verdict,
+    Catalog, Decision, DecisionId, Measurement, Millis, Mode, OperationKind, Option_, PartitionId, ShardId, Strategy,
+    Verdict,
 };
 
+use crate::hindrance::{full, hindrance, limit};
+use crate::scale_in::{self, Merge};
 use crate::{History, LOOKS_NEEDED, Metric, Observed, ShardLoad, Unsplittable, Weight, split};
-
-/// A measurement older than this many monitoring intervals counts as missing.
-const STALE_AFTER_INTERVALS: u64 = 3;
-/// After failures in a row the cool-down doubles at most this often.
-const COOLDOWN_DOUBLINGS_MAX: u32 = 6;
 
 /// A shard that is worth splitting.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +31,8 @@ pub struct Draft {
     options: Vec<Option_>,
     /// Worst first.
     candidates: Vec<Candidate>,
+    /// What to do when nothing is exceeded.
+    merge: Option<Merge>,
     /// Why nothing is done, should no candidate remain.
     hold: String,
     /// By shard: statements per second by partition.
@@ -55,6 +54,7 @@ pub fn autoscale(catalog: &Catalog, observed: &Observed, now: Millis, history: &
         measurements: Vec::new(),
         options: Vec::new(),
         candidates: Vec::new(),
+        merge: None,
         hold: String::new(),
         load: observed.shards.iter().map(|(shard, load)| (*shard, load.partition_load.clone())).collect(),
     };
@@ -65,7 +65,22 @@ pub fn autoscale(catalog: &Catalog, observed: &Observed, now: Millis, history: &
         draft.hold = reason;
         return draft;
     }
-    draft.weigh(catalog, observed, exceeded, history);
+    scale_in::watch(catalog, observed, now, history);
+    let is_calm = exceeded.is_empty();
+    match full(catalog) {
+        Some(reason) => {
+            history.forget_streaks();
+            draft.turn_down_all(&exceeded, &reason);
+            draft.hold = reason;
+        }
+        None => draft.weigh(catalog, observed, exceeded, history),
+    }
+    if is_calm {
+        draft.merge = scale_in::find(catalog, observed, now, history, &mut draft.options);
+    }
+    if let Some(reason) = limit(catalog, now) {
+        draft.put_off(&reason);
+    }
     draft
 }
 
@@ -74,7 +89,8 @@ pub fn worth_recording(catalog: &Catalog, conclusion: &Conclusion) -> bool {
     conclusion.start.is_some()
         || catalog.decisions.values().next_back().is_none_or(|last| {
             match (&last.verdict, &conclusion.decision.verdict) {
-                (Verdict::Split { from: a, reason: x, .. }, Verdict::Split { from: b, reason: y, .. }) => {
+                (Verdict::Split { from: a, reason: x, .. }, Verdict::Split { from: b, reason: y, .. })
+                | (Verdict::Merge { from: a, reason: x, .. }, Verdict::Merge { from: b, reason: y, .. }) => {
                     last.operation.is_some() || a != b || x != y
                 }
                 (a, b) => std::mem::discriminant(a) != std::mem::discriminant(b) || a.reason() != b.reason(),
@@ -120,7 +136,12 @@ impl Draft {
         catalog: &Catalog,
         mut weights: BTreeMap<PartitionId, Weight>,
     ) -> Result<Conclusion, Box<Draft>> {
-        let Some(candidate) = self.candidates.first().cloned() else { return Ok(self.hold(catalog)) };
+        let Some(candidate) = self.candidates.first().cloned() else {
+            return Ok(match self.merge.take() {
+                Some(merge) => self.choose_merge(catalog, merge),
+                None => self.hold(catalog),
+            });
+        };
         let from = candidate.shard;
         let owned = catalog.partitions_of(from);
         if candidate.metric.is_noisy() && !self.weigh_load(from, &owned, &mut weights) {
@@ -167,11 +188,23 @@ impl Draft {
             });
         }
         self.options.push(Option_ { what: "do nothing".to_owned(), chosen: false, why: candidate.reason.clone() });
-        let start = match catalog.policy.mode {
-            Mode::Automatic => Some(OperationKind::Split { from, to, partitions: partitions.clone() }),
-            Mode::Manual => None,
-        };
-        let verdict = Verdict::Split { from, to, partitions, reason: candidate.reason.clone() };
+        self.act(catalog, Verdict::Split { from, to, partitions, reason: candidate.reason.clone() })
+    }
+
+    fn choose_merge(mut self, catalog: &Catalog, Merge { from, to, reason }: Merge) -> Conclusion {
+        let partitions = catalog.partitions_of(from);
+        self.options.push(Option_ {
+            what: format!("merge {from}: its {} partitions to {to}", partitions.len()),
+            chosen: true,
+            why: reason.clone(),
+        });
+        self.options.push(Option_ { what: "do nothing".to_owned(), chosen: false, why: reason.clone() });
+        self.act(catalog, Verdict::Merge { from, to, partitions, reason })
+    }
+
+    /// In manual mode it stays a recommendation.
+    fn act(self, catalog: &Catalog, verdict: Verdict) -> Conclusion {
+        let start = verdict.operation().filter(|_| catalog.policy.mode == Mode::Automatic);
         Conclusion { decision: self.decision(catalog, verdict), start }
     }
 
@@ -276,6 +309,18 @@ impl Draft {
         }
     }
 
+    /// What would be done is not to be done yet.
+    fn put_off(&mut self, why: &str) {
+        while !self.candidates.is_empty() {
+            self.turn_down(why);
+        }
+        if let Some(Merge { from, to, reason }) = self.merge.take() {
+            let why = format!("{reason}, but {why}");
+            self.options.push(Option_ { what: format!("merge {from} into {to}"), chosen: false, why: why.clone() });
+            self.hold = why;
+        }
+    }
+
     fn turn_down_all(&mut self, exceeded: &[Exceeded], why: &str) {
         for found in exceeded {
             let (subject, metric) = (found.subject(), found.metric.name());
@@ -289,7 +334,11 @@ impl Draft {
 }
 
 /// The strategy `cold`: sums over the shards against that many thresholds, and means of the nodes' CPU and memory.
-fn aggregate(metric: Metric, active: &[(ShardId, &ShardLoad)], threshold: Option<f64>) -> (f64, Option<f64>) {
+pub(crate) fn aggregate(
+    metric: Metric,
+    active: &[(ShardId, &ShardLoad)],
+    threshold: Option<f64>,
+) -> (f64, Option<f64>) {
     if metric.is_of_node() {
         let nodes: BTreeMap<_, _> = active.iter().map(|(_, load)| (load.node, metric.of(load))).collect();
         return (nodes.values().sum::<f64>() / nodes.len() as f64, threshold);
@@ -347,51 +396,4 @@ fn futile(catalog: &Catalog, shard: ShardId, load: &ShardLoad, metric: Metric) -
     let busy =
         owned.iter().filter(|partition| load.partition_load.get(partition).is_some_and(|load| *load > 0.0)).count();
     (busy == 1).then(|| "all of its load is on one partition, and a split would not divide it".to_owned())
-}
-
-/// What forbids any action right now.
-fn hindrance(catalog: &Catalog, observed: &Observed, now: Millis) -> Option<String> {
-    if let Some(operation) = catalog.open_operations().find(|operation| is_move(operation) && !operation.is_waiting()) {
-        return Some(format!("{} ({}) is under way", operation.id, operation.kind.name()));
-    }
-    if let Some(shard) = catalog.shards.values().find(|shard| shard.state == ShardState::Creating) {
-        return Some(format!("{} is still being created", shard.id));
-    }
-    if let Some(reason) = cooldown(catalog, now) {
-        return Some(reason);
-    }
-    let stale = STALE_AFTER_INTERVALS.saturating_mul(catalog.policy.monitoring_interval_ms);
-    for shard in catalog.active_shards() {
-        match observed.shards.get(&shard.id) {
-            None => return Some(format!("there is no measurement of {}{}", shard.id, silence(observed))),
-            Some(load) if load.measured.saturating_add(stale) < now => {
-                return Some(format!("the newest measurement of {} is more than {stale} ms old", shard.id));
-            }
-            Some(_) => {}
-        }
-    }
-    let shards = catalog.shards.values().filter(|shard| shard.state != ShardState::Removed).count();
-    let limit = catalog.policy.max_shards;
-    (shards >= limit as usize).then(|| format!("the cluster has as many shards as max_shards allows ({limit})"))
-}
-
-fn silence(observed: &Observed) -> String {
-    let silent: Vec<String> = observed.silent.keys().map(ToString::to_string).collect();
-    if silent.is_empty() { String::new() } else { format!(" (no answer from {})", silent.join(", ")) }
-}
-
-fn cooldown(catalog: &Catalog, now: Millis) -> Option<String> {
-    let mut ended: Vec<&Operation> =
-        catalog.operations.values().filter(|op| is_move(op) && op.phase.is_final()).collect();
-    ended.sort_by_key(|operation| (operation.updated, operation.id));
-    let last = ended.last()?;
-    let failures = ended.iter().rev().take_while(|operation| operation.phase == Phase::Failed).count() as u32;
-    let doublings = failures.saturating_sub(1).min(COOLDOWN_DOUBLINGS_MAX);
-    let pause = catalog.policy.cooldown_ms.saturating_mul(1 << doublings);
-    let failed = if last.phase == Phase::Failed { ", which failed" } else { "" };
-    (now < last.updated.saturating_add(pause)).then(|| format!("cooling down for {pause} ms after {}{failed}", last.id))
-}
-
-fn is_move(operation: &Operation) -> bool {
-    matches!(operation.kind, OperationKind::Split { .. } | OperationKind::Move { .. })
 }

@@ -17,19 +17,27 @@
 //!
 //! A row count is a fact and fires at once. CPU, memory, connections and queries per second are noisy:
 //! they must hold for [`LOOKS_NEEDED`] looks in a row ([`History`]). After a split or a move has ended,
-//! nothing is done for the policy's cool-down, which doubles with every failure in a row. One action at a
+//! nothing is done for the policy's cool-down, which doubles with every failure in a row; and no more than
+//! `max_actions` are begun in `action_window_ms`. One action at a
 //! time; none while a measurement is missing, because a cluster that can't be seen is better left alone.
-
+//!
+//! A look at which nothing is exceeded may find a shard that is not needed any more: `scale_in` says when. A merge is not
+//! turned down by counting, so it needs no candidate.
+//!
 //! Beside that, [`compare`] says which replicas of a shard have diverged from the others.
 
 mod autoscale;
+mod hindrance;
+mod history;
 mod metric;
 mod observed;
+mod scale_in;
 mod split;
 mod verify;
 
 pub use autoscale::{Candidate, Conclusion, Draft, autoscale, worth_recording};
-pub use metric::{History, LOOKS_NEEDED, Metric};
+pub use history::History;
+pub use metric::{LOOKS_NEEDED, Metric};
 pub use observed::{Observed, ShardLoad};
 pub use split::{Unsplittable, Weight, split};
 pub use verify::{Comparison, compare};

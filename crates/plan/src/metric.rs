@@ -1,6 +1,4 @@
-//! The metrics that can cause a split, and the memory that noisy ones need.
-
-use std::collections::BTreeMap;
+//! The metrics that can cause a split.
 
 use pleat_cluster::Thresholds;
 
@@ -69,33 +67,5 @@ impl Metric {
             Metric::Connections => load.connections as f64,
             Metric::QueriesPerSecond => load.queries_per_second,
         }
-    }
-}
-
-/// For how many looks in a row each metric has been over its threshold.
-///
-/// It lives in the memory of the control leader: a new leader starts counting anew, which delays a noisy
-/// decision by [`LOOKS_NEEDED`] looks and never hastens one.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct History {
-    streaks: BTreeMap<(String, Metric), u32>,
-}
-
-impl History {
-    /// Take in one look; says for how many looks the threshold has been exceeded, this one included.
-    pub(crate) fn look(&mut self, subject: &str, metric: Metric, exceeded: bool) -> u32 {
-        let key = (subject.to_owned(), metric);
-        if !exceeded {
-            self.streaks.remove(&key);
-            return 0;
-        }
-        let streak = self.streaks.entry(key).or_insert(0);
-        *streak = streak.saturating_add(1);
-        *streak
-    }
-
-    /// Forget everything: what was measured during a change says little about the time after it.
-    pub(crate) fn forget(&mut self) {
-        self.streaks.clear();
     }
 }

@@ -64,7 +64,14 @@ fn even(catalog: &Catalog) -> BTreeMap<PartitionId, Weight> {
 
 /// One whole look.
 fn look(catalog: &Catalog, observed: &Observed, history: &mut History) -> Conclusion {
-    let mut draft = autoscale(catalog, observed, NOW, history);
+    look_at(catalog, observed, NOW, history)
+}
+
+/// The same at another time, of measurements as new.
+fn look_at(catalog: &Catalog, observed: &Observed, now: u64, history: &mut History) -> Conclusion {
+    let mut observed = observed.clone();
+    observed.shards.values_mut().for_each(|load| load.measured = load.measured.saturating_add(now - NOW));
+    let mut draft = autoscale(catalog, &observed, now, history);
     loop {
         match draft.conclude(catalog, even(catalog)) {
             Ok(conclusion) => return conclusion,
@@ -276,6 +283,53 @@ fn failures_in_a_row_lengthen_the_cool_down() {
     }
     let conclusion = first_look(&catalog, &seen([rows(500)]));
     assert_eq!(reason(&conclusion), "cooling down for 40000 ms after op-3, which failed");
+}
+
+/// A split that the autoscaler begins and that ends at once.
+fn scaled(catalog: &mut Catalog, at: u64) {
+    let conclusion = look_at(catalog, &seen((0..catalog.shards.len()).map(|_| rows(500))), at, &mut History::default());
+    let (decision, start) = (conclusion.decision, conclusion.start);
+    assert!(start.is_some(), "{}", decision.verdict.reason());
+    let reply = catalog.apply(&Command::RecordDecision { decision, start, at }).unwrap();
+    let (operation, shard) = (reply.operation.unwrap(), ShardId(catalog.shards.len() as u32));
+    run(catalog, Command::ActivateShard { shard, at });
+    run(catalog, Command::CommitOperation { operation, epoch: 1, at });
+    run(
+        catalog,
+        Command::FinishOperation { operation, phase: Phase::Successful, message: String::new(), epoch: 1, at },
+    );
+}
+
+#[test]
+fn no_more_actions_than_the_limit_in_its_window_and_it_says_when_it_ends() {
+    let mut catalog = cluster(1, |policy| (policy.cooldown_ms, policy.max_actions) = (0, 2));
+    scaled(&mut catalog, NOW);
+    scaled(&mut catalog, NOW + 100_000);
+    let at = |now| look_at(&catalog, &seen([rows(500), rows(500), rows(500)]), now, &mut History::default());
+    let conclusion = at(NOW + 299_999);
+    assert_eq!(conclusion.start, None);
+    let expected = "total_entries of shard-1 is above 100, but max_actions allows 2 actions in 300 s, and since op-1 the \
+                    next one is due at 1970-01-01T00:21:40.000Z";
+    assert_eq!(conclusion.decision.options.iter().filter(|option| option.what.starts_with("split")).count(), 3);
+    assert!(conclusion.decision.options.iter().any(|option| option.why == expected), "{conclusion:#?}");
+    assert!(reason(&conclusion).ends_with("due at 1970-01-01T00:21:40.000Z"), "{}", reason(&conclusion));
+    assert!(at(NOW + 300_000).start.is_some());
+    // Nothing to put off: the limit is not worth a word.
+    let calm = look_at(&catalog, &seen([rows(5), rows(5), rows(5)]), NOW + 200_000, &mut History::default());
+    assert_eq!(reason(&calm), "every measurement is within its threshold");
+}
+
+#[test]
+fn what_a_person_did_does_not_count_and_streaks_go_on_while_the_limit_holds() {
+    let mut catalog = cluster(1, |policy| policy.cooldown_ms = 0);
+    fail_split(&mut catalog, NOW);
+    scaled(&mut catalog, NOW + 1);
+    let busy = || seen([ShardLoad { cpu_percent: 90.0, ..quiet() }, quiet(), quiet()]);
+    let mut history = History::default();
+    for now in [NOW + 299_998, NOW + 299_999, NOW + 300_000] {
+        assert_eq!(look_at(&catalog, &busy(), now, &mut history).start, None);
+    }
+    assert!(look_at(&catalog, &busy(), NOW + 300_001, &mut history).start.is_some());
 }
 
 #[test]

@@ -20,7 +20,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use pleat_cluster::{Mode, PARTITION_COUNT_DEFAULT, Policy, Strategy, Thresholds};
+use pleat_cluster::{Mode, PARTITION_COUNT_DEFAULT, Policy, ScaleIn, Strategy, Thresholds};
 use serde_json::Value;
 
 /// What a cluster and its nodes are configured with. Everything has a default.
@@ -30,6 +30,8 @@ pub struct Config {
     pub nodes: Option<u32>,
     /// How many shards a new cluster starts with.
     pub initial_shards: Option<u32>,
+    /// How many shards are left at least. None: as many as the cluster starts with.
+    pub min_shards: Option<u32>,
     /// Where node 1 of `pleat up` listens.
     pub listen: Option<SocketAddr>,
     /// Where the coordinator's interface of node 1 of `pleat up` listens.
@@ -92,6 +94,7 @@ impl Default for Config {
         Self {
             nodes: None,
             initial_shards: None,
+            min_shards: None,
             listen: None,
             coordinator_listen: None,
             data_dir: None,
@@ -172,7 +175,21 @@ impl Config {
             })?;
         }
         env::overlay(&mut tree, environment)?;
-        Ok(Config::from_checked(&tree))
+        let config = Config::from_checked(&tree);
+        let policy = Policy { min_shards: config.min_shards.unwrap_or(1), ..config.policy.clone() };
+        policy.check().map_err(|message| ConfigError {
+            source: file.map_or_else(|| "the environment".to_owned(), |path| path.display().to_string()),
+            line: None,
+            message,
+        })?;
+        Ok(config)
+    }
+
+    /// The policy of a new cluster that starts with so many shards. What somebody has asked for is not merged away: where the configuration
+    /// does not say how many are left at least, these are.
+    pub fn founding_policy(&self, shards: u32) -> Policy {
+        let min_shards = self.min_shards.unwrap_or(shards).min(self.policy.max_shards);
+        Policy { min_shards, ..self.policy.clone() }
     }
 
     /// The values of a tree that [`keys::check`] found nothing wrong with.
@@ -190,6 +207,7 @@ impl Config {
         Config {
             nodes: small("nodes"),
             initial_shards: small("initial_shards"),
+            min_shards: small("min_shards"),
             listen: text("listen").and_then(|address| address.parse().ok()),
             coordinator_listen: text("coordinator_listen").and_then(|address| address.parse().ok()),
             data_dir: text("data_dir").map(PathBuf::from),
@@ -230,6 +248,7 @@ fn policy(tree: &Value) -> Policy {
     };
     let threshold = |name: &str| number(&format!("scaling_thresholds.{name}"));
     let count = |path: &str| find(tree, path).and_then(Value::as_u64);
+    let small = |path: &str, otherwise: u32| count(path).and_then(|n| u32::try_from(n).ok()).unwrap_or(otherwise);
     let thresholds = Thresholds {
         cpu_percent: threshold("cpu_threshold_percent").unwrap_or(default.thresholds.cpu_percent),
         memory_percent: threshold("memory_threshold_percent").unwrap_or(default.thresholds.memory_percent),
@@ -248,8 +267,17 @@ fn policy(tree: &Value) -> Policy {
         },
         thresholds,
         cooldown_ms: milliseconds("cooldown_seconds", default.cooldown_ms),
+        max_actions: small("max_actions", default.max_actions),
+        action_window_ms: milliseconds("action_window_seconds", default.action_window_ms),
         monitoring_interval_ms: milliseconds("monitoring_interval_seconds", default.monitoring_interval_ms),
-        max_shards: count("max_shards").and_then(|n| u32::try_from(n).ok()).unwrap_or(default.max_shards),
+        min_shards: default.min_shards,
+        max_shards: small("max_shards", default.max_shards),
+        scale_in: ScaleIn {
+            enabled: find(tree, "scale_in.enabled").and_then(Value::as_bool).unwrap_or(default.scale_in.enabled),
+            after_ms: milliseconds("scale_in.after_seconds", default.scale_in.after_ms),
+            below_percent: number("scale_in.below_percent").unwrap_or(default.scale_in.below_percent),
+            max_bytes: count("scale_in.max_bytes").unwrap_or(default.scale_in.max_bytes),
+        },
     }
 }
 

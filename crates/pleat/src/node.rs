@@ -182,7 +182,7 @@ fn settings(
             partition_count: config.partition_count,
             replication_factor: replicas,
             shards: options.initial_shards,
-            policy: config.policy.clone(),
+            policy: config.founding_policy(options.initial_shards),
         },
         incarnation,
         verify_every: (config.verify_interval_s > 0).then(|| Duration::from_secs(config.verify_interval_s)),

@@ -63,7 +63,9 @@ impl<P: Probe> Provisioner for Embedded<P> {
     async fn release(&self, shard: &Shard) -> Result<(), ProvisionError> {
         match shard.state {
             ShardState::Removed => Ok(()),
-            ShardState::Creating | ShardState::Active => Err(ProvisionError::InUse { shard: shard.id.to_string() }),
+            ShardState::Creating | ShardState::Active | ShardState::Leaving => {
+                Err(ProvisionError::InUse { shard: shard.id.to_string() })
+            }
         }
     }
 }

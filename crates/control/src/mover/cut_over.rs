@@ -64,7 +64,8 @@ pub(super) async fn cut_over(attempt: &mut Attempt<'_>) -> Result<CutOver, Stop>
 /// The source takes no more writes, and the target has all there are.
 async fn close_gates(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
     if !planted::is(Bug::SkippedFence) {
-        attempt.work.step(attempt.plan.number, attempt.plan.from, MoveAction::Fence).await?;
+        let close = if attempt.plan.removes { MoveAction::Close } else { MoveAction::Fence };
+        attempt.work.step(attempt.plan.number, attempt.plan.from, close).await?;
     }
     for _ in 0..ROUNDS_MAX {
         // Each delta is read after a round of the source's quorum, so the fence is in it. The last one must be

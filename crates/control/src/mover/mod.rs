@@ -16,11 +16,12 @@
 //! | `copy` | the rows of a snapshot taken after that | snapshot | rows, ownerless |
 //! | `catch up` | the rows that changed meanwhile, read again, in rounds | deltas | rows |
 //! | `verify` | count and sum of row hashes, at one position on both sides | digest | digest |
-//! | `fence` | the source refuses reads and writes of the partitions, the last delta is carried over | `Fence` | rows |
+//! | `fence` | the source refuses reads and writes of the partitions (merge: all of them), the last delta is carried over | `Fence`, `Close` | rows |
 //! | `commit` | **the catalog names the new owner**: the point of no return | | |
 //! | `activate` | the target accepts reads and writes | | `Activate` |
 //! | `release` | the source forgets that it owned them | `Release` | |
 //! | `clean up` | leftovers are deleted, a few at a time | deletions | |
+//! | `remove shard` | (merge, instead of cleaning up) the source's replicas are taken down | | |
 //!
 //! # Invariants
 //!
@@ -36,6 +37,25 @@
 //!    (`pleat_cluster::Receipt`).
 //! 8. While the source is fenced nothing waits longer than [`FENCE_LIMIT`](cut_over::FENCE_LIMIT), the commit's answer
 //!    excepted; an error before the commit lifts the fence at once.
+//!
+//! # A merge
+//!
+//! It is a move of all that a shard has, and the shard is taken down. The source's gates close as a whole (`Close` instead of `Fence`):
+//! from that entry of its log on it answers no client at all, be it about a partition or about a reference table, and takes part in no
+//! transaction. Nothing weaker would do: from the commit on, writes to reference tables are answered without this shard, and a router that
+//! does not know the new catalog would read its copy, which is not kept up any more.
+//!
+//! | what may still be there | why it is not lost |
+//! | --- | --- |
+//! | rows, and idempotency keys of their writes | a move takes both along; the last delta behind the gates was empty. Keys of transactions that wrote to reference tables alone have no partition: a source that gives away all it owns gives all it remembers |
+//! | a prepared transaction | closing waits until it is decided. One that comes later is refused, and so never committed anywhere |
+//! | a reference write on its way from the anchor | until the commit it is applied, should the gates be opened again. Afterwards nobody reads it, and the anchor does not wait for it |
+//! | a statement by an older catalog | it is refused by the shard while there is one, and by the host of the router when the catalog has it as removed; then it is routed again |
+//! | its log, its votes, its files | every node removes them when the catalog has the shard as removed. Its number is never given again |
+//!
+//! With the commit the catalog has the source as `Leaving`, and routes nothing there. It is removed when the target accepts writes.
+//! A leader that takes over after the removal finds the shard removed and has the operation ended. Cancelling works up to the commit,
+//! as for any move; afterwards the merge is only finished.
 //!
 //! # A process dies …
 //!
@@ -76,6 +96,9 @@ pub(crate) const ATTEMPTS_MAX: usize = 5;
 /// The pause before a move is started anew, times the number of attempts so far.
 pub(crate) const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 
+/// The last step of a merge.
+const REMOVE_SHARD: &str = "remove shard";
+
 /// The pause before what follows the commit is tried again, at first and at most: clients wait for the first of it.
 pub(crate) const INSIST_PAUSE_MIN: Duration = Duration::from_millis(20);
 pub(crate) const INSIST_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -88,19 +111,19 @@ pub(crate) struct Plan {
     pub partitions: Vec<PartitionId>,
     /// Whether `to` is made by this operation.
     pub creates: bool,
+    /// Whether `from` is taken down by this operation.
+    pub removes: bool,
     /// The attempt at hand: the newest that the journal knows of, until the next one begins.
     pub number: MoveNumber,
 }
 
 impl Plan {
     pub fn of(operation: &Operation) -> Option<Self> {
-        let (from, to, partitions, creates) = match &operation.kind {
-            OperationKind::Split { from, to, partitions } => (from, to, partitions, true),
-            OperationKind::Move { from, to, partitions } => (from, to, partitions, false),
-            OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => return None,
-        };
+        let (from, to, partitions) = operation.kind.moves()?;
+        let creates = matches!(operation.kind, OperationKind::Split { .. });
+        let removes = matches!(operation.kind, OperationKind::Merge { .. });
         let number = MoveNumber::new(operation.id, attempts(operation, creates));
-        Some(Self { from: *from, to: *to, partitions: partitions.clone(), creates, number })
+        Some(Self { from, to, partitions: partitions.to_vec(), creates, removes, number })
     }
 }
 
@@ -185,9 +208,18 @@ async fn finish(work: &Work, plan: &Plan, mut hand_over: HandOver) -> Result<(),
 
 /// Everything after the commit. Done again, it goes on where it stopped.
 async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) -> Result<(), Stop> {
+    if plan.removes {
+        if !is_removed(work, plan.from) {
+            cut_over::open_target(work, plan, hand_over).await?;
+            work.begin(REMOVE_SHARD).await?;
+            remove_shard(work, plan.from).await?;
+        }
+        let left = format!("{} was removed", plan.from);
+        return work.finish(Phase::Successful, &hand_over.message(plan, &left)).await;
+    }
     cut_over::open_target(work, plan, hand_over).await?;
     let cleaned = clean_up::leftovers(work, plan).await?;
-    work.finish(Phase::Successful, &hand_over.message(plan, cleaned)).await
+    work.finish(Phase::Successful, &hand_over.message(plan, &format!("{cleaned} rows cleaned up"))).await
 }
 
 /// The move does not happen.
@@ -211,7 +243,7 @@ async fn take_all_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
         work.break_off(&operation.message).await?;
     }
     if plan.creates {
-        remove_target(work, plan).await?;
+        remove_shard(work, plan.to).await.map_err(taking_back)?;
     } else if touched(work)?
         && let Err(stop) = clean_up::discard(work, plan).await
     {
@@ -226,11 +258,11 @@ async fn take_all_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
     work.finish(phase, &operation.message).await
 }
 
-/// The shard that a split made goes with everything on it.
-async fn remove_target(work: &Work, plan: &Plan) -> Result<(), Stop> {
+/// The shard that a split made in vain, or that a merge has emptied, goes with everything on it.
+async fn remove_shard(work: &Work, shard: ShardId) -> Result<(), Stop> {
     let at = work.cluster().now_ms();
-    work.command(Command::RemoveShard { shard: plan.to, at }).await.map_err(taking_back)?;
-    if let Some(shard) = work.catalog().shards.get(&plan.to) {
+    work.command(Command::RemoveShard { shard, at }).await?;
+    if let Some(shard) = work.catalog().shards.get(&shard) {
         let released = work.tools.provisioner.release(shard).await;
         released.map_err(|error| Stop::Again(error.to_string()))?;
     }
@@ -253,6 +285,10 @@ pub(crate) fn last_failure(work: &Work) -> Result<String, Stop> {
     let steps = work.operation()?.steps;
     let broken = steps.iter().rev().find(|step| step.detail.contains("broken off: "));
     Ok(broken.map_or_else(|| "its leader was lost".to_owned(), |step| format!("{}: {}", step.name, step.detail)))
+}
+
+fn is_removed(work: &Work, shard: ShardId) -> bool {
+    work.catalog().shards.get(&shard).is_some_and(|shard| shard.state == ShardState::Removed)
 }
 
 /// Whether the new shard of a split takes part already.

@@ -53,13 +53,13 @@ impl HandOver {
     }
 
     /// The operation's message.
-    pub fn message(&self, plan: &Plan, cleaned: u64) -> String {
+    pub fn message(&self, plan: &Plan, rest: &str) -> String {
         let (partitions, Receipt { copied, changed, bytes, tables, .. }) = (plan.partitions.len(), &self.receipt);
         let table = |table: &TableReceipt| format!(", {} {}", table.table, said(table.source));
         let digests: String = tables.iter().map(table).collect();
         format!(
             "{partitions} partitions of {} moved to {}: {copied} rows copied and {changed} changed meanwhile ({bytes} \
-             bytes){digests}; {}; {cleaned} rows cleaned up",
+             bytes){digests}; {}; {rest}",
             plan.from,
             plan.to,
             self.pause("writes")

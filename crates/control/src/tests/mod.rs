@@ -1,6 +1,7 @@
 //! The control loop on a small world of real engines, broken in every way at every call.
 
 mod members;
+mod merge;
 mod moves;
 mod place;
 mod rebuild;

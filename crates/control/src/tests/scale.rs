@@ -7,6 +7,7 @@ fn set_policy(world: &World, change: impl FnOnce(&mut Policy)) {
     let mut policy = world.with(|inner| inner.catalog.policy.clone());
     policy.monitoring_interval_ms = 1_000;
     policy.cooldown_ms = 0;
+    policy.action_window_ms = 0;
     change(&mut policy);
     world.ask(Command::SetPolicy { policy, at: 1 });
 }

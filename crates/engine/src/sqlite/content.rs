@@ -9,7 +9,7 @@ use crate::ContentDigest;
 use crate::digest::{RowHash, TableDigest};
 
 /// The layout of Pleat's own tables.
-pub(crate) const FORMAT: u32 = 4;
+pub(crate) const FORMAT: u32 = 5;
 
 /// Whether Pleat's own tables are there.
 pub(crate) fn is_set_up(conn: &Connection) -> rusqlite::Result<bool> {

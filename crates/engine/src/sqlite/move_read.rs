@@ -182,7 +182,7 @@ fn source(reader: &Reader, specs: &Specs, operation: u64) -> Result<(MoveState, 
     let state = state(reader, operation)?;
     let captures = match (&state.place, state.phase) {
         (Some(place), MovePhase::Placing | MovePhase::PlacingFenced) => place.captures,
-        (None, MovePhase::Capturing | MovePhase::Fenced) => true,
+        (None, MovePhase::Capturing | MovePhase::Fenced | MovePhase::Closing) => true,
         _ => false,
     };
     if !captures {
@@ -304,8 +304,11 @@ fn delta(
         }
     }
     let moving = reader.db.session.lock().moving.clone();
+    // Who gives away all that it owns may be on its way out, and gives all that it remembers.
+    let gives_all = reader.placement.owned.iter().all(|unit| moving.contains(unit));
     let wanted = |units: &[PartitionId]| match &state.place {
         Some(place) => goes_along(place, units),
+        None if units.is_empty() => gives_all,
         None => units.iter().any(|unit| *unit == EVERY_UNIT || moving.contains(*unit)),
     };
     let (rows, upto, more) =

@@ -35,7 +35,8 @@ impl Writer {
 
     fn take_step(&mut self, operation: u64, action: &MoveAction) -> Applied<()> {
         use MovePhase::{
-            Capturing, Claimed, Discarding, Ended, Fenced, Importing, Leftovers, Placed, Placing, PlacingFenced,
+            Capturing, Claimed, Closed, Closing, Discarding, Ended, Fenced, Importing, Leftovers, Placed, Placing,
+            PlacingFenced,
         };
         let state = self.state(operation);
         let units: UnitSet = state.partitions.iter().copied().collect();
@@ -43,16 +44,25 @@ impl Writer {
             (MoveAction::Claim, _) => Ok(()),
 
             (MoveAction::CaptureStart { partitions }, Claimed) => self.capture_start(operation, partitions),
-            (MoveAction::CaptureStart { partitions }, Capturing | Fenced) if *partitions == state.partitions => Ok(()),
+            (MoveAction::CaptureStart { partitions }, Capturing | Fenced | Closing)
+                if *partitions == state.partitions =>
+            {
+                Ok(())
+            }
             (MoveAction::Fence, Capturing) => self.set_gates(operation, Fenced, |fenced| fenced.extend(&units)),
             (MoveAction::Fence, Fenced) => Ok(()),
-            (MoveAction::Unfence, Fenced) => self.set_gates(operation, Capturing, |fenced| fenced.subtract(&units)),
+            (MoveAction::Close, Capturing) => self.close(operation, &units),
+            (MoveAction::Close, Closing) => Ok(()),
+            (MoveAction::Unfence, Fenced | Closing) => {
+                self.set_gates(operation, Capturing, |fenced| fenced.subtract(&units))
+            }
             (MoveAction::Unfence, Capturing) => Ok(()),
-            (MoveAction::Release { ownership }, Fenced) => self.release(operation, &units, *ownership),
-            (MoveAction::Release { .. }, Leftovers) => Ok(()),
+            (MoveAction::Release { ownership }, Fenced) => self.release(operation, &units, *ownership, Leftovers),
+            (MoveAction::Release { ownership }, Closing) => self.release(operation, &units, *ownership, Closed),
+            (MoveAction::Release { .. }, Leftovers | Closed) => Ok(()),
             (MoveAction::Release { .. }, Ended) if units.common(&self.placement.owned).is_none() => Ok(()),
             (MoveAction::Abort, Claimed) => self.set_phase(operation, Ended),
-            (MoveAction::Abort, Capturing | Fenced) => {
+            (MoveAction::Abort, Capturing | Fenced | Closing) => {
                 self.capture_end(&units)?;
                 self.set_gates(operation, Ended, |fenced| fenced.subtract(&units))
             }
@@ -133,14 +143,23 @@ impl Writer {
         Ok(())
     }
 
-    fn release(&mut self, operation: u64, units: &UnitSet, ownership: Generation) -> Applied<()> {
+    /// The whole shard is to go: it closes only when nothing would stay behind.
+    fn close(&mut self, operation: u64, units: &UnitSet) -> Applied<()> {
+        if let Some(unit) = self.placement.owned.iter().find(|unit| !units.contains(*unit)) {
+            let reason = format!("this shard also owns partition {unit}, and can't close");
+            return Err(Refusal::MoveState { reason }.into());
+        }
+        self.set_gates(operation, MovePhase::Closing, |fenced| fenced.extend(units))
+    }
+
+    fn release(&mut self, operation: u64, units: &UnitSet, ownership: Generation, then: MovePhase) -> Applied<()> {
         self.capture_end(units)?;
         self.change_placement(|placement| {
             placement.owned.subtract(units);
             placement.fenced.subtract(units);
             placement.ownership = placement.ownership.max(ownership);
             if let Some(state) = placement.moves.get_mut(&operation) {
-                state.phase = MovePhase::Leftovers;
+                state.phase = then;
             }
         })
     }
@@ -234,6 +253,7 @@ fn does_not_fit(action: &MoveAction, phase: MovePhase) -> Refusal {
         MoveAction::Claim => "Claim",
         MoveAction::CaptureStart { .. } => "CaptureStart",
         MoveAction::Fence => "Fence",
+        MoveAction::Close => "Close",
         MoveAction::Unfence => "Unfence",
         MoveAction::Release { .. } => "Release",
         MoveAction::Abort => "Abort",

@@ -68,8 +68,11 @@ impl Placement {
         }
     }
 
-    /// Whether a statement that was planned by this layout means here what it was planned to.
+    /// Whether a statement that was planned by this layout means here what it was planned to. On a shard that is going none does.
     pub(crate) fn check_layout(&self, routed: Generation) -> Result<(), Refusal> {
+        if self.moves.values().any(|state| matches!(state.phase, MovePhase::Closing | MovePhase::Closed)) {
+            return Err(Refusal::Leaving);
+        }
         match routed == self.layout {
             true => Ok(()),
             false => Err(Refusal::Layout { layout: self.layout, routed }),
@@ -84,7 +87,7 @@ impl Placement {
     /// The units whose changes are written down.
     pub(crate) fn captured(&self) -> UnitSet {
         (self.moves.values())
-            .filter(|state| matches!(state.phase, MovePhase::Capturing | MovePhase::Fenced))
+            .filter(|state| matches!(state.phase, MovePhase::Capturing | MovePhase::Fenced | MovePhase::Closing))
             .flat_map(|state| state.partitions.iter().copied())
             .collect()
     }

@@ -75,6 +75,7 @@ fn shard_change(before: Option<&Shard>, shard: &Shard, after: &Catalog) -> Optio
     let state = match shard.state {
         ShardState::Creating => "creating",
         ShardState::Active => "active",
+        ShardState::Leaving => "leaving",
         ShardState::Removed => "removed",
     };
     let replicas: Vec<_> = shard.replicas.iter().map(ToString::to_string).collect();

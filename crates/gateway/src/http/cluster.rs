@@ -217,6 +217,7 @@ fn placements(catalog: &Catalog) -> Vec<PlacementBody> {
     let state = |state| match state {
         ShardState::Creating => Some("creating"),
         ShardState::Active => Some("active"),
+        ShardState::Leaving => Some("leaving"),
         ShardState::Removed => None,
     };
     let body = |shard: &pleat_cluster::Shard| {

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use pleat_cluster::{
-    Catalog, Command, CommandError, Decision, DecisionId, Mode, Policy, Strategy, Thresholds, Verdict,
+    Catalog, Command, CommandError, Decision, DecisionId, Mode, Policy, ScaleIn, Strategy, Thresholds, Verdict, rfc3339,
 };
 use pleat_host::HostError;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,6 @@ use super::operations::OperationBody;
 use super::problem::{CONFLICT, ErrorBody, Problem};
 use super::{App, list_limit};
 use crate::settings::STATUS_TIME_MAX;
-use crate::time::rfc3339;
 
 /// One decision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -27,7 +26,7 @@ pub struct DecisionBody {
     pub generation: u64,
     /// `hot` or `cold`.
     pub strategy: String,
-    /// `hold` or `split`.
+    /// `hold`, `split` or `merge`.
     pub verdict: String,
     pub reason: String,
     pub from: Option<String>,
@@ -70,6 +69,7 @@ impl From<&Decision> for DecisionBody {
         let (verdict, from, to, partitions) = match &decision.verdict {
             Verdict::Hold { .. } => ("hold", None, None, None),
             Verdict::Split { from, to, partitions, .. } => ("split", Some(from), Some(to), Some(partitions.len())),
+            Verdict::Merge { from, to, partitions, .. } => ("merge", Some(from), Some(to), Some(partitions.len())),
         };
         Self {
             id: decision.id.to_string(),
@@ -110,7 +110,7 @@ fn strategy_name(strategy: Strategy) -> &'static str {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// Only `hold` or only `split`.
+    /// Only `hold`, only `split` or only `merge`; `any` of the two that do something.
     verdict: Option<String>,
     /// At most this many, newest first (100 unless told, at most 1,000).
     limit: Option<usize>,
@@ -120,18 +120,20 @@ pub struct ListQuery {
 #[utoipa::path(get, path = "/decisions", tag = "decisions", params(ListQuery),
     responses((status = 200, body = DecisionsBody), (status = 400, body = ErrorBody)))]
 pub async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<Json<DecisionsBody>, Problem> {
-    let wanted = match query.verdict.as_deref() {
-        None => None,
-        Some("hold") => Some(false),
-        Some("split") => Some(true),
+    let wanted: fn(&Verdict) -> bool = match query.verdict.as_deref() {
+        None => |_| true,
+        Some("hold") => |verdict| matches!(verdict, Verdict::Hold { .. }),
+        Some("split") => |verdict| matches!(verdict, Verdict::Split { .. }),
+        Some("merge") => |verdict| matches!(verdict, Verdict::Merge { .. }),
+        Some("any") => |verdict| verdict.operation().is_some(),
         Some(other) => {
-            return Err(Problem::bad_request(format!("'{other}' is not a verdict"), "verdicts are hold and split"));
+            let known = "verdicts are hold, split and merge; any is split or merge";
+            return Err(Problem::bad_request(format!("'{other}' is not a verdict"), known));
         }
     };
     let limit = list_limit(query.limit)?;
     let catalog = app.backend.catalog();
-    let is_wanted =
-        |decision: &&Decision| wanted.is_none_or(|split| split == matches!(decision.verdict, Verdict::Split { .. }));
+    let is_wanted = |decision: &&Decision| wanted(&decision.verdict);
     let decisions = catalog.decisions.values().rev().filter(is_wanted).take(limit).map(DecisionBody::from).collect();
     Ok(Json(DecisionsBody { decisions }))
 }
@@ -162,7 +164,7 @@ fn find<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Decision, Problem> {
 
 /// Have a recommendation carried out.
 ///
-/// In manual mode a decision to split starts nothing by itself. It can be approved once, and as long as the cluster
+/// In manual mode a decision to split or to merge starts nothing by itself. It can be approved once, and as long as the cluster
 /// is still as it was decided on.
 #[utoipa::path(post, path = "/decisions/{id}/approve", tag = "decisions",
     params(("id" = String, Path, description = "`decision-7`, or `7`")),
@@ -175,7 +177,7 @@ pub async fn approve(State(app): State<App>, Path(id): Path<String>) -> Result<J
     let reply = match app.backend.command(command, STATUS_TIME_MAX).await {
         Ok(reply) => reply,
         Err(HostError::Command(CommandError::Invalid { what })) => {
-            return Err(Problem::new(CONFLICT, what, "GET /decisions?verdict=split lists the recommendations"));
+            return Err(Problem::new(CONFLICT, what, "GET /decisions?verdict=any lists the recommendations"));
         }
         Err(error) => return Err(error.into()),
     };
@@ -195,9 +197,31 @@ pub struct PolicyBody {
     /// `hot` or `cold`.
     pub strategy: String,
     pub thresholds: ThresholdsBody,
+    /// After one action ended, how long no other is taken.
     pub cooldown_ms: u64,
+    /// How many actions the autoscaler begins within `action_window_ms`, at most.
+    pub max_actions: u32,
+    /// 0: there is no such limit.
+    pub action_window_ms: u64,
     pub monitoring_interval_ms: u64,
+    /// The autoscaler merges no shard when there are no more than this many.
+    pub min_shards: u32,
+    /// No split goes beyond this many shards.
     pub max_shards: u32,
+    pub scale_in: ScaleInBody,
+}
+
+/// When a shard that is not needed any more is merged into another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleInBody {
+    pub enabled: bool,
+    /// For how long a shard must have stayed below `below_percent`.
+    pub after_ms: u64,
+    /// Of each threshold.
+    pub below_percent: f64,
+    /// A shard that takes more bytes is not merged away.
+    pub max_bytes: u64,
 }
 
 /// Above which load a shard is split.
@@ -229,8 +253,17 @@ impl From<&Policy> for PolicyBody {
                 total_entries_per_shard: thresholds.total_entries_per_shard,
             },
             cooldown_ms: policy.cooldown_ms,
+            max_actions: policy.max_actions,
+            action_window_ms: policy.action_window_ms,
             monitoring_interval_ms: policy.monitoring_interval_ms,
+            min_shards: policy.min_shards,
             max_shards: policy.max_shards,
+            scale_in: ScaleInBody {
+                enabled: policy.scale_in.enabled,
+                after_ms: policy.scale_in.after_ms,
+                below_percent: policy.scale_in.below_percent,
+                max_bytes: policy.scale_in.max_bytes,
+            },
         }
     }
 }
@@ -262,7 +295,18 @@ pub async fn change(State(app): State<App>, request: Request) -> Result<Json<Pol
 }
 
 const POLICY_BODY_BYTES_MAX: usize = 16 * 1024;
-const FIELDS: [&str; 6] = ["mode", "strategy", "thresholds", "cooldown_ms", "monitoring_interval_ms", "max_shards"];
+const FIELDS: [&str; 10] = [
+    "mode",
+    "strategy",
+    "thresholds",
+    "cooldown_ms",
+    "max_actions",
+    "action_window_ms",
+    "monitoring_interval_ms",
+    "min_shards",
+    "max_shards",
+    "scale_in",
+];
 
 /// The policy with some of its fields changed.
 fn changed(policy: &Policy, changes: Map<String, Json_>) -> Result<Policy, Problem> {
@@ -286,8 +330,17 @@ fn changed(policy: &Policy, changes: Map<String, Json_>) -> Result<Policy, Probl
             total_entries_per_shard: body.thresholds.total_entries_per_shard,
         },
         cooldown_ms: body.cooldown_ms,
+        max_actions: body.max_actions,
+        action_window_ms: body.action_window_ms,
         monitoring_interval_ms: body.monitoring_interval_ms,
+        min_shards: body.min_shards,
         max_shards: body.max_shards,
+        scale_in: ScaleIn {
+            enabled: body.scale_in.enabled,
+            after_ms: body.scale_in.after_ms,
+            below_percent: body.scale_in.below_percent,
+            max_bytes: body.scale_in.max_bytes,
+        },
     };
     policy.check().map_err(wrong)?;
     Ok(policy)

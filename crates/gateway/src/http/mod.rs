@@ -44,7 +44,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use cluster::{ControlLeaderBody, NodeBody, NodesBody, PeerBody, PlacementBody, StatusBody};
-pub use decisions::{DecisionBody, DecisionsBody, MeasurementBody, OptionBody, PolicyBody, ThresholdsBody};
+pub use decisions::{
+    DecisionBody, DecisionsBody, MeasurementBody, OptionBody, PolicyBody, ScaleInBody, ThresholdsBody,
+};
 pub use health::{ControlBody, HealthBody, HostedBody};
 pub use openapi::Document;
 pub use operations::{
@@ -166,6 +168,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         read("/cluster/status", get(cluster::status)),
         read("/cluster/list-nodes", get(cluster::list_nodes)),
         read("/operations", get(operations::list)),
+        change("/operations", post(operations::begin)),
         read("/operations/{id}", get(operations::show)),
         change("/operations/{id}/cancel", post(operations::cancel)),
         read("/decisions", get(decisions::list)),

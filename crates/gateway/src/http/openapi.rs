@@ -38,6 +38,7 @@ use utoipa::OpenApi;
         super::cluster::status,
         super::cluster::list_nodes,
         super::operations::list,
+        super::operations::begin,
         super::operations::show,
         super::operations::cancel,
         super::decisions::list,

@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use pleat_cluster::{
     Catalog, Cause, Command, CommandError, DdlEffect, Digest, Operation, OperationId, OperationKind, Phase, Receipt,
-    TableKind, TableReceipt,
+    ShardId, TableKind, TableReceipt, rfc3339,
 };
 use pleat_host::{HostError, Progress};
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json_;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::Query;
+use super::extract::{Media, Query, body, media, object, unsupported};
 use super::problem::{CONFLICT, ErrorBody, Problem};
 use super::{App, list_limit};
 use crate::settings::{PROGRESS_TIME_MAX, STATUS_TIME_MAX};
-use crate::time::rfc3339;
 
 /// An end that is further away than this, in milliseconds since 1970 (the year 9999), is none.
 const ENDS_MAX: u64 = 253_370_764_800_000;
@@ -26,7 +26,7 @@ const ENDS_MAX: u64 = 253_370_764_800_000;
 pub struct OperationBody {
     #[schema(example = "op-3")]
     pub id: String,
-    /// `split`, `move`, `ddl` or `rebuild`.
+    /// `split`, `move`, `merge`, `ddl` or `rebuild`.
     pub kind: String,
     /// `Pending`, `Progressing`, `Successful`, `Failed` or `Skipped`.
     pub phase: String,
@@ -149,11 +149,9 @@ pub struct OperationsBody {
 
 impl From<&Operation> for OperationBody {
     fn from(operation: &Operation) -> Self {
-        let (from, to, ids) = match &operation.kind {
-            OperationKind::Split { from, to, partitions } | OperationKind::Move { from, to, partitions } => {
-                (Some(from), Some(to), Some(partitions))
-            }
-            OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => (None, None, None),
+        let (from, to, ids) = match operation.kind.moves() {
+            Some((from, to, partitions)) => (Some(from), Some(to), Some(partitions)),
+            None => (None, None, None),
         };
         let (table, sql) = match &operation.kind {
             OperationKind::Ddl { effect, sql, .. } => (Some(effect.table().to_owned()), Some(sql.clone())),
@@ -168,8 +166,8 @@ impl From<&Operation> for OperationBody {
             kind: operation.kind.name().to_owned(),
             phase: phase_name(operation.phase).to_owned(),
             description: describe(&operation.kind),
-            from: from.map(ToString::to_string),
-            to: to.map(ToString::to_string),
+            from: from.map(|shard| shard.to_string()),
+            to: to.map(|shard| shard.to_string()),
             partitions: ids.map(|ids| ids.len() as u32),
             partition_ids: None,
             table,
@@ -254,12 +252,8 @@ impl OperationBody {
 
     /// With the partitions named.
     pub(super) fn in_full(operation: &Operation) -> Self {
-        let partition_ids = match &operation.kind {
-            OperationKind::Split { partitions, .. } | OperationKind::Move { partitions, .. } => {
-                Some(partitions.iter().map(|partition| partition.0).collect())
-            }
-            OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => None,
-        };
+        let moved = operation.kind.moves();
+        let partition_ids = moved.map(|(_, _, partitions)| partitions.iter().map(|partition| partition.0).collect());
         Self { partition_ids, ..Self::from(operation) }
     }
 }
@@ -284,6 +278,9 @@ fn describe(kind: &OperationKind) -> String {
         }
         OperationKind::Move { from, to, partitions } => {
             format!("move {} of {from} to {to}", count(partitions.len()))
+        }
+        OperationKind::Merge { from, to, partitions } => {
+            format!("merge {from} ({}) into {to}", count(partitions.len()))
         }
         OperationKind::Rebuild { node, shard: Some(shard) } => format!("rebuild the replica of {shard} on {node}"),
         OperationKind::Rebuild { node, shard: None } => format!("rebuild all replicas on {node}"),
@@ -360,6 +357,77 @@ fn phases(text: &str) -> Result<Vec<Phase>, Problem> {
             })
         })
         .collect()
+}
+
+/// What is asked for.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct BeginBody {
+    /// `merge`: all that `from` owns goes to `to`, and `from` is taken down.
+    #[schema(example = "merge")]
+    pub kind: String,
+    #[schema(example = "shard-3")]
+    pub from: String,
+    /// Left out: the other shard with the fewest partitions.
+    #[schema(example = "shard-1")]
+    pub to: Option<String>,
+}
+
+const BEGIN_BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// Begin an operation by hand.
+///
+/// It is carried out like one that the autoscaler has decided on, and neither its limits nor its mode matter. The answer comes when
+/// it has begun; `GET /operations/{id}` tells how it stands.
+#[utoipa::path(post, path = "/operations", tag = "operations", request_body = BeginBody,
+    responses(
+        (status = 200, body = OperationBody), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody), (status = 413, body = ErrorBody), (status = 415, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+pub async fn begin(State(app): State<App>, request: Request) -> Result<Json<OperationBody>, Problem> {
+    if media(request.headers())? != Media::Json {
+        return Err(unsupported("POST /operations takes one JSON object".to_owned()));
+    }
+    let asked = object(&body(request, BEGIN_BODY_BYTES_MAX).await?, &["kind", "from", "to"])?;
+    let hint = "send {\"kind\": \"merge\", \"from\": \"shard-3\"}, with \"to\" to name the shard that gets its data";
+    let wrong = |what: String| Problem::bad_request(what, hint);
+    let asked: BeginBody =
+        serde_json::from_value(Json_::Object(asked)).map_err(|error| wrong(format!("the body: {error}")))?;
+    if asked.kind != "merge" {
+        return Err(wrong(format!("'{}' is no operation that can be asked for here", asked.kind)));
+    }
+    let shard = |name: &str| name.parse::<ShardId>().map_err(wrong);
+    let from = shard(&asked.from)?;
+    let to = asked.to.as_deref().map(shard).transpose()?;
+    let catalog = app.backend.fresh_catalog(STATUS_TIME_MAX).await?;
+    let kind = merge(&catalog, from, to)?;
+    let (cause, at) = (Cause::Request("http".to_owned()), app.backend.now_ms());
+    let command = Command::StartOperation { kind, cause, reason: "asked for by hand".to_owned(), at };
+    let reply = match app.backend.command(command, STATUS_TIME_MAX).await {
+        Ok(reply) => reply,
+        Err(HostError::Command(CommandError::Invalid { what } | CommandError::Busy { what })) => {
+            return Err(Problem::new(CONFLICT, what, "GET /operations shows what is under way"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let catalog = app.backend.catalog();
+    let operation = reply.operation.and_then(|id| catalog.operations.get(&id));
+    let operation =
+        operation.ok_or_else(|| Problem::not_found("it has begun, but is not known here yet", "GET /operations"))?;
+    Ok(Json(OperationBody::in_full(operation)))
+}
+
+fn merge(catalog: &Catalog, from: ShardId, to: Option<ShardId>) -> Result<OperationKind, Problem> {
+    let is_active = |shard: ShardId| catalog.active_shards().any(|active| active.id == shard);
+    if let Some(unknown) = [Some(from), to].into_iter().flatten().find(|shard| !is_active(*shard)) {
+        return Err(Problem::not_found(format!("there is no active {unknown}"), "GET /shards lists them"));
+    }
+    let others = catalog.active_shards().map(|shard| shard.id).filter(|shard| *shard != from);
+    let lightest = || others.min_by_key(|shard| (catalog.partitions_of(*shard).len(), *shard));
+    let Some(to) = to.or_else(lightest) else {
+        let what = format!("{from} is the only shard; the last one never goes");
+        return Err(Problem::new(CONFLICT, what, "GET /shards lists them"));
+    };
+    Ok(OperationKind::Merge { from, to, partitions: catalog.partitions_of(from) })
 }
 
 /// Show one operation.

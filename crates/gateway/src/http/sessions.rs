@@ -16,7 +16,7 @@ use super::query::{QueryRequest, QueryResponse, answer_in};
 use super::txns::OpenTxnBody;
 use crate::session::{SessionInfo, SessionOptions};
 use crate::settings::{QUERY_BODY_BYTES_MAX, SESSION_IDLE_MAX};
-use crate::time::rfc3339;
+use pleat_cluster::rfc3339;
 
 /// How a session is opened.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]

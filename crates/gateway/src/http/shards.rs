@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::App;
 use crate::observer::{Look, ShardLook};
-use crate::time::rfc3339;
+use pleat_cluster::rfc3339;
 
 /// One shard. Figures are null when its leader could not be asked; none is ever made up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -100,6 +100,7 @@ fn known(catalog: &Catalog, shard: &Shard) -> ShardBody {
     let name = |id| catalog.nodes.get(id).map_or_else(|| id.to_string(), |node| node.name.clone());
     let (state, status) = match shard.state {
         ShardState::Creating => ("creating", "creating"),
+        ShardState::Leaving => ("leaving", "leaving"),
         ShardState::Active | ShardState::Removed => ("active", "unhealthy"),
     };
     ShardBody {

@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::problem::{ErrorBody, Problem};
 use super::{App, list_limit};
 use crate::statements::Figures;
-use crate::time::rfc3339;
+use pleat_cluster::rfc3339;
 
 /// Statements of one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

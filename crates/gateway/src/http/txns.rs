@@ -12,7 +12,7 @@ use super::App;
 use super::problem::{ErrorBody, Problem};
 use crate::session::OpenTxn;
 use crate::settings::STATUS_TIME_MAX;
-use crate::time::rfc3339;
+use pleat_cluster::rfc3339;
 
 /// A transaction that is open in a session of this node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

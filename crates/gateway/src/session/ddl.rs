@@ -96,7 +96,13 @@ impl Executor {
             let singles = catalog.units_of(shard).iter().filter(|unit| unit.is_single()).count();
             (rows, singles, shard)
         };
-        let emptiest = catalog.active_shards().map(|shard| load(shard.id)).min();
+        let leaves = |shard: ShardId| {
+            catalog
+                .open_operations()
+                .any(|open| matches!(open.kind, OperationKind::Merge { from, .. } if from == shard))
+        };
+        let stay = catalog.active_shards().map(|shard| shard.id).filter(|shard| !leaves(*shard));
+        let emptiest = stay.map(load).min();
         emptiest.map_or_else(|| place::anchor(catalog), |(_, _, shard)| Ok(shard))
     }
 

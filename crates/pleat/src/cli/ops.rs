@@ -1,7 +1,7 @@
 //! `pleat ops`: the journal of the cluster's changes.
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Target, output, watch};
 
@@ -42,6 +42,14 @@ enum OpsCommand {
         /// `decision-7`; without it the newest recommendation
         id: Option<String>,
     },
+    /// Give all that a shard owns to another one, and take it down
+    Merge {
+        /// `shard-3` or `3`
+        shard: String,
+        /// The shard that gets its data; without it the one with the fewest partitions
+        #[arg(long)]
+        into: Option<String>,
+    },
     /// Ask an operation to stop; it rolls back unless it has passed its point of no return
     Cancel {
         /// `op-12` or `12`
@@ -71,8 +79,8 @@ pub async fn run(args: OpsArgs) -> anyhow::Result<()> {
         }
         OpsCommand::Approve { id } => {
             let newest = async || {
-                let splits = client.get("/decisions?verdict=split&limit=1").await?;
-                let newest = output::items(&splits, "decisions").first().map(|split| output::text(split, "id"));
+                let decisions = client.get("/decisions?verdict=any&limit=1").await?;
+                let newest = output::items(&decisions, "decisions").first().map(|newest| output::text(newest, "id"));
                 newest.ok_or_else(|| {
                     anyhow::anyhow!("nothing was recommended yet: `pleat why` tells the newest decision")
                 })
@@ -85,8 +93,16 @@ pub async fn run(args: OpsArgs) -> anyhow::Result<()> {
             if args.target.json {
                 return Ok(output::json(&operation)?);
             }
-            let (id, what) = (output::text(&operation, "id"), output::text(&operation, "description"));
-            Ok(output::line(&format!("{id} begins: {what}; `pleat ops watch {id}` follows it"))?)
+            begins(&operation)
+        }
+        OpsCommand::Merge { shard, into } => {
+            let to = into.map(|into| shard_name(&into));
+            let asked = json!({"kind": "merge", "from": shard_name(&shard), "to": to});
+            let operation = client.post("/operations", serde_json::to_vec(&asked)?).await?;
+            if args.target.json {
+                return Ok(output::json(&operation)?);
+            }
+            begins(&operation)
         }
         OpsCommand::Cancel { id } => {
             let operation = client.post(&format!("/operations/{}/cancel", path_safe(&id)), Vec::new()).await?;
@@ -96,6 +112,16 @@ pub async fn run(args: OpsArgs) -> anyhow::Result<()> {
             Ok(output::line(&format!("{} was asked to stop", output::text(&operation, "id")))?)
         }
     }
+}
+
+fn begins(operation: &Value) -> anyhow::Result<()> {
+    let (id, what) = (output::text(operation, "id"), output::text(operation, "description"));
+    Ok(output::line(&format!("{id} begins: {what}; `pleat ops watch {id}` follows it"))?)
+}
+
+/// `3` is `shard-3`.
+fn shard_name(given: &str) -> String {
+    if given.bytes().all(|byte| byte.is_ascii_digit()) { format!("shard-{given}") } else { given.to_owned() }
 }
 
 /// Any name as one segment of a path, percent-encoded.
@@ -251,8 +277,6 @@ fn milliseconds(time: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -62,6 +62,12 @@ fn tell(decision: &Value) -> Vec<String> {
             output::count(decision, "partitions"),
             output::text(decision, "to")
         ),
+        Some("merge") => format!(
+            "merge {} into {}: {} partitions go there, and {0} is removed",
+            output::text(decision, "from"),
+            output::text(decision, "to"),
+            output::count(decision, "partitions"),
+        ),
         Some("hold") => "do nothing".to_string(),
         _ => output::text(decision, "verdict"),
     };
@@ -82,7 +88,8 @@ fn tell(decision: &Value) -> Vec<String> {
         lines.extend([String::new(), "It could have:".to_string()]);
         lines.extend(options.iter().map(option));
     }
-    if decision.get("verdict").and_then(Value::as_str) == Some("split") && output::text(decision, "operation") == "-" {
+    let acts = matches!(decision.get("verdict").and_then(Value::as_str), Some("split" | "merge"));
+    if acts && output::text(decision, "operation") == "-" {
         let approve =
             format!("Nothing was started, since the mode is or was manual. `pleat ops approve {id}` starts it.");
         lines.extend([String::new(), approve]);

@@ -45,7 +45,14 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("scaling_mode", Kind::Choice(&["automatic", "manual"])),
     ("monitoring_interval_seconds", Kind::Number(0.1, DAY_SECONDS)),
     ("cooldown_seconds", Kind::Number(0.0, DAY_SECONDS)),
+    ("max_actions", Kind::Integer(1, 1000)),
+    ("action_window_seconds", Kind::Number(0.0, DAY_SECONDS)),
+    ("min_shards", Kind::Integer(1, 1024)),
     ("max_shards", Kind::Integer(1, 1024)),
+    ("scale_in.enabled", Kind::Flag),
+    ("scale_in.after_seconds", Kind::Number(0.0, DAY_SECONDS)),
+    ("scale_in.below_percent", Kind::Number(1.0, 50.0)),
+    ("scale_in.max_bytes", Kind::Integer(1, DISK_BYTES_MAX)),
     ("partition_count", Kind::Integer(1, pleat_cluster::PARTITION_COUNT_MAX as u64)),
     ("replication_factor", Kind::Integer(1, 9)),
     ("verify_interval_s", Kind::Integer(0, 86_400 * 30)),
@@ -111,7 +118,7 @@ fn check_within(value: &Value, path: &mut Vec<String>) -> Result<(), Wrong> {
 /// `unknown key 'x'; did you mean 'y'?`
 pub fn unknown(dotted: &str) -> String {
     let known = KEYS.iter().map(|(key, _)| *key);
-    match nearest(dotted, known.chain(["shards", "scaling_thresholds", "limits", "log"])) {
+    match nearest(dotted, known.chain(["shards", "scaling_thresholds", "scale_in", "limits", "log"])) {
         Some(near) => format!("unknown key '{dotted}'; did you mean '{near}'?"),
         None => format!("unknown key '{dotted}'; the guide's page on configuration lists the keys there are"),
     }

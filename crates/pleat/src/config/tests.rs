@@ -89,6 +89,8 @@ fn every_key_arrives() {
         scaling_strategy = "cold"
         monitoring_interval_seconds = 0.5
         cooldown_seconds = 2
+        max_actions = 4
+        action_window_seconds = 60
         max_shards = 3
         partition_count = 64
         replication_factor = 1
@@ -97,6 +99,11 @@ fn every_key_arrives() {
         memory_threshold_percent = 50.5
         connection_threshold = 7
         qps_threshold = 12.5
+        [scale_in]
+        enabled = false
+        after_seconds = 90
+        below_percent = 10
+        max_bytes = 1000
         [limits]
         statement_timeout_ms = 1
         result_bytes = 2048
@@ -121,7 +128,10 @@ fn every_key_arrives() {
     assert_eq!((config.log.level.as_str(), config.slow_query_ms), ("debug", 7));
     assert_eq!((config.policy.mode, config.policy.strategy), (Mode::Manual, Strategy::Cold));
     assert_eq!((config.policy.monitoring_interval_ms, config.policy.cooldown_ms), (500, 2000));
+    assert_eq!((config.policy.max_actions, config.policy.action_window_ms), (4, 60_000));
     assert_eq!((config.policy.max_shards, config.partition_count, config.replication_factor), (3, 64, 1));
+    let scale_in = ScaleIn { enabled: false, after_ms: 90_000, below_percent: 10.0, max_bytes: 1000 };
+    assert_eq!(config.policy.scale_in, scale_in);
     let thresholds = config.policy.thresholds;
     assert_eq!((thresholds.memory_percent, thresholds.connections), (50.5, 7));
     assert_eq!((thresholds.queries_per_second, thresholds.total_entries_per_shard), (12.5, None));
@@ -138,6 +148,15 @@ fn every_key_arrives() {
         connections: 17,
     };
     assert_eq!(config.limits, limits);
+}
+
+#[test]
+fn shards_that_a_cluster_starts_with_are_not_merged_away_unless_it_is_said() {
+    let least = |toml: &str, shards| load("pleat.toml", toml).unwrap().founding_policy(shards).min_shards;
+    assert_eq!((least("", 1), least("", 5), least("max_shards = 3", 5)), (1, 5, 3));
+    assert_eq!(least("min_shards = 2", 5), 2);
+    let refused = refused("c.toml", "min_shards = 5\nmax_shards = 3");
+    assert!(refused.ends_with("min_shards is 5, and must be from 1 to 3"), "{refused}");
 }
 
 #[test]

@@ -145,7 +145,7 @@ async fn kill_9_of_leaders_during_a_split_resumes_or_rolls_back() {
             "total_entry_threshold_per_shard": 400, "qps_threshold": 1e9, "connection_threshold": 1_000_000,
             "cpu_threshold_percent": 100, "memory_threshold_percent": 100,
         },
-        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_shards": 2,
+        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_actions": 10, "max_shards": 2,
     });
     let cluster = Arc::new(Cluster::start(Options { config, ..Options::default() }).await);
     cluster.query("CREATE TABLE t (id INTEGER PRIMARY KEY, writer INTEGER) SHARD BY (id)").await;

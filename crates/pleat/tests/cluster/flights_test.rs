@@ -32,7 +32,7 @@ async fn flights_load_through_two_splits_and_every_answer_is_right() {
             "total_entry_threshold_per_shard": 100_000, "qps_threshold": 1e9, "connection_threshold": 1_000_000,
             "cpu_threshold_percent": 100, "memory_threshold_percent": 100,
         },
-        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_shards": 3,
+        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_actions": 10, "max_shards": 3,
     });
     let cluster = Cluster::start(Options { config, ..Options::default() }).await;
     for create in SCHEMA.split_inclusive(';').filter(|statement| !statement.trim().is_empty()) {

@@ -44,7 +44,7 @@ async fn a_reference_table_is_whole_on_every_shard() {
 async fn a_new_shard_gets_the_reference_tables_before_its_partitions() {
     let config = json!({
         "scaling_thresholds": { "total_entry_threshold_per_shard": 100, "cpu_threshold_percent": 100 },
-        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_shards": 2,
+        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_actions": 10, "max_shards": 2,
     });
     let cluster = Cluster::start(Options { config, ..Options::default() }).await;
     cluster.query("CREATE TABLE countries (code TEXT PRIMARY KEY, name TEXT NOT NULL) REFERENCE").await;

@@ -1,4 +1,4 @@
-//! Writers write while one shard becomes three.
+//! Writers write while one shard becomes three, and three become one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use crate::harness::{Cluster, Options, counted};
 const WRITERS: i64 = 16;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three() {
+async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three_and_one_again() {
     let config = json!({
         "scaling_thresholds": {
             "total_entry_threshold_per_shard": 1500, "qps_threshold": 1e9, "connection_threshold": 1_000_000,
             "cpu_threshold_percent": 100, "memory_threshold_percent": 100,
         },
-        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_shards": 3,
+        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_actions": 10, "max_shards": 3,
     });
     let cluster = Arc::new(Cluster::start(Options { config, ..Options::default() }).await);
     cluster.query("CREATE TABLE t (id INTEGER PRIMARY KEY, writer INTEGER, v TEXT) SHARD BY (id)").await;
@@ -62,6 +62,22 @@ async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three() {
         .collect();
 
     cluster.wait_for_shards(3).await;
+    let all_split = cluster.rows("SELECT count(*) FROM t").await;
+    // Back by hand, since the writers keep every shard busy.
+    let (code, _, told) = cluster.cli(&["policy", "mode=manual"]);
+    assert_eq!(code, 0, "{told}");
+    for (shard, others) in [("shard-3", 2), ("2", 1)] {
+        let (code, told, error) = cluster.cli(&["ops", "merge", shard, "--into", "shard-1"]);
+        assert!(code == 0 && told.contains("into shard-1"), "{told}{error}");
+        cluster.wait_for_shards(others).await;
+    }
+    let merges = cluster.get("/operations?limit=2").await;
+    for merge in merges["operations"].as_array().unwrap() {
+        assert_eq!((&merge["kind"], &merge["phase"]), (&json!("merge"), &json!("Successful")), "{merge}");
+        println!("{}", merge["message"]);
+    }
+    let (_, told, _) = cluster.cli(&["ops", "merge", "1"]);
+    assert!(told.is_empty(), "the last shard never goes");
     done.store(true, Ordering::Relaxed);
     let mut expected = BTreeMap::new();
     for writer in writers {
@@ -77,10 +93,19 @@ async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three() {
     let ghosts: Vec<_> = found.keys().filter(|id| !expected.contains_key(id)).take(5).collect();
     assert!(ghosts.is_empty(), "rows that nobody wrote, or that were deleted: {ghosts:?}");
 
-    // Every shard owns a part, and nothing is left where it does not belong.
+    // Nothing is left where it does not belong, nor of the shards that are gone.
+    for node in 1..=3 {
+        for shard in ["shard-2", "shard-3"] {
+            let left = cluster.node_dir(node).join(shard);
+            let begun = std::time::Instant::now();
+            while left.exists() {
+                assert!(begun.elapsed() < crate::harness::PATIENCE, "{} is left", left.display());
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
     cluster.wait_for_rows(expected.len() as i64).await;
     cluster.wait_for_each_shard("no foreign rows", |shard| shard["holds_foreign_rows"] == false).await;
-
     // Each split has its receipt, and who follows one is told each of its steps.
     for id in ["op-2", "op-3"] {
         let receipt = &cluster.get(&format!("/operations/{id}")).await["receipt"];
@@ -90,5 +115,6 @@ async fn sixteen_writers_lose_nothing_while_one_shard_becomes_three() {
     let (code, told, complaint) = cluster.cli(&["ops", "watch", "op-2"]);
     assert_eq!(code, 0, "{complaint}");
     assert!(told.contains("op-2: copy ended after ") && told.contains("op-2: Successful: "), "{told}");
+    println!("{} rows when there were three shards", all_split[0][0]);
     println!("{} rows acknowledged, {} retries by clients", expected.len(), retried.load(Ordering::Relaxed));
 }

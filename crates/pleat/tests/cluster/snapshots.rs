@@ -17,7 +17,7 @@ async fn a_scatter_read_sees_no_half_of_a_write_and_no_partition_twice() {
             "total_entry_threshold_per_shard": 100, "qps_threshold": 1e9, "connection_threshold": 1_000_000,
             "cpu_threshold_percent": 100, "memory_threshold_percent": 100,
         },
-        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_shards": 3,
+        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_actions": 10, "max_shards": 3,
     });
     let cluster = Arc::new(Cluster::start(Options { config, ..Options::default() }).await);
     cluster.query("CREATE TABLE a (id INTEGER PRIMARY KEY, v INTEGER) SHARD BY (id)").await;

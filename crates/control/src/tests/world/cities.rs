@@ -2,6 +2,7 @@
 
 use pleat_cluster::*;
 use pleat_engine::*;
+use pleat_host::HostError;
 
 use super::Inner;
 
@@ -73,7 +74,8 @@ impl Inner {
             let prepare = Action::Prepare { txn, began, participants, idempotency, units, statements, base };
             match self.apply_as(shard, prepare, catalog.planned()) {
                 Ok(Outcome::Prepared { .. }) => self.city_txn.prepared.push(shard),
-                Ok(Outcome::Refused(_)) => {}
+                // The shard refuses, or was removed.
+                Ok(Outcome::Refused(_)) | Err(HostError::Unavailable(_)) => {}
                 other => panic!("{other:?}"),
             }
         }

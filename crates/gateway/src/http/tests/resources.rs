@@ -122,6 +122,45 @@ async fn the_journal_is_listed_newest_first_and_by_phase() {
 }
 
 #[tokio::test]
+async fn a_merge_by_hand_begins_or_says_why_not() {
+    let cluster = Cluster::new(3);
+    let client = Client::new(&cluster);
+    // The second single table has its home on the second shard.
+    client.run("CREATE TABLE first (id INTEGER PRIMARY KEY) SINGLE").await;
+    client.run("CREATE TABLE alone (id INTEGER PRIMARY KEY) SINGLE").await;
+    let ask = async |body: &'static str| client.post("/operations", "application/json", body).await;
+    for (body, status, told) in [
+        ("[]", 400, "the body must be an object"),
+        (r#"{"kind": "split", "from": "shard-3"}"#, 400, "'split' is no operation that can be asked for here"),
+        (r#"{"kind": "merge"}"#, 400, "missing field `from`"),
+        (r#"{"kind": "merge", "from": "3rd"}"#, 400, "3rd"),
+        (r#"{"kind": "merge", "from": "shard-3", "into": "shard-1"}"#, 400, "unknown field"),
+        (r#"{"kind": "merge", "from": "shard-9"}"#, 404, "there is no active shard-9"),
+        (r#"{"kind": "merge", "from": "shard-3", "to": "shard-9"}"#, 404, "there is no active shard-9"),
+        (r#"{"kind": "merge", "from": "shard-3", "to": "shard-3"}"#, 409, "a merge is with another shard"),
+        (r#"{"kind": "merge", "from": "shard-1"}"#, 409, "puts the writes to reference tables in order"),
+        (r#"{"kind": "merge", "from": "shard-2"}"#, 409, "table alone lives on shard-2 alone"),
+    ] {
+        let refused = ask(body).await;
+        let error = refused.json["error"].as_str().unwrap_or_default();
+        assert!(refused.status == status && error.contains(told), "{body}: {} {}", refused.status, refused.text);
+    }
+    let begun = ask(r#"{"kind": "merge", "from": "shard-3"}"#).await;
+    assert_eq!(begun.status, 200, "{}", begun.text);
+    assert_eq!(
+        (&begun.json["kind"], &begun.json["to"]),
+        (&json!("merge"), &json!("shard-2")),
+        "it has the fewest partitions"
+    );
+    assert_eq!(
+        begun.json["partitions"].as_u64().unwrap() as usize,
+        begun.json["partition_ids"].as_array().unwrap().len()
+    );
+    let again = ask(r#"{"kind": "merge", "from": "shard-3"}"#).await;
+    assert_eq!(again.status, 409, "{}", again.text);
+}
+
+#[tokio::test]
 async fn decisions_and_policy() {
     let client = Client::new(&Cluster::new(1));
     assert_eq!(client.get("/decisions?verdict=split").await.json, json!({"decisions": []}));
@@ -147,7 +186,10 @@ async fn a_policy_is_changed_field_by_field() {
         (json!({"thresholds": {"cpu": 1}}), "unknown field `cpu`"),
         (json!({"colour": 1}), "unknown field \"colour\""),
         (json!({"cooldown_ms": -1}), "invalid value"),
+        (json!({"max_actions": 0}), "max_actions is 0, and must be from 1 to 1000"),
         (json!({"thresholds": null}), "invalid type: null"),
+        (json!({"min_shards": 17}), "min_shards is 17, and must be from 1 to 16"),
+        (json!({"scale_in": {"below_percent": 51}}), "scale_in.below_percent is 51"),
     ] {
         let refused = client.patch("/policy", wrong.clone()).await;
         assert_eq!(refused.status, 400, "{wrong}: {}", refused.text);

@@ -3,7 +3,7 @@
 //! The catalog counts milliseconds since 1970. Turning them into a date takes twenty lines (the algorithm
 //! is Howard Hinnant's `civil_from_days`), which is less than a date crate would cost to explain.
 
-use pleat_cluster::Millis;
+use crate::Millis;
 
 /// `1_759_668_500_787` is `2025-10-05T12:48:20.787Z`.
 pub fn rfc3339(at: Millis) -> String {
