@@ -143,8 +143,8 @@ impl Host {
     }
 
     fn is_removed(&self, group: GroupId) -> bool {
-        let shard = u32::try_from(group).ok().and_then(|id| self.catalog().shards.get(&ShardId(id)).cloned());
-        shard.is_some_and(|shard| shard.state == ShardState::Removed)
+        let Ok(id) = u32::try_from(group) else { return false };
+        self.catalog().shards.get(&ShardId(id)).is_some_and(|shard| shard.state == ShardState::Removed)
     }
 
     /// One call to one node, this one included.
