@@ -12,8 +12,9 @@
 //! directory in memory has no disk: `--dir` names another.
 //!
 //! Then reads of all rows of a table in three shards are compared, see [`scatter`], and what a router alone costs is measured, see
-//! [`router`].
+//! [`router`]. And how long it takes to plan a rebalance, see [`planning`].
 
+mod planning;
 mod router;
 mod scatter;
 
@@ -54,11 +55,14 @@ struct Args {
     #[arg(long, default_value_t = 15)]
     scatters: usize,
     /// Only the reads of all rows
-    #[arg(long, conflicts_with = "only_router")]
+    #[arg(long, conflicts_with_all = ["only_router", "only_planning"])]
     only_scatters: bool,
     /// Only what a router costs
-    #[arg(long)]
+    #[arg(long, conflicts_with = "only_planning")]
     only_router: bool,
+    /// Only how long planning a rebalance takes
+    #[arg(long)]
+    only_planning: bool,
     /// Where the data set is that they read [default: where `cargo xtask test` puts it]
     #[arg(long)]
     data: Option<std::path::PathBuf>,
@@ -90,6 +94,10 @@ struct Sample {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if args.only_planning {
+        planning::run(args.rounds);
+        return Ok(());
+    }
     let dir = match &args.dir {
         Some(parent) => tempfile::tempdir_in(parent)?,
         None => tempfile::tempdir()?,
@@ -103,6 +111,9 @@ fn main() -> anyhow::Result<()> {
     }
     if !args.only_scatters {
         runtime.block_on(router::run(&args, dir.path()))?;
+    }
+    if !args.only_scatters && !args.only_router {
+        planning::run(args.rounds);
     }
     Ok(())
 }
