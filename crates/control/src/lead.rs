@@ -1,5 +1,5 @@
 //! What the control leader does, for as long as it leads: found shards, then carry out operations, one at a
-//! time, oldest first. One that waits for a shard which is gone is stepped over, and looked after now and then; see
+//! time, oldest first; moves that have not begun come last, since a rebalance asks for many. One that waits for a shard which is gone is stepped over, and looked after now and then; see
 //! `pleat_cluster::Operation`.
 
 use std::collections::BTreeMap;
@@ -100,7 +100,12 @@ fn next(catalog: &Catalog, is_due: impl Fn(&OperationId) -> bool) -> Next {
         let elsewhere = matches!(open.kind, OperationKind::Rebuild { .. });
         !elsewhere && !open.is_waiting() && (begun || catalog.held(&open.kind).is_none())
     };
-    catalog.open_operations().find(can_go).map_or(Next::Nothing, |operation| Next::Operation(operation.id))
+    let rank = |open: &&Operation| {
+        let begun = open.phase == Phase::Progressing || open.cancel_requested;
+        (!begun, !begun && matches!(open.kind, OperationKind::Move { .. }), open.id)
+    };
+    let next = catalog.open_operations().filter(can_go).min_by_key(rank);
+    next.map_or(Next::Nothing, |operation| Next::Operation(operation.id))
 }
 
 /// Give founding shards what they own, and route to them.
@@ -158,7 +163,7 @@ pub(crate) async fn carry_out(tools: &Tools, id: OperationId) -> Result<(), Stop
 
 #[cfg(test)]
 mod tests {
-    use pleat_cluster::{Cause, NodeId, PartitionId, Policy, ShardId};
+    use pleat_cluster::{Cause, DdlEffect, NodeId, PartitionId, Policy, ShardId, View};
 
     use super::*;
 
@@ -193,6 +198,30 @@ mod tests {
         assert_eq!(next(&catalog, |_| true), Next::Nothing);
         let operation = split(&mut catalog);
         assert_eq!(next(&catalog, |_| true), Next::Operation(operation));
+    }
+
+    #[test]
+    fn moves_that_have_not_begun_let_others_go_first() {
+        let mut catalog = founded(3);
+        for shard in 1..=3 {
+            catalog.apply(&Command::ActivateShard { shard: ShardId(shard), at: 1 }).unwrap();
+        }
+        let shift = |to: u32, partition: u32| {
+            let (from, to) = (ShardId(1), ShardId(to));
+            OperationKind::Move { from, to, partitions: vec![PartitionId(partition)] }
+        };
+        let (moves, cause) = (vec![shift(2, 0), shift(3, 1)], Cause::Request("test".to_owned()));
+        let first = catalog.apply(&Command::StartMoves { moves, cause: cause.clone(), reason: String::new(), at: 1 });
+        let first = first.unwrap().operation.unwrap();
+        let view = View { name: "v".to_owned(), sql: "CREATE VIEW v AS SELECT 1".to_owned() };
+        let kind = OperationKind::Ddl { effect: DdlEffect::CreateView(view), sql: String::new(), layout: 0 };
+        let start = Command::StartOperation { kind, cause, reason: String::new(), at: 1 };
+        let view = catalog.apply(&start).unwrap().operation.unwrap();
+        assert_eq!(next(&catalog, |_| true), Next::Operation(view));
+        let (step, detail) = ("capture".to_owned(), String::new());
+        let begin = Command::JournalStep { operation: first, step, ended: false, detail, epoch: 1, at: 1 };
+        catalog.apply(&begin).unwrap();
+        assert_eq!(next(&catalog, |_| true), Next::Operation(first), "what has begun goes on");
     }
 
     #[test]

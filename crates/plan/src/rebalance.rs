@@ -61,7 +61,7 @@ pub struct Rebalance {
     pub shards: BTreeMap<ShardId, Filled>,
     /// How much is moved, as a share of all that the shards hold.
     pub moved: f64,
-    /// Less than this does not even them out, were partitions as fine as sand.
+    /// Less than this does not even them out. Where partitions differ, more may be needed.
     pub least: f64,
 }
 
@@ -120,7 +120,8 @@ pub fn rebalance(
     }
     let weighed = weigh(&held, weights, LOAD_MIN * able.len() as f64);
     let mut desk = Desk::new(able, &held, &weighed, threshold);
-    let (before, least) = (desk.weight.clone(), desk.least());
+    let alike = weighed.iter().all(|weight| *weight == weighed[0]);
+    let (before, least) = (desk.weight.clone(), desk.least(if alike { weighed[0].max(1) } else { 1 }));
     desk.work(held.len().saturating_mul(STEPS_PER_PARTITION_MAX));
     let total: u64 = before.iter().sum();
     let mean = total as f64 / before.len() as f64;
@@ -189,8 +190,10 @@ impl Desk {
         self.too_much(weight) + self.too_little(weight)
     }
 
-    fn least(&self) -> u64 {
-        let sum = |of: fn(&Self, u64) -> u64| self.weight.iter().map(|weight| of(self, *weight)).sum::<u64>();
+    /// What has to move, in wholes of `grain` where all partitions weigh that.
+    fn least(&self, grain: u64) -> u64 {
+        let wholes = |weight: u64| weight.div_ceil(grain) * grain;
+        let sum = |of: fn(&Self, u64) -> u64| self.weight.iter().map(|weight| wholes(of(self, *weight))).sum::<u64>();
         sum(Self::too_much).max(sum(Self::too_little))
     }
 

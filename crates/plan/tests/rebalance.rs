@@ -151,6 +151,7 @@ proptest! {
         let weights = bytes(&vec![each; owners.len()]);
         let plan = rebalance(&owners, &able, &weights, threshold);
         prop_assert_eq!(moved(&plan), least(&counts, threshold), "{:?}", plan);
+        prop_assert!((plan.moved - plan.least).abs() < 1e-6, "{} {}", plan.moved, plan.least);
         let ends: Vec<usize> = count(&after(&owners, &plan), &able).into_values().collect();
         prop_assert_eq!(least(&ends, threshold), 0, "{:?}", ends);
         // Few pairs of shards: each is a move of its own.
