@@ -132,8 +132,7 @@ pub enum Command {
         epoch: u64,
         at: Millis,
     },
-    /// Put several moves (`OperationKind::Move`) into the journal, all or none. They name different partitions and are
-    /// carried out one after the other. The reply names the first; the others follow it in order.
+    /// Put several moves (`OperationKind::Move`) into the journal, all or none. They name different partitions. The reply names the first; the others follow it in order.
     StartMoves {
         moves: Vec<OperationKind>,
         cause: Cause,

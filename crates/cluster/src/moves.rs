@@ -5,10 +5,14 @@
 //!
 //! *Several moves between shards that there are* may be open at a time when they were asked for at once (a rebalance): each names
 //! other partitions, so none makes another one wrong, in whatever order they are carried out and whichever of them fails or is
-//! cancelled. One is worked on at a time. The others are `Pending` and have touched nothing, so schema changes go
-//! past them; and what needs a cluster in which nothing moves (another split, merge or rebalance) waits for all.
+//! cancelled. Those that have not begun are `Pending` and have touched nothing, so schema changes go past them; and what needs a
+//! cluster in which nothing moves (another split, merge or rebalance) waits for all.
 //!
-//! An operation that waits for a shard ([`Operation::is_waiting`]) counts for none of this.
+//! *Up to [`Catalog::MOVES_BEGUN_MAX`] of them have begun*, and no shard has a part in two of these, be it as source or as target. So a
+//! shard has one move at a time, and knows of one fence, one capture and one import, whoever leads.
+//!
+//! An operation that waits for a shard ([`Operation::is_waiting`]) counts for none of this: it holds its shards by itself
+//! ([`Catalog::held`]).
 
 use std::collections::BTreeSet;
 
@@ -76,16 +80,28 @@ impl Catalog {
 
     /// Whether a move that has not begun may begin.
     pub(crate) fn admit_begin(&self, id: OperationId) -> Applied {
-        let begins = |operation: &Operation| operation.phase == Phase::Pending && operation.kind.moves().is_some();
-        match self.moving().filter(|_| self.operations.get(&id).is_some_and(begins)) {
+        let Some(operation) = self.operations.get(&id) else { return Ok(()) };
+        if operation.phase != Phase::Pending || operation.kind.moves().is_none() {
+            return Ok(());
+        }
+        let begun: Vec<&Operation> = self.begun_moves().collect();
+        let in_the_way = begun.iter().find(|other| other.meets(operation));
+        let in_the_way = in_the_way.or_else(|| begun.first().filter(|_| begun.len() >= Self::MOVES_BEGUN_MAX));
+        match in_the_way {
             Some(other) => Err(busy(format!("{} is still moving partitions", other.id))),
             None => Ok(()),
         }
     }
 
+    /// Moves that have begun and don't wait for a shard.
+    fn begun_moves(&self) -> impl Iterator<Item = &Operation> {
+        let begun = |open: &&Operation| open.phase == Phase::Progressing && !open.is_waiting();
+        self.open_operations().filter(begun).filter(|open| open.kind.moves().is_some())
+    }
+
     /// Broken invariants of open moves, see [`Catalog::check`].
     pub(crate) fn check_moves(&self, found: &mut Vec<String>) {
-        let (mut named, mut open, mut begun, mut alone) = (BTreeSet::new(), 0, 0, false);
+        let (mut named, mut open, mut alone) = (BTreeSet::new(), 0, false);
         for operation in self.open_operations() {
             let Some((from, _, partitions)) = operation.kind.moves() else { continue };
             let decided = operation.committed || operation.given_up;
@@ -99,11 +115,25 @@ impl Catalog {
                 found.push(format!("{} moves a partition that another one moves", operation.id));
             }
             open += 1;
-            begun += usize::from(operation.phase == Phase::Progressing);
             alone |= !matches!(operation.kind, OperationKind::Move { .. });
         }
-        if begun > 1 || (alone && open > 1) {
-            found.push(format!("{open} operations move partitions at once, {begun} have begun"));
+        let begun: Vec<&Operation> = self.begun_moves().collect();
+        let meet = begun.iter().enumerate().any(|(at, one)| begun[..at].iter().any(|other| other.meets(one)));
+        if meet || begun.len() > Self::MOVES_BEGUN_MAX || (alone && open > 1) {
+            found.push(format!(
+                "{open} operations move partitions, and {} have begun that may not at once",
+                begun.len()
+            ));
         }
+    }
+}
+
+impl Operation {
+    /// Whether a shard has a part in both of these moves.
+    pub fn meets(&self, other: &Operation) -> bool {
+        let (Some((from, to, _)), Some((other_from, other_to, _))) = (self.kind.moves(), other.kind.moves()) else {
+            return false;
+        };
+        [from, to].iter().any(|shard| [other_from, other_to].contains(shard))
     }
 }

@@ -248,7 +248,7 @@ fn moves(targets: &[(u32, u32)]) -> Command {
 }
 
 #[test]
-fn moves_that_are_asked_for_at_once_are_all_there_or_none_and_go_one_by_one() {
+fn moves_that_are_asked_for_at_once_are_all_there_or_none_and_no_shard_has_a_part_in_two() {
     let mut catalog = founded(3, 3);
     let before = catalog.clone();
     for (wrong, why) in [
@@ -272,7 +272,7 @@ fn moves_that_are_asked_for_at_once_are_all_there_or_none_and_go_one_by_one() {
         let (step, detail) = ("capture".to_owned(), String::new());
         Command::JournalStep { operation, step, ended: false, detail, epoch: 1, at: 6 }
     };
-    // In any order, one at a time.
+    // In any order; all of them begin at shard 1, so one at a time.
     catalog.apply(&begin(ids[1])).unwrap();
     let busy = catalog.apply(&begin(ids[0])).unwrap_err();
     assert_eq!(busy.to_string(), "op-2 is still moving partitions");
@@ -289,6 +289,37 @@ fn moves_that_are_asked_for_at_once_are_all_there_or_none_and_go_one_by_one() {
     assert_eq!(catalog.check(), []);
     let [first, second, third] = [0, 1, 2].map(|partition| catalog.owner(PartitionId(partition)).unwrap());
     assert_eq!((first, second, third), (ShardId(1), ShardId(3), ShardId(1)));
+}
+
+#[test]
+fn two_moves_of_different_shards_may_begin_and_end_in_any_order() {
+    let mut catalog = founded(7, 7);
+    let shift = |from: u32| OperationKind::Move {
+        from: ShardId(from),
+        to: ShardId(from + 1),
+        partitions: catalog.partitions_of(ShardId(from)),
+    };
+    let (moves, cause) = ([1, 3, 5].map(shift).to_vec(), Cause::Request("test".to_owned()));
+    let start = Command::StartMoves { moves, cause, reason: "even".to_owned(), at: 5 };
+    let first = catalog.apply(&start).unwrap().operation.unwrap().0;
+    let ids = [first, first + 1, first + 2].map(OperationId);
+    let begin = |operation| {
+        let (step, detail) = ("capture".to_owned(), String::new());
+        Command::JournalStep { operation, step, ended: false, detail, epoch: 1, at: 6 }
+    };
+    catalog.apply(&begin(ids[0])).unwrap();
+    catalog.apply(&begin(ids[2])).unwrap();
+    let busy = catalog.apply(&begin(ids[1])).unwrap_err();
+    assert_eq!(busy.to_string(), "op-1 is still moving partitions", "there are enough");
+    for id in [ids[2], ids[0]] {
+        catalog.apply(&Command::CommitOperation { operation: id, epoch: 1, at: 7 }).unwrap();
+        let (phase, message) = (Phase::Successful, String::new());
+        catalog.apply(&Command::FinishOperation { operation: id, phase, message, epoch: 1, at: 8 }).unwrap();
+        assert_eq!(catalog.check(), []);
+    }
+    catalog.apply(&begin(ids[1])).unwrap();
+    let empty = |shard| catalog.partitions_of(ShardId(shard)).is_empty();
+    assert_eq!([1, 3, 5].map(empty), [true, false, true]);
 }
 
 #[test]

@@ -98,7 +98,7 @@ async fn what_makes_no_sense_is_refused() {
         (r#"{"dryrun": true}"#, "unknown field \"dryrun\""),
         (r#"{"dry_run": 1}"#, "expected a boolean"),
         (r#"{"threshold": -0.1}"#, "must be from 0 to 10"),
-        (r#"{"threshold": "much"}"#, "threshold"),
+        (r#"{"threshold": "much"}"#, "expected f64"),
     ] {
         let refused = ask(&client, wrong).await;
         assert_eq!(refused.status, 400, "{wrong}: {}", refused.text);
