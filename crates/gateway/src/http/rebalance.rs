@@ -1,7 +1,7 @@
 //! `POST /rebalance`: evening the shards out, and what that would cost.
 //!
 //! What each partition holds is counted when someone asks (a scan of every shard), and `pleat-plan` says what is to move. With
-//! `dry_run` that is all. Otherwise the moves are put into the journal, all or none, and carried out one after the other.
+//! `dry_run` that is all. Otherwise the moves are put into the journal, all or none.
 //!
 //! The pause of writes that is predicted here is made of what a read on the source and an entry of the control group's log take just now;
 //! an entry of a shard's log is taken to last as long as the latter, which is flushed to the same disks. To know it an entry is written
@@ -53,7 +53,7 @@ pub struct AskBody {
 pub struct RebalanceBody {
     pub dry_run: bool,
     pub threshold: f64,
-    /// The moves, in the order in which they are carried out. Empty when the shards are even, or can't be made more even.
+    /// The moves, in the order of their operations. Empty when the shards are even, or can't be made more even.
     pub moves: Vec<MoveBody>,
     /// Moves beyond those that are begun at once: ask again when these have ended.
     pub more_moves: u32,
