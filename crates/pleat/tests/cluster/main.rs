@@ -11,6 +11,7 @@ mod harness;
 mod killed_at_every_step;
 mod moving;
 mod place;
+mod rebalance;
 mod rebuild;
 mod reference;
 mod scale_out;
