@@ -36,11 +36,12 @@ impl ShardMachine {
     #[cfg(feature = "failpoints")]
     fn applying(&self, proposals: &[&[u8]]) {
         use pleat_engine::Action;
+        use crate::failpoint::{effect, reach_in};
         for proposal in proposals.iter().filter_map(|bytes| Proposal::decode(bytes).ok()) {
             match proposal.action {
                 Action::Prepare { .. } => crate::failpoint::reach("participant.applying-prepare", Some(self.shard)),
                 Action::Decide { .. } => crate::failpoint::reach("participant.applying-decide", Some(self.shard)),
-                _ => {}
+                action => reach_in("shard.applying-effect", effect(&action)),
             }
         }
     }

@@ -12,6 +12,7 @@ mod harness;
 mod killed_at_every_step;
 mod moves_under_load;
 mod moving;
+mod operations_killed_at_every_step;
 mod place;
 mod rebuild;
 mod reference;
