@@ -35,6 +35,7 @@ async fn a_hundred_moves_under_load_pause_writes_for_less_than_200_ms() {
         load.workload.so_far();
         if scaling.rounds() > before {
             (before, since) = (scaling.rounds(), tokio::time::Instant::now());
+            println!("{before} times from one shard to three and back");
         }
         assert!(since.elapsed() < 2 * PATIENCE, "after {before} rounds it goes no further\n{}", cluster.tail());
     }

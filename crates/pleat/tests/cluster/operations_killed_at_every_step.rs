@@ -20,7 +20,7 @@ use crate::scaling;
 use crate::workload::{Running, Workload};
 
 /// Cases of the run that is always made.
-const SOME: usize = 6;
+const SOME: usize = 4;
 /// How soon a process dies that passes the place where it is to, and an operation has begun that was asked for.
 const DIES_WITHIN: Duration = Duration::from_secs(15);
 /// How often a case is tried: leaders may change by themselves on a busy machine, and then nobody dies.

@@ -1,6 +1,7 @@
 //! Splits and merges that never end: one shard becomes three, three become one, and again.
 //!
-//! Splits come from the autoscaler, which any number of rows is too much for while three shards are the aim; merges are asked for by hand.
+//! Splits come from the autoscaler, for which every shard has too many rows while three shards are the aim; merges are asked for
+//! by hand.
 //! Nothing here assumes that a request arrives or a node answers: it looks at what is there and asks for what is
 //! missing.
 
@@ -27,7 +28,7 @@ pub fn config() -> Value {
     json!({
         "scaling_mode": "manual",
         "scaling_thresholds": {
-            "total_entry_threshold_per_shard": 1, "qps_threshold": 1e9, "connection_threshold": 1_000_000,
+            "total_entry_threshold_per_shard": 80, "qps_threshold": 1e9, "connection_threshold": 1_000_000,
             "cpu_threshold_percent": 100, "memory_threshold_percent": 100,
         },
         "scale_in": { "enabled": false },
