@@ -54,6 +54,12 @@ impl Catalog {
                 self.journal(*operation, step, *ended, detail, *at)?;
                 self.take(*operation, *epoch);
             }
+            Command::BeginAttempt { operation, step, epoch, at } => {
+                self.work_on(*operation, *epoch)?;
+                self.journal(*operation, step, false, "", *at)?;
+                self.open(*operation)?.attempts += 1;
+                self.take(*operation, *epoch);
+            }
             Command::CommitOperation { operation, epoch, at } => {
                 self.work_on(*operation, *epoch)?;
                 self.commit(*operation, *at)?;
@@ -212,6 +218,7 @@ impl Catalog {
             reason: reason.to_owned(),
             phase: Phase::Pending,
             steps: Vec::new(),
+            attempts: 0,
             committed: false,
             given_up: false,
             waits_for: Vec::new(),

@@ -119,6 +119,8 @@ pub struct Operation {
     pub reason: String,
     pub phase: Phase,
     pub steps: Vec<Step>,
+    /// How many attempts have begun. Traces on shards are of the newest: it began when those before were taken back.
+    pub attempts: u32,
     /// The point of no return was passed: the catalog holds the result.
     pub committed: bool,
     /// It does not happen: it can't be committed any more, and what was done is taken back.

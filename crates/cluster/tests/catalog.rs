@@ -273,7 +273,11 @@ fn a_leader_that_was_replaced_can_neither_commit_nor_end_an_operation() {
     };
     catalog.apply(&step(3)).unwrap();
     catalog.apply(&step(5)).unwrap();
+    let attempt = |epoch| Command::BeginAttempt { operation: id, step: "capture".into(), epoch, at: 6 };
+    catalog.apply(&attempt(5)).unwrap();
+    assert_eq!(catalog.operations[&id].attempts, 1);
     let before = catalog.clone();
+    assert!(catalog.apply(&attempt(3)).is_err());
     let error = catalog.apply(&Command::CommitOperation { operation: id, epoch: 3, at: 7 }).unwrap_err();
     assert_eq!(error.to_string(), "op-1 was taken over by the leader of term 5; term 3 has ended");
     let (phase, message) = (Phase::Failed, String::new());
@@ -511,6 +515,8 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
             epoch,
             at: 4
         }),
+        1 => (operation.clone(), 1u64..4)
+            .prop_map(|(operation, epoch)| Command::BeginAttempt { operation, step: "s".into(), epoch, at: 4 }),
         3 => (operation.clone(), 1u64..4)
             .prop_map(|(operation, epoch)| Command::CommitOperation { operation, epoch, at: 4 }),
         2 => (operation.clone(), phase, 1u64..4).prop_map(|(operation, phase, epoch)| Command::FinishOperation {

@@ -67,8 +67,9 @@ impl Epochs {
 pub(crate) struct MoveNumber(pub u64);
 
 impl MoveNumber {
-    pub fn new(operation: OperationId, attempt: usize) -> Self {
-        MoveNumber((operation.0 << 8) + attempt as u64)
+    /// Of the attempt that has left traces, if one has.
+    pub fn newest(operation: &Operation) -> Self {
+        MoveNumber((operation.id.0 << 8) + u64::from(operation.attempts))
     }
 }
 
@@ -141,6 +142,21 @@ impl Work {
 
     /// Journal that a step is about to act. Between steps, and before the commit, is where cancelling works.
     pub async fn begin(&self, step: &str) -> Result<(), Stop> {
+        self.may_begin()?;
+        self.note(step, false, "").await
+    }
+
+    /// Journal that another attempt begins, with this step. Whatever those before it left must be taken back by then.
+    pub async fn begin_attempt(&self, step: &str) -> Result<MoveNumber, Stop> {
+        self.may_begin()?;
+        self.track(step, false);
+        let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
+        let begun = self.command(Command::BeginAttempt { operation, step: step.to_owned(), epoch, at }).await;
+        begun.map_err(|stop| stop.context("write the journal"))?;
+        Ok(MoveNumber::newest(&self.operation()?))
+    }
+
+    fn may_begin(&self) -> Result<(), Stop> {
         let operation = self.operation()?;
         if !operation.committed && !operation.given_up {
             if operation.cancel_requested {
@@ -150,7 +166,7 @@ impl Work {
                 return Err(Stop::impossible(format!("it has taken {} steps and is given up", operation.steps.len())));
             }
         }
-        self.note(step, false, "").await
+        Ok(())
     }
 
     /// About how much the step at hand has to do.
