@@ -225,7 +225,9 @@ impl Oracle {
     fn check_tokens(&self, account: Account, balance: i64, list: &[Token]) -> Result<(), Wrong> {
         let mut sum = BALANCE;
         for (place, token) in list.iter().enumerate() {
-            let Some(write) = self.sent(*token) else { return Err(format!("nobody sent token {token} of account {account}")) };
+            let Some(write) = self.sent(*token) else {
+                return Err(format!("nobody sent token {token} of account {account}"));
+            };
             let Some((_, change)) = write.changes.iter().find(|(of, _)| *of == account) else {
                 return Err(format!("token {token} was not for account {account}"));
             };

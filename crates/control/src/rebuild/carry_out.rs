@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use pleat_cluster::{Command, NodeId, OperationId, Phase, ShardId, ShardState};
-use pleat_host::{GroupView, MemberChange, NodeReplicas};
 use pleat_host::failpoint::reach;
+use pleat_host::{GroupView, MemberChange, NodeReplicas};
 use tokio::time::{Instant, sleep};
 
 use super::{AWAY_MAX, CATCH_UP_MAX, CHANGE_LIMIT, GROUP_WAIT_MAX, LAG_MAX, LOOK_EVERY, TELL_LIMIT};

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cluster, Options, PATIENCE};
 use crate::scaling;
-use crate::workload::{Running, Workload};
+use crate::workload::{Mix, Running, Workload};
 
 /// Cases of the run that is always made.
 const SOME: usize = 4;
@@ -156,7 +156,7 @@ impl Bench {
         cluster.query("CREATE TABLE spots (id INTEGER PRIMARY KEY, name TEXT) SHARD BY (id)").await;
         let spots: Vec<String> = (0..50).map(|id| format!("({id}, 'spot {id}')")).collect();
         cluster.query(&format!("INSERT INTO spots VALUES {}", spots.join(", "))).await;
-        let load = Workload::start(&cluster, seed).await;
+        let load = Workload::start(&cluster, seed, Mix::All).await;
         (Self { cluster, dice: Dice::of_seed(seed), number: 0, sharded: true, rested: [1, 2, 3] }, load)
     }
 

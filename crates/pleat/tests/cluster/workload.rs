@@ -38,8 +38,17 @@ const TIMED_OUT: &str = "57014";
 
 const READ: &str = "SELECT id, balance, items FROM accounts";
 
+/// Which of it clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mix {
+    All,
+    /// Appends, facts of one row, and reads: writes that one shard is enough for.
+    OneShard,
+}
+
 /// What clients do, and what they were told.
 pub struct Workload {
+    mix: Mix,
     nodes: Vec<String>,
     http: reqwest::Client,
     told: Mutex<Told>,
@@ -95,7 +104,7 @@ pub struct Running {
 
 impl Workload {
     /// Make the tables, and let the clients begin.
-    pub async fn start(cluster: &Cluster, seed: u64) -> Running {
+    pub async fn start(cluster: &Cluster, seed: u64, mix: Mix) -> Running {
         cluster
             .query(
                 "CREATE TABLE accounts (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL, items TEXT NOT NULL) \
@@ -113,6 +122,7 @@ impl Workload {
             wrong: None,
         };
         let workload = Arc::new(Workload {
+            mix,
             nodes: cluster.urls(),
             http: reqwest::Client::builder().timeout(ANSWER_LIMIT).build().unwrap(),
             told: Mutex::new(told),
@@ -322,7 +332,8 @@ impl Client {
         }
         match self.dice.roll(100) {
             0..35 => self.append().await,
-            35..55 => self.transfer().await,
+            35..55 if self.workload.mix == Mix::All => self.transfer().await,
+            35..55 => self.append().await,
             55..75 => self.state_fact().await,
             75..95 => self.read().await,
             _ => {
@@ -355,7 +366,7 @@ impl Client {
     }
 
     async fn state_fact(&mut self) {
-        let rows = [1, 1, 3][self.dice.roll(3)];
+        let rows = if self.workload.mix == Mix::All { [1, 1, 3][self.dice.roll(3)] } else { 1 };
         let fact = {
             let facts = &mut self.workload.told.lock().facts;
             facts.push(Fact { rows, outcome: None });

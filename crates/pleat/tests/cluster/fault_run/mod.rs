@@ -25,7 +25,7 @@ use place::{NODES, Place};
 
 use crate::harness::{Cluster, PATIENCE};
 use crate::scaling::{self, Scaling};
-use crate::workload::Workload;
+use crate::workload::{Mix, Workload};
 
 const SECONDS_VARIABLE: &str = "FAULTS_SECONDS";
 const SEED_VARIABLE: &str = "FAULTS_SEED";
@@ -71,7 +71,7 @@ async fn all(at_least: Duration, seed: u64) {
     let mut cluster = Cluster::over((1..=NODES).map(place::url).collect(), dir);
     cluster.wait_healthy().await;
 
-    let load = Workload::start(&cluster, seed).await;
+    let load = Workload::start(&cluster, seed, Mix::All).await;
     load.workload.progress(WRITES_AT_PEACE).await;
     let scaling = Scaling::start(&cluster);
     let (begun, mut faults) = (Instant::now(), Faults::of_seed(seed));

@@ -27,7 +27,8 @@ use parking_lot::Mutex;
 
 pub const NODES: u16 = 3;
 const PORT: u16 = 8080;
-const INSTALL: &str = "install it (Debian: iproute2, nftables, libfaketime), or run `cargo xtask test` as root, which does";
+const INSTALL: &str =
+    "install it (Debian: iproute2, nftables, libfaketime), or run `cargo xtask test` as root, which does";
 
 /// Which direction is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
