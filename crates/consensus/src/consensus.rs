@@ -75,12 +75,19 @@ impl Consensus {
             Storage::Disk => {
                 let config = config.clone();
                 let open = move || {
-                    DiskLog::open(&config.dir.join("log"), &config.cluster_id, config.node, config.flush_bytes_max)
+                    DiskLog::open(&config)
                 };
                 Log::Disk(Arc::new(runtime::blocking(open).await??))
             }
         };
-        let links = Links { config, transport, sending: Semaphore::new(SENDING_MAX), files: AtomicU64::new(0) };
+        runtime::spawn(config.disk.keep());
+        let links = Links {
+            config,
+            transport,
+            sending: Semaphore::new(SENDING_MAX),
+            files: AtomicU64::new(0),
+            rooms: Mutex::default(),
+        };
         clear_snapshots(&links)?;
         Ok(Arc::new(Consensus {
             links: Arc::new(links),

@@ -17,7 +17,7 @@ const LONG: ReadLimits = ReadLimits { time: Duration::from_secs(600), rows: u64:
 const ENDLESS: &str = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
 
 fn room(dir: &Path, limits: RoomLimits) -> Arc<Room> {
-    Room::new(dir.join("spill"), limits, 2)
+    Room::new(dir.join("spill"), limits, 2, Arc::new(|| u64::MAX))
 }
 
 /// So little memory that what does not fit is soon found.
