@@ -81,7 +81,8 @@ impl Group {
         joins: bool,
     ) -> anyhow::Result<Group> {
         let config = links.config.clone();
-        let (machine, position, thread) = Machine::start(id, machine, config.checkpoint_bytes, config.disk.clone()).await?;
+        let (machine, position, thread) =
+            Machine::start(id, machine, config.checkpoint_bytes, config.disk.clone()).await?;
         let durable = machine.shared.durable.subscribe();
         let node = config.node.0;
         let store = LogStore::open(id, node, log, config.log_cache_bytes, config.append_bytes_max, durable)

@@ -291,7 +291,7 @@ impl Worker {
                 Some(Trouble::Full) if self.shared.stopping.load(Ordering::Relaxed) => {}
                 // A simulation has one thread, which must not wait.
                 Some(Trouble::Full) if !runtime::simulated() => {
-                    if attempt % FULL_SAID_EVERY == 0 {
+                    if attempt.is_multiple_of(FULL_SAID_EVERY) {
                         tracing::error!(group = self.group, "waiting for room on the disk: {error:#}");
                     }
                     attempt = attempt.wrapping_add(1);

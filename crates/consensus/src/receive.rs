@@ -77,7 +77,8 @@ impl Consensus {
         };
         // Once as it arrives, and once as it is installed.
         if self.links.config.disk.spare() < header.bytes.saturating_mul(2) {
-            let full = format!("there is no room for a snapshot of {} bytes on {}", header.bytes, self.links.config.node);
+            let full =
+                format!("there is no room for a snapshot of {} bytes on {}", header.bytes, self.links.config.node);
             return Err(ServiceError::new("disk_full", full));
         }
         let number = self.links.files.fetch_add(1, Ordering::Relaxed);

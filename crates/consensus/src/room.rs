@@ -85,6 +85,7 @@ pub struct Disk {
     place: Option<Place>,
     state: watch::Sender<DiskState>,
     full: AtomicBool,
+    failed: AtomicBool,
     /// Bytes of entries that were taken since it is full.
     spent: AtomicU64,
 }
@@ -119,10 +120,14 @@ impl Disk {
         forget_cached(dir)?;
         let handle = File::open(dir).with_context(opened)?;
         let held = std::fs::metadata(dir.join(FILE)).is_ok_and(|file| reserve > 0 && file.len() == reserve / 2);
+        if !held {
+            // One of another size, or none.
+            drop(std::fs::remove_file(dir.join(FILE)));
+        }
         let free = free(&handle).with_context(opened)?;
         let looked = Mutex::new(Looked { at: Instant::now(), free, held });
         let disk = Disk::new(Some(Place { dir: dir.to_owned(), handle, reserve, looked }));
-        let free = disk.look();
+        let free = disk.look(true);
         if free < reserve / 8 {
             bail!(
                 "the disk of {} is full: {free} bytes are free, and starting takes at least {}. Make room on it; a node \
@@ -136,7 +141,7 @@ impl Disk {
 
     fn new(place: Option<Place>) -> Self {
         let state = watch::Sender::new(DiskState::Room);
-        Disk { place, state, full: AtomicBool::new(false), spent: AtomicU64::new(0) }
+        Disk { place, state, full: AtomicBool::new(false), failed: AtomicBool::new(false), spent: AtomicU64::new(0) }
     }
 
     /// How it is.
@@ -174,7 +179,7 @@ impl Disk {
         if let Some(place) = &self.place
             && place.looked.lock().at.elapsed() >= LOOK_PAUSE
         {
-            self.look();
+            self.look(false);
         }
         !self.full.load(Ordering::Relaxed)
     }
@@ -198,7 +203,7 @@ impl Disk {
             None => u64::MAX,
             Some(place) => {
                 if place.looked.lock().at.elapsed() >= LOOK_PAUSE {
-                    self.look();
+                    self.look(false);
                 }
                 let looked = place.looked.lock();
                 // A little more than what stops writes, so that writes are not what stops first.
@@ -217,20 +222,24 @@ impl Disk {
     /// Something could not be written or made durable, and nobody knows what is on the disk now. Only the first failure counts.
     pub fn fail(&self, why: impl Into<String>) {
         let why = why.into();
-        let first = self.state.send_if_modified(|state| {
-            let first = !matches!(state, DiskState::Failed { .. });
-            if first {
-                *state = DiskState::Failed { why: why.clone() };
-            }
-            first
-        });
-        if first {
-            tracing::error!("the disk failed, this node stops: {why}");
-            if let Some(place) = &self.place
-                && let Err(error) = std::fs::write(place.dir.join(NOTE), &why)
-            {
-                tracing::warn!("can't leave the note {NOTE}: {error}");
-            }
+        if self.failed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::error!("the disk failed, this node stops: {why}");
+        // First the note: whoever is told ends the process.
+        if let Some(place) = &self.place
+            && let Err(error) = std::fs::write(place.dir.join(NOTE), &why)
+        {
+            tracing::warn!("can't leave the note {NOTE}: {error}");
+        }
+        self.state.send_replace(DiskState::Failed { why });
+    }
+
+    /// Fails when an error says that the device did (`EIO`). For whoever would try again what ended with an error.
+    pub fn suspect(&self, error: &anyhow::Error) {
+        let of_device = |cause: &io::Error| cause.raw_os_error() == Some(nix::errno::Errno::EIO as i32);
+        if error.chain().filter_map(|cause| cause.downcast_ref()).any(of_device) {
+            self.fail(format!("{error:#}"));
         }
     }
 
@@ -239,14 +248,14 @@ impl Disk {
         let disk = Arc::downgrade(self);
         async move {
             while let Some(disk) = disk.upgrade().filter(|disk| disk.place.is_some()) {
-                drop(crate::runtime::blocking(move || disk.look()).await);
+                drop(crate::runtime::blocking(move || disk.look(true)).await);
                 tokio::time::sleep(KEEP_EVERY).await;
             }
         }
     }
 
-    /// Looks how much is free, and does what the module's table says. Gives the free bytes.
-    fn look(&self) -> u64 {
+    /// Looks how much is free, and does what the module's table says; making the file takes time. Gives the free bytes.
+    fn look(&self, may_take_time: bool) -> u64 {
         let Some(place) = &self.place else { return u64::MAX };
         let mut looked = place.looked.lock();
         looked.at = Instant::now();
@@ -259,7 +268,7 @@ impl Disk {
         }
         let (half, eighth) = (place.reserve / 2, place.reserve / 8);
         let was_full = self.full.load(Ordering::Relaxed);
-        if !looked.held && place.reserve > 0 && looked.free >= place.reserve + eighth {
+        if may_take_time && !looked.held && place.reserve > 0 && looked.free >= place.reserve + eighth {
             place.hold(&mut looked);
         }
         if looked.held && looked.free < eighth {
@@ -315,7 +324,10 @@ impl Place {
         let path = self.dir.join(FILE);
         match std::fs::remove_file(&path) {
             Ok(()) => {
-                tracing::warn!("the disk has no room at all: the file {} makes room for what must be written", path.display());
+                tracing::warn!(
+                    "the disk has no room at all: the file {} makes room for what must be written",
+                    path.display()
+                );
                 looked.held = false;
                 looked.free = looked.free.saturating_add(self.reserve / 2);
             }
@@ -371,4 +383,54 @@ fn forget_cached(dir: &Path) -> anyhow::Result<()> {
     tracing::warn!("the disk had failed ({why}): reading again what it has");
     settle(dir).with_context(|| format!("read again what the disk has in {}", dir.display()))?;
     std::fs::remove_file(&note).with_context(|| format!("remove {}", note.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reserve_is_set_aside_and_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = || std::fs::metadata(dir.path().join(FILE)).map(|file| file.len()).unwrap_or(0);
+        for (reserve, file) in [(4 << 20, 2 << 20), (2 << 20, 1 << 20), (0, 0)] {
+            let disk = Disk::open(dir.path(), reserve).unwrap();
+            assert_eq!((size(), disk.has_room(), disk.trouble()), (file, true, None));
+        }
+        let error = Disk::open(dir.path(), u64::MAX / 2).unwrap_err().to_string();
+        assert!(error.contains("is full") && error.contains("Make room"), "{error}");
+    }
+
+    #[test]
+    fn a_failure_leaves_a_note_until_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path(), 0).unwrap();
+        disk.fail("first");
+        disk.fail("second");
+        assert_eq!(disk.state(), DiskState::Failed { why: "first".into() });
+        assert_eq!(std::fs::read_to_string(dir.path().join(NOTE)).unwrap(), "first");
+        Disk::open(dir.path(), 0).unwrap();
+        assert!(!dir.path().join(NOTE).exists());
+    }
+
+    #[test]
+    fn only_the_operating_systems_errors_are_the_disks() {
+        let of = |error: io::Error| Trouble::of(&anyhow::Error::new(error).context("while it was at it"));
+        assert_eq!(of(io::Error::from_raw_os_error(28)), Some(Trouble::Full), "ENOSPC");
+        assert_eq!(of(ErrorKind::StorageFull.into()), Some(Trouble::Full));
+        assert_eq!(of(io::Error::from_raw_os_error(5)), Some(Trouble::Failed), "EIO");
+        assert_eq!(of(io::Error::other("damaged")), None);
+        assert_eq!(Trouble::of(&anyhow::anyhow!("no I/O at all")), None);
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_was_on_its_way_and_no_more() {
+        let disk = Disk::unlimited();
+        assert!(disk.takes(1));
+        disk.pretend_full(true);
+        assert!(!disk.has_room() && !disk.takes(1));
+        assert!(disk.trouble().unwrap().contains("is full"));
+        disk.pretend_full(false);
+        assert!(disk.has_room() && disk.takes(1));
+    }
 }

@@ -404,6 +404,7 @@ impl Host {
             };
             if let Err(error) = outcome {
                 tracing::error!(shard = %shard.id, "replica: {error:#}");
+                self.disk().suspect(&error);
                 done = false;
             }
         }

@@ -54,7 +54,9 @@ pub async fn run(options: NodeOptions, incarnation: u64, mut shutdown: Shutdown)
 
 /// The disk failed: the process has to end at once.
 #[derive(Debug, thiserror::Error)]
-#[error("the disk failed: {0}. Look at the disk, and at the kernel's messages; a node that is supervised (`pleat up`) starts again by itself")]
+#[error(
+    "the disk failed: {0}. Look at the disk, and at the kernel's messages; a node that is supervised (`pleat up`) starts again by itself"
+)]
 pub struct DiskFailure(String);
 
 /// Wait until the disk fails.

@@ -25,7 +25,8 @@ const LINE_BYTES_MAX: usize = 4_352;
 
 /// Say what was wrong when a mapped page can't be read.
 pub fn install() -> anyhow::Result<()> {
-    let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK | SaFlags::SA_RESETHAND;
+    // On the thread's own stack: that set aside for signals is too small for a line of the maps.
+    let flags = SaFlags::SA_SIGINFO | SaFlags::SA_RESETHAND;
     let action = SigAction::new(SigHandler::SigAction(handle), flags, SigSet::empty());
     // SAFETY: the handler does only what is allowed in one, as the module says.
     unsafe { sigaction(Signal::SIGBUS, &action) }.context("listen for SIGBUS")?;
@@ -85,7 +86,7 @@ fn file_at(line: &[u8], address: usize) -> Option<&[u8]> {
     let (from, to) = range.split_once('-')?;
     let bound = |hex| usize::from_str_radix(hex, 16).ok();
     let within = (bound(from)?..bound(to)?).contains(&address);
-    rest.find('/').filter(|_| within).map(|path| rest[path..].as_bytes())
+    rest.find('/').filter(|_| within).map(|path| &rest.as_bytes()[path..])
 }
 
 #[cfg(test)]

@@ -116,7 +116,10 @@ fn checkpoint_if_long(wal: &mut Wal, pages: i32) -> rusqlite::Result<()> {
     }
     match wal.checkpoint() {
         Err(error)
-            if matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)) =>
+            if matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)
+            ) =>
         {
             Ok(())
         }

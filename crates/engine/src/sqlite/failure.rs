@@ -126,6 +126,11 @@ pub fn disk_error(error: anyhow::Error) -> anyhow::Error {
     anyhow::Error::new(os).context(told)
 }
 
+/// The failure of an fsync.
+pub(crate) fn of_device(error: std::io::Error) -> anyhow::Error {
+    anyhow::Error::new(std::io::Error::from_raw_os_error(EIO)).context(error.to_string())
+}
+
 /// The operating system's number for a failure of a device.
 const EIO: i32 = 5;
 

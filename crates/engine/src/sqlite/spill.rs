@@ -64,7 +64,13 @@ impl Drop for Entered {
 
 impl Spill {
     pub(crate) fn new(room: Arc<Room>) -> Arc<Self> {
-        Arc::new(Self { room, held: AtomicU64::new(0), written: AtomicU64::new(0), looked: AtomicU64::new(0), refused: Mutex::new(None) })
+        Arc::new(Self {
+            room,
+            held: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
+            refused: Mutex::new(None),
+        })
     }
 
     pub(crate) fn enter(self: &Arc<Self>) -> Entered {

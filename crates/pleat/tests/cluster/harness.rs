@@ -134,7 +134,9 @@ impl Cluster {
         loop {
             if let Some(status) = self.supervisor.as_mut().and_then(|child| child.try_wait().unwrap()) {
                 let needs = match self.options.disk_mib {
-                    Some(_) => "\n(disks of their own need mount namespaces: be root with CAP_SYS_ADMIN, or allow user namespaces)",
+                    Some(_) => {
+                        "\n(disks of their own need mount namespaces: be root with CAP_SYS_ADMIN, or allow user namespaces)"
+                    }
                     None => "",
                 };
                 panic!("`pleat up` ended with {status}{needs}\n{}", self.tail());
@@ -312,7 +314,7 @@ impl Cluster {
 
     /// kill -9 of one node, which stays down until [`Cluster::release`].
     pub fn hold_down(&self, node: u16) {
-        self.signal_supervisor(Signal::SIGSTOP);
+        self.pause_supervisor();
         self.kill_node(node);
         // Its locks go with it.
         let begun = Instant::now();
@@ -320,6 +322,11 @@ impl Cluster {
             assert!(begun.elapsed() < PATIENCE, "node-{node} does not die");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Nothing that ends is started again until [`Cluster::release`].
+    pub fn pause_supervisor(&self) {
+        self.signal_supervisor(Signal::SIGSTOP);
     }
 
     /// The supervisor starts again what was held down.
