@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod client;
+mod disk;
 mod export;
 mod fault_run;
 mod faults;
