@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phase, Receipt, ShardId, ShardState};
 use pleat_engine::{Action, MoveAction, MoveChunk, MoveRead, MoveState, MoveStep, Outcome};
 use pleat_host::HostError;
+use pleat_host::failpoint::{effect, reach, reach_in};
 use pleat_provision::Provisioner;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -231,11 +232,14 @@ impl Work {
     /// Journal, whatever was asked meanwhile.
     pub async fn note(&self, step: &str, ended: bool, detail: &str) -> Result<(), Stop> {
         self.track(step, ended);
-        let (step, detail) = (step.to_owned(), detail.to_owned());
         let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
-        let command = Command::JournalStep { operation, step, ended, detail, epoch, at };
+        let (name, detail) = (step.to_owned(), detail.to_owned());
+        let command = Command::JournalStep { operation, step: name, ended, detail, epoch, at };
         match self.cluster().command(command, COMMAND_LIMIT).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                reach_in(if ended { "operation.step-ended" } else { "operation.step-begun" }, Some(step));
+                Ok(())
+            }
             Err(HostError::Command(error @ CommandError::Invalid { .. })) => {
                 // Refused: another leader's, or (which must not stop what is decided) the journal is full.
                 let operation = self.operation()?;
@@ -272,6 +276,7 @@ impl Work {
         let Failure { why, code } = failure.clone();
         tracing::info!(%operation, why, "operation given up");
         let given_up = self.command(Command::GiveUpOperation { operation, message: why, code, epoch, at }).await;
+        reach("operation.given-up", None);
         given_up.map_err(|stop| match stop {
             // It was committed after all, and goes on.
             Stop::Impossible(failure) => Stop::Again(failure.why),
@@ -318,14 +323,19 @@ impl Work {
         let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
         let message = message.to_owned();
         tracing::info!(%operation, ?phase, message, "operation ended");
-        self.command(Command::FinishOperation { operation, phase, message, epoch, at }).await
+        reach("operation.before-finish", None);
+        self.command(Command::FinishOperation { operation, phase, message, epoch, at }).await?;
+        reach("operation.finished", None);
+        Ok(())
     }
 
     /// An effect on a shard.
     pub async fn write(&self, shard: ShardId, action: Action) -> Result<Outcome, Stop> {
         let deadline = Instant::now() + EFFECT_LIMIT;
+        reach_in("operation.before-effect", effect(&action));
         loop {
             let outcome = self.cluster().write(shard, action.clone(), EFFECT_LIMIT).await;
+            reach_in("operation.had-effect", effect(&action));
             if !is_deciding(&outcome) || Instant::now() >= deadline {
                 return took_effect(outcome?);
             }

@@ -13,7 +13,7 @@ use pleat_cluster::{
     Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, OperationId, PartitionId, Planned, Reply,
     ShardId,
 };
-use pleat_consensus::Status;
+use pleat_consensus::{Disk, Status};
 use pleat_engine::{Action, ReadRequest};
 use pleat_host::{
     Freshness, Host, HostError, InDoubt, NodeObservation, PartitionWeight, Progress, RowStream, TxnPart, TxnReply,
@@ -30,6 +30,10 @@ pub trait Backend: Send + Sync + 'static {
     fn catalog(&self) -> Arc<Catalog>;
     fn watch_catalog(&self) -> watch::Receiver<Arc<Catalog>>;
     fn control_status(&self) -> Status;
+    /// The disk of the node.
+    fn disk(&self) -> Arc<Disk> {
+        Disk::unlimited()
+    }
     fn shard_status(&self, shard: ShardId) -> Option<Status>;
     async fn catalog_reaches(&self, generation: Generation, within: Duration) -> bool;
     async fn fresh_catalog(&self, within: Duration) -> Result<Arc<Catalog>, HostError>;
@@ -91,6 +95,10 @@ impl Backend for Host {
 
     fn control_status(&self) -> Status {
         Host::control_status(self)
+    }
+
+    fn disk(&self) -> Arc<Disk> {
+        Host::disk(self)
     }
 
     fn shard_status(&self, shard: ShardId) -> Option<Status> {

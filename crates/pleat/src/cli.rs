@@ -2,7 +2,7 @@
 //!
 //! Commands that speak to a cluster do it over HTTP alone, like any other client ([`client`]). What they
 //! print is for people; with `--json` it is for programs: the server's own JSON, unchanged. The exit code is
-//! 0 when all went well, 1 for an error, 2 for a command line that makes no sense. A reader that goes away
+//! 0 when all went well, 1 for an error, 2 for a command line that makes no sense, 74 for a node whose disk failed. A reader that goes away
 //! (`pleat shards | head -1`) is no error.
 
 pub(crate) mod client;

@@ -6,6 +6,7 @@ use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Command, CommandError, Generation, ShardId};
 use pleat_engine::MoveAction;
 use pleat_host::HostError;
+use pleat_host::failpoint::reach;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Plan;
@@ -87,9 +88,12 @@ async fn close_gates(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
 pub(crate) async fn commit(work: &Work, what: &str) -> Result<(), Stop> {
     let (operation, epoch) = (work.id, work.tools.epochs.term());
     work.decide();
+    reach("operation.before-commit", None);
     loop {
         let at = work.cluster().now_ms();
-        match work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await {
+        let proposed = work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await;
+        reach("operation.committed", None);
+        match proposed {
             Ok(_) => return Ok(()),
             Err(HostError::Command(error)) => return Err(refused(work, what, error)),
             Err(error) => tracing::warn!(%operation, %error, "the commit's outcome is not known yet"),

@@ -10,6 +10,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("plan", &["cluster"]),
     ("sql", &["cluster"]),
     ("generate", &["cluster"]),
+    ("oracle", &[]),
     ("consensus", &["cluster"]),
     ("engine", &["cluster"]),
     ("provision", &["cluster"]),
@@ -17,7 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("control", &["plan", "host", "consensus", "engine", "provision", "cluster"]),
     ("gateway", &["plan", "sql", "host", "consensus", "engine", "cluster"]),
     ("pleat", &["gateway", "control", "host", "plan", "sql", "consensus", "engine", "provision", "cluster"]),
-    ("sim", &["gateway", "control", "host", "consensus", "engine", "cluster"]),
+    ("sim", &["oracle", "gateway", "control", "host", "consensus", "engine", "cluster"]),
     ("xtask", &[]),
 ];
 
