@@ -80,6 +80,14 @@ pub enum Command {
         epoch: u64,
         at: Millis,
     },
+    /// The same for the first step of another attempt. The operation counts it, and its executor calls it by that number:
+    /// the journal's entries are for people, and one that turns up twice must not be taken for an attempt.
+    BeginAttempt {
+        operation: OperationId,
+        step: String,
+        epoch: u64,
+        at: Millis,
+    },
     /// It does not happen: from here on it can't be committed, only taken back. `message` and `code` say why.
     GiveUpOperation {
         operation: OperationId,
@@ -130,6 +138,13 @@ pub enum Command {
         operation: OperationId,
         receipt: Box<Receipt>,
         epoch: u64,
+        at: Millis,
+    },
+    /// Put several moves (`OperationKind::Move`) into the journal, all or none. They name different partitions. The reply names the first; the others follow it in order.
+    StartMoves {
+        moves: Vec<OperationKind>,
+        cause: Cause,
+        reason: String,
         at: Millis,
     },
 }

@@ -1,6 +1,7 @@
 //! The journal: every change of the cluster is an operation with steps.
 //!
-//! The control leader works on one operation at a time, in the order of their ids. Before a step acts it
+//! The control leader works on one operation at a time, in the order of their ids, but for moves: those that have not begun let others
+//! go first, and a few of different shards go side by side (`moves`). Before a step acts it
 //! is journaled as begun, and when it has acted, as ended; so a leader that takes over sees how far the one
 //! before it may have come. What it then does is the executor's business (`control`): before
 //! [`Operation::committed`] is set an operation can be rolled back, afterwards it is only ever finished.
@@ -119,6 +120,8 @@ pub struct Operation {
     pub reason: String,
     pub phase: Phase,
     pub steps: Vec<Step>,
+    /// How many attempts have begun. Traces on shards are of the newest: it began when those before were taken back.
+    pub attempts: u32,
     /// The point of no return was passed: the catalog holds the result.
     pub committed: bool,
     /// It does not happen: it can't be committed any more, and what was done is taken back.

@@ -57,6 +57,7 @@ use pleat_cluster::{
 };
 use pleat_engine::{Action, Outcome, Refusal, SchemaChange};
 use pleat_host::HostError;
+use pleat_host::failpoint::{effect, reach, reach_in};
 use tokio::time::{Instant, sleep};
 
 use crate::mover::reference::catch_up;
@@ -139,11 +140,13 @@ async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Resul
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
     work.begin("commit").await?;
     work.decide();
+    reach("operation.before-commit", None);
     if let Err(stop) = work.command(Command::CommitOperation { operation, epoch, at }).await {
         // Asked for between the step and the commit: the catalog refuses the commit, now and for ever.
         let asked = work.operation()?;
         return Err(if asked.cancel_requested && !asked.committed { Stop::Cancelled } else { stop });
     }
+    reach("operation.committed", None);
     work.end("commit", "").await
 }
 
@@ -224,8 +227,10 @@ async fn insist(work: &Work, step: &str, shard: ShardId, action: Action, patienc
 /// asked again.
 async fn change_shard(work: &Work, shard: ShardId, action: Action) -> Result<(), Stop> {
     let deadline = Instant::now() + EFFECT_LIMIT;
+    reach_in("operation.before-effect", effect(&action));
     loop {
         let outcome = work.cluster().write(shard, action.clone(), EFFECT_LIMIT).await;
+        reach_in("operation.had-effect", effect(&action));
         let moving =
             matches!(&outcome, Ok(Outcome::Refused(Refusal::Moving)) | Err(HostError::Refused(Refusal::Moving)));
         if !(moving || is_deciding(&outcome)) || Instant::now() >= deadline {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use pleat_cluster::{Catalog, Command, CommandError, Operation, OperationId, Phase, Receipt, ShardId, ShardState};
 use pleat_engine::{Action, MoveAction, MoveChunk, MoveRead, MoveState, MoveStep, Outcome};
 use pleat_host::HostError;
+use pleat_host::failpoint::{effect, reach, reach_in};
 use pleat_provision::Provisioner;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -66,8 +67,9 @@ impl Epochs {
 pub(crate) struct MoveNumber(pub u64);
 
 impl MoveNumber {
-    pub fn new(operation: OperationId, attempt: usize) -> Self {
-        MoveNumber((operation.0 << 8) + attempt as u64)
+    /// Of the attempt that has left traces, if one has.
+    pub fn newest(operation: &Operation) -> Self {
+        MoveNumber((operation.id.0 << 8) + u64::from(operation.attempts))
     }
 }
 
@@ -140,6 +142,21 @@ impl Work {
 
     /// Journal that a step is about to act. Between steps, and before the commit, is where cancelling works.
     pub async fn begin(&self, step: &str) -> Result<(), Stop> {
+        self.may_begin()?;
+        self.note(step, false, "").await
+    }
+
+    /// Journal that another attempt begins, with this step. Whatever those before it left must be taken back by then.
+    pub async fn begin_attempt(&self, step: &str) -> Result<MoveNumber, Stop> {
+        self.may_begin()?;
+        self.track(step, false);
+        let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
+        let begun = self.command(Command::BeginAttempt { operation, step: step.to_owned(), epoch, at }).await;
+        begun.map_err(|stop| stop.context("write the journal"))?;
+        Ok(MoveNumber::newest(&self.operation()?))
+    }
+
+    fn may_begin(&self) -> Result<(), Stop> {
         let operation = self.operation()?;
         if !operation.committed && !operation.given_up {
             if operation.cancel_requested {
@@ -149,7 +166,7 @@ impl Work {
                 return Err(Stop::impossible(format!("it has taken {} steps and is given up", operation.steps.len())));
             }
         }
-        self.note(step, false, "").await
+        Ok(())
     }
 
     /// About how much the step at hand has to do.
@@ -215,11 +232,14 @@ impl Work {
     /// Journal, whatever was asked meanwhile.
     pub async fn note(&self, step: &str, ended: bool, detail: &str) -> Result<(), Stop> {
         self.track(step, ended);
-        let (step, detail) = (step.to_owned(), detail.to_owned());
         let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
-        let command = Command::JournalStep { operation, step, ended, detail, epoch, at };
+        let (name, detail) = (step.to_owned(), detail.to_owned());
+        let command = Command::JournalStep { operation, step: name, ended, detail, epoch, at };
         match self.cluster().command(command, COMMAND_LIMIT).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                reach_in(if ended { "operation.step-ended" } else { "operation.step-begun" }, Some(step));
+                Ok(())
+            }
             Err(HostError::Command(error @ CommandError::Invalid { .. })) => {
                 // Refused: another leader's, or (which must not stop what is decided) the journal is full.
                 let operation = self.operation()?;
@@ -256,6 +276,7 @@ impl Work {
         let Failure { why, code } = failure.clone();
         tracing::info!(%operation, why, "operation given up");
         let given_up = self.command(Command::GiveUpOperation { operation, message: why, code, epoch, at }).await;
+        reach("operation.given-up", None);
         given_up.map_err(|stop| match stop {
             // It was committed after all, and goes on.
             Stop::Impossible(failure) => Stop::Again(failure.why),
@@ -302,14 +323,19 @@ impl Work {
         let (operation, epoch, at) = (self.id, self.tools.epochs.term(), self.cluster().now_ms());
         let message = message.to_owned();
         tracing::info!(%operation, ?phase, message, "operation ended");
-        self.command(Command::FinishOperation { operation, phase, message, epoch, at }).await
+        reach("operation.before-finish", None);
+        self.command(Command::FinishOperation { operation, phase, message, epoch, at }).await?;
+        reach("operation.finished", None);
+        Ok(())
     }
 
     /// An effect on a shard.
     pub async fn write(&self, shard: ShardId, action: Action) -> Result<Outcome, Stop> {
         let deadline = Instant::now() + EFFECT_LIMIT;
+        reach_in("operation.before-effect", effect(&action));
         loop {
             let outcome = self.cluster().write(shard, action.clone(), EFFECT_LIMIT).await;
+            reach_in("operation.had-effect", effect(&action));
             if !is_deciding(&outcome) || Instant::now() >= deadline {
                 return took_effect(outcome?);
             }

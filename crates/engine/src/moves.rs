@@ -101,6 +101,34 @@ pub enum MoveAction {
     CleanUpDone,
 }
 
+impl MoveAction {
+    /// What it is, in a word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            MoveAction::Claim => "Claim",
+            MoveAction::CaptureStart { .. } => "CaptureStart",
+            MoveAction::Fence => "Fence",
+            MoveAction::Close => "Close",
+            MoveAction::Unfence => "Unfence",
+            MoveAction::Release { .. } => "Release",
+            MoveAction::Abort => "Abort",
+            MoveAction::ImportStart { .. } => "ImportStart",
+            MoveAction::Import { .. } => "Import",
+            MoveAction::ReferenceLoaded { .. } => "ReferenceLoaded",
+            MoveAction::Activate { .. } => "Activate",
+            MoveAction::ImportAbort => "ImportAbort",
+            MoveAction::PlaceStart { .. } => "PlaceStart",
+            MoveAction::PlaceFence => "PlaceFence",
+            MoveAction::PlaceUnfence => "PlaceUnfence",
+            MoveAction::PlaceSwitch { .. } => "PlaceSwitch",
+            MoveAction::PlaceOpen => "PlaceOpen",
+            MoveAction::PlaceAbort => "PlaceAbort",
+            MoveAction::CleanUp { .. } => "CleanUp",
+            MoveAction::CleanUpDone => "CleanUpDone",
+        }
+    }
+}
+
 /// A table that gets another placement, as one shard sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TablePlace {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, watch};
 use uuid::Uuid;
 
-use crate::failpoint::reach;
+use crate::failpoint::{effect, reach, reach_in};
 use crate::lane::Passing;
 use crate::locals::{Locals, Turn};
 use crate::meter::{Kind, Meter};
@@ -161,6 +161,8 @@ impl Replica {
         if let Some((before, _)) = places {
             reach(before, Some(self.shard));
         }
+        let effect = effect(&action);
+        reach_in("shard.before-effect", effect);
         let _serving = counted.map(|kind| self.meter.begin(kind, &units_of(&action)));
         let mut proposal = Proposal { id: Uuid::new_v4(), planned, now_ms: now, seed: rand::random(), action };
         if planted::is(Bug::EarlyAcknowledgement)
@@ -185,6 +187,7 @@ impl Replica {
         if let Some((_, after)) = places {
             reach(after, Some(self.shard));
         }
+        reach_in("shard.had-effect", effect);
         if counted.is_some() && matches!(outcome, Outcome::Failed(_)) {
             self.meter.failed();
         }

@@ -35,12 +35,13 @@ impl ShardMachine {
     /// The log has these proposals, and the database doesn't.
     #[cfg(feature = "failpoints")]
     fn applying(&self, proposals: &[&[u8]]) {
+        use crate::failpoint::{effect, reach_in};
         use pleat_engine::Action;
         for proposal in proposals.iter().filter_map(|bytes| Proposal::decode(bytes).ok()) {
             match proposal.action {
                 Action::Prepare { .. } => crate::failpoint::reach("participant.applying-prepare", Some(self.shard)),
                 Action::Decide { .. } => crate::failpoint::reach("participant.applying-decide", Some(self.shard)),
-                _ => {}
+                action => reach_in("shard.applying-effect", effect(&action)),
             }
         }
     }

@@ -7,9 +7,9 @@ use pleat_cluster::{Catalog, Generation, PartitionId, ShardId};
 use pleat_consensus::Status;
 use pleat_engine::UnitSet;
 use pleat_host::Host;
+use pleat_oracle::Wrong;
 
 use crate::node::Hosts;
-use crate::oracle::Wrong;
 
 /// The control group's number among the groups; shard N is group N.
 const CONTROL: u64 = 0;

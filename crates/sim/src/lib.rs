@@ -11,7 +11,7 @@
 //!
 //! Three nodes run on turmoil's network: the real consensus, SQLite shards, gateway sessions and control loops, put together as
 //! `pleat` does ([`node`]). Clients on a host of their own read and write ([`workload`]), and hold every answer against
-//! what they were told before ([`oracle`]); an operator splits shards and moves partitions. [`faults`] are drawn beforehand,
+//! what they were told before ([`pleat_oracle`]); an operator splits shards and moves partitions. [`faults`] are drawn beforehand,
 //! and at short intervals the whole cluster is held against its [`invariants`]. Then the faults stop, and the cluster has a
 //! bounded time to heal; clients read everything once more; and the replicas' databases, copied from the disks, must
 //! be equal and hold what they own and nothing else ([`run`]).
@@ -25,7 +25,6 @@ pub mod faults;
 pub mod invariants;
 pub mod net;
 pub mod node;
-pub mod oracle;
 pub mod os;
 mod panics;
 pub mod run;

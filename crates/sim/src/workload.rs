@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use pleat_cluster::{Catalog, OperationKind, PartitionId, Shard, Value};
+use pleat_oracle::{Account, BALANCE, Seen, Token, Wrong};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -15,7 +16,6 @@ use tokio::time::Instant;
 
 use crate::client::{self, Answer, Ask, Told};
 use crate::node::NODES;
-use crate::oracle::{Account, BALANCE, Seen, Token, Wrong};
 use crate::world::{ACCOUNTS, Phase, World};
 
 /// Clients at work at one time.

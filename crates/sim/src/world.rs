@@ -8,10 +8,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pleat_consensus::MemoryDisk;
 use pleat_host::Host;
+use pleat_oracle::{Account, Oracle, Wrong};
 
 use crate::net;
 use crate::node::Hosts;
-use crate::oracle::{Account, Oracle, Wrong};
 use crate::trace::Trace;
 
 /// The accounts that clients write.

@@ -7,6 +7,7 @@ use crate::{data, run};
 /// Install what is missing, then run the documentation's tests and all others.
 pub fn run(args: &[String]) -> anyhow::Result<()> {
     c_compiler()?;
+    network()?;
     nextest()?;
     data::ensure_there(&run::target())?;
     run::cargo(&["test", "--workspace", "--doc", "--locked", "--quiet"])?;
@@ -27,6 +28,37 @@ fn c_compiler() -> anyhow::Result<()> {
     run::program("apt-get", &["update"])?;
     run::program("apt-get", &["install", "--yes", "--no-install-recommends", "gcc", "libc6-dev"])
         .context("install a C compiler (as root, or install gcc yourself)")
+}
+
+/// What must hold of real processes before anything is released, as tests that are not run always.
+pub fn accept() -> anyhow::Result<()> {
+    let tests = [
+        "moves_under_load::a_hundred_moves_under_load_pause_writes_for_less_than_200_ms",
+        "operations_killed_at_every_step::every_operation_killed_at_every_step_ends_and_leaves_nothing",
+        "fault_run::ten_minutes_of_faults_lose_nothing",
+    ];
+    for test in tests {
+        // The whole workspace is named so that nothing is compiled anew for this.
+        let args = ["test", "--workspace", "--locked", "--quiet", "--test", "cluster", "--", "--ignored", "--exact"];
+        run::cargo(&[&args[..], &["--nocapture", test]].concat())?;
+    }
+    Ok(())
+}
+
+/// Nodes are cut off from each other and shown wrong clocks, in network namespaces that the test makes: as root.
+fn network() -> anyhow::Result<()> {
+    let faketime = ["x86_64", "aarch64"].map(|cpu| format!("/usr/lib/{cpu}-linux-gnu/faketime/libfaketimeMT.so.1"));
+    let clocks = faketime.iter().any(|library| std::path::Path::new(library).exists());
+    if clocks && run::answers("ip", &["-V"]) && run::answers("nft", &["-v"]) {
+        return Ok(());
+    }
+    if !run::answers("apt-get", &["--version"]) {
+        bail!("tests need the programs ip (iproute2) and nft (nftables), and libfaketime; install them");
+    }
+    eprintln!("tests need iproute2, nftables and libfaketime; installing them");
+    run::program("apt-get", &["update"])?;
+    run::program("apt-get", &["install", "--yes", "--no-install-recommends", "iproute2", "nftables", "libfaketime"])
+        .context("install iproute2, nftables and libfaketime (as root, or install them yourself)")
 }
 
 /// The runner that gives each test a process of its own, so that tests that start clusters can't disturb others.

@@ -6,6 +6,7 @@ use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Command, CommandError, Generation, ShardId};
 use pleat_engine::MoveAction;
 use pleat_host::HostError;
+use pleat_host::failpoint::reach;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Plan;
@@ -87,9 +88,12 @@ async fn close_gates(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
 pub(crate) async fn commit(work: &Work, what: &str) -> Result<(), Stop> {
     let (operation, epoch) = (work.id, work.tools.epochs.term());
     work.decide();
+    reach("operation.before-commit", None);
     loop {
         let at = work.cluster().now_ms();
-        match work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await {
+        let proposed = work.cluster().command(Command::CommitOperation { operation, epoch, at }, COMMIT_LIMIT).await;
+        reach("operation.committed", None);
+        match proposed {
             Ok(_) => return Ok(()),
             Err(HostError::Command(error)) => return Err(refused(work, what, error)),
             Err(error) => tracing::warn!(%operation, %error, "the commit's outcome is not known yet"),
@@ -141,7 +145,7 @@ async fn journal(work: &Work, plan: &Plan, hand_over: &HandOver) -> Result<(), S
 }
 
 /// The generation at which the commit changed what the shard owns. Nothing changes it again before the
-/// operation has ended, because operations are carried out one at a time.
+/// operation has ended, because no other one that could has a part of the shard meanwhile (`lead`).
 fn ownership(work: &Work, shard: ShardId) -> Result<Generation, Stop> {
     let catalog = work.catalog();
     let shard = catalog.shards.get(&shard).ok_or_else(|| Stop::Again(format!("{shard} is not in the catalog")))?;

@@ -57,6 +57,12 @@
 //! A leader that takes over after the removal finds the shard removed and has the operation ended. Cancelling works up to the commit,
 //! as for any move; afterwards the merge is only finished.
 //!
+//! # Side by side
+//!
+//! Moves between different shards may run at the same time; `lead` says how, and why no two have a shard in common. What
+//! they share is the anchor's reference log, which each reads for its own target, and the nodes, whose throughput each leaves to clients.
+//! A transaction over shards of both meets one fence after the other: it is refused by either, and waits for none.
+//!
 //! # A process dies …
 //!
 //! | while | and then |
@@ -92,7 +98,7 @@ use crate::work::{MoveNumber, Work};
 use receipt::HandOver;
 
 /// How often a move is started anew before it is given up.
-pub(crate) const ATTEMPTS_MAX: usize = 5;
+pub(crate) const ATTEMPTS_MAX: u32 = 5;
 /// The pause before a move is started anew, times the number of attempts so far.
 pub(crate) const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -113,7 +119,7 @@ pub(crate) struct Plan {
     pub creates: bool,
     /// Whether `from` is taken down by this operation.
     pub removes: bool,
-    /// The attempt at hand: the newest that the journal knows of, until the next one begins.
+    /// The attempt that may have left traces: the newest one.
     pub number: MoveNumber,
 }
 
@@ -122,7 +128,7 @@ impl Plan {
         let (from, to, partitions) = operation.kind.moves()?;
         let creates = matches!(operation.kind, OperationKind::Split { .. });
         let removes = matches!(operation.kind, OperationKind::Merge { .. });
-        let number = MoveNumber::new(operation.id, attempts(operation, creates));
+        let number = MoveNumber::newest(operation);
         Some(Self { from, to, partitions: partitions.to_vec(), creates, removes, number })
     }
 }
@@ -141,14 +147,14 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
     }
     loop {
         let operation = work.operation()?;
-        let attempts = attempts(&operation, plan.creates);
+        let attempts = operation.attempts;
         // Whether to go on is asked before the target is: it may be gone for good.
         let outcome = if operation.cancel_requested {
             Err(Stop::Cancelled)
-        } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX {
+        } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX as usize {
             Err(Stop::impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
         } else {
-            work.interruptible(anew(work, &mut plan, attempts + 1)).await
+            work.interruptible(anew(work, &mut plan)).await
         };
         match outcome {
             Ok(hand_over) => return finish(work, &plan, hand_over).await,
@@ -161,18 +167,18 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
                 let taken_back = clean_up::open_gates(work, &plan).await;
                 work.break_off(&why).await?;
                 taken_back?;
-                sleep(ATTEMPT_PAUSE * (attempts as u32 + 1)).await;
+                sleep(ATTEMPT_PAUSE * (attempts + 1)).await;
             }
         }
     }
 }
 
-/// Another attempt. Whatever an earlier one left on the shards goes first.
-async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<HandOver, Stop> {
+/// Another attempt. Whatever the one before left on the shards goes first: from here on nobody looks for it.
+async fn anew(work: &Work, plan: &mut Plan) -> Result<HandOver, Stop> {
     if touched(work)? {
         clean_up::take_back(work, plan).await.map_err(taking_back)?;
     }
-    plan.number = MoveNumber::new(work.id, number);
+    plan.number = work.begin_attempt(if plan.creates { attempt::CREATE_SHARD } else { attempt::CAPTURE }).await?;
     attempt::attempt(work, plan).await
 }
 
@@ -267,12 +273,6 @@ async fn remove_shard(work: &Work, shard: ShardId) -> Result<(), Stop> {
         released.map_err(|error| Stop::Again(error.to_string()))?;
     }
     Ok(())
-}
-
-/// How many attempts there were: each begins with this step.
-fn attempts(operation: &Operation, creates: bool) -> usize {
-    let first = if creates { attempt::CREATE_SHARD } else { attempt::CAPTURE };
-    operation.steps.iter().filter(|step| step.name == first).count()
 }
 
 /// Whether an attempt came as far as changing a shard.

@@ -54,9 +54,11 @@ struct Attempt<'a> {
 }
 
 /// Everything up to and with the commit.
-pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<Placed, Stop> {
+pub(super) async fn attempt(work: &Work, plan: &mut Plan) -> Result<Placed, Stop> {
     let catalog = work.catalog();
     check(work, plan, &catalog).await?;
+    plan.number = work.begin_attempt(CAPTURE).await?;
+    let plan = &*plan;
     let sources = plan.sources(&catalog);
     let positions = sources.iter().map(|shard| (*shard, Position::default())).collect();
     let mut pace = Pace::new(work.tools.settings.pause_budget);

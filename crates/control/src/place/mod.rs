@@ -85,13 +85,13 @@ use attempt::Placed;
 struct Plan {
     before: Table,
     after: Table,
-    /// The attempt at hand: the newest that the journal knows of, until the next one begins.
+    /// The attempt that may have left traces: the newest one.
     number: MoveNumber,
 }
 
 impl Plan {
     fn of(operation: &Operation, before: &Table, after: &Table) -> Self {
-        let number = MoveNumber::new(operation.id, attempts(operation));
+        let number = MoveNumber::newest(operation);
         Self { before: before.clone(), after: after.clone(), number }
     }
 
@@ -181,13 +181,13 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
     }
     loop {
         let operation = work.operation()?;
-        let attempts = attempts(&operation);
+        let attempts = operation.attempts;
         let outcome = if operation.cancel_requested {
             Err(Stop::Cancelled)
-        } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX {
+        } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX as usize {
             Err(Stop::impossible(format!("{attempts} attempts have failed, the last one: {}", last_failure(work)?)))
         } else {
-            work.interruptible(anew(work, &mut plan, attempts + 1)).await
+            work.interruptible(anew(work, &mut plan)).await
         };
         match outcome {
             Ok(placed) => return finish::finish(work, &plan, placed.hand_over).await,
@@ -199,20 +199,19 @@ pub(crate) async fn carry_out(work: &Work, before: &Table, after: &Table) -> Res
                 let opened = open_gates(work, &plan).await;
                 work.break_off(&why).await?;
                 opened.into_iter().try_for_each(|(_, opened)| opened.map(drop))?;
-                sleep(ATTEMPT_PAUSE * (attempts as u32 + 1)).await;
+                sleep(ATTEMPT_PAUSE * (attempts + 1)).await;
             }
         }
     }
 }
 
 /// Another attempt. Whatever an earlier one left on the shards goes first.
-async fn anew(work: &Work, plan: &mut Plan, number: usize) -> Result<Placed, Stop> {
-    if number > 1
+async fn anew(work: &Work, plan: &mut Plan) -> Result<Placed, Stop> {
+    if work.operation()?.attempts > 0
         && let Some((_, stop)) = take_back(work, plan).await?.pop()
     {
         return Err(taking_back(stop));
     }
-    plan.number = MoveNumber::new(work.id, number);
     attempt::attempt(work, plan).await
 }
 
@@ -231,7 +230,7 @@ async fn take_all_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
     if !clean_up::is_taking_back(&operation) {
         work.break_off(&operation.message).await?;
     }
-    let mut failed = match attempts(&operation) {
+    let mut failed = match operation.attempts {
         0 => Vec::new(),
         _ => take_back(work, plan).await?,
     };
@@ -247,7 +246,7 @@ async fn take_all_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
 /// Every shard takes writes to the table again and captures nothing, also one that has not heard of the attempt: a
 /// message of an earlier leader that is still on its way then finds that it has ended. Gives how far each shard is with it.
 async fn open_gates(work: &Work, plan: &Plan) -> Vec<(ShardId, Result<MovePhase, Stop>)> {
-    if work.operation().is_ok_and(|operation| attempts(&operation) == 0) {
+    if work.operation().is_ok_and(|operation| operation.attempts == 0) {
         return Vec::new();
     }
     let shards = plan.shards(work);
@@ -279,9 +278,4 @@ async fn take_back(work: &Work, plan: &Plan) -> Result<Vec<(ShardId, Stop)>, Sto
         work.end(clean_up::TAKE_BACK, &format!("{rows} rows deleted")).await?;
     }
     Ok(failed)
-}
-
-/// How many attempts there were: each begins with this step.
-fn attempts(operation: &Operation) -> usize {
-    operation.steps.iter().filter(|step| step.name == crate::mover::attempt::CAPTURE).count()
 }

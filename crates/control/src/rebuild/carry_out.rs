@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use pleat_cluster::{Command, NodeId, OperationId, Phase, ShardId, ShardState};
+use pleat_host::failpoint::reach;
 use pleat_host::{GroupView, MemberChange, NodeReplicas};
 use tokio::time::{Instant, sleep};
 
@@ -44,7 +45,9 @@ impl Rebuild<'_> {
             self.remove_all().await?;
             let (operation, epoch) = (self.work.id, self.work.tools.epochs.term());
             let at = self.work.cluster().now_ms();
+            reach("operation.before-commit", None);
             self.work.command(Command::CommitOperation { operation, epoch, at }).await?;
+            reach("operation.committed", None);
         }
         let mut rebuilt = 0;
         for part in self.parts() {

@@ -150,6 +150,29 @@ async fn messages_that_arrive_late_do_no_harm() {
     at_every_call(2, shift(), Fault::Lost, true).await;
 }
 
+/// The entry of a leader that dies is through, and its successor, which has not seen it yet, writes one of its own.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_is_journaled_twice_is_not_taken_for_an_attempt() {
+    for at in ["copy", "catch up", "fence"] {
+        let world = busy(2).await;
+        let id = world.start(shift());
+        let mut watch = world.watch_catalog();
+        tokio::select! {
+            () = until_quiet(&world) => panic!("{at} never came"),
+            found = watch.wait_for(|catalog| catalog.operations[&id].steps.iter().any(|s| s.name == at)) => drop(found),
+        }
+        assert!(!operation(&world, id).committed);
+        let (step, detail) = ("capture".to_owned(), "broken off: its leader was lost".to_owned());
+        let epoch = operation(&world, id).epoch;
+        world.ask(Command::JournalStep { operation: id, step, ended: true, detail, epoch, at: 1 });
+        world.with(|inner| inner.next_term());
+        until_quiet(&world).await;
+        settle(&world);
+        let operation = operation(&world, id);
+        assert_eq!((operation.phase, operation.attempts), (Phase::Successful, 2), "{at}: {operation:#?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_split_can_be_cancelled_at_every_step_before_its_commit() {
     let steps =

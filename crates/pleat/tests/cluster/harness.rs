@@ -35,7 +35,9 @@ impl Default for Options {
 pub struct Cluster {
     supervisor: Option<Child>,
     options: Options,
-    ports: Ports,
+    ports: Option<Ports>,
+    /// Where the nodes answer.
+    urls: Vec<String>,
     pub dir: tempfile::TempDir,
     pub http: reqwest::Client,
 }
@@ -62,9 +64,22 @@ impl Cluster {
     pub async fn start(options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
-        let mut cluster = Self { supervisor: None, ports: Ports::claim(), options, dir, http };
+        let ports = Ports::claim();
+        let urls = (1..=options.nodes).map(|node| format!("http://127.0.0.1:{}", ports.http(node))).collect();
+        let mut cluster = Self { supervisor: None, ports: Some(ports), urls, options, dir, http };
         cluster.start_again().await;
         cluster
+    }
+
+    /// One whose processes somebody else starts and ends. Their directories are in `data` of `dir`.
+    pub fn over(urls: Vec<String>, dir: tempfile::TempDir) -> Self {
+        let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+        let options = Options { nodes: urls.len() as u16, ..Options::default() };
+        Self { supervisor: None, ports: None, urls, options, dir, http }
+    }
+
+    fn ports(&self) -> &Ports {
+        self.ports.as_ref().expect("the processes are this cluster's own")
     }
 
     /// Start (again) on the same directory and ports.
@@ -77,8 +92,8 @@ impl Cluster {
             .program()
             .arg("up")
             .args(["--nodes", &self.options.nodes.to_string(), "--shards", &self.options.shards.to_string()])
-            .args(["--listen", &format!("127.0.0.1:{}", self.ports.http(1))])
-            .args(["--coordinator", &format!("127.0.0.1:{}", self.ports.coordinator(1))])
+            .args(["--listen", &format!("127.0.0.1:{}", self.ports().http(1))])
+            .args(["--coordinator", &format!("127.0.0.1:{}", self.ports().coordinator(1))])
             .arg("--data-dir")
             .arg(self.data_dir())
             .arg("--config")
@@ -121,11 +136,15 @@ impl Cluster {
     }
 
     pub fn url(&self, node: u16) -> String {
-        format!("http://127.0.0.1:{}", self.ports.http(node))
+        self.urls[usize::from(node) - 1].clone()
+    }
+
+    pub fn urls(&self) -> Vec<String> {
+        self.urls.clone()
     }
 
     pub fn coordinator_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports.coordinator(1))
+        format!("http://127.0.0.1:{}", self.ports().coordinator(1))
     }
 
     /// Until every node answers and every shard has a leader.
@@ -318,7 +337,7 @@ impl Cluster {
         self.kill_node(node);
         // Its locks go with it.
         let begun = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", self.ports.http(node))).is_ok() {
+        while std::net::TcpStream::connect(("127.0.0.1", self.ports().http(node))).is_ok() {
             assert!(begun.elapsed() < PATIENCE, "node-{node} does not die");
             std::thread::sleep(Duration::from_millis(10));
         }

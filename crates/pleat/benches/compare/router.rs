@@ -10,7 +10,9 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::Value;
 
-use crate::{Args, Cluster, Operation, Sample, cpu_seconds, median, sample};
+use crate::Args;
+use crate::cluster::Cluster;
+use crate::measure::{Operation, Sample, cpu_seconds, median, sample};
 
 /// Clients at the same time.
 const CLIENTS: [u64; 3] = [1, 32, 128];

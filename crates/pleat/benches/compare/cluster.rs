@@ -1,0 +1,139 @@
+//! A cluster of real processes, and clients that ask it.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use crate::Args;
+use crate::measure::{Operation, Sample, cpu_seconds, sample};
+
+/// Rows in the table.
+pub const ROWS: u64 = 10_000;
+/// How long a cluster may take to be ready.
+const START_MAX: Duration = Duration::from_secs(60);
+
+/// The same keys in the same scattered order for both.
+pub fn key(number: u64) -> i64 {
+    (number.wrapping_mul(7919) % ROWS) as i64
+}
+
+/// `pleat up`, stopped when dropped.
+pub struct Cluster {
+    up: Child,
+    pub urls: Vec<String>,
+    pub pids: Vec<String>,
+    pub http: reqwest::Client,
+}
+
+impl Cluster {
+    pub fn start(args: &Args, dir: &Path, nodes: u32, shards: u32) -> anyhow::Result<Cluster> {
+        let coordinator = std::net::SocketAddr::new(args.listen.ip(), args.listen.port() + 100);
+        let data = dir.join("cluster");
+        let mut up = Command::new(env!("CARGO_BIN_EXE_pleat"))
+            .args([
+                "up",
+                "--json",
+                "--nodes",
+                &nodes.to_string(),
+                "--shards",
+                &shards.to_string(),
+                "--listen",
+                &args.listen.to_string(),
+            ])
+            .args(["--coordinator", &coordinator.to_string(), "--data-dir"])
+            .arg(&data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(up.stdout.take().context("no output")?).read_line(&mut line)?;
+        let ready: Value = serde_json::from_str(&line).context("the cluster did not start")?;
+        let listed = ready["nodes"].as_array().cloned().unwrap_or_default();
+        let urls = listed.iter().map(|node| node["url"].as_str().unwrap_or_default().to_string()).collect();
+        let pid = |node: u32| std::fs::read_to_string(data.join(format!("node-{node}/pid")));
+        let pids = (1..=nodes).map(|node| pid(node).map(|pid| pid.trim().to_string())).collect::<Result<_, _>>()?;
+        Ok(Cluster { up, urls, pids, http: reqwest::Client::builder().no_proxy().build()? })
+    }
+
+    pub async fn post(&self, client: u64, path: &str, body: &Value) -> anyhow::Result<String> {
+        let url = &self.urls[client as usize % self.urls.len()];
+        let response = self.http.post(format!("{url}{path}")).json(body).send().await?;
+        let (status, text) = (response.status(), response.text().await?);
+        anyhow::ensure!(status.is_success(), "{text}");
+        Ok(text)
+    }
+
+    /// Create a table once the shards are active.
+    pub async fn create(&self, sql: &str) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while let Err(error) = self.post(0, "/query", &json!({ "query": sql })).await {
+            anyhow::ensure!(begun.elapsed() < START_MAX && error.to_string().contains("57P03"), error);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    pub async fn fill(&self) -> anyhow::Result<()> {
+        self.create("CREATE TABLE kv (id INTEGER PRIMARY KEY, v TEXT) SHARD BY (id)").await?;
+        for start in (0..ROWS).step_by(1000) {
+            let rows: Vec<Value> = (start..start + 1000).map(|id| json!([id, "x".repeat(100)])).collect();
+            self.post(0, "/tables/kv/rows", &json!({"columns": ["id", "v"], "rows": rows})).await?;
+        }
+        Ok(())
+    }
+
+    /// With `through`, all clients ask that node, and the CPU is its alone.
+    pub async fn round(
+        &self,
+        operation: Operation,
+        operations: u64,
+        clients: u64,
+        through: Option<usize>,
+    ) -> anyhow::Result<Sample> {
+        let next = Arc::new(AtomicU64::new(0));
+        let cpu_now = || through.map_or_else(|| self.cpu(), |node| cpu_seconds(&self.pids[node]));
+        let (begun, cpu) = (Instant::now(), cpu_now()?);
+        let run = |client: u64| {
+            let next = next.clone();
+            async move {
+                let mut latencies = Vec::new();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= operations {
+                        return anyhow::Ok(latencies);
+                    }
+                    let body = match operation {
+                        Operation::Read => json!({"query": "SELECT v FROM kv WHERE id = ?", "params": [key(number)]}),
+                        Operation::Write => {
+                            json!({"query": "UPDATE kv SET v = ? WHERE id = ?", "params": [format!("{number:0100}"), key(number)]})
+                        }
+                    };
+                    let one = Instant::now();
+                    self.post(through.map_or(client, |node| node as u64), "/query", &body).await?;
+                    latencies.push(one.elapsed());
+                }
+            }
+        };
+        let latencies = futures::future::try_join_all((0..clients).map(run)).await?.concat();
+        Ok(sample(latencies, begun.elapsed(), cpu_now()? - cpu))
+    }
+
+    pub fn cpu(&self) -> anyhow::Result<f64> {
+        self.pids.iter().map(|pid| cpu_seconds(pid)).sum()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Ok(pid) = i32::try_from(self.up.id()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
+        let _ = self.up.wait();
+    }
+}

@@ -1,0 +1,384 @@
+//! Operations with a process killed at every step of them ([`pleat_host::failpoint::OPERATION_PLACES`]), while clients keep
+//! account ([`crate::workload`]): the leader of the control group, of the shard that gives, of the one that gets, or any
+//! replica. Each time
+//!
+//! - the operation ends, done or given up;
+//! - no shard is left with rows that it does not own, and the same partitions can be moved again: the next case does it;
+//! - nothing acknowledged is lost, doubled or torn, and writes go on.
+//!
+//! Some of the table is run always, all of it by `cargo xtask test --full`. `STEPS_SEED` says which.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use pleat_generate::Dice;
+use pleat_host::failpoint::OPERATION_PLACES;
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, Options, PATIENCE};
+use crate::scaling;
+use crate::workload::{Mix, Running, Workload};
+
+/// Cases of the run that is always made.
+const SOME: usize = 4;
+/// How soon a process dies that passes the place where it is to, and an operation has begun that was asked for.
+const DIES_WITHIN: Duration = Duration::from_secs(15);
+/// How often a case is tried: leaders may change by themselves on a busy machine, and then nobody dies.
+const TRIES_MAX: u32 = 4;
+/// How long the copying of a move that is cancelled meanwhile is held up.
+const HELD_UP_MS: u32 = 1_500;
+/// Writes that must be acknowledged after each case.
+const WRITES_AFTER: u64 = 20;
+const NODES: u16 = 3;
+
+/// What is going on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum What {
+    Split,
+    Merge,
+    /// A merge that is cancelled while it copies.
+    Cancelled,
+    /// CREATE INDEX.
+    Index,
+    /// A table gets another placement.
+    Place,
+    /// A node comes back with an empty disk.
+    Rebuild,
+}
+
+/// Whose process dies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Role {
+    Control,
+    /// The leader of the shard that gives, or that stays.
+    Source,
+    /// The leader of the shard that a merge gives to.
+    Target,
+    /// Any node: each has a replica of every shard.
+    Any,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    what: What,
+    place: &'static str,
+    /// A step of the journal, or what a shard is told.
+    narrowed: &'static str,
+    role: Role,
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.place)?;
+        if self.narrowed.is_empty() { Ok(()) } else { write!(f, "@{}", self.narrowed) }
+    }
+}
+
+fn cases() -> Vec<Case> {
+    use Role::{Any, Control, Source, Target};
+    let mut cases = Vec::new();
+    let mut add = |what, place, role, narrowed: &[&'static str]| {
+        cases.extend(narrowed.iter().map(|narrowed| Case { what, place, narrowed, role }));
+    };
+    let made = ["create shard", "copy schema", "copy reference tables"];
+    let copied = ["capture", "copy", "catch up", "verify"];
+    let last = ["release", "clean up"];
+    add(What::Split, "operation.step-begun", Control, &[&made[..], &copied, &["fence"], &last].concat());
+    add(What::Split, "operation.step-ended", Control, &[&made[..], &copied, &["activate"], &last].concat());
+    add(What::Merge, "operation.step-begun", Control, &["copy", "fence", "remove shard"]);
+    add(What::Cancelled, "operation.step-begun", Control, &["take back"]);
+    add(What::Cancelled, "operation.step-ended", Control, &["take back"]);
+    add(What::Index, "operation.step-begun", Control, &["change shards"]);
+    add(What::Index, "operation.step-ended", Control, &["change shards"]);
+    add(What::Place, "operation.step-begun", Control, &["copy", "switch"]);
+    add(What::Rebuild, "operation.step-begun", Control, &["remove"]);
+    add(What::Rebuild, "operation.step-ended", Control, &["remove"]);
+    for place in ["operation.before-commit", "operation.committed", "operation.before-finish", "operation.finished"] {
+        for what in [What::Split, What::Merge, What::Index, What::Place] {
+            add(what, place, Control, &[""]);
+        }
+    }
+    add(What::Rebuild, "operation.committed", Control, &[""]);
+    add(What::Cancelled, "operation.given-up", Control, &[""]);
+
+    let on_source = ["CaptureStart", "Fence", "Release", "CleanUp", "CleanUpDone"];
+    let on_target = ["Ddl", "Own", "ReferenceLoaded", "Claim", "ImportStart", "Import", "Activate"];
+    for place in ["operation.before-effect", "operation.had-effect"] {
+        add(What::Split, place, Control, &[&on_source[..], &on_target].concat());
+        add(What::Merge, place, Control, &["Close", "Activate"]);
+        add(What::Cancelled, place, Control, &["Abort", "ImportAbort"]);
+        add(What::Index, place, Control, &["Ddl"]);
+        add(What::Place, place, Control, &["PlaceStart", "PlaceFence", "PlaceSwitch", "PlaceOpen"]);
+    }
+    for place in ["shard.before-effect", "shard.had-effect"] {
+        add(What::Split, place, Source, &on_source);
+        add(What::Merge, place, Source, &["CaptureStart", "Close"]);
+        add(What::Merge, place, Target, &["Claim", "ImportStart", "Import", "Activate"]);
+        add(What::Cancelled, place, Source, &["Abort"]);
+        add(What::Cancelled, place, Target, &["ImportAbort"]);
+        add(What::Index, place, Source, &["Ddl"]);
+        add(What::Place, place, Source, &["PlaceStart", "PlaceFence", "PlaceSwitch", "PlaceOpen"]);
+    }
+    add(What::Split, "shard.applying-effect", Any, &[&on_source[..], &on_target].concat());
+    add(What::Merge, "shard.applying-effect", Source, &["Close"]);
+    add(What::Merge, "shard.applying-effect", Target, &["Activate"]);
+    add(What::Cancelled, "shard.applying-effect", Any, &["Abort", "ImportAbort"]);
+    add(What::Place, "shard.applying-effect", Any, &["PlaceStart", "PlaceFence", "PlaceSwitch", "PlaceOpen"]);
+    cases
+}
+
+/// The cluster, and what was done to it.
+struct Bench {
+    cluster: Cluster,
+    dice: Dice,
+    /// Names that are used once.
+    number: u32,
+    /// Whether the table whose placement changes is sharded now.
+    sharded: bool,
+    /// Nodes in the order in which they died last: one that dies again soon is started again late.
+    rested: [u16; NODES as usize],
+}
+
+/// How a case ended.
+struct Outcome {
+    victim: u16,
+    ended: String,
+    took: Duration,
+}
+
+impl Bench {
+    async fn start(seed: u64) -> (Self, Running) {
+        let mut config = scaling::config();
+        config["max_shards"] = json!(2);
+        let cluster = Cluster::start(Options { config, ..Options::default() }).await;
+        cluster.query("CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT) REFERENCE").await;
+        cluster.query("INSERT INTO names VALUES (1, 'one'), (2, 'two')").await;
+        cluster.query("CREATE TABLE spots (id INTEGER PRIMARY KEY, name TEXT) SHARD BY (id)").await;
+        let spots: Vec<String> = (0..50).map(|id| format!("({id}, 'spot {id}')")).collect();
+        cluster.query(&format!("INSERT INTO spots VALUES {}", spots.join(", "))).await;
+        let load = Workload::start(&cluster, seed, Mix::All).await;
+        (Self { cluster, dice: Dice::of_seed(seed), number: 0, sharded: true, rested: [1, 2, 3] }, load)
+    }
+
+    /// Ask nodes in turn until one of them does it, or `enough` says that it need not be asked any more.
+    async fn ask(&self, method: reqwest::Method, path: &str, body: &Value) {
+        let begun = Instant::now();
+        for node in (1..=NODES).cycle() {
+            let request = self.cluster.http.request(method.clone(), format!("{}{path}", self.cluster.url(node)));
+            let sent = request.timeout(Duration::from_secs(3)).json(body).send().await;
+            if sent.is_ok_and(|sent| !sent.status().is_server_error()) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{path} {body} is not answered\n{}", self.cluster.tail());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn set_mode(&self, mode: &str) {
+        self.ask(reqwest::Method::PATCH, "/policy", &json!({ "mode": mode })).await;
+    }
+
+    async fn merge(&self, shard: &str) {
+        self.ask(reqwest::Method::POST, "/operations", &json!({ "kind": "merge", "from": shard })).await;
+    }
+
+    /// The newest operations, newest first.
+    async fn operations(&self) -> Vec<Value> {
+        let any = |found: &Value| found["operations"].is_array();
+        let found = self.cluster.wait_for("/operations?limit=5", "the journal", any).await;
+        found["operations"].as_array().cloned().unwrap_or_default()
+    }
+
+    async fn newest(&self) -> u64 {
+        self.operations().await.iter().filter_map(number).max().unwrap_or(0)
+    }
+
+    async fn active(&self) -> Vec<String> {
+        let shards = self.cluster.wait_for("/shards", "shards", Value::is_array).await;
+        let active = shards.as_array().into_iter().flatten().filter(|shard| shard["state"] == "active");
+        active.filter_map(|shard| shard["shard_id"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// See that there are as many shards as the case needs.
+    async fn prepare(&self, what: What) {
+        let begun = Instant::now();
+        let one = what == What::Split;
+        loop {
+            self.cluster.wait_until_calm().await;
+            let active = self.active().await;
+            match (one, active.len()) {
+                (true, 1) | (false, 2) => return,
+                (true, _) => self.merge(active.last().expect("there is one")).await,
+                (false, _) => {
+                    let before = self.newest().await;
+                    self.set_mode("automatic").await;
+                    self.begun(before, DIES_WITHIN).await;
+                    self.set_mode("manual").await;
+                }
+            }
+            assert!(begun.elapsed() < PATIENCE, "the shards stay {active:?}\n{}", self.cluster.tail());
+        }
+    }
+
+    /// Until an operation after `before` is in the journal.
+    async fn begun(&self, before: u64, within: Duration) -> bool {
+        let begun = Instant::now();
+        while self.newest().await <= before {
+            if begun.elapsed() > within {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+
+    /// Whose process it is to be.
+    async fn victim(&mut self, case: &Case, shards: &[String]) -> u16 {
+        match case.role {
+            Role::Control => self.cluster.leader(None).await,
+            Role::Any => self.rested[self.dice.roll(2)],
+            Role::Target => self.cluster.leader(Some("shard-1")).await,
+            Role::Source if matches!(case.what, What::Merge | What::Cancelled) => {
+                self.cluster.leader(shards.last().map(String::as_str)).await
+            }
+            Role::Source => self.cluster.leader(Some("shard-1")).await,
+        }
+    }
+
+    /// Begin what the case is about.
+    async fn begin(&mut self, what: What, shards: &[String], victim: u16) {
+        self.number += 1;
+        let last = shards.last().expect("there is one");
+        match what {
+            What::Split => self.set_mode("automatic").await,
+            What::Merge => self.merge(last).await,
+            What::Cancelled => {
+                let held_up = format!("operation.step-begun@copy=1*sleep({HELD_UP_MS})");
+                let control = self.cluster.leader(None).await;
+                self.cluster.fail_at(control, &held_up).await;
+                let before = self.newest().await;
+                self.merge(last).await;
+                self.begun(before, DIES_WITHIN).await;
+                let id = self.newest().await;
+                self.ask(reqwest::Method::POST, &format!("/operations/op-{id}/cancel"), &json!({})).await;
+            }
+            What::Index => {
+                let name = format!("by_fact_{}", self.number);
+                self.state(format!("CREATE INDEX {name} ON facts (fact)"), victim);
+            }
+            What::Place => {
+                let clause = if self.sharded { "REFERENCE" } else { "SHARD BY (id)" };
+                self.state(format!("ALTER TABLE spots {clause}"), victim);
+            }
+            What::Rebuild => {
+                let node = self.rested.into_iter().find(|node| *node != victim).expect("there are others");
+                self.cluster.hold_down(node);
+                self.cluster.wipe(node);
+                self.cluster.release();
+            }
+        }
+    }
+
+    /// A statement, on a node that lives. How it ends is in the journal.
+    fn state(&self, sql: String, victim: u16) {
+        let url = format!("{}/query", self.cluster.url(victim % NODES + 1));
+        let http = self.cluster.http.clone();
+        tokio::spawn(async move { http.post(url).json(&json!({ "query": sql })).send().await.map(drop) });
+    }
+
+    /// One case: how it ended, if anybody died.
+    async fn attempt(&mut self, case: &Case) -> Option<Outcome> {
+        self.prepare(case.what).await;
+        let shards = self.active().await;
+        let victim = self.victim(case, &shards).await;
+        let pid = self.cluster.pid_of(victim)?;
+        let before = self.newest().await;
+        let begun = Instant::now();
+        self.cluster.fail_at(victim, &format!("{case}=abort")).await;
+        self.begin(case.what, &shards, victim).await;
+        let mut died = false;
+        while !died && begun.elapsed() < DIES_WITHIN {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            died = self.cluster.pid_of(victim) != Some(pid);
+        }
+        if case.what == What::Split {
+            self.set_mode("manual").await;
+        }
+        self.cluster.wait_for_node(victim).await;
+        if !died {
+            self.cluster.fail_at(victim, &format!("{case}=off")).await;
+        }
+        self.rested.sort_by_key(|node| *node == victim);
+        self.begun(before, DIES_WITHIN).await;
+        self.cluster.wait_until_calm().await;
+        let ended: Vec<String> = (self.operations().await.iter())
+            .filter(|one| number(one) > Some(before))
+            .map(|one| format!("{} {}: {}", text(one, "kind"), text(one, "phase"), text(one, "message")))
+            .collect();
+        if case.what == What::Place {
+            let spots = self.cluster.wait_for("/tables", "the tables", Value::is_array).await;
+            let spots = spots.as_array().into_iter().flatten().find(|table| table["name"] == "spots");
+            self.sharded = spots.is_some_and(|table| table.to_string().contains("\"sharded\""));
+        }
+        self.cluster.wait_for_each_shard("no foreign rows", |shard| shard["holds_foreign_rows"] == false).await;
+        died.then(|| Outcome { victim, ended: ended.join("; "), took: begun.elapsed() })
+    }
+}
+
+fn number(operation: &Value) -> Option<u64> {
+    operation["id"].as_str()?.strip_prefix("op-")?.parse().ok()
+}
+
+fn text<'a>(operation: &'a Value, field: &str) -> &'a str {
+    operation[field].as_str().unwrap_or_default()
+}
+
+async fn run(cases: &[Case], seed: u64) {
+    let begun = Instant::now();
+    let (mut bench, load) = Bench::start(seed).await;
+    for case in cases {
+        let mut tries = 0;
+        let outcome = loop {
+            tries += 1;
+            if let Some(outcome) = bench.attempt(case).await {
+                break outcome;
+            }
+            load.workload.so_far();
+            assert!(tries < TRIES_MAX, "nobody dies at {case} of a {:?}\n{}", case.what, bench.cluster.tail());
+        };
+        load.workload.progress(WRITES_AFTER).await;
+        let (what, role) = (format!("{:?}", case.what), format!("{:?}", case.role));
+        let Outcome { victim, ended, took } = outcome;
+        println!("{:42} {what:9} {role:7} node-{victim} {:>4.1} s  {ended}", case.to_string(), took.as_secs_f64());
+    }
+    let workload = load.end().await;
+    bench.cluster.query("DROP TABLE spots").await;
+    bench.cluster.query("DROP TABLE names").await;
+    workload.check_all(&bench.cluster).await;
+    println!("{} kills in {:.0} s. {}", cases.len(), begun.elapsed().as_secs_f64(), workload.figures());
+}
+
+fn seed() -> u64 {
+    std::env::var("STEPS_SEED").ok().map_or(1, |seed| seed.parse().expect("STEPS_SEED is a number"))
+}
+
+#[test]
+fn every_place_of_an_operation_is_in_the_table() {
+    let met: BTreeSet<&str> = cases().iter().map(|case| case.place).collect();
+    let missed: Vec<_> = OPERATION_PLACES.iter().filter(|place| !met.contains(**place)).collect();
+    assert!(missed.is_empty(), "nobody dies at {missed:?}");
+    assert!(cases().iter().all(|case| OPERATION_PLACES.contains(&case.place)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn some_operations_killed_at_a_step_end_and_leave_nothing() {
+    let (mut all, mut dice) = (cases(), Dice::of_seed(seed()));
+    let some: Vec<Case> = (0..SOME).map(|_| all.swap_remove(dice.roll(all.len()))).collect();
+    run(&some, seed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "ten minutes: cargo xtask test --full"]
+async fn every_operation_killed_at_every_step_ends_and_leaves_nothing() {
+    run(&cases(), seed()).await;
+}
