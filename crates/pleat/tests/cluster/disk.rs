@@ -220,7 +220,10 @@ async fn a_disk_that_fails_ends_its_node_with_the_reason_and_loses_nothing() {
         assert!(begun.elapsed() < PATIENCE, "no checkpoint is made\n{}", cluster.tail());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    wait_for_large(&cluster, node, 5).await;
+    // Often enough that connections have the pages mapped.
+    for _ in 0..16 {
+        wait_for_large(&cluster, node, 5).await;
+    }
     cluster.pause_supervisor();
     let copy = cluster.dir.path().join("copy.db");
     std::fs::copy(&file, &copy).unwrap();
