@@ -44,6 +44,9 @@ impl Catalog {
             Command::StartOperation { kind, cause, reason, at } => {
                 reply.operation = Some(self.start(kind, cause.clone(), reason, *at)?);
             }
+            Command::StartMoves { moves, cause, reason, at } => {
+                reply.operation = self.start_moves(moves, cause, reason, *at)?;
+            }
             Command::RecordDecision { decision, start, at } => {
                 let (decision, operation) = self.record(decision, start.as_ref(), *at)?;
                 reply.decision = Some(decision);
@@ -191,17 +194,8 @@ impl Catalog {
     }
 
     fn start(&mut self, kind: &OperationKind, cause: Cause, reason: &str, at: Millis) -> Applied<OperationId> {
-        if self.open_operations().count() >= Self::OPERATIONS_OPEN_MAX {
-            return Err(busy(format!("{} operations are waiting already; try again later", Self::OPERATIONS_OPEN_MAX)));
-        }
-        if let Some((other, shard)) = self.held(kind) {
-            let names: Vec<String> = other.waits_for.iter().map(ToString::to_string).collect();
-            let names = names.join(" and ");
-            return Err(busy(format!(
-                "{} waits for {names} and comes first on {shard}, which this needs too",
-                other.id
-            )));
-        }
+        self.admit_open(1)?;
+        self.admit_beside_waiting(kind)?;
         self.admit(kind)?;
         if let OperationKind::Split { to, .. } = kind {
             let generation = self.bump();
@@ -209,6 +203,30 @@ impl Catalog {
         }
         self.distrust(kind);
         self.announce_trigger(kind);
+        Ok(self.enter(kind, cause, reason, at))
+    }
+
+    /// Whether so many more operations may be open.
+    pub(crate) fn admit_open(&self, more: usize) -> Applied {
+        match self.open_operations().count() + more > Self::OPERATIONS_OPEN_MAX {
+            true => Err(busy(format!(
+                "more than {} operations would be waiting; try again later",
+                Self::OPERATIONS_OPEN_MAX
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether no operation that waits for a shard comes first.
+    pub(crate) fn admit_beside_waiting(&self, kind: &OperationKind) -> Applied {
+        let Some((other, shard)) = self.held(kind) else { return Ok(()) };
+        let names: Vec<String> = other.waits_for.iter().map(ToString::to_string).collect();
+        let names = names.join(" and ");
+        Err(busy(format!("{} waits for {names} and comes first on {shard}, which this needs too", other.id)))
+    }
+
+    /// Put an operation that was admitted into the journal.
+    pub(crate) fn enter(&mut self, kind: &OperationKind, cause: Cause, reason: &str, at: Millis) -> OperationId {
         self.last_operation += 1;
         let id = OperationId(self.last_operation);
         let operation = Operation {
@@ -232,7 +250,7 @@ impl Catalog {
         };
         self.operations.insert(id, operation);
         self.forget_old();
-        Ok(id)
+        id
     }
 
     /// Whether an operation makes sense on the catalog as it is.
@@ -242,18 +260,16 @@ impl Catalog {
                 if *to != self.next_shard() {
                     return Err(invalid(format!("the next shard is {}, not {to}", self.next_shard())));
                 }
-                self.admit_move(*from, partitions)?;
+                self.no_move_is_open()?;
+                self.admit_source(*from, partitions)?;
                 if partitions.len() >= self.partitions_of(*from).len() {
                     return Err(invalid(format!("a split leaves {from} at least one partition")));
                 }
                 Ok(())
             }
             OperationKind::Move { from, to, partitions } => {
-                if from == to {
-                    return Err(invalid("a move changes the shard"));
-                }
-                self.active(*to)?;
-                self.admit_move(*from, partitions)
+                self.no_move_is_open()?;
+                self.admit_move(*from, *to, partitions)
             }
             OperationKind::Merge { from, to, partitions } => self.admit_merge(*from, *to, partitions),
             OperationKind::Ddl { effect, layout, .. } if *layout != self.layout && !effect.is_of_view() => {
@@ -261,32 +277,6 @@ impl Catalog {
             }
             OperationKind::Ddl { effect, .. } => self.admit_ddl(effect),
             OperationKind::Rebuild { node, shard } => self.admit_rebuild(*node, *shard),
-        }
-    }
-
-    fn admit_move(&self, from: ShardId, partitions: &[PartitionId]) -> Applied {
-        self.active(from)?;
-        self.no_move_is_open()?;
-        if partitions.is_empty() {
-            return Err(invalid("a move needs at least one partition"));
-        }
-        let ascending = partitions.windows(2).all(|pair| pair[0] < pair[1]);
-        if !ascending {
-            return Err(invalid("the partitions of a move are given in ascending order, each once"));
-        }
-        match partitions.iter().find(|partition| partition.is_single() || self.owner(**partition) != Some(from)) {
-            Some(partition) => Err(invalid(format!("partition {partition} is not owned by {from}"))),
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) fn no_move_is_open(&self) -> Applied {
-        let is_move = |other: &&Operation| other.kind.moves().is_some() && !other.is_waiting();
-        match self.open_operations().find(is_move) {
-            Some(other) => {
-                Err(busy(format!("{} is still moving partitions; wait for it to end, or cancel it", other.id)))
-            }
-            None => Ok(()),
         }
     }
 
@@ -454,6 +444,7 @@ impl Catalog {
     }
 
     fn journal(&mut self, id: OperationId, name: &str, ended: bool, detail: &str, at: Millis) -> Applied {
+        self.admit_begin(id)?;
         let operation = self.open(id)?;
         operation.phase = Phase::Progressing;
         operation.updated = at;

@@ -56,6 +56,8 @@ impl Catalog {
     pub const DECISIONS_KEPT_MAX: usize = 1_000;
     /// Operations that may wait or run at one time.
     pub const OPERATIONS_OPEN_MAX: usize = 64;
+    /// Moves that may have begun at one time. Each leaves clients 90 % of what they get done; two leave them 81 %.
+    pub const MOVES_BEGUN_MAX: usize = 2;
     /// Steps that one operation may journal.
     pub const STEPS_MAX: usize = 256;
     pub const TABLES_MAX: usize = 10_000;
@@ -159,7 +161,7 @@ impl Catalog {
         })
     }
 
-    /// The operation that is moving partitions right now, if any.
+    /// An operation that is moving partitions right now, if any: the first one.
     pub fn moving(&self) -> Option<&Operation> {
         self.open_operations().find(|operation| {
             operation.phase == Phase::Progressing && !operation.is_waiting() && operation.kind.moves().is_some()

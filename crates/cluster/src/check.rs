@@ -23,8 +23,9 @@ impl Catalog {
     /// 3. No shard's ownership is newer than the catalog, nor is the layout.
     /// 4. A table stands under its own name, its id is unique and was handed out; a sharded one has its key
     ///    among its columns and has a primary key; a single one lives on a shard that was not removed.
-    /// 5. At most one open operation moves partitions, those that wait for a shard aside, and until it commits or is
-    ///    given up its source owns what it moves.
+    /// 5. Of open operations that move partitions, those that wait for a shard aside, each moves other partitions, a
+    ///    split or a merge is the only one, and of those that have begun no shard has a part in two. Until one
+    ///    commits or is given up its source owns what it moves.
     /// 6. A committed operation has not failed, unless it is a rebuild, and was not given up; only an open one that is
     ///    decided waits.
     /// 7. Histories are within their limits.
@@ -167,7 +168,6 @@ impl Catalog {
     }
 
     fn check_operations(&self, found: &mut Vec<String>) {
-        let mut moves = 0;
         for (id, operation) in &self.operations {
             let rebuild = matches!(operation.kind, OperationKind::Rebuild { .. });
             if operation.committed && operation.phase == crate::Phase::Failed && !rebuild {
@@ -183,19 +183,8 @@ impl Catalog {
             if operation.is_waiting() && (operation.phase.is_final() || !decided) {
                 found.push(format!("{id} waits for a shard and is not decided and open"));
             }
-            if operation.phase.is_final() {
-                continue;
-            }
-            if let Some((from, _, partitions)) = operation.kind.moves() {
-                moves += usize::from(!operation.is_waiting());
-                if !decided && partitions.iter().any(|p| self.owner(*p) != Some(from)) {
-                    found.push(format!("{id} moves a partition that {from} does not own"));
-                }
-            }
         }
-        if moves > 1 {
-            found.push(format!("{moves} operations move partitions at once"));
-        }
+        self.check_moves(found);
         if self.operations.len() > Self::OPERATIONS_KEPT_MAX + Self::OPERATIONS_OPEN_MAX {
             found.push(format!("{} operations are kept", self.operations.len()));
         }

@@ -140,6 +140,13 @@ pub enum Command {
         epoch: u64,
         at: Millis,
     },
+    /// Put several moves (`OperationKind::Move`) into the journal, all or none. They name different partitions. The reply names the first; the others follow it in order.
+    StartMoves {
+        moves: Vec<OperationKind>,
+        cause: Cause,
+        reason: String,
+        at: Millis,
+    },
 }
 
 /// What a command gave.

@@ -20,6 +20,7 @@ mod id;
 mod key;
 mod ledger;
 mod merge;
+mod moves;
 mod node;
 mod operation;
 pub mod planted;

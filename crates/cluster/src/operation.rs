@@ -1,6 +1,7 @@
 //! The journal: every change of the cluster is an operation with steps.
 //!
-//! The control leader works on one operation at a time, in the order of their ids. Before a step acts it
+//! The control leader works on one operation at a time, in the order of their ids, but for moves: those that have not begun let others
+//! go first, and a few of different shards go side by side (`moves`). Before a step acts it
 //! is journaled as begun, and when it has acted, as ended; so a leader that takes over sees how far the one
 //! before it may have come. What it then does is the executor's business (`control`): before
 //! [`Operation::committed`] is set an operation can be rolled back, afterwards it is only ever finished.

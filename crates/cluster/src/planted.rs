@@ -14,6 +14,8 @@ pub enum Bug {
     EarlyAcknowledgement,
     /// Log entries are acknowledged before they are on the disk.
     UnsyncedEntry,
+    /// Log entries whose fsync failed are acknowledged, and the node goes on.
+    FailedFsyncIgnored,
     /// A vote is given and not written down.
     LostVote,
     /// A batch is applied, and its position in the log is not stored with it.
@@ -65,6 +67,7 @@ impl Bug {
     pub const ALL: &[Bug] = &[
         Bug::EarlyAcknowledgement,
         Bug::UnsyncedEntry,
+        Bug::FailedFsyncIgnored,
         Bug::LostVote,
         Bug::LostAppliedIndex,
         Bug::DoubleApply,

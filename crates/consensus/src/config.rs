@@ -8,6 +8,7 @@ use anyhow::ensure;
 use pleat_cluster::NodeId;
 
 use crate::log::MemoryDisk;
+use crate::room::Disk;
 
 /// How a node takes part. [`Config::new`] has defaults for all limits.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Where the log is kept.
     pub storage: Storage,
+    /// The disk that it shares with the state machines.
+    pub disk: Arc<Disk>,
     /// How often a leader lets its followers hear from it, in milliseconds. The real interval is up to 1.5 times this:
     /// openraft's clock ticks so.
     pub heartbeat_ms: u64,
@@ -92,6 +95,7 @@ impl Config {
             build: String::new(),
             dir: dir.into(),
             storage: Storage::Disk,
+            disk: Disk::unlimited(),
             // With these a majority that lost its leader has a new one after 1.1 to 1.6 s, one lost
             // election later after 2.3 s.
             heartbeat_ms: 100,

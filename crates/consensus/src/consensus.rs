@@ -71,16 +71,23 @@ impl Consensus {
         config.check()?;
         let config = Arc::new(config);
         let log = match config.storage.clone() {
-            Storage::Memory(disk) => Log::Memory(Arc::new(MemoryLog { disk, node: config.node })),
+            Storage::Memory(disk) => {
+                Log::Memory(Arc::new(MemoryLog { disk, node: config.node, of_node: config.disk.clone() }))
+            }
             Storage::Disk => {
                 let config = config.clone();
-                let open = move || {
-                    DiskLog::open(&config.dir.join("log"), &config.cluster_id, config.node, config.flush_bytes_max)
-                };
+                let open = move || DiskLog::open(&config);
                 Log::Disk(Arc::new(runtime::blocking(open).await??))
             }
         };
-        let links = Links { config, transport, sending: Semaphore::new(SENDING_MAX), files: AtomicU64::new(0) };
+        runtime::spawn(config.disk.keep());
+        let links = Links {
+            config,
+            transport,
+            sending: Semaphore::new(SENDING_MAX),
+            files: AtomicU64::new(0),
+            rooms: Mutex::default(),
+        };
         clear_snapshots(&links)?;
         Ok(Arc::new(Consensus {
             links: Arc::new(links),

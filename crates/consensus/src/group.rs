@@ -1,14 +1,23 @@
 //! One group on this node.
+//!
+//! **A full disk** ([`room`](crate::room)). A leader knows from their answers which followers have no room ([`Links`]). It refuses proposals
+//! when fewer than a majority, itself included, could take them: those that it took would hang, their outcome unknown. One that is
+//! full itself while a majority has room makes way ([`make_way`]): it lets its followers hear nothing until they elect another, and
+//! stands for nothing as long as it is full, unless nobody leads. When nobody could do better it goes on leading, for those
+//! who read.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pleat_cluster::NodeId;
 use pleat_cluster::planted::{self, Bug};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::barrier::{Barrier, ReadError};
 use crate::config::Config;
@@ -16,6 +25,7 @@ use crate::log::{Backend, LogStore};
 use crate::machine::{Adapter, Machine, MachineThread, StateMachine};
 use crate::network::{Links, Peers};
 use crate::proposer::{Proposals, ProposeError};
+use crate::room::DiskState;
 use crate::runtime;
 use crate::status::Status;
 use crate::types::{GroupId, Position, Raft};
@@ -34,7 +44,25 @@ struct Inner {
     status: watch::Receiver<Status>,
     tasks: Mutex<Vec<AbortHandle>>,
     joins: bool,
+    links: Arc<Links>,
+    way: Arc<Way>,
 }
+
+/// Whether a leader without room makes way for another.
+pub(crate) struct Way {
+    made: AtomicBool,
+    /// When a leader was last heard here.
+    heard: Mutex<Instant>,
+}
+
+/// How often a group looks whether it has to make way.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a leader lets its followers hear nothing, so that they elect another ...
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// ... and how long it then goes on before it tries again.
+const SILENCE_PAUSE: Duration = Duration::from_secs(30);
+/// Without a leader for this long, a node without room stands for election as well: no other could win.
+const ALONE_MAX: Duration = Duration::from_secs(4);
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -53,7 +81,8 @@ impl Group {
         joins: bool,
     ) -> anyhow::Result<Group> {
         let config = links.config.clone();
-        let (machine, position, thread) = Machine::start(id, machine, config.checkpoint_bytes).await?;
+        let (machine, position, thread) =
+            Machine::start(id, machine, config.checkpoint_bytes, config.disk.clone()).await?;
         let durable = machine.shared.durable.subscribe();
         let node = config.node.0;
         let store = LogStore::open(id, node, log, config.log_cache_bytes, config.append_bytes_max, durable)
@@ -61,7 +90,8 @@ impl Group {
             .with_context(|| format!("open the log of group {id}"))?;
         reconcile(id, &machine, &store, &position)?;
         let adapter = Adapter { machine: machine.clone(), initial: position };
-        let peers = Peers { group: id, links, machine: machine.clone() };
+        let peers = Peers { group: id, links: links.clone(), machine: machine.clone() };
+        let way = Arc::new(Way { made: AtomicBool::new(false), heard: Mutex::new(Instant::now()) });
         // A former leader's followers refuse every vote until they have missed it for long enough, and it may have a
         // successor that it has not heard from yet. So it waits as long before it may stand for election.
         let pause = store.led().then(|| Duration::from_millis(config.election_ms.1 + config.heartbeat_ms));
@@ -78,11 +108,12 @@ impl Group {
             runtime::spawn(rounds).abort_handle(),
             runtime::spawn(stand(raft.clone(), node, pause)).abort_handle(),
             runtime::spawn(watch_status(raft.clone(), sender)).abort_handle(),
+            runtime::spawn(make_way(raft.clone(), links.clone(), way.clone())).abort_handle(),
             runtime::spawn(make_checkpoints(raft.clone(), machine.clone())).abort_handle(),
             runtime::spawn(bound_log(raft.clone(), store, config)).abort_handle(),
         ];
         let (thread, tasks) = (Mutex::new(thread), Mutex::new(tasks));
-        Ok(Group(Arc::new(Inner { id, raft, machine, thread, proposals, barrier, status, tasks, joins })))
+        Ok(Group(Arc::new(Inner { id, raft, machine, thread, proposals, barrier, status, tasks, joins, links, way })))
     }
 
     /// Which group.
@@ -128,6 +159,7 @@ impl Group {
         let deadline = tokio::time::Instant::now() + deadline;
         self.0.proposals.check_size(proposal.len())?;
         self.wait_ready(deadline).await?;
+        self.check_room()?;
         self.0.proposals.propose(proposal, deadline).await
     }
 
@@ -147,11 +179,39 @@ impl Group {
         })
     }
 
+    /// Whether a majority can take an entry. On the leader.
+    fn check_room(&self) -> Result<(), ProposeError> {
+        let Inner { raft, links, way, .. } = &*self.0;
+        if !links.is_anybody_full() {
+            return Ok(());
+        }
+        if way.made.load(Ordering::Relaxed) {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
+        let metrics = raft.metrics();
+        let voters: Vec<u64> = metrics.borrow().membership_config.membership().voter_ids().collect();
+        let full: Vec<NodeId> = voters.iter().copied().filter(|node| links.is_full(*node)).map(NodeId).collect();
+        let here = !full.contains(&links.config.node);
+        match here && voters.len() - full.len() >= majority(voters.len()) {
+            true => Ok(()),
+            false => Err(ProposeError::NoRoom { nodes: full }),
+        }
+    }
+
+    /// A leader was heard.
+    pub(crate) fn heard(&self) {
+        *self.0.way.heard.lock() = Instant::now();
+    }
+
     /// Waits until this node's state has everything that was acknowledged before the call. On the leader only. Gives
     /// the index that a read sees at least. Readers share quorum rounds.
     pub async fn read_barrier(&self, deadline: Duration) -> Result<u64, ReadError> {
         if planted::is(Bug::NoReadQuorum) && self.status().is_leader {
             return Ok(self.status().applied);
+        }
+        if self.0.way.made.load(Ordering::Relaxed) {
+            // A round of its own would keep the followers from electing another.
+            return Err(ReadError::NotLeader { leader: None });
         }
         let deadline = tokio::time::Instant::now() + deadline;
         let passed = tokio::time::timeout_at(deadline, self.0.barrier.pass()).await;
@@ -191,6 +251,7 @@ impl Group {
 
     /// Ends the group on this node; what it has stays.
     pub(crate) async fn stop(&self) {
+        self.0.machine.hurry();
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::error!(group = self.0.id, "the group's core did not end cleanly: {error}");
         }
@@ -235,6 +296,52 @@ async fn stand(raft: Raft, node: u64, pause: Option<Duration>) {
         tokio::time::sleep(pause).await;
         raft.runtime_config().elect(true);
     }
+}
+
+fn majority(voters: usize) -> usize {
+    voters / 2 + 1
+}
+
+/// Hands the lead over while this node has no room, see the module's documentation.
+async fn make_way(raft: Raft, links: Arc<Links>, way: Arc<Way>) {
+    let mut disk = links.config.disk.watch();
+    loop {
+        if disk.wait_for(|state| matches!(state, DiskState::Full { .. })).await.is_err() {
+            return;
+        }
+        let mut silent_before: Option<Instant> = None;
+        while matches!(*disk.borrow(), DiskState::Full { .. }) {
+            let (leads, others) = {
+                let metrics = raft.metrics();
+                let metrics = metrics.borrow();
+                let voters = metrics.membership_config.membership().voter_ids();
+                (Status::leads(&metrics), voters.filter(|node| *node != links.config.node.0).collect::<Vec<_>>())
+            };
+            let with_room = others.iter().filter(|node| links.has_room(**node)).count();
+            let may_try = silent_before.is_none_or(|at| at.elapsed() >= SILENCE_PAUSE);
+            if leads && with_room >= majority(others.len() + 1) && may_try {
+                fall_silent(&raft, &way).await;
+                silent_before = Some(Instant::now());
+            }
+            raft.runtime_config().elect(!leads && way.heard.lock().elapsed() >= ALONE_MAX);
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        raft.runtime_config().elect(true);
+    }
+}
+
+/// Sends no heartbeats until another leads, or none does for too long.
+async fn fall_silent(raft: &Raft, way: &Way) {
+    tracing::warn!("this node leads a group and has no room on its disk: it makes way for another");
+    way.made.store(true, Ordering::Relaxed);
+    raft.runtime_config().heartbeat(false);
+    raft.runtime_config().elect(false);
+    let mut metrics = raft.metrics();
+    let deposed = metrics.wait_for(|metrics| !Status::leads(metrics));
+    // Whether or not another took over: the caller looks again.
+    let _ = tokio::time::timeout(SILENCE_MAX, deposed).await;
+    raft.runtime_config().heartbeat(true);
+    way.made.store(false, Ordering::Relaxed);
 }
 
 async fn watch_status(raft: Raft, sender: watch::Sender<Status>) {

@@ -27,6 +27,7 @@
 //!   shares the next.
 //! - **Errors say what is known.** A proposal ends as applied, as *surely not proposed*, or as *unknown*
 //!   ([`ProposeError`]). There is no fourth kind and no automatic retry.
+//! - **A node stops taking writes before its disk is full**, and ends when its disk fails (`room`).
 //! - **A term has at most one ready leader, and a restart ends its reign.** A leader that is started again stands for
 //!   election again, at once when it votes alone. Whoever counts by terms may rely on it.
 //!
@@ -48,6 +49,7 @@ mod members;
 mod network;
 mod proposer;
 mod receive;
+mod room;
 mod runtime;
 mod status;
 mod transport;
@@ -62,6 +64,7 @@ pub use machine::{SnapshotJob, StateMachine};
 pub use members::MembershipError;
 pub use network::{METHOD_APPEND, METHOD_VOTE};
 pub use proposer::ProposeError;
+pub use room::{Disk, DiskState};
 pub use runtime::{Simulation, blocking, simulate, simulated, spawn, thread};
 pub use status::Status;
 pub use transport::{Service, ServiceError, SnapshotChunks, Transport, TransportError};

@@ -8,12 +8,15 @@
 //! effects are *durable* (the log may be purged up to there, see `log`). Applied runs ahead of durable until the next
 //! checkpoint; after a power failure the state machine may come back anywhere between the two, and the log fills
 //! the rest.
+//!
+//! **A full disk is waited out**: applying is one transaction, a checkpoint and an installation begin anew. Any other error of the
+//! operating system ends the process ([`room`](crate::room)); other errors end the group on this node.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -26,6 +29,7 @@ use parking_lot::Mutex;
 use pleat_cluster::planted::{self, Bug};
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::room::{Disk, Trouble};
 use crate::runtime;
 use crate::types::{
     Applied, Entry, GroupId, LogEntry, LogId, Membership, Outcomes, Position, SnapshotFile, SnapshotMeta, StorageError,
@@ -37,7 +41,9 @@ pub type SnapshotJob = Box<dyn FnOnce(&Path) -> anyhow::Result<Applied> + Send>;
 
 /// What a group replicates. Called from one thread that belongs to the group; every method may block.
 ///
-/// An error from any method but `snapshot` is fatal for the group on this node: it stops, and says so.
+/// An error from any method but `snapshot` is fatal for the group on this node: it stops, and says so. But an [`std::io::Error`] among its causes
+/// that says that the disk is full has the same call repeated until there is room; nothing may have been done then. Another one that is the
+/// operating system's ends the process.
 pub trait StateMachine: Send + 'static {
     /// How far the stored state is. Called once, at start.
     fn applied(&mut self) -> anyhow::Result<Applied>;
@@ -67,6 +73,10 @@ pub trait StateMachine: Send + 'static {
 /// Entries and bytes that are handed to `apply` at once, so that catching up doesn't make huge transactions.
 const APPLY_ENTRIES_MAX: usize = 1024;
 const APPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Pauses of a state machine whose disk is full, and how often it says so.
+const FULL_PAUSE: Duration = Duration::from_millis(100);
+const FULL_SAID_EVERY: u32 = 100;
 
 /// A group that was asked nothing for this long makes a checkpoint of what it applied, when that is this much: whoever reads
 /// then need not look into a write-ahead log, and whoever starts again has little to do.
@@ -101,6 +111,9 @@ pub(crate) struct Shared {
     /// Rung when these pass `checkpoint_bytes`.
     pub(crate) checkpoint_due: Notify,
     checkpoint_bytes: u64,
+    disk: Arc<Disk>,
+    /// Nobody waits for anything any more.
+    stopping: AtomicBool,
 }
 
 struct Worker {
@@ -133,6 +146,7 @@ impl Machine {
         group: GroupId,
         mut machine: Box<dyn StateMachine>,
         checkpoint_bytes: u64,
+        disk: Arc<Disk>,
     ) -> anyhow::Result<(Machine, Position, MachineThread)> {
         let (machine, applied) = runtime::blocking(move || {
             let applied = machine.applied();
@@ -153,6 +167,8 @@ impl Machine {
             bytes_since_checkpoint: AtomicU64::new(0),
             checkpoint_due: Notify::new(),
             checkpoint_bytes,
+            disk,
+            stopping: AtomicBool::new(false),
         });
         let worker = Worker { group, machine, position: position.clone(), shared: shared.clone() };
         let (lane, thread) = if runtime::simulated() {
@@ -185,8 +201,14 @@ impl Machine {
         answer.await.map_err(|_| gone())?
     }
 
+    /// The worker waits for room no longer.
+    pub(crate) fn hurry(&self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+    }
+
     /// Ends the worker after what it was asked before; the state machine is dropped.
     pub(crate) fn stop(&self) {
+        self.hurry();
         match &self.lane {
             // An error means that it has ended already.
             Lane::Thread(sender) => drop(sender.send(Request::Stop)),
@@ -253,6 +275,36 @@ impl Worker {
         result.inspect_err(|error| tracing::error!(group, "state machine: {error:#}"))
     }
 
+    /// Does something that writes: again and again while the disk is full.
+    fn patiently<T>(
+        &mut self,
+        doing: &'static str,
+        mut work: impl FnMut(&mut dyn StateMachine) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let mut attempt = 0_u32;
+        loop {
+            let error = match work(&mut *self.machine).context(doing) {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            match Trouble::of(&error) {
+                Some(Trouble::Full) if self.shared.stopping.load(Ordering::Relaxed) => {}
+                // A simulation has one thread, which must not wait.
+                Some(Trouble::Full) if !runtime::simulated() => {
+                    if attempt.is_multiple_of(FULL_SAID_EVERY) {
+                        tracing::error!(group = self.group, "waiting for room on the disk: {error:#}");
+                    }
+                    attempt = attempt.wrapping_add(1);
+                    std::thread::sleep(FULL_PAUSE);
+                    continue;
+                }
+                Some(_) => self.shared.disk.fail(format!("group {}: {error:#}", self.group)),
+                None => {}
+            }
+            return Err(error);
+        }
+    }
+
     fn apply(&mut self, entries: Vec<LogEntry>) -> anyhow::Result<Vec<Outcomes>> {
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut entries = entries.into_iter().peekable();
@@ -291,7 +343,8 @@ impl Worker {
 
     fn apply_batch(&mut self, batch: Vec<Entry>, bytes: u64, outcomes: &mut Vec<Outcomes>) -> anyhow::Result<()> {
         let expected: Vec<usize> = batch.iter().map(|entry| entry.proposals.len()).collect();
-        let results = self.machine.apply(batch, self.position.encode()).context("apply entries")?;
+        let applied = self.position.encode();
+        let results = self.patiently("apply entries", |machine| machine.apply(batch.clone(), applied.clone()))?;
         let got: Vec<usize> = results.iter().map(Vec::len).collect();
         ensure!(got == expected, "the state machine gave {got:?} outcomes for {expected:?} proposals");
         outcomes.extend(results.into_iter().map(|of_proposals| Outcomes { of_proposals }));
@@ -304,7 +357,7 @@ impl Worker {
     }
 
     fn checkpoint(&mut self) -> anyhow::Result<Position> {
-        let applied = self.machine.checkpoint().context("make a checkpoint")?;
+        let applied = self.patiently("make a checkpoint", |machine| machine.checkpoint())?;
         let position = Position::decode(&applied)?;
         ensure!(
             position.last <= self.position.last,
@@ -319,7 +372,7 @@ impl Worker {
 
     fn install(&mut self, path: &Path, applied: Applied) -> anyhow::Result<()> {
         let position = Position::decode(&applied)?;
-        self.machine.install(path, applied).context("install a snapshot")?;
+        self.patiently("install a snapshot", |machine| machine.install(path, applied.clone()))?;
         self.position = position;
         self.publish();
         *self.shared.checkpointed.lock() = true;

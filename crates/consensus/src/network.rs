@@ -3,6 +3,7 @@
 //! Every message carries the cluster, the sender and the group, whatever the transport: a node that was moved to
 //! another cluster with its old address must be refused, not believed.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -16,10 +17,12 @@ use openraft::error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingEr
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{OptionalSend, Snapshot};
+use parking_lot::Mutex;
 use pleat_cluster::NodeId;
 use pleat_cluster::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::codec;
 use crate::config::Config;
@@ -66,11 +69,52 @@ pub(crate) struct Links {
     pub(crate) sending: Semaphore,
     /// Numbers the files.
     pub(crate) files: AtomicU64,
+    /// What the others said last about the room on their disks, and when.
+    pub(crate) rooms: Mutex<BTreeMap<u64, (Instant, bool)>>,
+}
+
+/// What is known of another node's disk is believed for so long: it says so with each answer.
+const ROOM_BELIEVED: Duration = Duration::from_secs(2);
+
+/// The answer to a message with log entries.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AppendAnswer {
+    pub(crate) response: AppendEntriesResponse<u64>,
+    /// Whether the follower has room on its disk.
+    pub(crate) room: bool,
+    /// Whether the entries were left out for want of room, and the rest answered.
+    pub(crate) left_out: bool,
 }
 
 impl Links {
     pub(crate) fn snapshot_dir(&self) -> PathBuf {
         self.config.dir.join("snapshots")
+    }
+
+    fn told(&self, node: u64, room: bool) {
+        self.rooms.lock().insert(node, (Instant::now(), room));
+    }
+
+    fn said(&self, node: u64) -> Option<bool> {
+        if node == self.config.node.0 {
+            return Some(self.config.disk.has_room());
+        }
+        self.rooms.lock().get(&node).filter(|(at, _)| at.elapsed() < ROOM_BELIEVED).map(|(_, room)| *room)
+    }
+
+    /// Whether a node is known to have no room.
+    pub(crate) fn is_full(&self, node: u64) -> bool {
+        self.said(node) == Some(false)
+    }
+
+    /// Whether a node is known to have room.
+    pub(crate) fn has_room(&self, node: u64) -> bool {
+        self.said(node) == Some(true)
+    }
+
+    /// Whether any node, this one included, is known to have no room.
+    pub(crate) fn is_anybody_full(&self) -> bool {
+        !self.config.disk.has_room() || self.rooms.lock().values().any(|(_, room)| !room)
     }
 }
 
@@ -195,7 +239,15 @@ impl RaftNetwork<Types> for Peer {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
         let deadline = if request.entries.is_empty() { SHORT_CALL } else { APPEND_CALL };
-        self.call(METHOD_APPEND, &request, deadline).await
+        let answer: AppendAnswer = self.call(METHOD_APPEND, &request, deadline).await?;
+        self.links.told(self.target, answer.room);
+        match answer.response {
+            AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) if answer.left_out => {
+                let full = io::Error::other(format!("{} has no room on its disk", NodeId(self.target)));
+                Err(RPCError::Unreachable(Unreachable::new(&full)))
+            }
+            response => Ok(response),
+        }
     }
 
     async fn vote(&mut self, request: VoteRequest<u64>, _option: RPCOption) -> Result<VoteResponse<u64>, CallError> {

@@ -46,6 +46,15 @@ pub enum ProposeError {
         /// The limit.
         limit_bytes: usize,
     },
+    /// Surely not proposed: too few nodes of the group have room on their disks.
+    #[error(
+        "the disk is full on {}: no majority of the group can write",
+        nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+    )]
+    NoRoom {
+        /// Those that are known to have none.
+        nodes: Vec<NodeId>,
+    },
     /// It may or may not have been, or still be, applied: leadership was lost, or the deadline passed.
     #[error("the outcome of the write is unknown: it may or may not have been applied")]
     Unknown,

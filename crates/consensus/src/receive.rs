@@ -12,7 +12,7 @@ use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use crate::codec;
 use crate::consensus::Consensus;
 use crate::group::Group;
-use crate::network::{Header, METHOD_APPEND, METHOD_VOTE, SnapshotHeader, Temporary};
+use crate::network::{AppendAnswer, Header, METHOD_APPEND, METHOD_VOTE, SnapshotHeader, Temporary};
 use crate::runtime;
 use crate::transport::{ServiceError, SnapshotChunks};
 use crate::types::{Position, SnapshotFile, Types};
@@ -34,11 +34,27 @@ impl Consensus {
             METHOD_APPEND => {
                 let request: AppendEntriesRequest<Types> =
                     codec::decode("a message with log entries", rest).map_err(bad_message)?;
-                let answer = group.raft().append_entries(request).await.map_err(stopped)?;
-                Ok(codec::encode(&answer).into())
+                Ok(codec::encode(&self.append(&group, request, rest.len() as u64).await?).into())
             }
             _ => Err(ServiceError::new("unknown_method", format!("there is no Raft method '{method}'"))),
         }
+    }
+
+    /// Without room, entries are left out: what remains is a heartbeat, and the node follows and reads on.
+    async fn append(
+        &self,
+        group: &Group,
+        mut request: AppendEntriesRequest<Types>,
+        bytes: u64,
+    ) -> Result<AppendAnswer, ServiceError> {
+        let disk = &self.links.config.disk;
+        let left_out = !request.entries.is_empty() && !disk.takes(bytes);
+        if left_out {
+            request.entries.clear();
+        }
+        group.heard();
+        let response = group.raft().append_entries(request).await.map_err(stopped)?;
+        Ok(AppendAnswer { response, room: disk.has_room(), left_out })
     }
 
     /// Serves a snapshot of another node: writes it to a file, makes that durable, and installs it.
@@ -59,6 +75,12 @@ impl Consensus {
             let busy = "this node is receiving as many snapshots as it may: try again later";
             return Err(ServiceError::new("busy", busy));
         };
+        // Once as it arrives, and once as it is installed.
+        if self.links.config.disk.spare() < header.bytes.saturating_mul(2) {
+            let full =
+                format!("there is no room for a snapshot of {} bytes on {}", header.bytes, self.links.config.node);
+            return Err(ServiceError::new("disk_full", full));
+        }
         let number = self.links.files.fetch_add(1, Ordering::Relaxed);
         let dir = self.links.snapshot_dir();
         let partial = Temporary(dir.join(format!("incoming-{}-{number}.partial", group.id())));

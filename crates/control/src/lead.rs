@@ -1,12 +1,31 @@
-//! What the control leader does, for as long as it leads: found shards, then carry out operations, one at a
-//! time, oldest first. One that waits for a shard which is gone is stepped over, and looked after now and then; see
-//! `pleat_cluster::Operation`.
+//! What the control leader does, for as long as it leads: found shards, then carry out operations, oldest first; moves that
+//! have not begun come last, since a rebalance asks for many. One operation that waits for a shard which is gone is stepped over, and
+//! looked after now and then; see `pleat_cluster::Operation`.
+//!
+//! # Side by side
+//!
+//! One thing is done at a time, but for moves: a few of them ([`Catalog::MOVES_BEGUN_MAX`]) run side by side when no shard has a part in two.
+//!
+//! | what one operation at a time promised | why it still holds |
+//! | --- | --- |
+//! | a shard has one move at a time: captures, fences and what it keeps of a move never meet | the catalog refuses the beginning of a move that shares a shard with one that has begun, whoever asks, so that is also true of what a leader finds that takes over |
+//! | what a shard owns changes through one operation: the generation that a commit gave it is still there when the shard is told | only a move, and a schema change, give a shard another one; the moves are of other shards, and schema changes run alone |
+//! | nobody changes the schema during a move, nor makes or removes a shard | whatever is no move runs alone: nothing more begins before it, and it begins when all that had begun has ended |
+//! | reference tables are complete before a shard gets a partition | each move completes those of its own target, from the log of the anchor; a move of the anchor's own partitions changes nothing in that |
+//! | steps on a shard come in order, and late ones are refused | their epochs are handed out by one counter of the term, and those of a move are sent one after the other |
+//! | cancelling, limits and failures concern one operation | each has its own `Work`; dropping one drops nothing of another |
+//! | clients keep 80 % | a move aims at leaving 90 % of what clients have beside the other one: for two of them that is 81 % |
+//!
+//! A leader that takes over finds up to so many moves begun, and takes up all of them. Whatever comes first, such as a shard that is back,
+//! waits until what runs has ended, and meanwhile nothing new begins.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use pleat_cluster::{Catalog, Command, Operation, OperationId, OperationKind, Phase, Shard, ShardState};
 use pleat_engine::Action;
 use tokio::time::{Instant, sleep, timeout};
@@ -25,7 +44,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const WAITING_EVERY: Duration = Duration::from_secs(5);
 
 /// What is to be done next.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Next {
     /// Shards that the cluster was founded with.
     Found(Vec<Shard>),
@@ -40,44 +59,101 @@ enum Next {
 /// Work until this future is dropped, which is when leadership is lost.
 pub(crate) async fn lead(tools: Tools) {
     let mut changes = tools.cluster.watch_catalog();
-    let mut retry = RETRY_MIN;
     let mut looked: BTreeMap<OperationId, Instant> = BTreeMap::new();
+    let mut retries: BTreeMap<Option<OperationId>, Duration> = BTreeMap::new();
+    let mut lanes = FuturesUnordered::new();
+    let mut running: Vec<Next> = Vec::new();
     loop {
         let catalog = changes.borrow_and_update().clone();
         let is_due = |id: &OperationId| looked.get(id).is_none_or(|at| at.elapsed() >= WAITING_EVERY);
-        let outcome = match next(&catalog, is_due) {
-            Next::Found(shards) => found(&tools, shards).await,
-            Next::Remove(shard) => remove(&tools, &shard).await,
-            Next::Operation(id) => carry_out(&tools, id).await,
-            Next::Waiting(id) => {
-                let outcome = look_after(&tools, id).await;
-                looked.insert(id, Instant::now());
-                outcome
+        let found = next(&catalog, &running, is_due);
+        if found != Next::Nothing {
+            let pause = retries.get(&found.operation()).copied().unwrap_or(RETRY_MIN);
+            running.push(found.clone());
+            lanes.push(lane(&tools, found, pause));
+            continue;
+        }
+        tokio::select! {
+            biased;
+            Some((done, failed)) = lanes.next() => {
+                running.retain(|other| *other != done);
+                if let Next::Waiting(id) = done {
+                    looked.insert(id, Instant::now());
+                }
+                match failed {
+                    Some(pause) => drop(retries.insert(done.operation(), (pause * 2).min(RETRY_MAX))),
+                    None => drop(retries.remove(&done.operation())),
+                }
             }
-            Next::Nothing => {
-                let _ = timeout(LOOK_EVERY, changes.changed()).await;
-                continue;
-            }
-        };
-        match outcome {
-            Ok(()) => retry = RETRY_MIN,
-            Err(Stop::Waiting(why)) => {
-                tracing::info!(why, "control: an operation is put off");
-                retry = RETRY_MIN;
-            }
-            Err(stop) => {
-                tracing::warn!(why = stop.reason(), "control: trying again");
-                sleep(retry).await;
-                retry = (retry * 2).min(RETRY_MAX);
-            }
+            _ = timeout(LOOK_EVERY, changes.changed()) => {}
         }
     }
 }
 
-/// Founding shards come before operations: a schema change must reach every shard.
-///
-/// An operation that must not begin before one that waits is passed over as well, unless it was cancelled.
-fn next(catalog: &Catalog, is_due: impl Fn(&OperationId) -> bool) -> Next {
+/// Do one thing. When it fails it is to be tried again; the pause before that is part of it, and told.
+async fn lane(tools: &Tools, what: Next, pause: Duration) -> (Next, Option<Duration>) {
+    let outcome = match &what {
+        Next::Found(shards) => found(tools, shards).await,
+        Next::Remove(shard) => remove(tools, shard).await,
+        Next::Operation(id) => carry_out(tools, *id).await,
+        Next::Waiting(id) => look_after(tools, *id).await,
+        Next::Nothing => Ok(()),
+    };
+    match outcome {
+        Ok(()) => (what, None),
+        Err(Stop::Waiting(why)) => {
+            tracing::info!(why, "control: an operation is put off");
+            (what, None)
+        }
+        Err(stop) => {
+            tracing::warn!(why = stop.reason(), "control: trying again");
+            sleep(pause).await;
+            (what, Some(pause))
+        }
+    }
+}
+
+impl Next {
+    fn operation(&self) -> Option<OperationId> {
+        match self {
+            Next::Operation(id) | Next::Waiting(id) => Some(*id),
+            Next::Found(_) | Next::Remove(_) | Next::Nothing => None,
+        }
+    }
+}
+
+/// What is to be begun beside what runs, if anything. What comes first begins alone, or waits until it can: founding shards before
+/// operations, since a schema change must reach every shard.
+fn next(catalog: &Catalog, running: &[Next], is_due: impl Fn(&OperationId) -> bool) -> Next {
+    if running.is_empty() {
+        return first(catalog, is_due);
+    }
+    let is_move = |id: &OperationId| {
+        catalog.operations.get(id).is_some_and(|open| matches!(open.kind, OperationKind::Move { .. }))
+    };
+    let ids: Vec<OperationId> = running.iter().filter_map(Next::operation).collect();
+    let moves_run = running.iter().all(|next| matches!(next, Next::Operation(id) if is_move(id)));
+    if !moves_run || running.len() >= Catalog::MOVES_BEGUN_MAX || chore(catalog, is_due) != Next::Nothing {
+        return Next::Nothing;
+    }
+    // What ended a moment ago is still among what runs.
+    let fits = |open: &&Operation| {
+        !ids.contains(&open.id)
+            && ids.iter().all(|id| catalog.operations.get(id).is_none_or(|other| !other.meets(open)))
+    };
+    let mut queue = queue(catalog).into_iter().take_while(|open| matches!(open.kind, OperationKind::Move { .. }));
+    queue.find(fits).map_or(Next::Nothing, |operation| Next::Operation(operation.id))
+}
+
+fn first(catalog: &Catalog, is_due: impl Fn(&OperationId) -> bool) -> Next {
+    match chore(catalog, is_due) {
+        Next::Nothing => queue(catalog).first().map_or(Next::Nothing, |operation| Next::Operation(operation.id)),
+        chore => chore,
+    }
+}
+
+/// What comes before operations.
+fn chore(catalog: &Catalog, is_due: impl Fn(&OperationId) -> bool) -> Next {
     let idle = |shard: &&Shard| {
         shard.state == ShardState::Creating
             && !catalog
@@ -91,20 +167,27 @@ fn next(catalog: &Catalog, is_due: impl Fn(&OperationId) -> bool) -> Next {
     if !creating.is_empty() {
         return Next::Found(creating);
     }
-    if let Some(waiting) = catalog.open_operations().find(|open| open.is_waiting() && is_due(&open.id)) {
-        return Next::Waiting(waiting.id);
-    }
+    let waiting = catalog.open_operations().find(|open| open.is_waiting() && is_due(&open.id));
+    waiting.map_or(Next::Nothing, |waiting| Next::Waiting(waiting.id))
+}
+
+/// Operations that can go on, in the order in which they do.
+///
+/// One that must not begin before one that waits is passed over as well, unless it was cancelled.
+fn queue(catalog: &Catalog) -> Vec<&Operation> {
+    let begun = |open: &Operation| open.phase == Phase::Progressing || open.cancel_requested;
     // A rebuild may take long, and moves nothing that the others change: it has a lane of its own (`rebuild`).
     let can_go = |open: &&Operation| {
-        let begun = open.phase == Phase::Progressing || open.cancel_requested;
         let elsewhere = matches!(open.kind, OperationKind::Rebuild { .. });
-        !elsewhere && !open.is_waiting() && (begun || catalog.held(&open.kind).is_none())
+        !elsewhere && !open.is_waiting() && (begun(open) || catalog.held(&open.kind).is_none())
     };
-    catalog.open_operations().find(can_go).map_or(Next::Nothing, |operation| Next::Operation(operation.id))
+    let mut queue: Vec<&Operation> = catalog.open_operations().filter(can_go).collect();
+    queue.sort_by_key(|open| (!begun(open), matches!(open.kind, OperationKind::Move { .. }) && !begun(open), open.id));
+    queue
 }
 
 /// Give founding shards what they own, and route to them.
-async fn found(tools: &Tools, shards: Vec<Shard>) -> Result<(), Stop> {
+async fn found(tools: &Tools, shards: &[Shard]) -> Result<(), Stop> {
     let founded = join_all(shards.iter().map(|shard| found_one(tools, shard))).await;
     founded.into_iter().collect()
 }
@@ -158,7 +241,7 @@ pub(crate) async fn carry_out(tools: &Tools, id: OperationId) -> Result<(), Stop
 
 #[cfg(test)]
 mod tests {
-    use pleat_cluster::{Cause, NodeId, PartitionId, Policy, ShardId};
+    use pleat_cluster::{Cause, DdlEffect, NodeId, PartitionId, Policy, ShardId, View};
 
     use super::*;
 
@@ -188,11 +271,65 @@ mod tests {
     #[test]
     fn founding_shards_come_first_and_a_split_makes_its_own() {
         let mut catalog = founded(1);
-        assert!(matches!(next(&catalog, |_| true), Next::Found(shards) if shards.len() == 1));
+        assert!(matches!(next(&catalog, &[], |_| true), Next::Found(shards) if shards.len() == 1));
         catalog.apply(&Command::ActivateShard { shard: ShardId(1), at: 1 }).unwrap();
-        assert_eq!(next(&catalog, |_| true), Next::Nothing);
+        assert_eq!(next(&catalog, &[], |_| true), Next::Nothing);
         let operation = split(&mut catalog);
-        assert_eq!(next(&catalog, |_| true), Next::Operation(operation));
+        assert_eq!(next(&catalog, &[], |_| true), Next::Operation(operation));
+    }
+
+    #[test]
+    fn moves_that_have_not_begun_let_others_go_first() {
+        let mut catalog = founded(3);
+        for shard in 1..=3 {
+            catalog.apply(&Command::ActivateShard { shard: ShardId(shard), at: 1 }).unwrap();
+        }
+        let shift = |to: u32, partition: u32| {
+            let (from, to) = (ShardId(1), ShardId(to));
+            OperationKind::Move { from, to, partitions: vec![PartitionId(partition)] }
+        };
+        let (moves, cause) = (vec![shift(2, 0), shift(3, 1)], Cause::Request("test".to_owned()));
+        let first = catalog.apply(&Command::StartMoves { moves, cause: cause.clone(), reason: String::new(), at: 1 });
+        let first = first.unwrap().operation.unwrap();
+        let view = View { name: "v".to_owned(), sql: "CREATE VIEW v AS SELECT 1".to_owned() };
+        let kind = OperationKind::Ddl { effect: DdlEffect::CreateView(view), sql: String::new(), layout: 0 };
+        let start = Command::StartOperation { kind, cause, reason: String::new(), at: 1 };
+        let view = catalog.apply(&start).unwrap().operation.unwrap();
+        assert_eq!(next(&catalog, &[], |_| true), Next::Operation(view));
+        let (step, detail) = ("capture".to_owned(), String::new());
+        let begin = Command::JournalStep { operation: first, step, ended: false, detail, epoch: 1, at: 1 };
+        catalog.apply(&begin).unwrap();
+        assert_eq!(next(&catalog, &[], |_| true), Next::Operation(first), "what has begun goes on");
+        assert_eq!(next(&catalog, &[Next::Operation(first)], |_| true), Next::Nothing, "and nothing before the view");
+    }
+
+    #[test]
+    fn moves_of_different_shards_go_side_by_side_and_nothing_else_does() {
+        let mut catalog = founded(8);
+        for shard in 1..=8 {
+            catalog.apply(&Command::ActivateShard { shard: ShardId(shard), at: 1 }).unwrap();
+        }
+        let shift = |(from, to): (u32, u32)| {
+            let partitions = vec![PartitionId(from - 1)];
+            OperationKind::Move { from: ShardId(from), to: ShardId(to), partitions }
+        };
+        let moves = [(1, 2), (3, 1), (4, 5), (6, 7)].map(shift).to_vec();
+        let cause = Cause::Request("test".to_owned());
+        catalog.apply(&Command::StartMoves { moves, cause, reason: String::new(), at: 1 }).unwrap();
+        let ids: Vec<OperationId> = catalog.open_operations().map(|open| open.id).collect();
+        let run = |ids: &[OperationId]| ids.iter().copied().map(Next::Operation).collect::<Vec<_>>();
+        assert_eq!(next(&catalog, &[], |_| true), Next::Operation(ids[0]));
+        assert_eq!(next(&catalog, &run(&ids[..1]), |_| true), Next::Operation(ids[2]), "the second needs shard 1");
+        assert_eq!(next(&catalog, &run(&[ids[0], ids[2]]), |_| true), Next::Nothing, "there are enough");
+        assert_eq!(next(&catalog, &[Next::Found(Vec::new())], |_| true), Next::Nothing);
+        // A leader that takes over finds them begun.
+        for id in [ids[0], ids[2]] {
+            let (step, detail) = ("capture".to_owned(), String::new());
+            let begin = Command::JournalStep { operation: id, step, ended: false, detail, epoch: 1, at: 1 };
+            catalog.apply(&begin).unwrap();
+        }
+        assert_eq!(next(&catalog, &[], |_| true), Next::Operation(ids[0]));
+        assert_eq!(next(&catalog, &run(&ids[..1]), |_| true), Next::Operation(ids[2]));
     }
 
     #[test]
@@ -202,6 +339,6 @@ mod tests {
         let operation = split(&mut catalog);
         let (phase, message) = (Phase::Failed, String::new());
         catalog.apply(&Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }).unwrap();
-        assert!(matches!(next(&catalog, |_| true), Next::Remove(shard) if shard.id == ShardId(2)));
+        assert!(matches!(next(&catalog, &[], |_| true), Next::Remove(shard) if shard.id == ShardId(2)));
     }
 }

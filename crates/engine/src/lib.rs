@@ -63,6 +63,7 @@ pub use request::{
 };
 pub use room::{NoRoom, Room, RoomLimits, RoomTaken};
 pub use sqlite::build::build;
+pub use sqlite::failure::disk_error;
 pub use sqlite::finisher::Finisher;
 pub use sqlite::local::{LocalTxn, Script};
 pub use sqlite::readers::Readers;

@@ -9,7 +9,8 @@
 //!   out. So many finishers at once get slower, and take no more memory than one. What as many as there may be begin with is
 //!   kept for that: large ones don't shut out small ones. One that can't begin all the same is refused.
 //! - *Disk* is charged as the files grow. Nothing can be done without it, so at a limit the query ends with an error that
-//!   says which limit it was.
+//!   says which limit it was. So it does when the file system has less to spare than is looked for before each
+//!   [`SPARE_STEP`]: the log is on the same one, and has to have room first.
 //!
 //! A grant is for two things of the same size at most: the cached pages, and one sort of the finishing statement. Not in
 //! it: what SQLite takes for each further sort or temporary index of one statement, values under way (32 MiB each at most),
@@ -68,7 +69,7 @@ impl fmt::Display for NoRoom {
             NoRoom::NodeDisk { limit } => {
                 write!(f, "the queries that gather rows on this node fill {limit} bytes of temporary files")
             }
-            NoRoom::DiskFull => f.write_str("the disk for temporary files is full"),
+            NoRoom::DiskFull => f.write_str("the disk has no room for temporary files"),
         }
     }
 }
@@ -103,12 +104,18 @@ impl NoRoom {
     }
 }
 
+/// Bytes of temporary files between two looks at the file system.
+pub(crate) const SPARE_STEP: u64 = 1 << 20;
+
+/// Tells how many bytes temporary files may still take, as the file system is now.
+pub type Spare = Arc<dyn Fn() -> u64 + Send + Sync>;
+
 /// The room that the finishers of one node share.
-#[derive(Debug)]
 pub struct Room {
     /// Where temporary files are made.
     pub(crate) dir: PathBuf,
     pub(crate) limits: RoomLimits,
+    spare: Spare,
     /// Memory to begin with, and all other.
     beginnings: Budget,
     growth: Budget,
@@ -130,12 +137,13 @@ pub struct RoomTaken {
 
 impl Room {
     /// For as many as `finishers` at a time. Temporary files are made in `dir`, which is made when it is first needed. They
-    /// have no names, so that none can be left behind, however the process ends.
-    pub fn new(dir: PathBuf, limits: RoomLimits, finishers: usize) -> Arc<Self> {
+    /// have no names, so that none can be left behind, however the process ends. They take only what is to `spare` there.
+    pub fn new(dir: PathBuf, limits: RoomLimits, finishers: usize, spare: Spare) -> Arc<Self> {
         let kept = FINISHER_BYTES_MIN.saturating_mul(finishers as u64).min(limits.node_memory);
         let (beginnings, growth) = (Budget::new(kept), Budget::new(limits.node_memory - kept));
         let (spilled, spilled_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { dir, limits, beginnings, growth, disk: Budget::new(limits.node_disk), spilled, spilled_bytes })
+        let disk = Budget::new(limits.node_disk);
+        Arc::new(Self { dir, limits, spare, beginnings, growth, disk, spilled, spilled_bytes })
     }
 
     pub fn taken(&self) -> RoomTaken {
@@ -145,6 +153,11 @@ impl Room {
             spilled: self.spilled.load(Ordering::Relaxed),
             spilled_bytes: self.spilled_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether the file system has the next [`SPARE_STEP`] to spare.
+    pub(crate) fn has_spare(&self) -> bool {
+        (self.spare)() >= SPARE_STEP
     }
 
     /// Memory to begin with.
@@ -157,7 +170,6 @@ impl Room {
 }
 
 /// Memory of one finisher. Given back when dropped.
-#[derive(Debug)]
 pub(crate) struct Grant {
     room: Arc<Room>,
     bytes: u64,
@@ -228,7 +240,7 @@ mod tests {
             node_memory: 8 * FINISHER_BYTES_MIN,
             ..RoomLimits::default()
         };
-        let room = Room::new(PathBuf::new(), limits, 3);
+        let room = Room::new(PathBuf::new(), limits, 3, Arc::new(|| u64::MAX));
         let mut first = room.grant().unwrap();
         assert!(first.grow(u64::MAX));
         assert_eq!(first.bytes(), limits.query_memory, "doubled twice, and then what was left of the query's");
@@ -236,7 +248,7 @@ mod tests {
         assert!(second.grow(u64::MAX) && !second.grow(u64::MAX));
         assert_eq!(second.bytes(), 2 * FINISHER_BYTES_MIN, "a second doubling is more than the node has");
         let third = room.grant().unwrap();
-        assert_eq!(room.grant().unwrap_err(), NoRoom::NodeMemory { limit: limits.node_memory });
+        assert_eq!(room.grant().err(), Some(NoRoom::NodeMemory { limit: limits.node_memory }));
         drop((first, second, third));
         assert_eq!(room.taken().memory, 0);
     }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pleat_cluster::Value;
@@ -17,7 +17,7 @@ const LONG: ReadLimits = ReadLimits { time: Duration::from_secs(600), rows: u64:
 const ENDLESS: &str = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
 
 fn room(dir: &Path, limits: RoomLimits) -> Arc<Room> {
-    Room::new(dir.join("spill"), limits, 2)
+    Room::new(dir.join("spill"), limits, 2, Arc::new(|| u64::MAX))
 }
 
 /// So little memory that what does not fit is soon found.
@@ -118,6 +118,21 @@ fn a_query_is_told_which_limit_it_has_reached_and_leaves_nothing() {
     assert_eq!(refused, EngineError::NoRoom(NoRoom::QueryDisk { limit: 4 * MIB }));
     drop(few);
     assert_eq!((room.taken().memory, room.taken().disk), (0, 0));
+}
+
+#[test]
+fn temporary_files_leave_the_rest_of_the_disk_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let spare = Arc::new(AtomicU64::new(4 * MIB));
+    let of_disk = spare.clone();
+    let room = Room::new(dir.path().join("spill"), small(), 2, Arc::new(move || of_disk.load(Ordering::Relaxed)));
+    let mut fits = finisher(&room);
+    fill(&mut fits, 4).unwrap();
+    spare.store(MIB / 2, Ordering::Relaxed);
+    let refused = fill(&mut finisher(&room), 16).unwrap_err();
+    assert_eq!(refused, EngineError::NoRoom(NoRoom::DiskFull));
+    assert_eq!((refused.code(), refused.is_retryable()), ("53100", true));
+    assert_eq!(run(&mut fits, "SELECT count(*) > 0 FROM t").unwrap(), [[Value::Integer(1)]], "what is there is read");
 }
 
 #[test]

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pleat_cluster::{
-    Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, OperationId, Planned, Reply, ShardId,
+    Catalog, Command, Generation, LedgerCommand, LedgerReply, Millis, NodeId, OperationId, PartitionId, Planned, Reply,
+    ShardId,
 };
-use pleat_consensus::Status;
+use pleat_consensus::{Disk, Status};
 use pleat_engine::{Action, ReadRequest};
 use pleat_host::{
-    Freshness, Host, HostError, InDoubt, NodeObservation, Progress, RowStream, TxnPart, TxnReply, TxnStep, Written,
+    Freshness, Host, HostError, InDoubt, NodeObservation, PartitionWeight, Progress, RowStream, TxnPart, TxnReply,
+    TxnStep, Written,
 };
 use tokio::sync::watch;
 
@@ -28,6 +30,10 @@ pub trait Backend: Send + Sync + 'static {
     fn catalog(&self) -> Arc<Catalog>;
     fn watch_catalog(&self) -> watch::Receiver<Arc<Catalog>>;
     fn control_status(&self) -> Status;
+    /// The disk of the node.
+    fn disk(&self) -> Arc<Disk> {
+        Disk::unlimited()
+    }
     fn shard_status(&self, shard: ShardId) -> Option<Status>;
     async fn catalog_reaches(&self, generation: Generation, within: Duration) -> bool;
     async fn fresh_catalog(&self, within: Duration) -> Result<Arc<Catalog>, HostError>;
@@ -54,6 +60,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn touch_txn(&self, part: &TxnPart, within: Duration);
     async fn in_doubt(&self, within: Duration) -> Result<Vec<InDoubt>, HostError>;
     async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError>;
+    /// Rows and bytes of each partition of a shard. Scans the shard.
+    async fn partition_weights(
+        &self,
+        shard: ShardId,
+        within: Duration,
+    ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError>;
     async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError>;
     /// How far the operations are that are being carried out.
     async fn progress(&self, within: Duration) -> Result<BTreeMap<OperationId, Progress>, HostError>;
@@ -83,6 +95,10 @@ impl Backend for Host {
 
     fn control_status(&self) -> Status {
         Host::control_status(self)
+    }
+
+    fn disk(&self) -> Arc<Disk> {
+        Host::disk(self)
     }
 
     fn shard_status(&self, shard: ShardId) -> Option<Status> {
@@ -147,6 +163,14 @@ impl Backend for Host {
 
     async fn observe(&self, node: NodeId, within: Duration) -> Result<NodeObservation, HostError> {
         Host::observe(self, node, within).await
+    }
+
+    async fn partition_weights(
+        &self,
+        shard: ShardId,
+        within: Duration,
+    ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError> {
+        Host::partition_weights(self, shard, within).await
     }
 
     async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError> {

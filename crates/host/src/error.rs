@@ -22,6 +22,9 @@ pub enum HostError {
     /// Nobody who could do it was reached within the limit. Nothing was done.
     #[error("{0}")]
     Unavailable(String),
+    /// The disks of too many nodes are full. Nothing was done.
+    #[error("{0}")]
+    NoRoom(String),
     /// Something has as much to do as it may. Nothing was done.
     #[error("{0}")]
     Overloaded(Overload),
@@ -89,6 +92,7 @@ impl HostError {
             HostError::Command(CommandError::Unknown { .. }) => "42704",
             HostError::Command(_) => "55000",
             HostError::Unavailable(_) => "57P03",
+            HostError::NoRoom(_) => "53100",
             HostError::Overloaded(_) => "53300",
             HostError::OutcomeUnknown(_) | HostError::Spreading(_) => "08007",
             HostError::TxnEnded(end) => end.code(),
@@ -112,6 +116,10 @@ impl HostError {
             HostError::Command(CommandError::Busy { .. }) => "try again when it has ended".into(),
             HostError::Command(_) => "look at GET /operations and GET /tables for the cluster's state".into(),
             HostError::Unavailable(_) => "a leader is elected within seconds of a failure: try again".into(),
+            HostError::NoRoom(_) => {
+                "make room on the disks of these nodes, whose logs and GET /health tell more; then writes go on by themselves"
+                    .into()
+            }
             HostError::Overloaded(_) => "try again after a short pause, with fewer requests at once".into(),
             HostError::OutcomeUnknown(_) => {
                 "read before you repeat it, or send an idempotency_key so that repeating is safe".into()
@@ -133,6 +141,7 @@ impl HostError {
             self,
             HostError::Refused(_)
                 | HostError::Overloaded(_)
+                | HostError::NoRoom(_)
                 | HostError::Unavailable(_)
                 | HostError::Timeout(_)
                 | HostError::Internal(_)
@@ -143,7 +152,7 @@ impl HostError {
     pub fn is_retryable(&self) -> bool {
         match self {
             HostError::Refused(Refusal::Conflict { .. }) => false,
-            HostError::Refused(_) | HostError::Unavailable(_) | HostError::Overloaded(_) => true,
+            HostError::Refused(_) | HostError::Unavailable(_) | HostError::Overloaded(_) | HostError::NoRoom(_) => true,
             HostError::Engine(error) => error.is_retryable(),
             HostError::Command(error) => matches!(error, CommandError::Busy { .. }),
             _ => false,

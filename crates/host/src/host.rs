@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use parking_lot::RwLock;
 use pleat_cluster::{Catalog, Command, Generation, Ledger, Millis, NodeId, Policy, ShardId, ShardState};
-use pleat_consensus::{Consensus, Group, GroupId, Status, Transport};
+use pleat_consensus::{Consensus, Disk, Group, GroupId, Status, Transport};
 use pleat_engine::{Store, StoreConfig, UnitSet};
 use tokio::sync::watch;
 
@@ -204,6 +204,11 @@ impl Host {
     /// replica of it. For those who check that no two shards accept writes for the same partition.
     pub fn accepting(&self, shard: ShardId) -> Option<Result<(UnitSet, u64), HostError>> {
         self.replica(shard).map(|replica| replica.accepting())
+    }
+
+    /// The disk of this node's data directory.
+    pub fn disk(&self) -> Arc<Disk> {
+        self.consensus.config().disk.clone()
     }
 
     /// Which life of its directory this is.
@@ -399,6 +404,7 @@ impl Host {
             };
             if let Err(error) = outcome {
                 tracing::error!(shard = %shard.id, "replica: {error:#}");
+                self.disk().suspect(&error);
                 done = false;
             }
         }

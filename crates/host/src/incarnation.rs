@@ -161,6 +161,7 @@ impl Host {
         let Some(admission) = self.ask_around().await else { return };
         if let Err(error) = self.admit(admission, machine).await {
             tracing::error!("this node can't take part: {error:#}");
+            self.disk().suspect(&error);
             return;
         }
         self.found().await;

@@ -73,6 +73,7 @@ impl From<ProposeError> for Declined {
         match error {
             ProposeError::NotLeader { leader } => Declined::NotLeader { leader },
             ProposeError::Overloaded => HostError::Overloaded(Overload::Writes).into(),
+            ProposeError::NoRoom { .. } => HostError::NoRoom(error.to_string()).into(),
             ProposeError::TooLarge { limit_bytes } => {
                 HostError::TooLarge(format!("one write may take {limit_bytes} bytes in the log at most")).into()
             }

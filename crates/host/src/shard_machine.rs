@@ -58,7 +58,8 @@ impl StateMachine for ShardMachine {
         self.applying(&proposals);
         let skipped = usize::from(planted::is(Bug::EntrySkipped) && proposals.len() > 1);
         let carried_out = &proposals[..proposals.len() - skipped];
-        let mut outcomes = self.store.apply(carried_out, &postcard::to_stdvec(&applied)?)?;
+        let applied = postcard::to_stdvec(&applied)?;
+        let mut outcomes = self.store.apply(carried_out, &applied).map_err(pleat_engine::disk_error)?;
         outcomes.extend(outcomes.last().filter(|_| skipped > 0).cloned());
         let mut outcomes = outcomes.into_iter();
         let of_entry = |entry: &Entry| {
@@ -80,7 +81,7 @@ impl StateMachine for ShardMachine {
     }
 
     fn checkpoint(&mut self) -> anyhow::Result<Applied> {
-        self.store.checkpoint()?;
+        self.store.checkpoint().map_err(pleat_engine::disk_error)?;
         self.applied()
     }
 
@@ -91,7 +92,7 @@ impl StateMachine for ShardMachine {
 
     fn install(&mut self, from: &Path, _applied: Applied) -> anyhow::Result<()> {
         // The file says itself how far it is: the position was copied along with the rows.
-        self.store.install(from)
+        self.store.install(from).map_err(pleat_engine::disk_error)
     }
 }
 

@@ -24,13 +24,15 @@
 //! A look at which nothing is exceeded may find a shard that is not needed any more: `scale_in` says when. A merge is not
 //! turned down by counting, so it needs no candidate.
 //!
-//! Beside that, [`compare`] says which replicas of a shard have diverged from the others.
+//! Beside that, [`rebalance()`] says which partitions move so that shards are even, when a person asks, and [`compare`] says which replicas of a shard have diverged from the others.
 
 mod autoscale;
 mod hindrance;
 mod history;
 mod metric;
 mod observed;
+mod pause;
+mod rebalance;
 mod scale_in;
 mod split;
 mod verify;
@@ -39,5 +41,7 @@ pub use autoscale::{Candidate, Conclusion, Draft, autoscale, worth_recording};
 pub use history::History;
 pub use metric::{LOOKS_NEEDED, Metric};
 pub use observed::{Observed, ShardLoad};
+pub use pause::PauseParts;
+pub use rebalance::{BYTES_MIN, Filled, LOAD_MIN, Rebalance, Shift, THRESHOLD, able, rebalance};
 pub use split::{Unsplittable, Weight, split};
 pub use verify::{Comparison, compare};

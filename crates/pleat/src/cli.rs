@@ -2,7 +2,7 @@
 //!
 //! Commands that speak to a cluster do it over HTTP alone, like any other client ([`client`]). What they
 //! print is for people; with `--json` it is for programs: the server's own JSON, unchanged. The exit code is
-//! 0 when all went well, 1 for an error, 2 for a command line that makes no sense. A reader that goes away
+//! 0 when all went well, 1 for an error, 2 for a command line that makes no sense, 74 for a node whose disk failed. A reader that goes away
 //! (`pleat shards | head -1`) is no error.
 
 pub(crate) mod client;
@@ -11,6 +11,7 @@ mod import;
 mod ops;
 pub(crate) mod output;
 mod policy;
+mod rebalance;
 mod serve;
 mod shards;
 mod sql;
@@ -59,6 +60,8 @@ enum Command {
     Txns(Target),
     /// Operations: every change of the cluster, with its steps
     Ops(ops::OpsArgs),
+    /// Even the shards out by moving partitions, or show what that would move
+    Rebalance(rebalance::RebalanceArgs),
     /// Tell why the cluster did (or did not do) something
     Why(why::WhyArgs),
     /// Show or change what the autoscaler goes by
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Statements(args) => args.target.json,
         Command::Status(target) | Command::Shards(target) | Command::Txns(target) => target.json,
         Command::Ops(args) => args.target.json,
+        Command::Rebalance(args) => args.target.json,
         Command::Why(args) => args.target.json,
         Command::Policy(args) => args.target.json,
     };
@@ -121,6 +125,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Shards(target) => shards::run(&target).await,
             Command::Txns(target) => txns::run(&target).await,
             Command::Ops(args) => ops::run(args).await,
+            Command::Rebalance(args) => rebalance::run(args).await,
             Command::Why(args) => why::run(args).await,
             Command::Policy(args) => policy::run(args).await,
         }

@@ -71,6 +71,8 @@ pub struct Limits {
     pub spill_bytes: u64,
     /// Temporary files for what all queries of a node gather, in bytes.
     pub node_spill_bytes: u64,
+    /// What a node keeps back of its disk, in bytes.
+    pub disk_reserve_bytes: u64,
     /// Queries that gather rows in memory at the same time on a node.
     pub gathers: u64,
     /// Most writes that wait for one shard.
@@ -120,6 +122,7 @@ impl Default for Limits {
             node_gather_bytes: 512 << 20,
             spill_bytes: 2 << 30,
             node_spill_bytes: 8 << 30,
+            disk_reserve_bytes: 128 << 20,
             gathers: 32,
             queued_writes: 4096,
             read_connections: 16,
@@ -224,6 +227,7 @@ impl Config {
                 node_gather_bytes: limit("node_gather_bytes", default.limits.node_gather_bytes),
                 spill_bytes: limit("spill_bytes", default.limits.spill_bytes),
                 node_spill_bytes: limit("node_spill_bytes", default.limits.node_spill_bytes),
+                disk_reserve_bytes: limit("disk_reserve_bytes", default.limits.disk_reserve_bytes),
                 gathers: limit("gathers", default.limits.gathers),
                 queued_writes: limit("queued_writes", default.limits.queued_writes),
                 read_connections: limit("read_connections", default.limits.read_connections),

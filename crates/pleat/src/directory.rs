@@ -152,11 +152,14 @@ impl Claim {
 
 /// Without an identity nothing may be here but what Pleat itself leaves before it writes one.
 fn refuse_strangers(dir: &Path, whose: &str) -> anyhow::Result<()> {
-    let ours = ["lock", "log", "log.1", "pid"];
+    let ours = ["lock", "log", "log.1", "pid", "lost+found"];
     for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-        let name = entry?.file_name();
+        let entry = entry?;
+        let name = entry.file_name();
         let name = name.to_string_lossy();
-        if !ours.contains(&name.as_ref()) && !name.ends_with(".new") {
+        // An empty directory may be where the disk of a node is mounted.
+        let is_empty = || fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
+        if !ours.contains(&name.as_ref()) && !name.ends_with(".new") && !is_empty() {
             bail!(
                 "the directory {} is not empty ('{name}') and not that of {whose}; choose an empty or new directory \
                  with --data-dir",
@@ -228,6 +231,10 @@ mod tests {
         let error = Claim::take(dir.path()).unwrap_err().to_string();
         assert!(error.contains("thesis.txt") && error.contains("--data-dir"), "{error}");
         assert!(!dir.path().join("lock").exists());
+
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("node-1")).unwrap();
+        Claim::take(dir.path()).unwrap();
     }
 
     #[test]

@@ -12,4 +12,5 @@ pub mod logging;
 pub mod node;
 pub mod options;
 pub mod shutdown;
+mod sigbus;
 pub mod up;

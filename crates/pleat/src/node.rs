@@ -14,7 +14,7 @@ use anyhow::Context;
 use parking_lot::RwLock;
 use pleat_cluster::NodeId;
 use pleat_consensus::grpc::{self, GrpcTransport};
-use pleat_consensus::{Config as ConsensusConfig, Consensus, TransportError};
+use pleat_consensus::{Config as ConsensusConfig, Consensus, Disk, DiskState, TransportError};
 use pleat_control::{Control, ControlHandle};
 use pleat_engine::RoomLimits;
 use pleat_gateway::Gateway;
@@ -38,9 +38,33 @@ type Addresses = Arc<RwLock<BTreeMap<NodeId, String>>>;
 /// Run a node until `shutdown` is requested.
 pub async fn run(options: NodeOptions, incarnation: u64, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let node = Node::start(options, incarnation, shutdown.clone()).await?;
-    shutdown.requested().await;
-    node.stop().await;
-    Ok(())
+    let mut disk = node.host.disk().watch();
+    tokio::select! {
+        () = shutdown.requested() => {
+            node.stop().await;
+            Ok(())
+        }
+        Ok(DiskFailure(why)) = failure(&mut disk) => {
+            // Closing databases writes to them, and that would be after a failure.
+            std::mem::forget(node);
+            Err(DiskFailure(why).into())
+        }
+    }
+}
+
+/// The disk failed: the process has to end at once.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the disk failed: {0}. Look at the disk, and at the kernel's messages; a node that is supervised (`pleat up`) starts again by itself"
+)]
+pub struct DiskFailure(String);
+
+/// Wait until the disk fails.
+async fn failure(disk: &mut watch::Receiver<DiskState>) -> Result<DiskFailure, watch::error::RecvError> {
+    match &*disk.wait_for(|state| matches!(state, DiskState::Failed { .. })).await? {
+        DiskState::Failed { why } => Ok(DiskFailure(why.clone())),
+        DiskState::Room | DiskState::Full { .. } => std::future::pending().await,
+    }
 }
 
 /// A node that runs.
@@ -74,6 +98,8 @@ impl Node {
         refuse_half_a_directory(&options)?;
         let mut consensus = ConsensusConfig::new(node, options.cluster_id.clone(), options.data_dir.join("raft"));
         consensus.build = build;
+        let (dir, reserve) = (options.data_dir.clone(), options.config.limits.disk_reserve_bytes);
+        consensus.disk = pleat_consensus::blocking(move || Disk::open(&dir, reserve)).await??;
         consensus.queue_proposals_max = usize::try_from(options.config.limits.queued_writes).unwrap_or(usize::MAX);
         let consensus = Consensus::open(consensus, transport.clone()).await.context("open the log")?;
         let settings = settings(&options, founders, incarnation, listener.local_addr()?);

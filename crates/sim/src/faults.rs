@@ -38,6 +38,12 @@ pub enum Fault {
     Parted(u64, u64),
     /// Messages take up to this long, in milliseconds.
     Slow(u64),
+    /// What a node makes durable fails, until it has ended and is started again.
+    DiskFails(Whom),
+    /// A node's disk is full.
+    Full(Whom),
+    /// All disks are.
+    AllFull,
 }
 
 /// A fault with its time.
@@ -48,8 +54,31 @@ pub struct Planned {
     pub fault: Fault,
 }
 
+/// Disks go wrong, too, with every seed that is this more than a multiple of [`DISKS_EVERY`]: what the others find stays as it was.
+const DISKS_AT: u64 = 3;
+const DISKS_EVERY: u64 = 4;
+
+/// Whether disks go wrong with a seed.
+pub fn with_disks(seed: u64) -> bool {
+    seed % DISKS_EVERY == DISKS_AT
+}
+
+/// The faults of disks, drawn as [`plan`] draws the others.
+pub fn plan_disks(chance: &mut ChaCha8Rng, from: Duration, until: Duration) -> Vec<Planned> {
+    draw_all(chance, from, until, draw_of_disk)
+}
+
 /// The faults of a run, by time. They begin after `from`, and the last one is over by `until`.
 pub fn plan(chance: &mut ChaCha8Rng, from: Duration, until: Duration) -> Vec<Planned> {
+    draw_all(chance, from, until, draw)
+}
+
+fn draw_all(
+    chance: &mut ChaCha8Rng,
+    from: Duration,
+    until: Duration,
+    draw: impl Fn(&mut ChaCha8Rng) -> Fault,
+) -> Vec<Planned> {
     let mut planned = Vec::new();
     let mut at = from;
     loop {
@@ -63,10 +92,25 @@ pub fn plan(chance: &mut ChaCha8Rng, from: Duration, until: Duration) -> Vec<Pla
     }
 }
 
-fn draw(chance: &mut ChaCha8Rng) -> Fault {
+/// A node, and it or whoever leads something.
+fn draw_whom(chance: &mut ChaCha8Rng) -> (u64, Whom) {
     let node = NODES[chance.random_range(0..NODES.len())];
     // Groups 0 to 2: the control group and the first shards.
     let whom = if chance.random_bool(0.5) { Whom::Leader(chance.random_range(0..3)) } else { Whom::Node(node) };
+    (node, whom)
+}
+
+fn draw_of_disk(chance: &mut ChaCha8Rng) -> Fault {
+    let (_, whom) = draw_whom(chance);
+    match chance.random_range(0..100) {
+        0..50 => Fault::DiskFails(whom),
+        50..85 => Fault::Full(whom),
+        _ => Fault::AllFull,
+    }
+}
+
+fn draw(chance: &mut ChaCha8Rng) -> Fault {
+    let (node, whom) = draw_whom(chance);
     match chance.random_range(0..100) {
         0..20 => Fault::Dies(whom, Death::Process),
         20..45 => Fault::Dies(whom, Death::Power),

@@ -18,7 +18,7 @@
 //! - *Chance* is a generator that begins with the seed. A simulation must have a thread of its own, because
 //!   thread-local generators and the keys of hash maps are drawn once per thread.
 //! - *Durability*: syncing a file costs nothing here, and notes what the file contains at that moment. When the power fails
-//!   (`disk`), what was not noted is lost.
+//!   (`disk`), what was not noted is lost. In a directory whose disk [fails](fail_syncs) it is an error instead, and notes nothing.
 //!
 //! # Caveats
 //!
@@ -26,10 +26,10 @@
 //! reaches a result. Clocks of the processor's time are the kernel's; nothing that is simulated asks for them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use libc::{c_int, c_uint, c_void, clockid_t, size_t, ssize_t, timespec};
@@ -50,6 +50,8 @@ struct Machine {
     chance: ChaCha8Rng,
     /// By device and inode: the content at the last sync.
     synced: BTreeMap<(u64, u64), Vec<u8>>,
+    /// Directories whose files can't be synced.
+    failing: BTreeSet<PathBuf>,
 }
 
 /// While it lives, this thread's operating system is a simulation's.
@@ -61,7 +63,8 @@ pub fn enter(seed: u64) -> Simulated {
     let replaced: [*const (); 4] =
         [clock_gettime as *const (), getrandom as *const (), fsync as *const (), fdatasync as *const ()];
     std::hint::black_box(replaced);
-    let machine = Machine { chance: ChaCha8Rng::seed_from_u64(seed), synced: BTreeMap::new() };
+    let machine =
+        Machine { chance: ChaCha8Rng::seed_from_u64(seed), synced: BTreeMap::new(), failing: BTreeSet::new() };
     MACHINE.with(|of_thread| *of_thread.borrow_mut() = Some(machine));
     NOW.set(Some(Duration::ZERO));
     Simulated(())
@@ -92,6 +95,24 @@ pub fn set_synced(path: &Path, content: Vec<u8>) -> std::io::Result<()> {
     Ok(())
 }
 
+/// From now on no file in a directory can be synced; or they can again.
+pub fn fail_syncs(dir: &Path, fails: bool) {
+    MACHINE.with(|machine| {
+        if let Some(machine) = machine.borrow_mut().as_mut() {
+            if fails {
+                machine.failing.insert(dir.to_owned())
+            } else {
+                machine.failing.remove(dir)
+            };
+        }
+    });
+}
+
+fn is_failing(path: &Path) -> bool {
+    let within = |machine: &Machine| machine.failing.iter().any(|dir| path.starts_with(dir));
+    MACHINE.with(|machine| machine.borrow().as_ref().is_some_and(within))
+}
+
 fn note(file: &File) -> std::io::Result<()> {
     let of = file.metadata()?;
     if !of.is_file() {
@@ -120,8 +141,14 @@ fn sync(fd: c_int, kernel: libc::c_long) -> c_int {
         // SAFETY: the very call that was asked for.
         return unsafe { libc::syscall(kernel, fd) } as c_int;
     }
+    let link = format!("/proc/self/fd/{fd}");
+    if std::fs::read_link(&link).is_ok_and(|path| is_failing(&path)) {
+        // SAFETY: the thread's own error number.
+        unsafe { *libc::__errno_location() = libc::EIO };
+        return -1;
+    }
     // Opened anew: the caller's descriptor may only be for writing.
-    match File::open(format!("/proc/self/fd/{fd}")).and_then(|file| note(&file)) {
+    match File::open(link).and_then(|file| note(&file)) {
         Ok(()) => 0,
         // A file that can't be read can't have been written by anything that is simulated.
         Err(error) => panic!("the simulation can't read a file that is synced: {error}"),

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use pleat_cluster::NodeId;
+use pleat_consensus::DiskState;
 use pleat_engine::{Store, StoreConfig};
 use rand_chacha::ChaCha8Rng;
 
 use crate::disk::{Death, Frozen, freeze};
-use crate::faults::{Fault, Planned, Whom, plan};
+use crate::faults::{Fault, Planned, Whom, plan, plan_disks, with_disks};
 use crate::invariants::Invariants;
 use crate::net::name;
 use crate::node::{self, NODES, PARTITIONS};
@@ -40,6 +42,10 @@ const CLIENTS: &str = "clients";
 /// The streams of chance, beside those of the clients.
 const OF_FAULTS: u64 = 1_000;
 const OF_DISKS: u64 = 1_001;
+const OF_DISK_FAULTS: u64 = 1_002;
+
+/// How long a node is down whose disk failed.
+const DOWN_AFTER_FAILURE: Duration = Duration::from_millis(400);
 
 /// How to run.
 #[derive(Clone, Debug, Default)]
@@ -142,6 +148,8 @@ enum Undo {
     Start(u64),
     Repair,
     Speed,
+    /// The node's disk works again, and has room.
+    Mend(u64),
 }
 
 struct Run<'a> {
@@ -205,6 +213,7 @@ impl Run<'_> {
     fn step(&mut self) -> Outcome {
         os::set_now(self.sim.elapsed());
         self.sim.step().map_err(|error| format!("a node has failed: {error}"))?;
+        self.end_failed()?;
         let now = self.sim.elapsed();
         let due: Vec<Undo> = self.undo.iter().filter(|(at, _)| *at <= now).map(|(_, undo)| *undo).collect();
         self.undo.retain(|(at, _)| *at > now);
@@ -215,6 +224,18 @@ impl Run<'_> {
             news.iter().for_each(|line| self.note(line));
         }
         self.world.verdict().map_or(Ok(()), Err)
+    }
+
+    /// Nodes whose disk failed end, as their process does. What could not be made durable is gone.
+    fn end_failed(&mut self) -> Outcome {
+        let failed = |host: &pleat_host::Host| matches!(host.disk().state(), DiskState::Failed { .. });
+        for (node, _) in self.world.hosts().into_iter().filter(|(_, host)| failed(host)) {
+            self.note(format_args!("{node} ends: its disk failed"));
+            self.kill(node, Death::Power)?;
+            let again = self.sim.elapsed() + DOWN_AFTER_FAILURE;
+            self.undo.extend([(again, Undo::Mend(node)), (again, Undo::Start(node))]);
+        }
+        Ok(())
     }
 
     fn note(&self, event: impl std::fmt::Display) {
@@ -235,7 +256,11 @@ impl Run<'_> {
 
     fn go_wrong(&mut self) -> Outcome {
         let begin = self.sim.elapsed();
-        let planned = plan(&mut chance(self.world.seed, OF_FAULTS), begin, begin + FAULTS_LAST);
+        let mut planned = plan(&mut chance(self.world.seed, OF_FAULTS), begin, begin + FAULTS_LAST);
+        if with_disks(self.world.seed) {
+            planned.extend(plan_disks(&mut chance(self.world.seed, OF_DISK_FAULTS), begin, begin + FAULTS_LAST));
+            planned.sort_by_key(|next| next.at);
+        }
         for next in planned {
             while self.sim.elapsed() < next.at {
                 self.step()?;
@@ -271,12 +296,39 @@ impl Run<'_> {
                 self.sim.partition(name(one), name(other));
                 self.undo.push((end, Undo::Repair));
             }
+            Fault::DiskFails(whom) => {
+                let node = self.who(whom);
+                self.world.log.fail(NodeId(node), true);
+                os::fail_syncs(&self.world.dir_of(node), true);
+                self.undo.push((end, Undo::Mend(node)));
+            }
+            Fault::Full(whom) => {
+                let node = self.who(whom);
+                self.fill(node, end);
+            }
+            Fault::AllFull => NODES.into_iter().for_each(|node| self.fill(node, end)),
             Fault::Slow(most_ms) => {
                 self.sim.set_max_message_latency(Duration::from_millis(most_ms));
                 self.undo.push((end, Undo::Speed));
             }
         }
         Ok(())
+    }
+
+    fn mend(&self, node: u64) {
+        self.world.log.fail(NodeId(node), false);
+        os::fail_syncs(&self.world.dir_of(node), false);
+        if let Some(host) = self.world.hosts().get(&node) {
+            host.disk().pretend_full(false);
+        }
+    }
+
+    fn fill(&mut self, node: u64, end: Duration) {
+        // One that is down comes back with room.
+        if let Some(host) = self.world.hosts().get(&node) {
+            host.disk().pretend_full(true);
+        }
+        self.undo.push((end, Undo::Mend(node)));
     }
 
     fn who(&self, whom: Whom) -> u64 {
@@ -328,6 +380,7 @@ impl Run<'_> {
         match undo {
             Undo::Start(node) => {
                 let Some(frozen) = self.down.remove(&node) else { return Ok(()) };
+                self.mend(node);
                 frozen.thaw().map_err(|error| error.to_string())?;
                 self.note(format_args!("{node} is started again"));
                 *self.boots.entry(node).or_default() += 1;
@@ -340,6 +393,10 @@ impl Run<'_> {
                         self.sim.repair(name(one), name(other));
                     }
                 }
+            }
+            Undo::Mend(node) => {
+                self.note(format_args!("{node} has a disk that works and has room"));
+                self.mend(node);
             }
             Undo::Speed => self.sim.set_max_message_latency(LATENCY.end),
         }

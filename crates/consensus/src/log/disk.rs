@@ -5,7 +5,10 @@
 //! fjall gives all of a batch one sequence number, so the last write of each key is picked before the commit.
 //!
 //! After a failed write or fsync nobody knows what is on the disk (the kernel may drop dirty pages after reporting once),
-//! so fjall refuses everything from then on, every group stops, and the process has to be started again.
+//! so fjall refuses everything from then on, every group stops, and the process ends ([`Disk`]).
+//!
+//! What a process that was killed wrote may be in the page cache only; but whoever reads it takes it for durable and says so to
+//! the group's leader. So the files are made durable before they are read.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,6 +24,8 @@ use pleat_cluster::NodeId;
 
 use super::{Backend, Change, Stored, Write};
 use crate::codec;
+use crate::config::Config;
+use crate::room::{self, Disk};
 use crate::types::GroupId;
 
 /// Writes that share one fsync.
@@ -60,8 +65,10 @@ struct Counts {
 
 impl DiskLog {
     /// Opens or makes the log of a node. Refuses the directory of another node or cluster, and one in use. Blocks.
-    pub(crate) fn open(dir: &Path, cluster_id: &str, node: NodeId, flush_bytes_max: usize) -> anyhow::Result<Self> {
+    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+        let dir = &config.dir.join("log");
         std::fs::create_dir_all(dir).with_context(|| format!("make the directory {}", dir.display()))?;
+        room::settle(dir).with_context(|| format!("make what is in {} durable", dir.display()))?;
         let builder = Database::builder(dir)
             .manual_journal_persist(true)
             .worker_threads(1)
@@ -79,10 +86,15 @@ impl DiskLog {
         let entries = database.keyspace("entries", options)?;
         let meta = database.keyspace("meta", options)?;
         let keyspaces = Keyspaces { database, entries, meta };
-        keyspaces.check_identity(dir, cluster_id, node)?;
+        keyspaces.check_identity(dir, &config.cluster_id, config.node)?;
         let (sender, receiver) = channel();
         let counts = Arc::new(Counts::default());
-        let writer = Writer { keyspaces: keyspaces.clone(), flush_bytes_max, counts: counts.clone() };
+        let writer = Writer {
+            keyspaces: keyspaces.clone(),
+            flush_bytes_max: config.flush_bytes_max,
+            counts: counts.clone(),
+            disk: config.disk.clone(),
+        };
         let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || writer.run(receiver))?;
         Ok(DiskLog { keyspaces, queue: Mutex::new(Some(sender)), writer: Mutex::new(Some(thread)), counts })
     }
@@ -194,6 +206,7 @@ struct Writer {
     keyspaces: Keyspaces,
     flush_bytes_max: usize,
     counts: Arc<Counts>,
+    disk: Arc<Disk>,
 }
 
 /// The last write of each key in a batch. `None` removes.
@@ -220,6 +233,8 @@ impl Writer {
     }
 
     fn flush(&self, writes: Vec<Write>) {
+        // Whatever it says: if the reserve has to be used, this is the moment.
+        self.disk.has_room();
         let mut batch = Batch::default();
         let mut waiting = Vec::with_capacity(writes.len());
         let mut gathered = Ok(());
@@ -229,7 +244,7 @@ impl Writer {
         }
         let result = gathered.and_then(|()| self.commit(batch)).map_err(|error| error.to_string());
         if let Err(error) = &result {
-            tracing::error!("the log can't be written, all groups of this node stop: {error}");
+            self.disk.fail(format!("the log can't be written: {error}"));
         }
         self.counts.writes.fetch_add(waiting.len() as u64, Ordering::Relaxed);
         for done in waiting {

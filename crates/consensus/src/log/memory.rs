@@ -1,6 +1,6 @@
 //! The log in memory, for simulations: no threads, no files, and a clock that is the simulation's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pleat_cluster::NodeId;
+use pleat_cluster::planted::{self, Bug};
 
 use super::{Backend, Change, Stored, Write};
+use crate::room::Disk;
 use crate::runtime;
 use crate::types::GroupId;
 
@@ -20,6 +22,8 @@ use crate::types::GroupId;
 pub struct MemoryDisk {
     latency: Duration,
     groups: Mutex<BTreeMap<(NodeId, GroupId), Groups>>,
+    /// Nodes whose writes fail.
+    failing: Mutex<BTreeSet<NodeId>>,
     flushes: AtomicU64,
 }
 
@@ -34,6 +38,16 @@ impl MemoryDisk {
     /// A disk whose writes take `latency` of the simulation's time.
     pub fn new(latency: Duration) -> Arc<Self> {
         Arc::new(MemoryDisk { latency, ..Default::default() })
+    }
+
+    /// From now on what a node makes durable fails, and what was written is gone; or no longer.
+    pub fn fail(&self, node: NodeId, fails: bool) {
+        let mut failing = self.failing.lock();
+        if fails {
+            failing.insert(node)
+        } else {
+            failing.remove(&node)
+        };
     }
 
     fn change(&self, node: NodeId, group: GroupId, change: Change) {
@@ -57,20 +71,34 @@ impl MemoryDisk {
 pub(crate) struct MemoryLog {
     pub(crate) disk: Arc<MemoryDisk>,
     pub(crate) node: NodeId,
+    /// Is told when a write fails.
+    pub(crate) of_node: Arc<Disk>,
+}
+
+impl MemoryLog {
+    fn carry_out(disk: &MemoryDisk, node: NodeId, of_node: &Disk, write: Write) {
+        if disk.failing.lock().contains(&node) {
+            let error = io::Error::from_raw_os_error(5);
+            if !planted::is(Bug::FailedFsyncIgnored) {
+                of_node.fail(format!("the log can't be written: {error}"));
+            }
+            return (write.done)(Err(error));
+        }
+        disk.change(node, write.group, write.change);
+        (write.done)(Ok(()));
+    }
 }
 
 impl Backend for MemoryLog {
     fn submit(&self, write: Write) {
-        let (disk, node) = (self.disk.clone(), self.node);
+        let (disk, node, of_node) = (self.disk.clone(), self.node, self.of_node.clone());
         if disk.latency.is_zero() {
-            disk.change(node, write.group, write.change);
-            return (write.done)(Ok(()));
+            return Self::carry_out(&disk, node, &of_node, write);
         }
         // A group has one write out at a time, so equal delays keep the order.
         runtime::spawn(async move {
             tokio::time::sleep(disk.latency).await;
-            disk.change(node, write.group, write.change);
-            (write.done)(Ok(()));
+            Self::carry_out(&disk, node, &of_node, write);
         });
     }
 

@@ -145,7 +145,7 @@ async fn journal(work: &Work, plan: &Plan, hand_over: &HandOver) -> Result<(), S
 }
 
 /// The generation at which the commit changed what the shard owns. Nothing changes it again before the
-/// operation has ended, because operations are carried out one at a time.
+/// operation has ended, because no other one that could has a part of the shard meanwhile (`lead`).
 fn ownership(work: &Work, shard: ShardId) -> Result<Generation, Stop> {
     let catalog = work.catalog();
     let shard = catalog.shards.get(&shard).ok_or_else(|| Stop::Again(format!("{shard} is not in the catalog")))?;

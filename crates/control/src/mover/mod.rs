@@ -57,6 +57,12 @@
 //! A leader that takes over after the removal finds the shard removed and has the operation ended. Cancelling works up to the commit,
 //! as for any move; afterwards the merge is only finished.
 //!
+//! # Side by side
+//!
+//! Moves between different shards may run at the same time; `lead` says how, and why no two have a shard in common. What
+//! they share is the anchor's reference log, which each reads for its own target, and the nodes, whose throughput each leaves to clients.
+//! A transaction over shards of both meets one fence after the other: it is refused by either, and waits for none.
+//!
 //! # A process dies …
 //!
 //! | while | and then |

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use pleat_plan::PauseParts;
+
 use crate::stop::Stop;
 
 /// After this many rounds in which the pause would have been over the budget, a longer one is accepted.
@@ -38,10 +40,10 @@ impl Pace {
         self.budget
     }
 
-    /// The pause if the gates were closed now: fence, the rest (as the last round's), the check that nothing more came,
-    /// commit, opening.
+    /// The pause if the gates were closed now, with the rest as the last round's.
     fn predict(&self, rest: Duration) -> Duration {
-        self.write + self.read + rest + self.read + self.command + self.write * self.writes_after
+        let Self { write, read, command, .. } = *self;
+        PauseParts { write, read, command }.pause(rest, self.writes_after)
     }
 
     /// The predicted pause, when it is within the budget. A machine that is slow at the moment gets a while to recover;

@@ -4,6 +4,7 @@ mod members;
 mod merge;
 mod moves;
 mod place;
+mod rebalance;
 mod rebuild;
 mod scale;
 mod schema;

@@ -7,10 +7,10 @@ use parking_lot::Mutex;
 use pleat_cluster::KeyType;
 use rusqlite::config::DbConfig;
 use rusqlite::functions::{Context, FunctionFlags};
-use rusqlite::hooks::{AuthContext, Authorization};
+use rusqlite::hooks::{AuthContext, Authorization, Wal};
 use rusqlite::limits::Limit;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue};
-use rusqlite::{Connection, OpenFlags, ffi};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use super::authorize;
 use super::clock;
@@ -49,7 +49,7 @@ pub(crate) fn open(path: &Path, role: Role, partition_count: u32) -> rusqlite::R
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let mut conn = Connection::open_with_flags_and_vfs(path, flags, clock::VFS)?;
     let session = Arc::new(Mutex::new(Session::new(partition_count)));
-    configure(&conn, role)?;
+    configure(&mut conn, role)?;
     functions(&conn, &session)?;
     let shared = session.clone();
     conn.progress_handler(limits::STEPS_PER_CHECK, Some(move || shared.lock().exhausted()))?;
@@ -68,7 +68,7 @@ pub(crate) fn open_temporary(partition_count: u32) -> rusqlite::Result<Db> {
     open(Path::new(""), Role::Temporary, partition_count)
 }
 
-fn configure(conn: &Connection, role: Role) -> rusqlite::Result<()> {
+fn configure(conn: &mut Connection, role: Role) -> rusqlite::Result<()> {
     conn.busy_timeout(std::time::Duration::from_secs(5))?;
     conn.set_prepared_statement_cache_capacity(limits::STATEMENTS_CACHED_MAX);
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -91,10 +91,10 @@ fn configure(conn: &Connection, role: Role) -> rusqlite::Result<()> {
     if role == Role::Writer {
         conn.execute_batch(&format!(
             "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
-             PRAGMA wal_autocheckpoint = {}; PRAGMA journal_size_limit = {}",
-            limits::WAL_PAGES_CHECKPOINT,
+             PRAGMA journal_size_limit = {}",
             limits::WAL_BYTES_KEPT_MAX
         ))?;
+        conn.wal_hook(Some(|wal: &mut Wal, pages| checkpoint_if_long(wal, pages)))?;
     }
     if role == Role::Local {
         conn.execute_batch("PRAGMA wal_autocheckpoint = 0")?;
@@ -105,6 +105,26 @@ fn configure(conn: &Connection, role: Role) -> rusqlite::Result<()> {
         conn.execute_batch(&format!("PRAGMA mmap_size = {}", limits::READER_MAPPED_BYTES_MAX))?;
     }
     Ok(())
+}
+
+/// Moves a write-ahead log that has grown into the database. In the place of SQLite's own automatism, which says nothing of its
+/// errors: of a failed fsync, then, nobody would hear, and the next one may succeed without what was lost. Only what
+/// does no harm is passed over: readers in the way, and a full disk.
+fn checkpoint_if_long(wal: &mut Wal, pages: i32) -> rusqlite::Result<()> {
+    if pages < limits::WAL_PAGES_CHECKPOINT as i32 {
+        return Ok(());
+    }
+    match wal.checkpoint() {
+        Err(error)
+            if matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)
+            ) =>
+        {
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 fn authorize_one(session: &SharedSession, context: &AuthContext<'_>) -> Authorization {

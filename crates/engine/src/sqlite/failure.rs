@@ -1,7 +1,7 @@
 //! Which failures are a statement's own, and which are this replica's.
 //!
 //! The first kind happens on every replica alike and is an outcome. The second (a full disk, a broken file) must
-//! not look like an outcome, because another replica may have succeeded: the replica stops.
+//! not look like an outcome, because another replica may have succeeded: the replica stops, or waits for room ([`disk_error`]).
 
 use rusqlite::{Error, ErrorCode, ffi};
 
@@ -110,6 +110,29 @@ pub(crate) fn of_read(session: &SharedSession, error: Error) -> EngineError {
 pub(crate) fn storage(error: Error) -> EngineError {
     EngineError::Storage(error.to_string())
 }
+
+/// An error of a replica in the operating system's terms, if its cause is the disk: whoever owns the replica need not know SQLite. A full
+/// disk is [`StorageFull`](std::io::ErrorKind::StorageFull): nothing of the batch is in the database, and it may be applied again. Any
+/// other failure of a file is `EIO`.
+pub fn disk_error(error: anyhow::Error) -> anyhow::Error {
+    let of_sqlite = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+    let full = [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_SHMSIZE];
+    let os = match of_sqlite.and_then(Error::sqlite_error) {
+        Some(failure) if full.contains(&failure.extended_code) => std::io::Error::from(std::io::ErrorKind::StorageFull),
+        Some(failure) if failure.code == ErrorCode::SystemIoFailure => std::io::Error::from_raw_os_error(EIO),
+        _ => return error,
+    };
+    let told = format!("{error:#}");
+    anyhow::Error::new(os).context(told)
+}
+
+/// The failure of an fsync.
+pub(crate) fn of_device(error: std::io::Error) -> anyhow::Error {
+    anyhow::Error::new(std::io::Error::from_raw_os_error(EIO)).context(error.to_string())
+}
+
+/// The operating system's number for a failure of a device.
+const EIO: i32 = 5;
 
 fn is_replicas_own(error: &Error) -> bool {
     use ErrorCode::{

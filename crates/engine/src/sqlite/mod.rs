@@ -7,7 +7,7 @@ mod clock;
 mod connection;
 mod content;
 mod copy;
-mod failure;
+pub(crate) mod failure;
 pub(crate) mod finisher;
 mod idempotency;
 mod import;

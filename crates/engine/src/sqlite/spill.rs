@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rusqlite::ffi;
 
-use crate::room::{NoRoom, Room};
+use crate::room::{NoRoom, Room, SPARE_STEP};
 
 type OpenFn = unsafe extern "C" fn(
     *mut ffi::sqlite3_vfs,
@@ -39,13 +39,14 @@ thread_local! {
 }
 
 /// What one finisher has in temporary files.
-#[derive(Debug)]
 pub(crate) struct Spill {
     room: Arc<Room>,
     /// The size of its files at the moment.
     held: AtomicU64,
     /// All that was ever written to them.
     written: AtomicU64,
+    /// Up to which size of its files the file system was looked at.
+    looked: AtomicU64,
     /// Why a write was refused, for whoever sees the statement fail.
     refused: Mutex<Option<NoRoom>>,
 }
@@ -63,7 +64,13 @@ impl Drop for Entered {
 
 impl Spill {
     pub(crate) fn new(room: Arc<Room>) -> Arc<Self> {
-        Arc::new(Self { room, held: AtomicU64::new(0), written: AtomicU64::new(0), refused: Mutex::new(None) })
+        Arc::new(Self {
+            room,
+            held: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
+            refused: Mutex::new(None),
+        })
     }
 
     pub(crate) fn enter(self: &Arc<Self>) -> Entered {
@@ -88,6 +95,13 @@ impl Spill {
         let limits = &self.room.limits;
         if self.held.load(Ordering::Relaxed).saturating_add(bytes) > limits.query_disk {
             return Err(NoRoom::QueryDisk { limit: limits.query_disk });
+        }
+        let wanted = self.held.load(Ordering::Relaxed).saturating_add(bytes);
+        if wanted > self.looked.load(Ordering::Relaxed) {
+            if !self.room.has_spare() {
+                return Err(NoRoom::DiskFull);
+            }
+            self.looked.store(wanted.saturating_add(SPARE_STEP), Ordering::Relaxed);
         }
         if !self.room.disk.take(bytes) {
             return Err(NoRoom::NodeDisk { limit: limits.node_disk });

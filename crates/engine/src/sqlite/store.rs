@@ -24,7 +24,7 @@ use super::clock;
 use super::connection::{self, Db, Role};
 use super::content;
 use super::copy;
-use super::failure::{Applied, Stop};
+use super::failure::{self, Applied, Stop};
 use super::placement::Placement;
 use super::readers::{Readers, Shared};
 use super::schema::OWN_TABLES;
@@ -163,7 +163,8 @@ impl Store {
         let conn = &self.writer()?.db.conn;
         let bytes = match std::fs::File::open(&wal) {
             Ok(file) => {
-                file.sync_data().context("sync the write-ahead log")?;
+                // Never to be tried again, whatever the error, also "no space": the next one may succeed without what was lost.
+                file.sync_data().map_err(failure::of_device).context("sync the write-ahead log")?;
                 file.metadata().context("measure the write-ahead log")?.len()
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,

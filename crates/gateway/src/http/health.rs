@@ -5,19 +5,22 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use pleat_cluster::{Catalog, ShardState};
-use pleat_consensus::Status;
+use pleat_consensus::{DiskState, Status};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::App;
 use crate::backend::Backend;
 
+/// The status of a node whose disk is full.
+const READ_ONLY: &str = "read_only";
+
 /// A node's health.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HealthBody {
-    /// `healthy` or `unhealthy`.
+    /// `healthy`, `read_only` (the disk is full: the node takes no writes for its own shards, and reads go on), or `unhealthy`.
     pub status: String,
-    /// Why it is unhealthy.
+    /// Why it is not healthy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
     #[schema(example = "node-1")]
@@ -61,8 +64,15 @@ pub fn body(backend: &dyn Backend, version: &str) -> HealthBody {
     }
     reasons.extend(trouble("the control group", Some(&control)));
     let shards = shards(backend, &catalog, &mut reasons);
+    let disk = backend.disk();
+    let status = match disk.state() {
+        DiskState::Room if reasons.is_empty() => "healthy",
+        DiskState::Full { .. } if reasons.is_empty() => READ_ONLY,
+        _ => "unhealthy",
+    };
+    reasons.extend(disk.trouble());
     HealthBody {
-        status: if reasons.is_empty() { "healthy" } else { "unhealthy" }.to_owned(),
+        status: status.to_owned(),
         reasons,
         node: backend.node().to_string(),
         cluster_id: catalog.cluster_id.clone(),
@@ -107,6 +117,8 @@ fn trouble(group: &str, status: Option<&Status>) -> Option<String> {
     responses((status = 200, body = HealthBody), (status = 503, body = HealthBody)))]
 pub async fn health(State(app): State<App>) -> Response {
     let body = body(app.backend.as_ref(), &app.settings.version);
-    let status = if body.reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    // Whoever sends reads by this shall go on sending them to a node that is full.
+    let serves = body.reasons.is_empty() || body.status == READ_ONLY;
+    let status = if serves { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(body)).into_response()
 }

@@ -23,6 +23,7 @@ mod openapi;
 mod operations;
 mod problem;
 mod query;
+mod rebalance;
 mod rows;
 mod scrape;
 mod sessions;
@@ -54,6 +55,7 @@ pub use operations::{
 };
 pub use problem::{ErrorBody, Position};
 pub use query::{QueryRequest, QueryResponse, StatementBody, Trailer};
+pub use rebalance::{LeftOutBody, MoveBody, RebalanceBody, RebalancedBody};
 pub use rows::{RejectedBody, RowsError, RowsRequest, RowsResponse};
 pub use sessions::{SessionBody, SessionRequest, SessionsBody};
 pub use shards::{LatencyBody, ShardBody};
@@ -171,6 +173,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         change("/operations", post(operations::begin)),
         read("/operations/{id}", get(operations::show)),
         change("/operations/{id}/cancel", post(operations::cancel)),
+        change("/rebalance", post(rebalance::begin)),
         read("/decisions", get(decisions::list)),
         read("/decisions/{id}", get(decisions::show)),
         change("/decisions/{id}/approve", post(decisions::approve)),

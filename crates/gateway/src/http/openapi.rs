@@ -41,6 +41,7 @@ use utoipa::OpenApi;
         super::operations::begin,
         super::operations::show,
         super::operations::cancel,
+        super::rebalance::begin,
         super::decisions::list,
         super::decisions::show,
         super::decisions::approve,

@@ -4,6 +4,7 @@ mod bulk;
 mod gathers;
 mod looking;
 mod place;
+mod rebalance;
 mod references;
 mod resources;
 mod sessions;

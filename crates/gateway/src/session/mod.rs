@@ -124,7 +124,9 @@ impl Executor {
         metrics: Arc<Metrics>,
     ) -> Self {
         let gathers = Arc::new(Semaphore::new(settings.limits.gathers));
-        let room = Room::new(settings.spill_dir.clone(), settings.limits.room, settings.limits.gathers);
+        let disk = backend.disk();
+        let spare = Arc::new(move || disk.spare());
+        let room = Room::new(settings.spill_dir.clone(), settings.limits.room, settings.limits.gathers, spare);
         let statements = Statements::new(settings.limits.slow_query, backend.now_ms());
         let sessions = Arc::new(interactive::Sessions::new(backend.node()));
         Self {

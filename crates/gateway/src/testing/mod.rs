@@ -23,8 +23,8 @@ use pleat_engine::{
     Action, Outcome, Proposal, ReadRequest, Readers, Refusal, SchemaChange, SqlFailure, Store, StoreConfig,
 };
 use pleat_host::{
-    Freshness, HostError, InDoubt, NodeObservation, Progress, Quantiles, Resources, RowStream, ShardObservation,
-    TxnPart, TxnReply, TxnStep, Written,
+    Freshness, HostError, InDoubt, NodeObservation, PartitionWeight, Progress, Quantiles, Resources, RowStream,
+    ShardObservation, TxnPart, TxnReply, TxnStep, Written,
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -503,6 +503,15 @@ impl Backend for Cluster {
         });
         let resources = Resources { cpu_percent: 12.5, ..Resources::default() };
         Ok(NodeObservation { node, at: 1_759_668_500_787, resources, shards: seen.collect() })
+    }
+
+    async fn partition_weights(
+        &self,
+        shard: ShardId,
+        _: Duration,
+    ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError> {
+        let weights = self.replica(shard).readers.partition_weights().map_err(HostError::Engine)?;
+        Ok(weights.into_iter().map(|(unit, (rows, bytes))| (unit, PartitionWeight { rows, bytes })).collect())
     }
 
     async fn ping(&self, _: NodeId, _: Duration) -> Result<Duration, HostError> {

@@ -7,6 +7,7 @@
 //! | [`etcd`] | durable writes and strong reads of one key, of three nodes | three nodes of etcd |
 //! | [`moving`] | rows moved from shard to shard | a plain copy between two SQLite files |
 //! | [`router`] | the CPU of a node that only routes | HTTP alone |
+//! | [`planning`] | a plan that evens out a very large cluster | the least that must move |
 //! | [`idle`] | the memory of nodes that have nothing to do | |
 //!
 //! The rounds of what is compared alternate, and medians are shown, so that what else the machine does touches both. CPU is that
@@ -18,6 +19,7 @@ mod etcd;
 mod idle;
 mod measure;
 mod moving;
+mod planning;
 mod points;
 mod router;
 mod scatter;
@@ -66,6 +68,7 @@ enum Part {
     Etcd,
     Moving,
     Router,
+    Planning,
     Idle,
 }
 
@@ -83,6 +86,7 @@ async fn main() -> anyhow::Result<()> {
             Part::Etcd => etcd::run(&args, dir.path()).await?,
             Part::Moving => moving::run(&args, dir.path()).await?,
             Part::Router => router::run(&args, dir.path()).await?,
+            Part::Planning => planning::run(args.rounds),
             Part::Idle => idle::run(&args, dir.path()).await?,
         }
     }

@@ -62,6 +62,7 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("limits.node_gather_bytes", Kind::Integer(FINISHER_BYTES_MIN, BYTES_MAX)),
     ("limits.spill_bytes", Kind::Integer(0, DISK_BYTES_MAX)),
     ("limits.node_spill_bytes", Kind::Integer(0, DISK_BYTES_MAX)),
+    ("limits.disk_reserve_bytes", Kind::Integer(0, DISK_BYTES_MAX)),
     ("limits.gathers", Kind::Integer(1, 1024)),
     ("limits.queued_writes", Kind::Integer(1, 1_000_000)),
     ("limits.read_connections", Kind::Integer(1, 1024)),

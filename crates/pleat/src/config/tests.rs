@@ -111,6 +111,7 @@ fn every_key_arrives() {
         node_gather_bytes = 8388608
         spill_bytes = 0
         node_spill_bytes = 9
+        disk_reserve_bytes = 10
         gathers = 2
         queued_writes = 3
         read_connections = 5
@@ -142,6 +143,7 @@ fn every_key_arrives() {
         node_gather_bytes: 8 << 20,
         spill_bytes: 0,
         node_spill_bytes: 9,
+        disk_reserve_bytes: 10,
         gathers: 2,
         queued_writes: 3,
         read_connections: 5,

@@ -49,7 +49,7 @@ async fn one_shard_becomes_three_as_rows_come_in() {
     config.as_object_mut().unwrap().remove("shards");
     // By itself the second split would come five minutes after the first.
     config["max_actions"] = json!(10);
-    let cluster = Cluster::start(Options { nodes: 3, shards: 1, config }).await;
+    let cluster = Cluster::start(Options { config, ..Options::default() }).await;
 
     for create in [
         "CREATE TABLE users (user_id INTEGER PRIMARY KEY, name TEXT)",

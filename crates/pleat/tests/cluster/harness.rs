@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,12 +20,14 @@ pub struct Options {
     pub shards: u16,
     /// The configuration, as JSON.
     pub config: Value,
+    /// The size of a disk that each node gets for itself, in MiB; without it they share the machine's.
+    pub disk_mib: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         // Nothing scales by itself unless a test wants it: a busy machine would decide otherwise.
-        Self { nodes: 3, shards: 1, config: json!({ "scaling_mode": "manual" }) }
+        Self { nodes: 3, shards: 1, config: json!({ "scaling_mode": "manual" }), disk_mib: None }
     }
 }
 
@@ -85,7 +88,8 @@ impl Cluster {
         let config = self.dir.path().join("config.json");
         std::fs::write(&config, self.options.config.to_string()).unwrap();
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_pleat"))
+        let child = self
+            .program()
             .arg("up")
             .args(["--nodes", &self.options.nodes.to_string(), "--shards", &self.options.shards.to_string()])
             .args(["--listen", &format!("127.0.0.1:{}", self.ports().http(1))])
@@ -103,11 +107,31 @@ impl Cluster {
         self.wait_healthy().await;
     }
 
+    /// `pleat`, in a mount namespace of its own if nodes have disks of their own.
+    fn program(&self) -> Command {
+        let program = env!("CARGO_BIN_EXE_pleat");
+        let Some(size) = self.options.disk_mib else { return Command::new(program) };
+        let nodes = (1..=self.options.nodes).map(|node| self.data_dir().join(format!("node-{node}")));
+        let mounts = nodes.map(|dir| {
+            std::fs::create_dir_all(&dir).unwrap();
+            format!("mount -t tmpfs -o size={size}m tmpfs '{}' && ", dir.display())
+        });
+        let mut command = Command::new("unshare");
+        if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+            command.arg("--map-root-user");
+        }
+        // The processes end with the namespace's last one, and the disks with the namespace.
+        let script = mounts.collect::<String>() + "exec \"$0\" \"$@\"";
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &script, program]);
+        command
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    fn log(&self) -> PathBuf {
+    /// What the supervisor printed.
+    pub fn log(&self) -> PathBuf {
         self.dir.path().join("up.log")
     }
 
@@ -128,7 +152,13 @@ impl Cluster {
         let begun = Instant::now();
         loop {
             if let Some(status) = self.supervisor.as_mut().and_then(|child| child.try_wait().unwrap()) {
-                panic!("`pleat up` ended with {status}\n{}", self.tail());
+                let needs = match self.options.disk_mib {
+                    Some(_) => {
+                        "\n(disks of their own need mount namespaces: be root with CAP_SYS_ADMIN, or allow user namespaces)"
+                    }
+                    None => "",
+                };
+                panic!("`pleat up` ended with {status}{needs}\n{}", self.tail());
             }
             let mut healthy = 0;
             for node in 1..=self.options.nodes {
@@ -153,7 +183,7 @@ impl Cluster {
     pub fn tail(&self) -> String {
         let mut text = last_lines(&self.log(), 40);
         for node in 1..=self.options.nodes {
-            let log = self.data_dir().join(format!("node-{node}/log"));
+            let log = self.node_dir(node).join("log");
             text += &format!("--- node-{node}\n{}", last_lines(&log, 25));
         }
         text
@@ -303,7 +333,7 @@ impl Cluster {
 
     /// kill -9 of one node, which stays down until [`Cluster::release`].
     pub fn hold_down(&self, node: u16) {
-        self.signal_supervisor(Signal::SIGSTOP);
+        self.pause_supervisor();
         self.kill_node(node);
         // Its locks go with it.
         let begun = Instant::now();
@@ -311,6 +341,11 @@ impl Cluster {
             assert!(begun.elapsed() < PATIENCE, "node-{node} does not die");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Nothing that ends is started again until [`Cluster::release`].
+    pub fn pause_supervisor(&self) {
+        self.signal_supervisor(Signal::SIGSTOP);
     }
 
     /// The supervisor starts again what was held down.
@@ -331,7 +366,15 @@ impl Cluster {
     }
 
     pub fn node_dir(&self, node: u16) -> PathBuf {
-        self.data_dir().join(format!("node-{node}"))
+        let dir = self.data_dir().join(format!("node-{node}"));
+        match (&self.supervisor, self.options.disk_mib) {
+            // As the processes see it.
+            (Some(supervisor), Some(_)) => {
+                let root = PathBuf::from(format!("/proc/{}/root", supervisor.id()));
+                root.join(dir.strip_prefix("/").unwrap_or(&dir))
+            }
+            _ => dir,
+        }
     }
 
     fn signal_supervisor(&self, signal: Signal) {

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod client;
+mod disk;
 mod export;
 mod fault_run;
 mod faults;
@@ -14,6 +15,7 @@ mod moves_under_load;
 mod moving;
 mod operations_killed_at_every_step;
 mod place;
+mod rebalance;
 mod rebuild;
 mod reference;
 mod scale_out;

@@ -95,7 +95,7 @@ fn delete_behind_its_back(dir: &Path, id: i64) {
 
 async fn with_rows(nodes: u16) -> Cluster {
     let config = json!({ "scaling_mode": "manual", "verify_interval_s": 1 });
-    let cluster = Cluster::start(Options { nodes, shards: 1, config }).await;
+    let cluster = Cluster::start(Options { nodes, config, ..Options::default() }).await;
     cluster.query("CREATE TABLE t (id INTEGER PRIMARY KEY, v INTEGER) SHARD BY (id)").await;
     let rows: Vec<_> = (0..100).map(|id| json!([id, 0])).collect();
     cluster.post(1, "/tables/t/rows", &json!({ "columns": ["id", "v"], "rows": rows })).await.unwrap();

@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("provision", &["cluster"]),
     ("host", &["consensus", "engine", "cluster"]),
     ("control", &["plan", "host", "consensus", "engine", "provision", "cluster"]),
-    ("gateway", &["sql", "host", "consensus", "engine", "cluster"]),
+    ("gateway", &["plan", "sql", "host", "consensus", "engine", "cluster"]),
     ("pleat", &["gateway", "control", "host", "plan", "sql", "consensus", "engine", "provision", "cluster"]),
     ("sim", &["oracle", "gateway", "control", "host", "consensus", "engine", "cluster"]),
     ("xtask", &[]),
