@@ -337,9 +337,9 @@ impl Bench {
             .map(|one| format!("{} {}: {}", text(one, "kind"), text(one, "phase"), text(one, "message")))
             .collect();
         if case.what == What::Place {
-            let spots = self.cluster.wait_for("/tables", "the tables", Value::is_array).await;
-            let spots = spots.as_array().into_iter().flatten().find(|table| table["name"] == "spots");
-            self.sharded = spots.is_some_and(|table| table.to_string().contains("\"sharded\""));
+            let found = self.cluster.wait_for("/tables", "the tables", |found| found["tables"].is_array()).await;
+            let spots = found["tables"].as_array().into_iter().flatten().find(|table| table["name"] == "spots");
+            self.sharded = spots.is_some_and(|table| table["kind"] == "sharded");
         }
         self.cluster.wait_for_each_shard("no foreign rows", |shard| shard["holds_foreign_rows"] == false).await;
         died.then(|| Outcome { victim, ended: ended.join("; "), took: begun.elapsed() })
