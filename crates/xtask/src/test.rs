@@ -7,7 +7,7 @@ use crate::{data, run};
 /// Install what is missing, then run the documentation's tests and all others.
 pub fn run(args: &[String]) -> anyhow::Result<()> {
     c_compiler()?;
-    network()?;
+    faults()?;
     nextest()?;
     data::ensure_there(&run::target())?;
     run::cargo(&["test", "--workspace", "--doc", "--locked", "--quiet"])?;
@@ -45,20 +45,23 @@ pub fn accept() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nodes are cut off from each other and shown wrong clocks, in network namespaces that the test makes: as root.
-fn network() -> anyhow::Result<()> {
+/// Nodes are cut off from each other and shown wrong clocks, in network namespaces that the test makes, and their disks
+/// fill up and fail: as root.
+fn faults() -> anyhow::Result<()> {
     let faketime = ["x86_64", "aarch64"].map(|cpu| format!("/usr/lib/{cpu}-linux-gnu/faketime/libfaketimeMT.so.1"));
     let clocks = faketime.iter().any(|library| std::path::Path::new(library).exists());
-    if clocks && run::answers("ip", &["-V"]) && run::answers("nft", &["-v"]) {
+    let programs = [("ip", "-V"), ("nft", "-v"), ("strace", "-V")];
+    if clocks && programs.iter().all(|(program, version)| run::answers(program, &[version])) {
         return Ok(());
     }
     if !run::answers("apt-get", &["--version"]) {
-        bail!("tests need the programs ip (iproute2) and nft (nftables), and libfaketime; install them");
+        bail!("tests need the programs ip (iproute2), nft (nftables) and strace, and libfaketime; install them");
     }
-    eprintln!("tests need iproute2, nftables and libfaketime; installing them");
+    eprintln!("tests need iproute2, nftables, strace and libfaketime; installing them");
     run::program("apt-get", &["update"])?;
-    run::program("apt-get", &["install", "--yes", "--no-install-recommends", "iproute2", "nftables", "libfaketime"])
-        .context("install iproute2, nftables and libfaketime (as root, or install them yourself)")
+    let packages = ["iproute2", "nftables", "strace", "libfaketime"];
+    run::program("apt-get", &[&["install", "--yes", "--no-install-recommends"], &packages[..]].concat())
+        .context("install iproute2, nftables, strace and libfaketime (as root, or install them yourself)")
 }
 
 /// The runner that gives each test a process of its own, so that tests that start clusters can't disturb others.
