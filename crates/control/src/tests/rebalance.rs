@@ -139,7 +139,7 @@ async fn moves_side_by_side_survive_what_one_survives() {
     let faults: [fn(u64) -> Fault; 5] =
         [Fault::CrashBefore, Fault::CrashAfter, Fault::Lost, Fault::Unreachable, Fault::Restart];
     for fault in faults {
-        for at in (1..).step_by(4) {
+        for at in (1..).step_by(11) {
             let (world, ids) = in_pairs().await;
             world.with(|inner| {
                 inner.faults = vec![fault(at)];
