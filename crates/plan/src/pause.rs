@@ -1,6 +1,6 @@
 //! How long writes of the moving partitions wait while a move hands them over.
 
-use std::time::Duration;
+use core::time::Duration;
 
 /// How long single things take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
