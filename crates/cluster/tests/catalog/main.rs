@@ -509,7 +509,7 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
         2 => shard.clone().prop_map(|shard| Command::ActivateShard { shard, at: 3 }),
         1 => shard.prop_map(|shard| Command::RemoveShard { shard, at: 3 }),
         4 => kind.prop_map(start),
-        2 => proptest::collection::vec((1u32..5, 0u32..18), 0..4).prop_map(|targets| moves(&targets)),
+        2 => proptest::collection::vec((1u32..5, 0u32..18), 0..4).prop_map(|targets| moves::moves(&targets)),
         2 => (operation.clone(), any::<bool>(), 1u64..4).prop_map(|(operation, ended, epoch)| Command::JournalStep {
             operation,
             step: "s".into(),

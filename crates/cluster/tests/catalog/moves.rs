@@ -5,7 +5,7 @@ use pleat_cluster::*;
 use crate::{founded, split, start};
 
 /// Several moves from shard 1 to others, one partition each.
-fn moves(targets: &[(u32, u32)]) -> Command {
+pub fn moves(targets: &[(u32, u32)]) -> Command {
     let shift = |(to, partition): &(u32, u32)| OperationKind::Move {
         from: ShardId(1),
         to: ShardId(*to),
