@@ -6,20 +6,20 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::Args;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, ROWS};
 
 /// How long they have nothing to do before they are looked at.
 const REST: Duration = Duration::from_secs(10);
 
-/// Starts a cluster with a table, lets it rest, and prints what its nodes hold.
+/// Starts a cluster, fills a table, and prints what its nodes hold when they have rested from each.
 pub async fn run(args: &Args, dir: &Path) -> anyhow::Result<()> {
     let cluster = Cluster::start(args, &dir.join("idle"), args.nodes, 1)?;
-    cluster.fill().await?;
-    let filled = resident(&cluster)?;
     tokio::time::sleep(REST).await;
-    println!("\nMemory of {} nodes with one small table, MB resident\n", args.nodes);
-    println!("{:<24}{}", "after filling it", filled);
-    println!("{:<24}{}", format!("{} s later", REST.as_secs()), resident(&cluster)?);
+    println!("\nMemory of {} nodes, MB resident, {} s after …\n", args.nodes, REST.as_secs());
+    println!("{:<24}{}", "starting", resident(&cluster)?);
+    cluster.fill().await?;
+    tokio::time::sleep(REST).await;
+    println!("{:<24}{}", format!("loading {ROWS} rows"), resident(&cluster)?);
     Ok(())
 }
 
