@@ -19,23 +19,51 @@ use crate::harness::{Cluster, Options, PATIENCE, answer};
 /// The exit code of a node whose disk failed.
 const DISK_FAILED: &str = "exit code 74";
 
+/// What a node keeps back of its disk, in bytes.
+const RESERVE: u64 = 16 << 20;
+/// Less than the half of it that has to be free.
+const TOO_LITTLE: u64 = RESERVE / 2 - (2 << 20);
+
 /// A file beside a node's own that takes all the room. Removed when dropped.
-struct Filler(PathBuf);
+struct Filler {
+    path: PathBuf,
+    file: std::fs::File,
+}
 
 impl Filler {
-    fn fill(cluster: &Cluster, node: u16) -> Self {
-        let path = cluster.node_dir(node).join("somebody-elses");
-        let mut file = std::fs::File::create(&path).unwrap();
-        for size in [1 << 20, 4096] {
-            while file.write_all(&vec![7; size]).is_ok() {}
+    /// First too little is left, then, when the nodes have seen that, nothing. A disk of memory is filled faster than anybody can look, and
+    /// what takes the last byte before a node has seen it coming is another case: an error in the middle of a write.
+    async fn fill(cluster: &Cluster, nodes: &[u16]) -> Vec<Self> {
+        let mut fillers = Vec::new();
+        for node in nodes {
+            let path = cluster.node_dir(*node).join("somebody-elses");
+            let file = std::fs::File::create(&path).unwrap();
+            let mut filler = Self { path, file };
+            filler.take(filler.free() - TOO_LITTLE);
+            fillers.push(filler);
         }
-        Self(path)
+        for (node, filler) in nodes.iter().zip(&mut fillers) {
+            wait_for_health(cluster, *node, "read_only").await;
+            filler.take(filler.free());
+        }
+        fillers
+    }
+
+    fn free(&self) -> u64 {
+        let disk = nix::sys::statvfs::fstatvfs(&self.file).unwrap();
+        disk.blocks_available() * disk.fragment_size()
+    }
+
+    /// So much and no more: what the node then gives up is for itself.
+    fn take(&mut self, bytes: u64) {
+        // The node writes, too: the last of it may be gone.
+        let _ = self.file.write_all(&vec![7; bytes as usize]);
     }
 }
 
 impl Drop for Filler {
     fn drop(&mut self) {
-        std::fs::remove_file(&self.0).unwrap();
+        std::fs::remove_file(&self.path).unwrap();
     }
 }
 
@@ -69,7 +97,7 @@ async fn wait_for_rows_on(cluster: &Cluster, node: u16, rows: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_room() {
-    let config = json!({ "scaling_mode": "manual", "limits": { "disk_reserve_bytes": 16 << 20 } });
+    let config = json!({ "scaling_mode": "manual", "limits": { "disk_reserve_bytes": RESERVE } });
     let cluster = Cluster::start(Options { shards: 2, config, disk_mib: Some(160), ..Options::default() }).await;
     let cluster = Arc::new(cluster);
     cluster.query("CREATE TABLE t (id INTEGER PRIMARY KEY, writer INTEGER) SHARD BY (id)").await;
@@ -78,7 +106,7 @@ async fn a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_ro
 
     // One of three: the others take over what it leads, and writes go on.
     let full = cluster.leader(Some("shard-1")).await;
-    let filler = Filler::fill(&cluster, full);
+    let filler = Filler::fill(&cluster, &[full]).await;
     let health = wait_for_health(&cluster, full, "read_only").await;
     let reason = health["reasons"][0].as_str().unwrap();
     assert!(reason.contains("disk") && reason.contains(&format!("node-{full}")) && reason.contains("full"), "{reason}");
@@ -97,7 +125,7 @@ async fn a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_ro
     load.progress(100).await;
 
     // All: writes are refused, and say why; reads are answered.
-    let fillers: Vec<Filler> = (1..=3).map(|node| Filler::fill(&cluster, node)).collect();
+    let fillers = Filler::fill(&cluster, &[1, 2, 3]).await;
     for node in 1..=3 {
         wait_for_health(&cluster, node, "read_only").await;
     }
