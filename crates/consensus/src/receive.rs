@@ -17,10 +17,6 @@ use crate::runtime;
 use crate::transport::{ServiceError, SnapshotChunks};
 use crate::types::{Position, SnapshotFile, Types};
 
-/// What applying one entry may take of the disk beside the entry itself: a few pages of a database's write-ahead log. The room that a full
-/// node has left is the log's, too, and that must not find none.
-const APPLIED_BYTES: u64 = 64 * 1024;
-
 impl Consensus {
     /// Serves a Raft message of another node ([`METHOD_VOTE`], [`METHOD_APPEND`]).
     pub async fn handle(&self, method: &str, body: Bytes) -> Result<Bytes, ServiceError> {
@@ -52,8 +48,7 @@ impl Consensus {
         bytes: u64,
     ) -> Result<AppendAnswer, ServiceError> {
         let disk = &self.links.config.disk;
-        let room = bytes + request.entries.len() as u64 * APPLIED_BYTES;
-        let left_out = !request.entries.is_empty() && !disk.takes(room);
+        let left_out = !request.entries.is_empty() && !disk.takes(bytes);
         if left_out {
             request.entries.clear();
         }

@@ -184,8 +184,7 @@ impl Disk {
         !self.full.load(Ordering::Relaxed)
     }
 
-    /// Whether entries that need so many bytes, to be applied too, are taken from a leader. Those that were on their way are, also
-    /// without room.
+    /// Whether entries of so many bytes are taken from a leader. Those that were on their way are, also without room.
     pub(crate) fn takes(&self, bytes: u64) -> bool {
         if self.has_room() {
             return true;
