@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use parking_lot::RwLock;
-use pleat_cluster::{Catalog, Command, Generation, Ledger, Millis, NodeId, Policy, Shard, ShardId, ShardState};
+use pleat_cluster::{Catalog, Command, Generation, Ledger, Millis, NodeId, Policy, ShardId, ShardState};
 use pleat_consensus::{Consensus, Disk, Group, GroupId, Status, Transport};
 use pleat_engine::{Store, StoreConfig, UnitSet};
 use tokio::sync::watch;
@@ -38,8 +38,6 @@ use crate::verify::Digests;
 pub const CONTROL: GroupId = 0;
 /// How often counters are looked at.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
-/// How long the other replicas of a new shard leave it to one of them to found its group.
-const FOUND_AFTER: Duration = Duration::from_secs(1);
 /// The pause before a replica that could not be started is tried again.
 const RETRY_START: Duration = Duration::from_millis(500);
 
@@ -437,8 +435,9 @@ impl Host {
         };
         let group = group.context("start the group")?;
         if founds && group.status().voters.is_empty() {
-            // A shard that was active before is never initialised again, and neither is a replica that takes another's place.
-            found_group(&group, shard, self.node()).await.context("initialise the group")?;
+            // All replicas propose the same membership; a shard that was active before is never initialised
+            // again, and neither is a replica that takes another's place.
+            group.initialize(shard.replicas.iter().copied().collect()).await.context("initialise the group")?;
         }
         let replica = Arc::new(Replica::new(id, number, group, readers, digests, catalog.partition_count));
         self.replicas.write().insert(id, replica);
@@ -509,24 +508,4 @@ impl Host {
 
 fn now_ms() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Millis)
-}
-
-/// Founds the group of a new shard: all replicas propose the same members. Whoever is first leads, and so that leaders are spread over the
-/// nodes it is another one's turn with each shard. The others come when it doesn't.
-async fn found_group(group: &Group, shard: &Shard, node: NodeId) -> anyhow::Result<()> {
-    let members: BTreeSet<NodeId> = shard.replicas.iter().copied().collect();
-    let turn = shard.id.0 as usize % members.len().max(1);
-    if members.iter().nth(turn) == Some(&node) {
-        return Ok(group.initialize(members).await?);
-    }
-    let group = group.clone();
-    pleat_consensus::spawn(async move {
-        tokio::time::sleep(FOUND_AFTER).await;
-        if group.status().voters.is_empty()
-            && let Err(error) = group.initialize(members).await
-        {
-            tracing::warn!(group = group.id(), "the group was not founded here: {error}");
-        }
-    });
-    Ok(())
 }
