@@ -96,6 +96,7 @@ async fn wait_for_rows_on(cluster: &Cluster, node: u16, rows: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "fails now and then: docs/rfd/0004, point 10; cargo xtask test --full"]
 async fn a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_room() {
     let config = json!({ "scaling_mode": "manual", "limits": { "disk_reserve_bytes": RESERVE } });
     let cluster = Cluster::start(Options { shards: 2, config, disk_mib: Some(160), ..Options::default() }).await;
