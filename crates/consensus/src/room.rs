@@ -37,7 +37,8 @@
 //! | a page that is read through mapped memory | | the process ends, by a signal that says why (`pleat`) |
 //!
 //! **Caveat.** What was taken can need more room than the reserve has: one write may change many pages. Then applying waits, and so do
-//! strong reads, until there is room.
+//! strong reads, until there is room. The log has no share of its own in the reserve: when applying has used it up, the next write of the
+//! log meets a full disk, and the process ends.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};

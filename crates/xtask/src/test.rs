@@ -33,10 +33,11 @@ fn c_compiler() -> anyhow::Result<()> {
 /// What must hold of real processes before anything is released, as tests that are not run always.
 pub fn accept() -> anyhow::Result<()> {
     let tests = [
-        "disk::a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_room",
         "moves_under_load::a_hundred_moves_under_load_pause_writes_for_less_than_200_ms",
         "operations_killed_at_every_step::every_operation_killed_at_every_step_ends_and_leaves_nothing",
         "fault_run::ten_minutes_of_faults_lose_nothing",
+        // Fails now and then (docs/rfd/0004, point 10), so it comes last.
+        "disk::a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_room",
     ];
     for test in tests {
         // The whole workspace is named so that nothing is compiled anew for this.
