@@ -174,6 +174,10 @@ impl Consensus {
 
     /// Ends all groups and closes the log.
     pub async fn shutdown(&self) {
+        // A group whose write waits for room could not be stopped.
+        if let Some(Log::Disk(log)) = &*self.log.lock() {
+            log.hurry();
+        }
         let stops = self.groups().into_iter().map(|group| async move {
             self.stop_group(group.id()).await;
         });

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use openraft::RaftMetrics;
 use parking_lot::Mutex;
 use pleat_cluster::NodeId;
 use pleat_cluster::planted::{self, Bug};
@@ -41,7 +42,7 @@ struct Inner {
     thread: Mutex<MachineThread>,
     proposals: Proposals,
     barrier: Barrier,
-    status: watch::Receiver<Status>,
+    metrics: watch::Receiver<RaftMetrics<u64, ()>>,
     tasks: Mutex<Vec<AbortHandle>>,
     joins: bool,
     links: Arc<Links>,
@@ -61,6 +62,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// ... and how long it then goes on before it tries again.
 const SILENCE_PAUSE: Duration = Duration::from_secs(30);
+/// How long openraft may take to hear of a checkpoint; what is not purged by then is at the next one.
+const CHECKPOINT_KNOWN_MAX: Duration = Duration::from_secs(5);
 /// Without a leader for this long, a node without room stands for election as well: no other could win.
 const ALONE_MAX: Duration = Duration::from_secs(4);
 
@@ -102,18 +105,18 @@ impl Group {
             .map_err(|fatal| anyhow::anyhow!("start group {id}: {fatal}"))?;
         let (proposals, proposer) = Proposals::new(config.clone(), raft.clone());
         let (barrier, rounds) = Barrier::new(raft.clone(), config.readers_waiting_max);
-        let (sender, status) = watch::channel(Status::of(&raft.metrics().borrow()));
+        let metrics = raft.metrics();
         let tasks = vec![
             runtime::spawn(proposer).abort_handle(),
             runtime::spawn(rounds).abort_handle(),
             runtime::spawn(stand(raft.clone(), node, pause)).abort_handle(),
-            runtime::spawn(watch_status(raft.clone(), sender)).abort_handle(),
             runtime::spawn(make_way(raft.clone(), links.clone(), way.clone())).abort_handle(),
+            runtime::spawn(relieve(links.clone(), machine.clone())).abort_handle(),
             runtime::spawn(make_checkpoints(raft.clone(), machine.clone())).abort_handle(),
-            runtime::spawn(bound_log(raft.clone(), store, config)).abort_handle(),
+            runtime::spawn(bound_log(raft.clone(), machine.clone(), store, config)).abort_handle(),
         ];
         let (thread, tasks) = (Mutex::new(thread), Mutex::new(tasks));
-        Ok(Group(Arc::new(Inner { id, raft, machine, thread, proposals, barrier, status, tasks, joins, links, way })))
+        Ok(Group(Arc::new(Inner { id, raft, machine, thread, proposals, barrier, metrics, tasks, joins, links, way })))
     }
 
     /// Which group.
@@ -127,8 +130,7 @@ impl Group {
 
     /// Whether this replica knows nothing yet of a group that others have, see [`crate::Consensus::join_group`].
     pub(crate) fn knows_nothing(&self) -> bool {
-        let metrics = self.0.raft.metrics();
-        let metrics = metrics.borrow();
+        let metrics = self.0.metrics.borrow();
         self.0.joins
             && metrics.last_log_index.is_none()
             && metrics.membership_config.membership().voter_ids().next().is_none()
@@ -136,14 +138,36 @@ impl Group {
 
     /// The group's state as this node knows it now.
     pub fn status(&self) -> Status {
-        let metrics = self.0.raft.metrics();
-        let status = Status::of(&metrics.borrow());
-        if metrics.has_changed().is_err() { status.ended() } else { status }
+        let status = Status::of(&self.0.metrics.borrow());
+        if self.0.metrics.has_changed().is_err() { status.ended() } else { status }
     }
 
-    /// The group's state, to be followed.
-    pub fn watch(&self) -> watch::Receiver<Status> {
-        self.0.status.clone()
+    /// [`Status::is_leader`], without the rest: each request asks for it.
+    pub fn leads(&self) -> bool {
+        Status::leads(&self.0.metrics.borrow()) && self.0.metrics.has_changed().is_ok()
+    }
+
+    /// [`Status::leader`], without the rest.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.0.metrics.borrow().current_leader.map(NodeId)
+    }
+
+    /// Whether a node is one of [`Status::voters`].
+    pub fn is_voter(&self, node: NodeId) -> bool {
+        self.0.metrics.borrow().membership_config.membership().voter_ids().any(|voter| voter == node.0)
+    }
+
+    /// [`Status::applied`], without the rest.
+    pub fn applied(&self) -> u64 {
+        self.0.metrics.borrow().last_applied.map_or(0, |last| last.index)
+    }
+
+    /// Waits until the group's state is another. False: it won't change any more.
+    pub async fn changed(&self, known: &Status) -> bool {
+        if known.stopped.is_some() {
+            return false;
+        }
+        self.0.metrics.clone().wait_for(|metrics| Status::of(metrics) != *known).await.is_ok()
     }
 
     /// How often a majority confirmed here that this node leads, so that strong reads could go on. Readers share these rounds.
@@ -164,7 +188,7 @@ impl Group {
     }
 
     async fn wait_ready(&self, deadline: tokio::time::Instant) -> Result<(), ProposeError> {
-        let mut metrics = self.0.raft.metrics();
+        let mut metrics = self.0.metrics.clone();
         let settled = metrics.wait_for(|metrics| Status::is_ready(metrics) || !Status::leads(metrics));
         let status = match tokio::time::timeout_at(deadline, settled).await {
             Ok(Ok(metrics)) if Status::is_ready(&metrics) => return Ok(()),
@@ -330,6 +354,17 @@ async fn make_way(raft: Raft, links: Arc<Links>, way: Arc<Way>) {
     }
 }
 
+/// As soon as the disk is full, and before somebody else has the rest of it, see [`room`](crate::room).
+async fn relieve(links: Arc<Links>, machine: Machine) {
+    let mut disk = links.config.disk.watch();
+    let full = |state: &DiskState| matches!(state, DiskState::Full { .. });
+    while disk.wait_for(full).await.is_ok() {
+        if machine.relieve().await.is_err() || disk.wait_for(|state| !full(state)).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Sends no heartbeats until another leads, or none does for too long.
 async fn fall_silent(raft: &Raft, way: &Way) {
     tracing::warn!("this node leads a group and has no room on its disk: it makes way for another");
@@ -344,22 +379,6 @@ async fn fall_silent(raft: &Raft, way: &Way) {
     way.made.store(false, Ordering::Relaxed);
 }
 
-async fn watch_status(raft: Raft, sender: watch::Sender<Status>) {
-    let mut metrics = raft.metrics();
-    loop {
-        let status = Status::of(&metrics.borrow_and_update());
-        sender.send_if_modified(|known| {
-            let changed = *known != status;
-            *known = status;
-            changed
-        });
-        if metrics.changed().await.is_err() {
-            sender.send_modify(|status| *status = std::mem::take(status).ended());
-            return;
-        }
-    }
-}
-
 /// Makes a checkpoint when many bytes were applied since the last; openraft itself counts only entries.
 async fn make_checkpoints(raft: Raft, machine: Machine) {
     loop {
@@ -371,21 +390,26 @@ async fn make_checkpoints(raft: Raft, machine: Machine) {
 }
 
 /// Purges what a checkpoint covers and the budget for keeping does not; openraft itself counts only entries.
-async fn bound_log(raft: Raft, store: LogStore, config: Arc<Config>) {
+///
+/// It wakes when a checkpoint was made, and not with each entry as openraft's metrics do.
+async fn bound_log(raft: Raft, machine: Machine, store: LogStore, config: Arc<Config>) {
+    let mut durable = machine.shared.durable.subscribe();
     let mut metrics = raft.data_metrics();
-    let mut checkpoint = None;
     loop {
-        let newest = metrics.borrow_and_update().snapshot;
-        if newest != checkpoint {
-            checkpoint = newest;
-            let upto = store.index_before(config.log_keep_bytes).zip(newest).map(|(kept, made)| kept.min(made.index));
-            if let Some(upto) = upto
-                && raft.trigger().purge_log(upto).await.is_err()
-            {
-                return;
-            }
+        let upto = durable.borrow_and_update().upto;
+        // openraft purges only what it knows to be covered.
+        let known = metrics.wait_for(|metrics| metrics.snapshot.map(|made| made.index) >= upto);
+        if let Ok(Err(_)) = tokio::time::timeout(CHECKPOINT_KNOWN_MAX, known).await {
+            return;
         }
-        if metrics.changed().await.is_err() {
+        let made = metrics.borrow().snapshot;
+        let upto = store.index_before(config.log_keep_bytes).zip(made).map(|(kept, made)| kept.min(made.index));
+        if let Some(upto) = upto
+            && raft.trigger().purge_log(upto).await.is_err()
+        {
+            return;
+        }
+        if durable.changed().await.is_err() {
             return;
         }
     }

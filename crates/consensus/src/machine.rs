@@ -9,8 +9,9 @@
 //! checkpoint; after a power failure the state machine may come back anywhere between the two, and the log fills
 //! the rest.
 //!
-//! **A full disk is waited out**: applying is one transaction, a checkpoint and an installation begin anew. Any other error of the
-//! operating system ends the process ([`room`](crate::room)); other errors end the group on this node.
+//! **A full disk is waited out**: applying is one transaction, a checkpoint and an installation begin anew. Before it waits, the worker makes
+//! what room it can: a checkpoint lets a write-ahead log be written from its start again, and the reserve's file is given up. Any other error of
+//! the operating system ends the process ([`room`](crate::room)); other errors end the group on this node.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -78,6 +79,9 @@ const APPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 const FULL_SAID_EVERY: u32 = 100;
 
+/// What most of the writing is for.
+const APPLYING: &str = "apply entries";
+
 /// A group that was asked nothing for this long makes a checkpoint of what it applied, when that is this much: whoever reads
 /// then need not look into a write-ahead log, and whoever starts again has little to do.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
@@ -86,6 +90,7 @@ const IDLE_BYTES: u64 = 1024 * 1024;
 enum Request {
     Apply(Vec<LogEntry>, oneshot::Sender<anyhow::Result<Vec<Outcomes>>>),
     Checkpoint(oneshot::Sender<anyhow::Result<Position>>),
+    Relieve(oneshot::Sender<anyhow::Result<()>>),
     Snapshot(oneshot::Sender<anyhow::Result<SnapshotJob>>),
     Install(PathBuf, Applied, oneshot::Sender<anyhow::Result<()>>),
     Stop,
@@ -206,6 +211,11 @@ impl Machine {
         self.shared.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Makes a checkpoint if the disk has room for it: what is to be applied on a full disk then needs less.
+    pub(crate) async fn relieve(&self) -> anyhow::Result<()> {
+        self.ask(Request::Relieve).await
+    }
+
     /// Ends the worker after what it was asked before; the state machine is dropped.
     pub(crate) fn stop(&self) {
         self.hurry();
@@ -242,9 +252,13 @@ impl Worker {
     /// The next request; a checkpoint is asked for when there is none for a while.
     fn next(&self, requests: &std::sync::mpsc::Receiver<Request>) -> Option<Request> {
         if self.shared.bytes_since_checkpoint.load(Ordering::Relaxed) >= IDLE_BYTES {
-            match requests.recv_timeout(IDLE_PAUSE) {
-                Err(RecvTimeoutError::Timeout) => self.shared.checkpoint_due.notify_one(),
-                request => return request.ok(),
+            loop {
+                match requests.recv_timeout(IDLE_PAUSE) {
+                    // Behind a checkpoint the log is purged, and that takes room before it makes any.
+                    Err(RecvTimeoutError::Timeout) if !self.shared.disk.has_room() => {}
+                    Err(RecvTimeoutError::Timeout) => break self.shared.checkpoint_due.notify_one(),
+                    request => return request.ok(),
+                }
             }
         }
         requests.recv().ok()
@@ -255,6 +269,10 @@ impl Worker {
         match request {
             Request::Apply(entries, reply) => answer(reply, self.guarded(|worker| worker.apply(entries))),
             Request::Checkpoint(reply) => answer(reply, self.guarded(Worker::checkpoint)),
+            Request::Relieve(reply) => answer(
+                reply,
+                self.guarded(|worker| worker.try_checkpoint().map(drop).inspect_err(|e| worker.failed(e))),
+            ),
             Request::Snapshot(reply) => {
                 // Not fatal: the follower waits, the group goes on.
                 answer(reply, self.guarded(|worker| worker.machine.snapshot().context("prepare a snapshot")));
@@ -287,21 +305,42 @@ impl Worker {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            match Trouble::of(&error) {
-                Some(Trouble::Full) if self.shared.stopping.load(Ordering::Relaxed) => {}
-                // A simulation has one thread, which must not wait.
-                Some(Trouble::Full) if !runtime::simulated() => {
-                    if attempt.is_multiple_of(FULL_SAID_EVERY) {
-                        tracing::error!(group = self.group, "waiting for room on the disk: {error:#}");
-                    }
-                    attempt = attempt.wrapping_add(1);
-                    std::thread::sleep(FULL_PAUSE);
-                    continue;
-                }
-                Some(_) => self.shared.disk.fail(format!("group {}: {error:#}", self.group)),
-                None => {}
+            let full = Trouble::of(&error) == Some(Trouble::Full) && !self.shared.stopping.load(Ordering::Relaxed);
+            // A simulation has one thread, which must not wait.
+            if !full || runtime::simulated() {
+                self.failed(&error);
+                return Err(error);
             }
-            return Err(error);
+            if attempt.is_multiple_of(FULL_SAID_EVERY) {
+                tracing::error!(group = self.group, "waiting for room on the disk: {error:#}");
+            }
+            // A half installed snapshot is no state that a checkpoint could be made of.
+            let moved = doing == APPLYING && self.try_checkpoint().inspect_err(|error| self.failed(error))?;
+            // The reserve is given up only when there is no other way. When something was gained, it is tried again at once.
+            let eased = (moved && attempt == 0) || self.shared.disk.give_up_reserve();
+            attempt = attempt.wrapping_add(1);
+            if !eased {
+                std::thread::sleep(FULL_PAUSE);
+            }
+        }
+    }
+
+    /// Says that an error is the disk's, if it is, unless there was just no room while everything ends.
+    fn failed(&self, error: &anyhow::Error) {
+        let stopping = self.shared.stopping.load(Ordering::Relaxed);
+        match Trouble::of(error) {
+            Some(Trouble::Full) if stopping => {}
+            Some(_) => self.shared.disk.fail(format!("group {}: {error:#}", self.group)),
+            None => {}
+        }
+    }
+
+    /// A checkpoint of the state machine that nobody is told of. False when there is no room for it.
+    fn try_checkpoint(&mut self) -> anyhow::Result<bool> {
+        match self.machine.checkpoint() {
+            Ok(_) => Ok(true),
+            Err(error) if Trouble::of(&error) == Some(Trouble::Full) => Ok(false),
+            Err(error) => Err(error.context("make a checkpoint")),
         }
     }
 
@@ -344,7 +383,7 @@ impl Worker {
     fn apply_batch(&mut self, batch: Vec<Entry>, bytes: u64, outcomes: &mut Vec<Outcomes>) -> anyhow::Result<()> {
         let expected: Vec<usize> = batch.iter().map(|entry| entry.proposals.len()).collect();
         let applied = self.position.encode();
-        let results = self.patiently("apply entries", |machine| machine.apply(batch.clone(), applied.clone()))?;
+        let results = self.patiently(APPLYING, |machine| machine.apply(batch.clone(), applied.clone()))?;
         let got: Vec<usize> = results.iter().map(Vec::len).collect();
         ensure!(got == expected, "the state machine gave {got:?} outcomes for {expected:?} proposals");
         outcomes.extend(results.into_iter().map(|of_proposals| Outcomes { of_proposals }));

@@ -183,6 +183,10 @@ impl Proposer {
         if proposals.is_empty() {
             return;
         }
+        if !self.config.disk.has_room() {
+            // The disk filled up while they waited. Whoever asks again is told what there is to tell.
+            return fail(replies, &ProposeError::NotLeader { leader: None });
+        }
         let appended = Appended::default();
         let payload = Payload { proposals, appended: appended.clone() };
         match self.raft.client_write_ff(payload).await {

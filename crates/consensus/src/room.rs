@@ -5,18 +5,26 @@
 //! order: store a vote, apply what it has acknowledged. So a node has to stop taking writes *before* the disk is full.
 //!
 //! **The mechanism.** A node keeps a *reserve* to itself. Half of it is free space, half a file (`reserve`) that is allocated
-//! and holds nothing, so that nobody else can take it.
+//! and holds nothing, so that nobody else can take it. Two more things that are its own need no free space at all:
+//!
+//! - *The log's share*, an eighth of the reserve, is allocated in the log's own journal, ahead of where it is being written (`log/ahead`).
+//! - *What a write-ahead log is long* is there to be written again once it was moved into its database.
 //!
 //! | free space | the node |
 //! | --- | --- |
-//! | at least half of the reserve | writes |
-//! | less | is *full*: its leaders take no proposals and hand over to nodes with room (`group`); its followers take no entries but the few that were on their way, and answer heartbeats, votes and reads as ever. What was taken is applied |
-//! | less than an eighth | gives the file up, once, and what it still has to do finds room there |
+//! | at least half of the reserve | writes, and keeps the log's share ahead of the log |
+//! | less | is *full*: its leaders take no proposals and hand over to nodes with room (`group`); its followers take no entries but the few that were on their way, which half of the log's share bounds, and answer heartbeats, votes and reads as ever. What was taken is applied, and each shard's write-ahead log is moved into its database while there is room for that |
+//! | too little for something that must be written | moves the write-ahead log in question, then gives the file up, once, and tries again |
+//! | none even so: somebody else has it all | waits. What has to be applied is applied later, as are checkpoints and strong reads that need it. Votes and heartbeats go on in the log's share. Were that used up as well, the log would wait, and so would its groups. Reads of what is there go on |
 //! | all of the reserve and an eighth | makes the file again |
 //! | with the file, half and an eighth | is no longer full |
 //!
 //! Nobody has to do anything but make room. All of this is looked at before proposals and entries are taken (no more often
-//! than each [`LOOK_PAUSE`]), and each [`KEEP_EVERY`].
+//! than each [`LOOK_PAUSE`]), and each [`KEEP_EVERY`]. It does not matter how fast somebody else takes the disk: between two looks the log
+//! writes into its share.
+//!
+//! A process that *starts* takes an eighth of the reserve, and gives the file up for that. With less it ends, and is started again until there is
+//! room (`pleat up`).
 //!
 //! **A disk that failed.** After an error of a write or an fsync nobody knows what is on the disk: the kernel may
 //! have dropped the pages that it could not write, and the next fsync succeeds all the same. So nothing is tried again.
@@ -27,7 +35,7 @@
 //!
 //! | what can't be written | full | error, failed fsync |
 //! | --- | --- | --- |
-//! | log of the groups, votes (`log/disk`) | as an error; the reserve is there so that it does not come to that | nothing is acknowledged any more, the process ends |
+//! | log of the groups, votes (`log/disk`) | waits; see the caveat | nothing is acknowledged any more, the process ends |
 //! | a shard's database and WAL, the catalog's file: applying, checkpoints, installing a snapshot (`machine`) | tried again until there is room: each is a transaction, or a new file | the process ends |
 //! | an arriving snapshot | refused before it begins, or given up; the sender tries again | the same: a new file each time |
 //! | a snapshot to be sent | given up; tried again later | the same |
@@ -36,9 +44,11 @@
 //! | the printed log | lines are dropped | the same |
 //! | a page that is read through mapped memory | | the process ends, by a signal that says why (`pleat`) |
 //!
-//! **Caveat.** What was taken can need more room than the reserve has: one write may change many pages. Then applying waits, and so do
-//! strong reads, until there is room. The log has no share of its own in the reserve: when applying has used it up, the next write of the
-//! log meets a full disk, and the process ends.
+//! **Caveats.** What was taken can need more room than there is: one write may change many pages. Then applying waits, and so do
+//! strong reads, until there is room. fjall writes its tables on a thread of its own, and ends for good when that meets a full disk; the log
+//! waits before it brings that about (`log/disk`), but not for tables that are being written or merged when the disk fills up, nor for a journal
+//! that begins at that moment. Then the process ends, and starts again with room. File systems that can't allocate ahead
+//! (those that copy on write) have no log's share.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -128,7 +138,10 @@ impl Disk {
         let free = free(&handle).with_context(opened)?;
         let looked = Mutex::new(Looked { at: Instant::now(), free, held });
         let disk = Disk::new(Some(Place { dir: dir.to_owned(), handle, reserve, looked }));
-        let free = disk.look(true);
+        let mut free = disk.look(true);
+        if free < reserve / 8 && disk.give_up_reserve() {
+            free = disk.look(true);
+        }
         if free < reserve / 8 {
             bail!(
                 "the disk of {} is full: {free} bytes are free, and starting takes at least {}. Make room on it; a node \
@@ -190,12 +203,39 @@ impl Disk {
         if self.has_room() {
             return true;
         }
-        let most = self.place.as_ref().map_or(0, |place| place.reserve / 8);
+        let most = self.log_share() / 2;
         self.spent
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spent| {
                 spent.checked_add(bytes).filter(|spent| *spent <= most)
             })
             .is_ok()
+    }
+
+    /// What the log keeps allocated ahead of itself, in bytes.
+    pub(crate) fn log_share(&self) -> u64 {
+        self.place.as_ref().map_or(0, |place| place.reserve / 8)
+    }
+
+    /// Whether so many bytes are free, or as many as the node keeps free at all.
+    pub(crate) fn has_free(&self, bytes: u64) -> bool {
+        self.place.as_ref().is_none_or(|place| self.look(false) >= bytes.min(place.reserve / 2))
+    }
+
+    /// For whoever must write and found no room: gives up the reserve's file. False when that was done before, and when there is room here:
+    /// then another file system is full, such as that of SQLite's temporary files.
+    pub(crate) fn give_up_reserve(&self) -> bool {
+        !self.has_free(u64::MAX) && self.let_go_of_reserve()
+    }
+
+    fn let_go_of_reserve(&self) -> bool {
+        let Some(place) = &self.place else { return false };
+        let mut looked = place.looked.lock();
+        if !looked.held || !place.let_go(&mut looked) {
+            return false;
+        }
+        // Until the file is there again. Told under the lock, so that no older look is told after it.
+        self.tell(Some(looked.free));
+        true
     }
 
     /// What is free beyond the reserve, in bytes: for files that can be done without.
@@ -272,15 +312,10 @@ impl Disk {
         if may_take_time && !looked.held && place.reserve > 0 && looked.free >= place.reserve + eighth {
             place.hold(&mut looked);
         }
-        if looked.held && looked.free < eighth {
-            place.let_go(&mut looked);
-        }
         let wanted = if was_full { half + eighth } else { half };
         let full = place.reserve > 0 && (looked.free < wanted || was_full && !looked.held);
-        let free = looked.free;
-        drop(looked);
-        self.tell(full.then_some(free));
-        free
+        self.tell(full.then_some(looked.free));
+        looked.free
     }
 
     /// Tells those who watch; `full` has what is free.
@@ -321,19 +356,17 @@ impl Place {
         }
     }
 
-    fn let_go(&self, looked: &mut Looked) {
+    fn let_go(&self, looked: &mut Looked) -> bool {
         let path = self.dir.join(FILE);
         match std::fs::remove_file(&path) {
             Ok(()) => {
-                tracing::warn!(
-                    "the disk has no room at all: the file {} makes room for what must be written",
-                    path.display()
-                );
+                tracing::warn!("no room for what must be written: the file {} is given up for it", path.display());
                 looked.held = false;
                 looked.free = looked.free.saturating_add(self.reserve / 2);
             }
             Err(error) => tracing::error!("can't remove {}: {error}", path.display()),
         }
+        !looked.held
     }
 }
 
@@ -400,6 +433,23 @@ mod tests {
         }
         let error = Disk::open(dir.path(), u64::MAX / 2).unwrap_err().to_string();
         assert!(error.contains("is full") && error.contains("Make room"), "{error}");
+    }
+
+    #[test]
+    fn the_reserve_is_given_up_once_and_the_node_is_full_from_then_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path(), 4 << 20).unwrap();
+        assert!(!disk.give_up_reserve() && disk.has_room(), "there is room: another file system is full");
+        assert!(disk.let_go_of_reserve() && !dir.path().join(FILE).exists());
+        assert!(!disk.let_go_of_reserve(), "it is given up once");
+        assert!(!disk.has_room(), "without the file there is no room, however much is free");
+        assert!(
+            disk.takes(disk.log_share() / 2) && !disk.takes(1),
+            "half of the log's share is for what was on its way"
+        );
+        // With room, the file is made again, and writes are taken.
+        disk.look(true);
+        assert!(dir.path().join(FILE).exists() && disk.has_room());
     }
 
     #[test]

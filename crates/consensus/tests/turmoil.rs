@@ -185,15 +185,14 @@ impl World {
     }
 
     async fn watch(self, node: u64, boot: u64, group: Group) {
-        let mut status = group.watch();
         loop {
-            let now = status.borrow_and_update().clone();
+            let now = group.status();
             self.trace.note(format!("{node} group {}: {now:?}", group.id()));
             if now.ready {
                 self.leaders.lock().insert(group.id(), node);
                 self.reigns.lock().entry((group.id(), now.term)).or_default().insert((node, boot));
             }
-            if status.changed().await.is_err() {
+            if !group.changed(&now).await {
                 return;
             }
         }

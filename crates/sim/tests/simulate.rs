@@ -87,6 +87,17 @@ fn the_same_seed_gives_the_same_trace() {
     assert_ne!(run(43, &options).hash, first.hash, "another seed is another run");
 }
 
+#[test]
+fn the_leaders_of_a_new_cluster_are_on_different_nodes() {
+    let report = run(0, &Options { trace: true, ..Options::default() });
+    let calm = report.lines.iter().take_while(|line| !line.contains("FAULT"));
+    let mut leaders = BTreeMap::new();
+    for (group, leader) in calm.filter_map(|line| line.split_once(" group ")?.1.split_once(": term 1 leader Some")) {
+        leaders.entry(group).or_insert(leader);
+    }
+    assert_eq!((leaders["1"], leaders["2"]), ("(NodeId(2))", "(NodeId(3))"), "{leaders:?}");
+}
+
 /// What breaks a promise at once is found by nearly every seed.
 #[test]
 fn bugs_that_are_planted_are_found() {

@@ -58,8 +58,18 @@ pub struct GrpcTransport {
 #[derive(Default)]
 struct Peer {
     link: tokio::sync::Mutex<Link>,
-    /// On the link of that address.
-    exchange: tokio::sync::Mutex<Option<(String, Arc<Exchange>)>>,
+    /// On the link of that address, one for each [`Lane`].
+    exchanges: [tokio::sync::Mutex<Option<Open>>; 2],
+}
+
+/// An exchange, and the address at which it was opened.
+type Open = (String, Arc<Exchange>);
+
+/// What goes by which exchange: no entry of a log waits behind a large answer.
+#[derive(Clone, Copy)]
+enum Lane {
+    Raft,
+    Calls,
 }
 
 #[derive(Default)]
@@ -198,8 +208,9 @@ impl GrpcTransport {
 
     /// A small call, in the exchange with a node.
     async fn exchange(&self, to: NodeId, method: &str, body: Bytes, until: Instant) -> Result<Bytes, TransportError> {
+        let lane = if method == METHOD_APPEND { Lane::Raft } else { Lane::Calls };
         loop {
-            let opened = tokio::time::timeout_at(until, self.open_exchange(to, until)).await;
+            let opened = tokio::time::timeout_at(until, self.open_exchange(to, lane, until)).await;
             let exchange = opened.map_err(|_| too_late(to))??;
             match tokio::time::timeout_at(until, exchange.call(method, body.clone())).await {
                 Ok(Ok(reply)) => return from_reply(reply),
@@ -211,10 +222,10 @@ impl GrpcTransport {
         }
     }
 
-    async fn open_exchange(&self, to: NodeId, until: Instant) -> Result<Arc<Exchange>, TransportError> {
+    async fn open_exchange(&self, to: NodeId, lane: Lane, until: Instant) -> Result<Arc<Exchange>, TransportError> {
         let address = self.address(to)?;
         let peer = self.peer(to);
-        let mut open = peer.exchange.lock().await;
+        let mut open = peer.exchanges[lane as usize].lock().await;
         match &*open {
             Some((known, exchange)) if *known == address && !exchange.has_ended() => return Ok(exchange.clone()),
             _ => *open = None,
@@ -342,7 +353,7 @@ fn never_connected(status: &Status) -> bool {
 #[async_trait]
 impl Transport for GrpcTransport {
     async fn call(&self, to: NodeId, method: &str, body: Bytes, deadline: Duration) -> Result<Bytes, TransportError> {
-        if body.len() <= exchange::BODY_BYTES_MAX && !matches!(method, METHOD_VOTE | METHOD_APPEND) {
+        if body.len() <= exchange::BODY_BYTES_MAX && method != METHOD_VOTE {
             return self.exchange(to, method, body, Instant::now() + deadline).await;
         }
         let call = self.envelope(method, body)?;

@@ -1,4 +1,4 @@
-//! Small calls and their answers, many in a message.
+//! Small calls and their answers, many in a message; also the entries of Raft's logs, in an exchange of their own.
 //!
 //! A gRPC call of its own is a stream of HTTP/2 with headers and trailers, and often a packet: that cost a node about as much
 //! CPU as all else that it does to route a keyed read. So two nodes that have much to say to

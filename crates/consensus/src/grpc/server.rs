@@ -94,7 +94,13 @@ impl ClusterService for Server {
         let answers = self.0.clone();
         let answer = move |caller: &Call, call: NumberedCall| {
             let (from, answers) = (answers.check(caller), answers.clone());
-            async move { answers.service.call(from?, &call.method, call.body).await }
+            async move {
+                let from = from?;
+                match call.method.as_str() {
+                    METHOD_VOTE | METHOD_APPEND => answers.consensus.handle(&call.method, call.body).await,
+                    method => answers.service.call(from, method, call.body).await,
+                }
+            }
         };
         Ok(Response::new(exchange::serve(request.into_inner(), limit, self.0.closing.clone(), answer)))
     }

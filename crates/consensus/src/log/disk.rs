@@ -7,6 +7,10 @@
 //! After a failed write or fsync nobody knows what is on the disk (the kernel may drop dirty pages after reporting once),
 //! so fjall refuses everything from then on, every group stops, and the process ends ([`Disk`]).
 //!
+//! **A full disk** must therefore not be met ([`room`]). Before each commit the writer sees to it that the journal has room for it
+//! ([`ahead`](super::ahead)), and, where the commit may have fjall write out what it gathered in memory, that there is room for that too. Without,
+//! it gives up the reserve, and if that is not enough it waits, and everybody who waits for it with it.
+//!
 //! What a process that was killed wrote may be in the page cache only; but whoever reads it takes it for durable and says so to
 //! the group's leader. So the files are made durable before they are read.
 
@@ -14,14 +18,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use parking_lot::Mutex;
 use pleat_cluster::NodeId;
 
+use super::ahead::Ahead;
 use super::{Backend, Change, Stored, Write};
 use crate::codec;
 use crate::config::Config;
@@ -36,6 +42,13 @@ const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// fjall's block cache, in bytes. Small: recent entries have a cache of their own.
 const BLOCK_CACHE_BYTES: u64 = 8 * 1024 * 1024;
+/// What must be free for writing that out and merging it with what was written before, in bytes.
+const TABLES_BYTES: u64 = 2 * MEMTABLE_BYTES_MAX;
+/// What a batch and each of its items take of a journal beside their keys and values, at most, in bytes.
+const ITEM_BYTES: u64 = 64;
+/// How often a writer that waits for room looks, and how often it says so.
+const FULL_PAUSE: Duration = Duration::from_millis(20);
+const FULL_SAID_EVERY: u32 = 500;
 
 const VOTE: u8 = 0;
 const PURGED: u8 = 1;
@@ -48,6 +61,8 @@ pub(crate) struct DiskLog {
     queue: Mutex<Option<Sender<Write>>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     counts: Arc<Counts>,
+    /// Nothing waits for room any more.
+    closing: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -89,19 +104,31 @@ impl DiskLog {
         keyspaces.check_identity(dir, &config.cluster_id, config.node)?;
         let (sender, receiver) = channel();
         let counts = Arc::new(Counts::default());
+        let closing = Arc::<AtomicBool>::default();
+        let mut ahead = Ahead::new(dir, config.disk.log_share());
+        // What there is not is waited for when it is needed.
+        drop(ahead.make(0, config.disk.has_room()));
         let writer = Writer {
             keyspaces: keyspaces.clone(),
             flush_bytes_max: config.flush_bytes_max,
             counts: counts.clone(),
             disk: config.disk.clone(),
+            ahead,
+            closing: closing.clone(),
         };
         let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || writer.run(receiver))?;
-        Ok(DiskLog { keyspaces, queue: Mutex::new(Some(sender)), writer: Mutex::new(Some(thread)), counts })
+        Ok(DiskLog { keyspaces, queue: Mutex::new(Some(sender)), writer: Mutex::new(Some(thread)), counts, closing })
+    }
+
+    /// From now on nothing waits for room any more.
+    pub(crate) fn hurry(&self) {
+        self.closing.store(true, Ordering::Relaxed);
     }
 
     /// Ends the writer after what is queued. Blocks.
     pub(crate) fn close(&self) {
         drop(self.queue.lock().take());
+        self.hurry();
         if let Some(thread) = self.writer.lock().take()
             && thread.join().is_err()
         {
@@ -207,6 +234,8 @@ struct Writer {
     flush_bytes_max: usize,
     counts: Arc<Counts>,
     disk: Arc<Disk>,
+    ahead: Ahead,
+    closing: Arc<AtomicBool>,
 }
 
 /// The last write of each key in a batch. `None` removes.
@@ -218,8 +247,19 @@ struct Batch {
     sync: bool,
 }
 
+impl Batch {
+    /// What it takes of a journal at most: what compresses badly grows a little.
+    fn bytes_max(&self) -> u64 {
+        let values = self.entries.values().chain(self.meta.values());
+        values.fold(ITEM_BYTES, |sum, value| {
+            let length = value.as_ref().map_or(0, Vec::len) as u64;
+            sum + ITEM_BYTES + length + length / 8
+        })
+    }
+}
+
 impl Writer {
-    fn run(self, queue: Receiver<Write>) {
+    fn run(mut self, queue: Receiver<Write>) {
         while let Ok(first) = queue.recv() {
             let mut bytes = size_of(&first);
             let mut writes = vec![first];
@@ -232,9 +272,7 @@ impl Writer {
         }
     }
 
-    fn flush(&self, writes: Vec<Write>) {
-        // Whatever it says: if the reserve has to be used, this is the moment.
-        self.disk.has_room();
+    fn flush(&mut self, writes: Vec<Write>) {
         let mut batch = Batch::default();
         let mut waiting = Vec::with_capacity(writes.len());
         let mut gathered = Ok(());
@@ -242,14 +280,50 @@ impl Writer {
             gathered = gathered.and_then(|()| self.gather(&mut batch, write.group, write.change));
             waiting.push(write.done);
         }
-        let result = gathered.and_then(|()| self.commit(batch)).map_err(|error| error.to_string());
-        if let Err(error) = &result {
-            self.disk.fail(format!("the log can't be written: {error}"));
-        }
+        let room = self.wait_for_room(batch.bytes_max());
+        let result = room.and_then(|()| {
+            let written = gathered.and_then(|()| self.commit(batch)).map_err(|error| error.to_string());
+            written.inspect_err(|error| self.disk.fail(format!("the log can't be written: {error}")))
+        });
         self.counts.writes.fetch_add(waiting.len() as u64, Ordering::Relaxed);
         for done in waiting {
             done(result.clone().map_err(io::Error::other));
         }
+    }
+
+    /// Fails when the log is closed meanwhile.
+    fn wait_for_room(&mut self, bytes: u64) -> Result<(), String> {
+        let mut pauses = 0_u32;
+        while let Err(why) = self.make_room(bytes) {
+            if self.closing.load(Ordering::Relaxed) {
+                return Err(format!("the log was closed while it waited for room on the disk: {why}"));
+            }
+            if pauses.is_multiple_of(FULL_SAID_EVERY) {
+                tracing::error!("the log waits for room on the disk: {why}");
+            }
+            pauses = pauses.wrapping_add(1);
+            std::thread::sleep(FULL_PAUSE);
+        }
+        self.ahead.wrote(bytes);
+        Ok(())
+    }
+
+    fn make_room(&mut self, bytes: u64) -> io::Result<()> {
+        let room = self.disk.has_room();
+        if !room && self.may_write_tables(bytes) && !self.disk.has_free(TABLES_BYTES) {
+            self.disk.give_up_reserve();
+            if !self.disk.has_free(TABLES_BYTES) {
+                return Err(io::Error::new(io::ErrorKind::StorageFull, "what is in memory could not be written out"));
+            }
+        }
+        match self.ahead.make(bytes, room) {
+            Err(_) if self.disk.give_up_reserve() => self.ahead.make(bytes, false),
+            done => done,
+        }
+    }
+
+    fn may_write_tables(&self, bytes: u64) -> bool {
+        self.keyspaces.database.write_buffer_size() + bytes > MEMTABLE_BYTES_MAX
     }
 
     fn gather(&self, batch: &mut Batch, group: GroupId, change: Change) -> fjall::Result<()> {

@@ -17,6 +17,7 @@
 //! from its first entry on" is what readiness, strong reads and everybody who counts by terms rely on. So openraft
 //! gets such a vote back as *uncommitted*: the node still voted for itself in that term, and has to win a newer one.
 
+mod ahead;
 mod cache;
 mod disk;
 mod memory;
