@@ -69,4 +69,5 @@ pub use sqlite::local::{LocalTxn, Script};
 pub use sqlite::readers::Readers;
 pub use sqlite::scratch::{Scratch, try_ddl, validate_ddl};
 pub use sqlite::store::{Copier, DigestJob, Store, StoreConfig};
+pub use sqlite::value::{Bind, value_of};
 pub use units::UnitSet;

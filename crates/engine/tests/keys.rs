@@ -30,15 +30,29 @@ fn remembered(shard: &Replica) -> Vec<String> {
     keys.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
 }
 
+/// How many keys of a class there are and when the first expires, and the newest number; as a shard stores them.
+type Tally = ((i64, i64), (i64, i64), i64);
+
+fn tally(shard: &Replica) -> Tally {
+    let sql = "SELECT value FROM __pleat_applied WHERE id = 3";
+    let bytes: Vec<u8> = file(shard).query_row(sql, [], |row| row.get(0)).unwrap();
+    postcard::from_bytes(&bytes).unwrap()
+}
+
 fn counted(shard: &Replica, class: &str) -> i64 {
-    let sql = "SELECT value FROM __pleat_meta WHERE key = 'idempotency_' || ?1";
-    file(shard).query_row(sql, [class], |row| row.get(0)).unwrap()
+    let (client, internal, _) = tally(shard);
+    if class == "client" { client.0 } else { internal.0 }
 }
 
 /// As if there were so many keys.
-fn pretend(shard: &Replica, class: &str, count: i64) {
-    let sql = "INSERT OR REPLACE INTO __pleat_meta(key, value) VALUES ('idempotency_' || ?1, ?2)";
-    file(shard).execute(sql, (class, count)).unwrap();
+fn pretend(shard: &mut Replica, class: &str, count: i64) {
+    let (mut client, mut internal, newest) = tally(shard);
+    *(if class == "client" { &mut client.0 } else { &mut internal.0 }) = count;
+    shard.store = None;
+    let bytes = postcard::to_stdvec(&(client, internal, newest)).unwrap();
+    file(shard).execute("UPDATE __pleat_applied SET value = ?1 WHERE id = 3", [bytes]).unwrap();
+    let (store, readers) = Store::open(shard.dir.path(), StoreConfig::new(PARTITIONS)).unwrap();
+    (shard.store, shard.readers) = (Some(store), readers);
 }
 
 const HOUR_MS: u64 = 3_600_000;
@@ -47,7 +61,7 @@ const HOUR_MS: u64 = 3_600_000;
 fn a_client_key_beyond_the_limit_is_refused_and_none_is_forgotten() {
     let mut shard = Replica::with_items();
     assert!(matches!(shard.apply(touch("c/a", HOUR_MS)), Outcome::Done { .. }));
-    pretend(&shard, "client", IDEMPOTENCY_CLIENT_KEYS_MAX);
+    pretend(&mut shard, "client", IDEMPOTENCY_CLIENT_KEYS_MAX);
     let Outcome::Failed(failure) = shard.apply(keyed_for("c/b", HOUR_MS, "INSERT INTO items(k, n) VALUES (1, 1)"))
     else {
         panic!()
@@ -69,13 +83,17 @@ fn internal_keys_go_by_number_and_take_no_client_key_along() {
     for key in ["c/a", "i/1", "i/2", "c/b", "i/3"] {
         shard.apply(touch(key, HOUR_MS));
     }
-    pretend(&shard, "internal", IDEMPOTENCY_INTERNAL_KEYS_MAX);
+    pretend(&mut shard, "internal", IDEMPOTENCY_INTERNAL_KEYS_MAX + IDEMPOTENCY_PRUNED_PER_WRITE - 2);
     shard.apply(touch("i/4", HOUR_MS));
-    assert_eq!(remembered(&shard), ["c/a", "i/2", "c/b", "i/3", "i/4"]);
+    assert_eq!(remembered(&shard), ["c/a", "i/1", "i/2", "c/b", "i/3", "i/4"], "they go some at a time");
+    for number in 5..=10 {
+        pretend(&mut shard, "internal", IDEMPOTENCY_INTERNAL_KEYS_MAX);
+        shard.apply(touch(&format!("i/{number}"), HOUR_MS));
+    }
+    pretend(&mut shard, "internal", IDEMPOTENCY_INTERNAL_KEYS_MAX + IDEMPOTENCY_PRUNED_PER_WRITE - 1);
+    shard.apply(touch("i/11", HOUR_MS));
+    assert_eq!(remembered(&shard), ["c/a", "c/b", "i/9", "i/10", "i/11"], "the oldest go");
     assert_eq!(counted(&shard, "internal"), IDEMPOTENCY_INTERNAL_KEYS_MAX);
-    pretend(&shard, "internal", IDEMPOTENCY_INTERNAL_KEYS_MAX + 100);
-    shard.apply(touch("i/5", HOUR_MS));
-    assert_eq!(remembered(&shard), ["c/a", "c/b"], "a bounded number at a time");
 }
 
 #[test]
@@ -91,7 +109,7 @@ fn the_counters_are_the_numbers_of_keys() {
         let keys = remembered(&shard);
         for class in ["client", "internal"] {
             let found = keys.iter().filter(|key| key.starts_with(&class[..1])).count() as i64;
-            assert_eq!(if round == 0 && class == "internal" { 0 } else { counted(&shard, class) }, found);
+            assert_eq!(counted(&shard, class), found);
         }
     }
 }

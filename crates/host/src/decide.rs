@@ -86,7 +86,7 @@ impl Host {
         let mut waiting = Vec::new();
         for replica in self.replicas() {
             let Some(txn) = replica.readers.deciding() else { continue };
-            if !replica.group.status().is_leader {
+            if !replica.group.leads() {
                 continue;
             }
             let since = seen.get(&replica.shard).filter(|(known, _)| *known == txn).map_or(now, |(_, since)| *since);

@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use parking_lot::RwLock;
-use pleat_cluster::{Catalog, Command, Generation, Ledger, Millis, NodeId, Policy, ShardId, ShardState};
+use pleat_cluster::{Catalog, Command, Generation, Ledger, Millis, NodeId, Policy, Shard, ShardId, ShardState};
 use pleat_consensus::{Consensus, Disk, Group, GroupId, Status, Transport};
 use pleat_engine::{Store, StoreConfig, UnitSet};
 use tokio::sync::watch;
@@ -38,6 +38,8 @@ use crate::verify::Digests;
 pub const CONTROL: GroupId = 0;
 /// How often counters are looked at.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// How long the other replicas of a new shard leave it to one of them to found its group.
+const FOUND_AFTER: Duration = Duration::from_secs(1);
 /// The pause before a replica that could not be started is tried again.
 const RETRY_START: Duration = Duration::from_millis(500);
 
@@ -279,7 +281,7 @@ impl Host {
         let trusted = catalog.shards.get(&replica.shard).is_some_and(|shard| {
             !shard.distrusted.contains(&self.settings.node) && shard.number(self.settings.node) == replica.number
         });
-        trusted && replica.group.status().voters.contains(&self.settings.node)
+        trusted && replica.group.is_voter(self.settings.node)
     }
 
     pub(crate) fn replicas(&self) -> Vec<Arc<Replica>> {
@@ -306,7 +308,7 @@ impl Host {
     /// Whom this node's replica of the group believes to lead it; without one, who led it when it was asked last.
     pub(crate) fn said_to_lead(&self, group: GroupId) -> Option<NodeId> {
         match self.consensus.group(group) {
-            Some(replica) => replica.status().leader,
+            Some(replica) => replica.leader(),
             None => self.leaders.read().get(&group).copied(),
         }
     }
@@ -435,9 +437,8 @@ impl Host {
         };
         let group = group.context("start the group")?;
         if founds && group.status().voters.is_empty() {
-            // All replicas propose the same membership; a shard that was active before is never initialised
-            // again, and neither is a replica that takes another's place.
-            group.initialize(shard.replicas.iter().copied().collect()).await.context("initialise the group")?;
+            // A shard that was active before is never initialised again, and neither is a replica that takes another's place.
+            found_group(&group, shard, self.node()).await.context("initialise the group")?;
         }
         let replica = Arc::new(Replica::new(id, number, group, readers, digests, catalog.partition_count));
         self.replicas.write().insert(id, replica);
@@ -508,4 +509,28 @@ impl Host {
 
 fn now_ms() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Millis)
+}
+
+/// Founds the group of a new shard: all replicas propose the same members. Whoever is first leads, and so that leaders are spread over the
+/// nodes it is another one's turn with each shard. The others come when it doesn't; that several found one group does no harm, since each begins with
+/// the same entry.
+///
+/// A founder that dies on the way goes on when it returns: what it began is in its log. One that was voted for has the group, and the others
+/// found none any more.
+async fn found_group(group: &Group, shard: &Shard, node: NodeId) -> anyhow::Result<()> {
+    let members: BTreeSet<NodeId> = shard.replicas.iter().copied().collect();
+    let turn = shard.id.0 as usize % members.len().max(1);
+    if members.iter().nth(turn) == Some(&node) {
+        return Ok(group.initialize(members).await?);
+    }
+    let group = group.clone();
+    pleat_consensus::spawn(async move {
+        tokio::time::sleep(FOUND_AFTER).await;
+        if group.status().voters.is_empty()
+            && let Err(error) = group.initialize(members).await
+        {
+            tracing::warn!(group = group.id(), "the group was not founded here: {error}");
+        }
+    });
+    Ok(())
 }

@@ -376,7 +376,7 @@ impl Locals {
             // Its snapshot was true at one moment: nothing has to be decided.
             _ if statements.is_empty() => {
                 let outcome = Outcome::Done { results: Vec::new() };
-                return Ok(Written { outcome, index: replica.group.status().applied, uncertain: false });
+                return Ok(Written { outcome, index: replica.group.applied(), uncertain: false });
             }
             TxnStep::Commit { idempotency } => Action::Write { idempotency, units, statements, base },
             other => return Err(HostError::Internal(format!("{other:?} decides nothing")).into()),

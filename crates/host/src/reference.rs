@@ -210,7 +210,7 @@ impl Host {
         let mut stop = self.stopping();
         while !*stop.borrow() {
             let anchor = self.catalog().anchor().and_then(|anchor| self.serving(anchor));
-            if let Some(anchor) = anchor.filter(|anchor| anchor.group.status().is_leader)
+            if let Some(anchor) = anchor.filter(|anchor| anchor.group.leads())
                 && let Err(error) = self.spread_rest(&anchor).await
             {
                 tracing::warn!(%error, "reference writes wait to be spread");

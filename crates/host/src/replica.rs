@@ -106,7 +106,7 @@ impl Replica {
     ) -> Result<Written, Declined> {
         let deadline = Instant::now() + within;
         if let Some(refusal) = self.meets_another(&action) {
-            let index = self.group.status().applied;
+            let index = self.group.applied();
             return Ok(Written { outcome: Outcome::Refused(refusal), index, uncertain: false });
         }
         let _passing = self.pass(&action, deadline).await?;
@@ -199,7 +199,7 @@ impl Replica {
         let (group, proposal) = (self.group.clone(), proposal.encode());
         pleat_consensus::spawn(async move { group.propose(proposal.into(), within).await });
         let results = vec![StatementResult { rows_affected: 1, ..StatementResult::default() }; statements];
-        Written { outcome: Outcome::Done { results }, index: self.group.status().applied, uncertain: false }
+        Written { outcome: Outcome::Done { results }, index: self.group.applied(), uncertain: false }
     }
 
     async fn propose(&self, proposal: &Proposal, within: Duration) -> Result<(u64, Outcome), Declined> {
@@ -370,7 +370,7 @@ impl Replica {
             transactions_per_second: rates.transactions_per_second,
             latency_ms: rates.latency_ms,
             errors: self.meter.errors(),
-            applied_index: self.group.status().applied,
+            applied_index: self.group.applied(),
             ownership: stats.ownership,
             holds_foreign_rows: stats.foreign_rows,
             partition_load: rates.partition_load,

@@ -155,7 +155,7 @@ impl Host {
         let mut stop = self.stopping();
         while !*stop.borrow() {
             for replica in self.replicas() {
-                replica.locals.expire(replica.group.status().is_leader).await;
+                replica.locals.expire(replica.group.leads()).await;
             }
             let _ = tokio::time::timeout(EXPIRE_EVERY, stop.changed()).await;
         }
@@ -164,10 +164,9 @@ impl Host {
     /// This node's replica, if it leads the shard as far as it knows.
     fn led(&self, shard: ShardId) -> Result<Arc<Replica>, Declined> {
         let replica = self.serving(shard).ok_or(Declined::NotLeader { leader: None })?;
-        let status = replica.group.status();
-        match status.is_leader {
+        match replica.group.leads() {
             true => Ok(replica),
-            false => Err(Declined::NotLeader { leader: status.leader }),
+            false => Err(Declined::NotLeader { leader: replica.group.leader() }),
         }
     }
 
@@ -180,12 +179,12 @@ impl Host {
 
     fn own_served(&self) -> BTreeMap<ShardId, u64> {
         let replicas = self.replicas();
-        let led = replicas.iter().filter(|replica| replica.group.status().is_leader);
+        let led = replicas.iter().filter(|replica| replica.group.leads());
         led.map(|replica| (replica.shard, replica.meter.served())).collect()
     }
 
     async fn look(&self) -> Result<NodeObservation, Declined> {
-        let leads = |replica: &Arc<Replica>| replica.group.status().is_leader && self.serves(replica);
+        let leads = |replica: &Arc<Replica>| replica.group.leads() && self.serves(replica);
         let led: Vec<_> = self.replicas().into_iter().filter(leads).collect();
         let look = move || led.iter().map(|replica| replica.observe()).collect::<Result<Vec<_>, _>>();
         let shards = blocking(look).await??;

@@ -61,11 +61,18 @@ impl Writer {
         let inserted = self.insert_all(table, columns, &rows, &mut counts);
         self.clear_scope();
         inserted?;
-        self.version += 1;
+        self.beside.version += 1;
         for (at, (part, count)) in parts.iter().zip(counts).enumerate().filter(|(at, _)| is_new[*at]) {
             if let Some(given) = &part.idempotency {
                 let outcome = Outcome::Bulk { parts: vec![count.clone()] };
-                idempotency::remember(&self.db.conn, given, &part.units, &outcome, now_ms)?;
+                idempotency::remember(
+                    &self.db.conn,
+                    &mut self.beside.remembered,
+                    given,
+                    &part.units,
+                    &outcome,
+                    now_ms,
+                )?;
             }
             done[at] = Some(count);
         }

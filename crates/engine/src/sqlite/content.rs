@@ -1,15 +1,17 @@
 //! What a shard's database says about itself.
 
 use anyhow::Context;
+use pleat_cluster::Millis;
 use rusqlite::types::Value as SqlValue;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
+use super::idempotency::Tally;
 use super::value::{marks, quote};
 use crate::ContentDigest;
 use crate::digest::{RowHash, TableDigest};
 
 /// The layout of Pleat's own tables.
-pub(crate) const FORMAT: u32 = 5;
+pub(crate) const FORMAT: u32 = 6;
 
 /// Whether Pleat's own tables are there.
 pub(crate) fn is_set_up(conn: &Connection) -> rusqlite::Result<bool> {
@@ -41,12 +43,33 @@ pub(crate) fn version(conn: &Connection) -> rusqlite::Result<u64> {
     Ok(statement.query_row([], |row| row.get::<_, i64>(0))? as u64)
 }
 
-/// Stores how far the log is applied, the log's time and the content version, in one statement.
-pub(crate) fn set_applied(conn: &Connection, applied: &[u8], now_ms: u64, version: u64) -> rusqlite::Result<()> {
+/// What stands beside the position and belongs to it: within a batch it is in memory only.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Beside {
+    /// The log's time: the latest `now_ms` of the entries so far. It never goes back, and expiry goes by it.
+    pub(crate) now_ms: Millis,
+    /// How often the content was changed: what a transaction has read is as it was while this stays.
+    pub(crate) version: u64,
+    /// How many writes are remembered.
+    pub(crate) remembered: Tally,
+}
+
+impl Beside {
+    /// As of the last batch.
+    pub(crate) fn load(conn: &Connection) -> anyhow::Result<Beside> {
+        let remembered: Vec<u8> =
+            conn.query_row("SELECT value FROM __pleat_applied WHERE id = 3", [], |row| row.get(0))?;
+        Ok(Beside { now_ms: log_time(conn)?, version: version(conn)?, remembered: Tally::decode(&remembered)? })
+    }
+}
+
+/// Stores how far the log is applied and what stands beside it, in one statement.
+pub(crate) fn set_applied(conn: &Connection, applied: &[u8], beside: &Beside) -> anyhow::Result<()> {
     conn.prepare_cached(
-        "UPDATE __pleat_applied SET value = CASE id WHEN 0 THEN ?1 WHEN 1 THEN ?2 ELSE ?3 END WHERE id BETWEEN 0 AND 2",
+        "UPDATE __pleat_applied SET value = CASE id WHEN 0 THEN ?1 WHEN 1 THEN ?2 WHEN 2 THEN ?3 ELSE ?4 END \
+         WHERE id BETWEEN 0 AND 3",
     )?
-    .execute((applied, now_ms as i64, version as i64))?;
+    .execute((applied, beside.now_ms as i64, beside.version as i64, beside.remembered.encode()?))?;
     Ok(())
 }
 

@@ -5,12 +5,16 @@
 //! to repeat it when a leader is lost; it is short-lived, so it may also go because of the number of those that came
 //! after it. Neither class takes the other's room.
 //!
-//! Which are forgotten depends on the log's time and on the keys that are there, never on this replica's clock. A
-//! write does a bounded part of it: how many keys there are is counted in `__pleat_meta`.
+//! Which are forgotten depends on the log's time and on the keys that are there, never on this replica's clock. Each
+//! write remembers its key, so this is done on the way of every write and has to cost little: how many keys there are is
+//! in memory ([`Tally`]) and stored once for each batch, and forgetting goes by the whole second, some keys at a time, so that most
+//! writes have nothing to forget.
 
+use anyhow::Context;
 use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Millis, PartitionId};
 use rusqlite::{Connection, OptionalExtension};
+use serde::{Deserialize, Serialize};
 
 use super::failure::Applied;
 use super::move_read::Left;
@@ -20,6 +24,24 @@ use crate::limits::{
     IDEMPOTENCY_PRUNED_PER_WRITE, IDEMPOTENCY_TTL_MS_MAX,
 };
 use crate::{BulkDone, Idempotency, IdempotencyRow, Outcome, Refusal, StatementResult, sqlstate};
+
+/// Forgets the first keys of a class in the order in which they expire. Texts that are constants: none is put together for each write.
+macro_rules! forget_sql {
+    ($of:literal) => {
+        concat!(
+            "DELETE FROM __pleat_idempotency WHERE seq IN (SELECT seq FROM __pleat_idempotency ",
+            $of,
+            " AND expires_ms <= ?1 ORDER BY expires_ms, seq LIMIT ?2)"
+        )
+    };
+}
+
+/// When the first key of a class expires.
+macro_rules! oldest_sql {
+    ($of:literal) => {
+        concat!("SELECT expires_ms FROM __pleat_idempotency ", $of, " ORDER BY expires_ms LIMIT 1")
+    };
+}
 
 /// Whose key it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,52 +58,59 @@ impl Class {
         }
     }
 
-    /// Where the number of its keys is kept in `__pleat_meta`.
-    fn counter(self) -> &'static str {
-        match self {
-            Class::Client => "idempotency_client",
-            Class::Internal => "idempotency_internal",
-        }
-    }
-
-    /// Its keys in the order in which they expire, up to a time.
-    fn oldest(self) -> &'static str {
-        match self {
-            Class::Client => {
-                "FROM __pleat_idempotency INDEXED BY __pleat_idempotency_client WHERE substr(key, 1, 2) <> 'i/'"
-            }
-            Class::Internal => {
-                "FROM __pleat_idempotency INDEXED BY __pleat_idempotency_internal WHERE substr(key, 1, 2) = 'i/'"
-            }
-        }
-    }
-
-    fn count(self, conn: &Connection) -> Applied<i64> {
-        let mut counter = conn.prepare_cached("SELECT value FROM __pleat_meta WHERE key = ?1")?;
-        match counter.query_row([self.counter()], |row| row.get(0)).optional()? {
-            Some(count) => Ok(count),
-            None => Ok(conn.query_row(&format!("SELECT count(*) {}", self.oldest()), [], |row| row.get(0))?),
-        }
-    }
-
-    fn set_count(self, conn: &Connection, count: i64) -> Applied<()> {
-        conn.prepare_cached("INSERT OR REPLACE INTO __pleat_meta(key, value) VALUES (?1, ?2)")?
-            .execute((self.counter(), count))?;
+    /// Forgets up to `limit` keys that expired by then, those first that expire first.
+    fn forget(self, conn: &Connection, tally: &mut Tally, expired_by: i64, limit: i64) -> Applied<()> {
+        let sql = match self {
+            Class::Client => forget_sql!("INDEXED BY __pleat_idempotency_client WHERE substr(key, 1, 2) <> 'i/'"),
+            Class::Internal => forget_sql!("INDEXED BY __pleat_idempotency_internal WHERE substr(key, 1, 2) = 'i/'"),
+        };
+        tally.of(self).count -= conn.prepare_cached(sql)?.execute((expired_by, limit))? as i64;
+        let sql = match self {
+            Class::Client => oldest_sql!("INDEXED BY __pleat_idempotency_client WHERE substr(key, 1, 2) <> 'i/'"),
+            Class::Internal => oldest_sql!("INDEXED BY __pleat_idempotency_internal WHERE substr(key, 1, 2) = 'i/'"),
+        };
+        let oldest: Option<i64> = conn.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?;
+        tally.of(self).expires_first_ms = oldest.unwrap_or(i64::MAX);
         Ok(())
     }
+}
 
-    /// Forgets up to `limit` keys that expired by then, those first that expire first.
-    fn forget(self, conn: &Connection, expired_by: i64, limit: i64) -> Applied<()> {
-        let sql = format!(
-            "DELETE FROM __pleat_idempotency WHERE seq IN \
-             (SELECT seq {} AND expires_ms <= ?1 ORDER BY expires_ms, seq LIMIT ?2)",
-            self.oldest()
-        );
-        let before = self.count(conn)?;
-        let forgotten = conn.prepare_cached(&sql)?.execute((expired_by, limit))?;
-        match forgotten {
-            0 => Ok(()),
-            forgotten => self.set_count(conn, before - forgotten as i64),
+/// What is kept in memory of the remembered writes. It goes back with the savepoint of a proposal that fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tally {
+    client: Kept,
+    internal: Kept,
+    /// The highest number given to a remembered write. None is given twice, also not that of one that was replaced: a move asks for those
+    /// after the last that it has seen.
+    newest: i64,
+}
+
+/// Of the keys of one class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    count: i64,
+    /// None of them expires before.
+    expires_first_ms: i64,
+}
+
+impl Tally {
+    fn of(&mut self, class: Class) -> &mut Kept {
+        match class {
+            Class::Client => &mut self.client,
+            Class::Internal => &mut self.internal,
+        }
+    }
+
+    /// As it is stored beside the position of the log.
+    pub(crate) fn encode(&self) -> anyhow::Result<Vec<u8>> {
+        Ok(postcard::to_stdvec(self)?)
+    }
+
+    /// The reverse; of a new shard nothing is stored.
+    pub(crate) fn decode(bytes: &[u8]) -> anyhow::Result<Tally> {
+        match bytes.is_empty() {
+            true => Ok(Tally::default()),
+            false => postcard::from_bytes(bytes).context("read how many writes are remembered"),
         }
     }
 }
@@ -105,13 +134,12 @@ pub(crate) fn replay(conn: &Connection, given: &Idempotency, now_ms: Millis) -> 
 }
 
 /// Makes sure that a new key can be remembered.
-pub(crate) fn admit(conn: &Connection, given: &Idempotency, now_ms: Millis) -> Applied<()> {
-    let class = Class::of(&given.key);
-    if class == Class::Internal || class.count(conn)? < IDEMPOTENCY_CLIENT_KEYS_MAX {
+pub(crate) fn admit(conn: &Connection, tally: &mut Tally, given: &Idempotency, now_ms: Millis) -> Applied<()> {
+    if Class::of(&given.key) == Class::Internal || tally.client.count < IDEMPOTENCY_CLIENT_KEYS_MAX {
         return Ok(());
     }
-    class.forget(conn, signed(now_ms), IDEMPOTENCY_PRUNED_PER_WRITE)?;
-    if class.count(conn)? < IDEMPOTENCY_CLIENT_KEYS_MAX {
+    Class::Client.forget(conn, tally, signed(now_ms), IDEMPOTENCY_PRUNED_PER_WRITE)?;
+    if tally.client.count < IDEMPOTENCY_CLIENT_KEYS_MAX {
         return Ok(());
     }
     let message = format!("too many idempotency keys are remembered ({IDEMPOTENCY_CLIENT_KEYS_MAX}); nothing was done");
@@ -122,6 +150,7 @@ pub(crate) fn admit(conn: &Connection, given: &Idempotency, now_ms: Millis) -> A
 /// Remembers what a write gave, as its repetition will give it.
 pub(crate) fn remember(
     conn: &Connection,
+    tally: &mut Tally,
     given: &Idempotency,
     units: &[PartitionId],
     outcome: &Outcome,
@@ -143,26 +172,28 @@ pub(crate) fn remember(
         true => IdempotencyRow { outcome: postcard::to_stdvec(&repeated(outcome, false))?, ..row },
         false => row,
     };
-    store(conn, &row)?;
-    prune(conn, now_ms)
+    store(conn, tally, &row)?;
+    prune(conn, tally, now_ms)
 }
 
 /// Stores a remembered write. The same key again (it had expired) is replaced.
-fn store(conn: &Connection, row: &IdempotencyRow) -> Applied<()> {
-    let class = Class::of(&row.key);
-    let before = class.count(conn)?;
-    let replaced = conn.prepare_cached("DELETE FROM __pleat_idempotency WHERE key = ?1")?.execute([&row.key])?;
-    conn.prepare_cached(
-        "INSERT INTO __pleat_idempotency(key, units, fingerprint, expires_ms, outcome) VALUES (?1, ?2, ?3, ?4, ?5)",
-    )?
-    .execute((
-        &row.key,
-        postcard::to_stdvec(&row.units)?,
-        row.fingerprint as i64,
-        signed(row.expires_ms),
-        &row.outcome,
-    ))?;
-    class.set_count(conn, before + 1 - replaced as i64)
+fn store(conn: &Connection, tally: &mut Tally, row: &IdempotencyRow) -> Applied<()> {
+    let units = postcard::to_stdvec(&row.units)?;
+    let kept = tally.of(Class::of(&row.key));
+    kept.expires_first_ms = kept.expires_first_ms.min(signed(row.expires_ms));
+    kept.count += 1;
+    tally.newest += 1;
+    let values = (tally.newest, &row.key, &units, row.fingerprint as i64, signed(row.expires_ms), &row.outcome);
+    let mut insert = conn.prepare_cached(
+        "INSERT INTO __pleat_idempotency(seq, key, units, fingerprint, expires_ms, outcome) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
+         ON CONFLICT (key) DO NOTHING",
+    )?;
+    if insert.execute(values)? == 0 {
+        conn.prepare_cached("DELETE FROM __pleat_idempotency WHERE key = ?1")?.execute([&row.key])?;
+        tally.of(Class::of(&row.key)).count -= 1;
+        insert.execute(values)?;
+    }
+    Ok(())
 }
 
 /// Stands among a remembered write's units for all there are: its rows may be on any shard by now, and wherever it may
@@ -171,7 +202,7 @@ pub(crate) const EVERY_UNIT: PartitionId = PartitionId(u32::MAX);
 
 /// Stores a remembered write that a move brings. What is known of the key here stays, beside it: of a write over several
 /// shards each has remembered its own part, and the move brings two of them to one place.
-pub(crate) fn store_moved(conn: &Connection, row: &IdempotencyRow, now_ms: Millis) -> Applied<()> {
+pub(crate) fn store_moved(conn: &Connection, tally: &mut Tally, row: &IdempotencyRow, now_ms: Millis) -> Applied<()> {
     let mut row = row.clone();
     if let Some((units, outcome)) = known(conn, &row.key, now_ms)? {
         row.units.extend(units);
@@ -181,7 +212,7 @@ pub(crate) fn store_moved(conn: &Connection, row: &IdempotencyRow, now_ms: Milli
             row.outcome = both;
         }
     }
-    store(conn, &row)
+    store(conn, tally, &row)
 }
 
 /// What two parts of a write gave, one after the other. `None`: the second one has all there is to tell.
@@ -212,9 +243,14 @@ fn contains(results: &[StatementResult], part: &[StatementResult]) -> bool {
 /// Stores a remembered write whose rows are going elsewhere by another rule. What the shard itself remembers under the
 /// key stays: of a write over several shards each has its own part. It keeps its units, too: a shard that dies before all
 /// others were told has to tell them again.
-pub(crate) fn store_everywhere(conn: &Connection, row: &IdempotencyRow, now_ms: Millis) -> Applied<()> {
+pub(crate) fn store_everywhere(
+    conn: &Connection,
+    tally: &mut Tally,
+    row: &IdempotencyRow,
+    now_ms: Millis,
+) -> Applied<()> {
     let Some((mut units, _)) = known(conn, &row.key, now_ms)? else {
-        return store(conn, &IdempotencyRow { units: vec![EVERY_UNIT], ..row.clone() });
+        return store(conn, tally, &IdempotencyRow { units: vec![EVERY_UNIT], ..row.clone() });
     };
     if !units.contains(&EVERY_UNIT) {
         units.push(EVERY_UNIT);
@@ -279,13 +315,18 @@ pub(crate) fn after(
 const ROW_BYTES: usize = 32;
 
 /// Forgets what may be forgotten, a few at a time: more than one write adds.
-fn prune(conn: &Connection, now_ms: Millis) -> Applied<()> {
+///
+/// What has expired goes by the whole second of the log's time, and what is too many by as many as go at a time. So there is something
+/// to do for one write in eight, and not for each.
+fn prune(conn: &Connection, tally: &mut Tally, now_ms: Millis) -> Applied<()> {
+    let expired_by = signed(now_ms - now_ms % 1_000);
     for class in [Class::Client, Class::Internal] {
-        class.forget(conn, signed(now_ms), IDEMPOTENCY_PRUNED_PER_WRITE)?;
+        if tally.of(class).expires_first_ms <= expired_by {
+            class.forget(conn, tally, expired_by, IDEMPOTENCY_PRUNED_PER_WRITE)?;
+        }
     }
-    let beyond = Class::Internal.count(conn)? - IDEMPOTENCY_INTERNAL_KEYS_MAX;
-    if beyond > 0 {
-        Class::Internal.forget(conn, i64::MAX, beyond.min(IDEMPOTENCY_PRUNED_PER_WRITE))?;
+    if tally.internal.count >= IDEMPOTENCY_INTERNAL_KEYS_MAX + IDEMPOTENCY_PRUNED_PER_WRITE {
+        Class::Internal.forget(conn, tally, i64::MAX, IDEMPOTENCY_PRUNED_PER_WRITE)?;
     }
     Ok(())
 }

@@ -45,8 +45,10 @@ impl Writer {
         })?;
         for row in idempotency {
             match state.place {
-                Some(_) => idempotency::store_everywhere(&self.db.conn, row, self.now_ms)?,
-                None => idempotency::store_moved(&self.db.conn, row, self.now_ms)?,
+                Some(_) => {
+                    idempotency::store_everywhere(&self.db.conn, &mut self.beside.remembered, row, self.beside.now_ms)?
+                }
+                None => idempotency::store_moved(&self.db.conn, &mut self.beside.remembered, row, self.beside.now_ms)?,
             }
         }
         if position.is_none() && cursor.is_none() {

@@ -178,7 +178,7 @@ impl Readers {
         let mut writer = Writer::over(db);
         writer.control("BEGIN /* __pleat_ */").map_err(storage)?;
         let base = content::version(&writer.db.conn).map_err(storage)?;
-        writer.now_ms = content::log_time(&writer.db.conn).map_err(storage)?;
+        writer.beside.now_ms = content::log_time(&writer.db.conn).map_err(storage)?;
         writer.reload().map_err(|error| EngineError::Storage(error.to_string()))?;
         let open = Open {
             writer,
@@ -471,8 +471,8 @@ impl Open {
         // SplitMix64's step: seeds that differ for each statement.
         let seed = self.seed.wrapping_add(self.tried.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         // The shard's time doesn't go back.
-        self.writer.now_ms = self.writer.now_ms.max(now_ms);
-        Stamp { now_ms: self.writer.now_ms, seed, undone: None }
+        self.writer.beside.now_ms = self.writer.beside.now_ms.max(now_ms);
+        Stamp { now_ms: self.writer.beside.now_ms, seed, undone: None }
     }
 }
 

@@ -27,5 +27,5 @@ mod stats;
 pub(crate) mod store;
 mod table;
 mod txn;
-mod value;
+pub(crate) mod value;
 mod write;

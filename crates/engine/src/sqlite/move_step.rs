@@ -21,7 +21,7 @@ impl Writer {
         }
         if !matches!(step.action, MoveAction::Claim) {
             self.check_undecided()?;
-            self.version += 1;
+            self.beside.version += 1;
         }
         if step.epoch > seen || !self.placement.moves.contains_key(&step.operation) {
             self.change_placement(|placement| {
@@ -249,27 +249,5 @@ fn new_state(operation: u64) -> MoveState {
 }
 
 fn does_not_fit(action: &MoveAction, phase: MovePhase) -> Refusal {
-    let name = match action {
-        MoveAction::Claim => "Claim",
-        MoveAction::CaptureStart { .. } => "CaptureStart",
-        MoveAction::Fence => "Fence",
-        MoveAction::Close => "Close",
-        MoveAction::Unfence => "Unfence",
-        MoveAction::Release { .. } => "Release",
-        MoveAction::Abort => "Abort",
-        MoveAction::ImportStart { .. } => "ImportStart",
-        MoveAction::Import { .. } => "Import",
-        MoveAction::ReferenceLoaded { .. } => "ReferenceLoaded",
-        MoveAction::Activate { .. } => "Activate",
-        MoveAction::ImportAbort => "ImportAbort",
-        MoveAction::PlaceStart { .. } => "PlaceStart",
-        MoveAction::PlaceFence => "PlaceFence",
-        MoveAction::PlaceUnfence => "PlaceUnfence",
-        MoveAction::PlaceSwitch { .. } => "PlaceSwitch",
-        MoveAction::PlaceOpen => "PlaceOpen",
-        MoveAction::PlaceAbort => "PlaceAbort",
-        MoveAction::CleanUp { .. } => "CleanUp",
-        MoveAction::CleanUpDone => "CleanUpDone",
-    };
-    Refusal::MoveState { reason: format!("{name} does not fit here: the move is {phase:?} on this shard") }
+    Refusal::MoveState { reason: format!("{} does not fit here: the move is {phase:?} on this shard", action.name()) }
 }

@@ -30,12 +30,12 @@ impl Writer {
         }
         self.placement.check_reference_writes()?;
         let results = self.run_all(statements, Scope::Anchor)?;
-        self.version += 1;
+        self.beside.version += 1;
         let seq = last_seq(&self.db.conn)? + 1;
         append(&self.db.conn, &ReferenceEntry { seq, now_ms, seed, statements: statements.to_vec() })?;
         let outcome = Outcome::Reference { seq, results, replayed: false };
         if let Some(given) = given {
-            idempotency::remember(&self.db.conn, given, &[], &outcome, now_ms)?;
+            idempotency::remember(&self.db.conn, &mut self.beside.remembered, given, &[], &outcome, now_ms)?;
         }
         Ok(outcome)
     }
@@ -53,7 +53,7 @@ impl Writer {
             return Err(Refusal::Gap { expected: last + 1, given: entry.seq }.into());
         }
         self.check_undecided()?;
-        self.version += 1;
+        self.beside.version += 1;
         self.db.conn.prepare_cached("SAVEPOINT reference /* __pleat_ */")?.execute([])?;
         let results = match self.run_all(&entry.statements, Scope::Reference) {
             Err(Stop::Outcome(outcome)) if is_foreign_key(&outcome) => {
@@ -110,7 +110,7 @@ impl Writer {
                 .conn
                 .prepare_cached("INSERT OR REPLACE INTO __pleat_meta(key, value) VALUES ('reference_members', ?1)")?
                 .execute([generation as i64])?;
-            self.version += 1;
+            self.beside.version += 1;
         }
         Ok(Outcome::Done { results: Vec::new() })
     }

@@ -14,7 +14,7 @@ use crate::limits::{SCHEMA_CHANGES_REMEMBERED, SCHEMA_STEP_BLOCKS_MAX};
 use crate::{Outcome, Refusal, SchemaChange};
 
 /// The tables of a new shard. Part of the cluster's version, like all that determines content. The rows that hold the
-/// position, the log's time and the content version are there from the beginning, because ANALYZE counts them in the
+/// position and what belongs to it (`content::Beside`) are there from the beginning, because ANALYZE counts them in the
 /// middle of a batch.
 pub(crate) const OWN_TABLES: &str = "
     CREATE TABLE __pleat_meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -23,7 +23,7 @@ pub(crate) const OWN_TABLES: &str = "
     CREATE TABLE __pleat_tables(name TEXT PRIMARY KEY, spec BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE __pleat_ddl(seq INTEGER PRIMARY KEY AUTOINCREMENT, operation INTEGER NOT NULL UNIQUE);
     CREATE TABLE __pleat_idempotency(
-        seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, units BLOB NOT NULL,
+        seq INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, units BLOB NOT NULL,
         fingerprint INTEGER NOT NULL, expires_ms INTEGER NOT NULL, outcome BLOB NOT NULL);
     CREATE TABLE __pleat_reference_log(seq INTEGER PRIMARY KEY, entry BLOB NOT NULL);
     CREATE INDEX __pleat_idempotency_client ON __pleat_idempotency(expires_ms) WHERE substr(key, 1, 2) <> 'i/';
@@ -32,14 +32,14 @@ pub(crate) const OWN_TABLES: &str = "
     CREATE TABLE __pleat_committed(
         seq INTEGER PRIMARY KEY, txn BLOB NOT NULL UNIQUE, at_ms INTEGER NOT NULL);
     CREATE TABLE __pleat_together(shard INTEGER PRIMARY KEY, newest INTEGER NOT NULL);
-    INSERT INTO __pleat_applied VALUES (0, x''), (1, 0), (2, 0);
+    INSERT INTO __pleat_applied VALUES (0, x''), (1, 0), (2, 0), (3, x'');
 ";
 
 impl Writer {
     /// First ownership.
     pub(crate) fn own(&mut self, units: &[PartitionId], ownership: Generation, layout: Generation) -> Applied<Outcome> {
         if ownership > self.placement.ownership {
-            self.version += 1;
+            self.beside.version += 1;
             self.change_placement(|placement| {
                 placement.ownership = ownership;
                 placement.layout = placement.layout.max(layout);
@@ -74,7 +74,7 @@ impl Writer {
             return Err(Refusal::Moving.into());
         }
         self.schema_changed = true;
-        self.version += 1;
+        self.beside.version += 1;
         self.run_ddl(statements)?;
         content::sort_statistics(&self.db.conn)?;
         match change {

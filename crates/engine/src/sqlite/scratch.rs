@@ -126,6 +126,20 @@ impl Scratch {
         ask().unwrap_or_default()
     }
 
+    /// The columns of what a statement answers: their names, and the declared types of those that are columns of tables.
+    pub fn columns_of(&mut self, sql: &str) -> Result<Vec<(String, Option<String>)>, SqlFailure> {
+        check_text(0, sql)?;
+        let described = self.db.in_mode(Mode::Write, |conn| {
+            let statement = conn.prepare(sql)?;
+            let column = |column: &rusqlite::Column<'_>| {
+                (column.name().to_owned(), column.decl_type().map(|name| declared(name.to_owned())))
+            };
+            Ok(statement.columns().map(|described| column(&described)).collect())
+        });
+        let denied = self.db.session.lock().denied.take();
+        described.map_err(|error| failure::describe(0, denied, error))
+    }
+
     /// Runs one statement that changes the schema.
     pub fn run(&mut self, sql: &str) -> Result<(), SqlFailure> {
         /// A tenth of a second or so: nothing here has rows.

@@ -22,7 +22,7 @@ use rusqlite::config::DbConfig;
 
 use super::clock;
 use super::connection::{self, Db, Role};
-use super::content;
+use super::content::{self, Beside};
 use super::copy;
 use super::failure::{self, Applied, Stop};
 use super::placement::Placement;
@@ -75,16 +75,14 @@ pub(crate) struct Writer {
     /// Set when the proposal being applied changed the schema, or how statements are compiled.
     pub(crate) schema_changed: bool,
     placement_changed: bool,
-    /// The log's time: the latest `now_ms` of the entries so far. It never goes back, and expiry goes by it.
-    pub(crate) now_ms: Millis,
+    /// What is stored beside the position, as of the entry being applied.
+    pub(crate) beside: Beside,
     /// What the entry being applied was planned by.
     pub(crate) planned: Planned,
-    /// How often the content was changed: what a transaction has read is as it was while this stays.
-    pub(crate) version: u64,
     /// The transaction over several shards that waits for its decision.
     pub(crate) prepared: Option<TxnId>,
-    /// The log's time and the content version after the last batch, as they are stored.
-    stored: (Millis, u64),
+    /// The same after the last batch, as it is stored.
+    stored: Beside,
 }
 
 /// The table that each statement text writes, by text.
@@ -247,7 +245,7 @@ impl Writer {
             .with_context(|| format!("open the database {}", path.display()))?;
         set_up(&db.conn, partition_count)?;
         let mut writer = Writer::over(db);
-        writer.stored = (content::log_time(&writer.db.conn)?, content::version(&writer.db.conn)?);
+        writer.stored = Beside::load(&writer.db.conn)?;
         writer.reload()?;
         Ok(writer)
     }
@@ -262,11 +260,10 @@ impl Writer {
             targets: RefCell::default(),
             schema_changed: false,
             placement_changed: false,
-            now_ms: 0,
+            beside: Beside::default(),
             planned: Planned::default(),
-            version: 0,
             prepared: None,
-            stored: (0, 0),
+            stored: Beside::default(),
         }
     }
 
@@ -345,7 +342,7 @@ impl Writer {
         set_aside: &mut BTreeMap<usize, Outcome>,
     ) -> anyhow::Result<Option<Vec<Outcome>>> {
         self.control("BEGIN IMMEDIATE /* __pleat_ */")?;
-        (self.now_ms, self.version) = self.stored;
+        self.beside = self.stored;
         let mut outcomes = Vec::with_capacity(proposals.len());
         for (index, bytes) in proposals.iter().enumerate() {
             if let Some(outcome) = set_aside.get(&index) {
@@ -361,10 +358,10 @@ impl Writer {
             outcomes.push(outcome);
         }
         if !planted::is(Bug::LostAppliedIndex) {
-            content::set_applied(&self.db.conn, applied, self.now_ms, self.version)?;
+            content::set_applied(&self.db.conn, applied, &self.beside)?;
         }
         self.control("COMMIT /* __pleat_ */").context("commit a batch")?;
-        self.stored = (self.now_ms, self.version);
+        self.stored = self.beside;
         Ok(Some(outcomes))
     }
 
@@ -382,7 +379,7 @@ impl Writer {
         self.planned = proposal.planned;
         self.control("SAVEPOINT proposal /* __pleat_ */")?;
         self.begin(&proposal)?;
-        let version = self.version;
+        let beside = self.beside;
         let result = self.act(&proposal);
         self.db.session.lock().budget = Budget::Unlimited;
         let outcome = match result {
@@ -393,7 +390,7 @@ impl Writer {
                     return Ok(*outcome);
                 }
                 self.control("ROLLBACK TO proposal /* __pleat_ */")?;
-                self.version = version;
+                self.beside = beside;
                 self.roll_back_memory()?;
                 *outcome
             }
@@ -408,11 +405,11 @@ impl Writer {
 
     /// Takes the log's time on to an entry's. Every entry counts, also one that fails.
     fn advance(&mut self, now_ms: Millis) {
-        self.now_ms = self.now_ms.max(now_ms.min(clock::LAST_MS as Millis));
+        self.beside.now_ms = self.beside.now_ms.max(now_ms.min(clock::LAST_MS as Millis));
     }
 
     fn act(&mut self, proposal: &Proposal) -> Applied<Outcome> {
-        let now_ms = self.now_ms;
+        let now_ms = self.beside.now_ms;
         match &proposal.action {
             Action::Write { idempotency, units, statements, base } => {
                 self.write(idempotency.as_ref(), units, statements, *base, now_ms)
@@ -450,7 +447,7 @@ impl Writer {
     fn begin(&mut self, proposal: &Proposal) -> anyhow::Result<()> {
         let (now_ms, seed) = match &proposal.action {
             Action::ReferenceApply(entry) => (entry.now_ms, entry.seed),
-            _ => (self.now_ms, proposal.seed),
+            _ => (self.beside.now_ms, proposal.seed),
         };
         Ok(self.begin_at(now_ms, seed)?)
     }

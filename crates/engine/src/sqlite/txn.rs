@@ -62,7 +62,7 @@ impl Writer {
     /// Refuses a write that was decided on other content.
     pub(crate) fn check_base(&self, base: Option<u64>) -> Result<(), Refusal> {
         match base {
-            Some(base) if base != self.version => Err(Refusal::Conflict { base, version: self.version }),
+            Some(base) if base != self.beside.version => Err(Refusal::Conflict { base, version: self.beside.version }),
             _ => Ok(()),
         }
     }
@@ -76,7 +76,9 @@ impl Writer {
         if was_committed(&self.db.conn, txn)? {
             return Ok(Outcome::Replayed { results: Vec::new(), rows_kept: false });
         }
-        if let Some(known) = self.known_or_checked(asked.idempotency.as_ref(), &asked.units, base, self.now_ms)? {
+        if let Some(known) =
+            self.known_or_checked(asked.idempotency.as_ref(), &asked.units, base, self.beside.now_ms)?
+        {
             return Ok(known.of_a_write());
         }
         self.check_reference(&asked.statements)?;
@@ -121,12 +123,19 @@ impl Writer {
         self.log_reference(&kept.statements)?;
         let done = Outcome::Done { results };
         if let Some(given) = &kept.idempotency {
-            idempotency::remember(&self.db.conn, given, &kept.units, &done, self.now_ms)?;
+            idempotency::remember(
+                &self.db.conn,
+                &mut self.beside.remembered,
+                given,
+                &kept.units,
+                &done,
+                self.beside.now_ms,
+            )?;
         }
-        remember_commit(&self.db.conn, txn, self.now_ms)?;
+        remember_commit(&self.db.conn, txn, self.beside.now_ms)?;
         remember_together(&self.db.conn, kept.participants.iter().map(|shard| (*shard, number)))?;
         if !kept.statements.is_empty() {
-            self.version += 1;
+            self.beside.version += 1;
         }
         match done {
             Outcome::Done { results } => Ok(results),

@@ -5,7 +5,7 @@ use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Row, Statement};
 
 /// Binds a value without copying it first.
-pub(crate) struct Bind<'a>(pub(crate) &'a Value);
+pub struct Bind<'a>(pub &'a Value);
 
 impl ToSql for Bind<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
@@ -20,7 +20,7 @@ impl ToSql for Bind<'_> {
 }
 
 /// A value as a client gets it: text that is not UTF-8 has its wrong bytes replaced.
-pub(crate) fn value_of(value: ValueRef<'_>) -> Value {
+pub fn value_of(value: ValueRef<'_>) -> Value {
     match value {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(number) => Value::Integer(number),

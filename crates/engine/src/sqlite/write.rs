@@ -70,10 +70,10 @@ impl Writer {
         self.check_reference(statements)?;
         let results = self.run_all(statements, Scope::Units(units))?;
         self.log_reference(statements)?;
-        self.version += 1;
+        self.beside.version += 1;
         let outcome = Outcome::Done { results };
         if let Some(given) = idempotency {
-            idempotency::remember(&self.db.conn, given, units, &outcome, now_ms)?;
+            idempotency::remember(&self.db.conn, &mut self.beside.remembered, given, units, &outcome, now_ms)?;
         }
         Ok(outcome)
     }
@@ -83,7 +83,7 @@ impl Writer {
     /// The key comes first: where it is remembered the write took effect, and a unit that is being handed over or
     /// was handed over since took the effect along. So the answer is true whoever owns the unit now.
     pub(crate) fn known_or_checked(
-        &self,
+        &mut self,
         idempotency: Option<&Idempotency>,
         units: &[PartitionId],
         base: Option<u64>,
@@ -103,7 +103,7 @@ impl Writer {
         self.placement.check_units(units)?;
         self.check_base(base)?;
         if let Some(given) = idempotency {
-            idempotency::admit(&self.db.conn, given, now_ms)?;
+            idempotency::admit(&self.db.conn, &mut self.beside.remembered, given, now_ms)?;
         }
         Ok(None)
     }
