@@ -1,7 +1,8 @@
 //! How clients reach a node: HTTP, and beneath it the session that carries out statements.
 //!
-//! - [`session`] knows SQL, placement and retries, and no protocol. The wire protocols to come stand on it.
+//! - [`session`] knows SQL, placement and retries, and no protocol. The protocols stand on it.
 //! - [`http`] knows JSON and no SQL.
+//! - [`pg`] knows the PostgreSQL protocol, its types, and what its clients ask the system catalog.
 //! - [`server`] accepts connections and knows their limits.
 //! - `backend` is all that both need of the cluster: in a node it is [`pleat_host::Host`].
 //!
@@ -13,6 +14,7 @@ mod feed;
 pub mod http;
 mod metrics;
 mod observer;
+pub mod pg;
 mod recent;
 pub mod server;
 pub mod session;
@@ -26,6 +28,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use pleat_host::Host;
+use tokio::net::TcpListener;
 
 pub use backend::Backend;
 pub use settings::{Limits, Settings};
@@ -33,6 +36,7 @@ pub use settings::{Limits, Settings};
 /// One node's gateway.
 pub struct Gateway {
     app: http::App,
+    postgresql: Arc<pg::Shared>,
     watcher: tokio::task::AbortHandle,
 }
 
@@ -46,7 +50,7 @@ impl Gateway {
     pub fn over(backend: Arc<dyn Backend>, settings: Settings) -> Self {
         let app = http::Shared::new(backend, settings);
         let watcher = pleat_consensus::spawn(feed::watch(app.backend.clone(), app.feed.clone())).abort_handle();
-        Self { app, watcher }
+        Self { postgresql: pg::Shared::new(app.clone()), app, watcher }
     }
 
     /// Everything that the node's address serves over HTTP.
@@ -57,6 +61,16 @@ impl Gateway {
     /// What the coordinator's address serves: `/shards` and `/health`.
     pub fn coordinator_router(&self) -> Router {
         http::router(&self.app, true)
+    }
+
+    /// Serve PostgreSQL clients at an address, until `shutdown` completes and they have been let go.
+    pub fn serve_postgresql<S: Future<Output = ()>>(
+        &self,
+        listener: TcpListener,
+        connections_max: usize,
+        shutdown: S,
+    ) -> impl Future<Output = ()> + use<S> {
+        pg::serve(listener, self.postgresql.clone(), connections_max, shutdown)
     }
 
     /// What carries out statements, for other protocols.

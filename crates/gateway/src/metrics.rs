@@ -45,6 +45,11 @@ struct Code {
     code: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Message {
+    message: &'static str,
+}
+
 type Real = Gauge<f64, AtomicU64>;
 
 /// One node's counters.
@@ -57,6 +62,8 @@ pub struct Metrics {
     failures: Family<Code, Counter>,
     reroutes: Counter,
     bulk_rows: Counter,
+    pg_connections: Gauge,
+    pg_seconds: Family<Message, Histogram, fn() -> Histogram>,
 }
 
 impl Default for Metrics {
@@ -71,6 +78,8 @@ impl Default for Metrics {
             failures: Family::default(),
             reroutes: Counter::default(),
             bulk_rows: Counter::default(),
+            pg_connections: Gauge::default(),
+            pg_seconds: Family::new_with_constructor(histogram),
             registry: Registry::default(),
         };
         registry.register("http_requests", "HTTP requests answered", metrics.requests.clone());
@@ -84,6 +93,9 @@ impl Default for Metrics {
             metrics.reroutes.clone(),
         );
         registry.register("bulk_rows_inserted", "Rows inserted by batches", metrics.bulk_rows.clone());
+        registry.register("pg_connections", "PostgreSQL sessions that are open", metrics.pg_connections.clone());
+        let seconds = metrics.pg_seconds.clone();
+        registry.register("pg_message_seconds", "Time that messages of PostgreSQL clients took", seconds);
         Self { registry, ..metrics }
     }
 }
@@ -98,6 +110,20 @@ impl Metrics {
 
     pub fn planned(&self, known: bool) {
         self.plans.get_or_create(&Plan { cached: if known { "yes" } else { "no" } }).inc();
+    }
+
+    /// A PostgreSQL session began, or ended.
+    pub fn pg_connected(&self, began: bool) {
+        if began {
+            self.pg_connections.inc()
+        } else {
+            self.pg_connections.dec()
+        };
+    }
+
+    /// A message of a PostgreSQL client was carried out.
+    pub fn pg_message(&self, message: &'static str, took: Duration) {
+        self.pg_seconds.get_or_create(&Message { message }).observe(took.as_secs_f64());
     }
 
     /// A statement or batch failed with `code`.

@@ -96,7 +96,7 @@ fn builder(head_time: Duration) -> Builder<TokioExecutor> {
 }
 
 /// The next connection. What goes wrong with one connection is no reason to stop.
-async fn accept(listener: &TcpListener) -> TcpStream {
+pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

@@ -75,6 +75,39 @@ pub const SESSIONS_MAX: usize = 1_000;
 pub const SESSION_IDLE_DEFAULT: Duration = Duration::from_secs(5 * 60);
 pub const SESSION_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 
+/// The largest message of a PostgreSQL client, in bytes.
+pub const PG_MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// The largest of those that have no statement, value or row in them; larger ones of the others need a place.
+pub const PG_SMALL_MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Such places at a node: so many messages of the largest size may be held at the same time.
+pub const PG_LARGE_MESSAGES_MAX: usize = 32;
+/// The largest message before the session begins, as in PostgreSQL.
+pub const PG_FIRST_BYTES_MAX: usize = 10_000;
+/// How long a PostgreSQL client may take until its session has begun.
+pub const PG_STARTUP_TIME_MAX: Duration = Duration::from_secs(10);
+/// What is read of the messages that a client sends while a statement is carried out, to notice when it goes away.
+pub const PG_AHEAD_BYTES_MAX: usize = 64 << 10;
+/// Bytes of an answer that are gathered before they are sent.
+pub const PG_SEND_BYTES: usize = 32 << 10;
+/// Connections beside the allowed ones: for cancelling, and to be told that there are too many.
+pub const PG_SPARE_CONNECTIONS: usize = 64;
+/// The name of a prepared statement or portal, in bytes.
+pub const PG_NAME_BYTES_MAX: usize = 1_000;
+/// Statements of a node whose types are being found out at one time.
+pub const PG_KNOWING_MAX: usize = 4;
+/// A question to the system catalog, in bytes: many words make it slow to translate.
+pub const PG_SYSTEM_TEXT_BYTES_MAX: usize = 64 << 10;
+/// A value of the system catalog, and all of an answer's, in bytes.
+pub const PG_SYSTEM_VALUE_BYTES_MAX: usize = 1 << 20;
+pub const PG_SYSTEM_ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Prepared statements and portals of one connection.
+pub const PG_STATEMENTS_MAX: usize = 2_000;
+/// What their texts and values may take, in bytes.
+pub const PG_HELD_BYTES_MAX: usize = 32 << 20;
+/// Rows and bytes of one batch of COPY.
+pub const PG_COPY_BATCH_ROWS: usize = 5_000;
+pub const PG_COPY_BATCH_BYTES: usize = 4 << 20;
+
 /// Limits that an operator may want to change.
 #[derive(Clone, Debug)]
 pub struct Limits {

@@ -69,7 +69,7 @@ use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::session::{Executor, Failure, OVERLOADED};
 use crate::settings::{EVENT_STREAMS_MAX, LIST_MAX, Settings};
-use problem::Problem;
+pub(crate) use problem::Problem;
 
 /// What every handler has.
 pub(crate) struct Shared {

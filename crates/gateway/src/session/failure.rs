@@ -52,6 +52,14 @@ impl Failure {
         Self::new("57014", message, "narrow the statement, or raise timeout_ms").at_limit(TIMEOUT)
     }
 
+    /// The same, with the place in `text` that it is about, in bytes.
+    pub(crate) fn at_text(self, text: &str, at: usize) -> Self {
+        let before = text.get(..at).unwrap_or(text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|letter| *letter != '\n').count() + 1;
+        Self { position: Some((line as u64, column as u64)), ..self }
+    }
+
     /// The same, with the limit that was reached.
     pub fn at_limit(self, limit: &'static str) -> Self {
         Self { limit: Some(limit), ..self }

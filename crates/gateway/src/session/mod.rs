@@ -31,7 +31,7 @@
 //! half a transaction. An idempotency key is known where its data is: the same key with another statement is noticed when both
 //! belong to one shard.
 //!
-//! The wire protocols to come stand on [`Executor`] as HTTP does: it knows nothing of JSON or of connections.
+//! The protocols stand on [`Executor`]: it knows nothing of JSON or of connections.
 
 mod analyze;
 mod bulk;
@@ -46,7 +46,7 @@ mod interactive;
 mod merge;
 mod parts;
 mod place;
-mod plans;
+pub(crate) mod plans;
 mod read;
 mod request;
 mod reroute;
@@ -68,6 +68,7 @@ use uuid::Uuid;
 
 pub use bulk::{BulkRequest, BulkResponse, Rejected};
 pub use failure::{Failure, IDEMPOTENCY_CONFLICT, OVERLOADED};
+pub(crate) use interactive::{Control, read_control};
 pub use interactive::{Mode, OpenTxn, SessionInfo, SessionOptions};
 pub use request::{Consistency, Effect, Output, Params, Request, Response, Rows, Touched};
 pub use token::Token;
@@ -217,6 +218,11 @@ impl Executor {
             Statement::Explain(_) => explain::explain(&plan, run, catalog),
             Statement::Analyze(inner) => Box::pin(self.analyze(run, attempt, inner)).await,
         }
+    }
+
+    /// The plan of a statement, for a protocol that tells its client of a statement before it runs.
+    pub(crate) fn plan_of(&self, text: &str, catalog: &Arc<Catalog>) -> Result<Arc<Statement>, Failure> {
+        self.plan(text, catalog)
     }
 
     fn plan(&self, text: &str, catalog: &Arc<Catalog>) -> Result<Arc<Statement>, Failure> {

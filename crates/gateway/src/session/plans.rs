@@ -32,6 +32,12 @@ impl<P> Plans<P> {
         Self { inner: Mutex::new(Inner { catalog: None, plans: Recent::new(PLANS_CACHED_MAX) }) }
     }
 
+    /// The plan for `text`, if it is known.
+    pub fn find(&self, text: &str, catalog: &Arc<Catalog>) -> Option<Arc<P>> {
+        let mut inner = self.inner.lock();
+        if inner.follow(catalog) { inner.plans.find(text) } else { None }
+    }
+
     /// The plan for `text` on the tables of `catalog`, made by `plan` unless it is known. The flag tells
     /// whether it was known.
     pub fn get<E>(

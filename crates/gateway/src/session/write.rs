@@ -13,7 +13,7 @@ use pleat_cluster::{PartitionId, ShardId};
 use pleat_engine::{Action, Idempotency, Outcome, Refusal, SqlFailure, Statement, StatementResult};
 use pleat_host::HostError;
 use pleat_sql::{Bound, Ids, WritePlan, WriteTarget};
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 use super::parts::Remembered;
 use super::reroute::{Setback, refused, setback};
@@ -22,6 +22,12 @@ use crate::settings::CLIENT_KEY_TTL;
 
 /// How much longer than the request the shards remember a key that was made up for it.
 const OWN_KEY_MARGIN: Duration = Duration::from_secs(60);
+
+/// A key for one request. Those made up at the same time begin alike, whichever node makes them up, so that a shard's index of keys grows at one
+/// place.
+fn internal_key() -> String {
+    format!("i/{}", Uuid::new_v7(Timestamp::now(NoContext)).simple())
+}
 
 /// The name under which the shards know a write.
 #[derive(Clone, Debug)]
@@ -43,7 +49,7 @@ impl Key {
     pub(super) fn new(client: Option<String>, fingerprint: u64, limit: Duration) -> Self {
         let from_client = client.is_some();
         let ttl = if from_client { CLIENT_KEY_TTL } else { limit + OWN_KEY_MARGIN };
-        let key = client.unwrap_or_else(|| format!("i/{}", Uuid::new_v4().simple()));
+        let key = client.unwrap_or_else(internal_key);
         Self { idempotency: Idempotency { key, fingerprint, ttl_ms: ttl.as_millis() as u64 }, from_client }
     }
 

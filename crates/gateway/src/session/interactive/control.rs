@@ -7,7 +7,7 @@ use crate::session::Failure;
 
 /// What a transaction is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Control {
+pub(crate) enum Control {
     Begin(Mode),
     Commit,
     Rollback,
@@ -37,7 +37,7 @@ pub(in crate::session) fn begins_so(text: &str) -> bool {
 }
 
 /// Read one statement. `None`: it is none of these.
-pub(super) fn read(text: &str) -> Option<Result<Control, Failure>> {
+pub(crate) fn read(text: &str) -> Option<Result<Control, Failure>> {
     begins_so(text).then(|| {
         let words: Vec<&str> = Words { rest: text.trim_end().trim_end_matches(';') }.take(WORDS_MAX + 1).collect();
         control(&words).ok_or_else(|| {
@@ -92,7 +92,8 @@ fn mode(words: &[&str]) -> Option<Mode> {
                 mode.read_only = true;
                 2
             }
-            ["READ", "WRITE", ..] => 2,
+            ["READ", "WRITE", ..] | ["NOT", "DEFERRABLE", ..] => 2,
+            ["DEFERRABLE", ..] => 1,
             ["ISOLATION", "LEVEL", "SERIALIZABLE", ..] => 3,
             ["ISOLATION", "LEVEL", "REPEATABLE", "READ", ..] => 4,
             ["ISOLATION", "LEVEL", "READ", "COMMITTED" | "UNCOMMITTED", ..] => 4,
@@ -157,6 +158,7 @@ mod tests {
             ("BEGIN READ ONLY", begin(false, true)),
             ("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", begin(false, true)),
             ("START TRANSACTION ISOLATION LEVEL SERIALIZABLE", begin(false, false)),
+            ("BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY NOT DEFERRABLE", begin(false, true)),
             ("/* a */ COMMIT -- now", Control::Commit),
             ("END TRANSACTION", Control::Commit),
             ("COMMIT WORK", Control::Commit),

@@ -50,11 +50,11 @@ use super::{
     Attempt, Deadline, Effect, Executor, Failure, Output, Request, Response, Run, Token, Touched, explain, place, write,
 };
 use crate::settings::STATEMENT_TIMEOUT_MAX;
-use control::Control;
 use transaction::{Committed, Did, REQUEST};
 
 pub use control::Mode;
 pub(super) use control::begins_so;
+pub(crate) use control::{Control, read as read_control};
 pub(super) use registry::Sessions;
 pub use registry::{SessionInfo, SessionOptions};
 pub use transaction::OpenTxn;

@@ -1,0 +1,93 @@
+//! The other end of a connection: what it sends, what it is sent, and how long that may take.
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::cancel::Key;
+use super::wire::{Broken, Out, Reader};
+use crate::session::Failure;
+use crate::settings::PG_SEND_BYTES;
+
+/// A client.
+pub struct Client {
+    pub reader: Reader<OwnedReadHalf>,
+    pub out: Out,
+    writer: OwnedWriteHalf,
+    /// How long it may take nothing of what it is sent.
+    stall: Duration,
+}
+
+/// Why something was not carried out to its end.
+#[derive(Debug)]
+pub enum Stop {
+    /// The client is told, and the connection goes on.
+    Failed(Failure),
+    Broken(Broken),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Stop::Failed(failure)
+    }
+}
+
+impl From<Broken> for Stop {
+    fn from(broken: Broken) -> Self {
+        Stop::Broken(broken)
+    }
+}
+
+impl Client {
+    pub fn new(stream: TcpStream, large: std::sync::Arc<tokio::sync::Semaphore>, stall: Duration) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self { reader: Reader::new(reader, large), out: Out::default(), writer, stall }
+    }
+
+    /// Send all that was gathered.
+    pub async fn flush(&mut self) -> Result<(), Broken> {
+        let mut bytes = self.out.take();
+        while !bytes.is_empty() {
+            let wrote = tokio::time::timeout(self.stall, self.writer.write_buf(&mut bytes)).await;
+            if wrote.map_err(|_| Broken::Slow("the client takes nothing of what it is sent"))?? == 0 {
+                return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Send what was gathered if it is much.
+    pub async fn flush_much(&mut self) -> Result<(), Broken> {
+        match self.out.len() >= PG_SEND_BYTES {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    /// Close the connection in order, as far as the client lets us.
+    pub async fn close(mut self) {
+        let stall = self.stall;
+        let closing = async {
+            self.flush().await.ok();
+            self.writer.shutdown().await.ok();
+        };
+        // Whether it heard the last words is its own affair.
+        let _ = tokio::time::timeout(stall, closing).await;
+    }
+
+    /// Do something that may be given up, unless the client cancels it or goes away.
+    pub async fn unless_cancelled<T>(&mut self, key: &Key, work: impl Future<Output = T>) -> Result<T, Stop> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = key.requested() => {
+                Err(Failure::new("57014", "the statement was cancelled by its user", "").into())
+            }
+            () = self.reader.gone() => {
+                Err(Broken::Socket(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)).into())
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! One connection from its first byte to its end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+
+use super::Shared;
+use super::cancel::Key;
+use super::client::{Client, Stop};
+use super::session::Session;
+use super::settings::Settings;
+use super::wire::write::{Severity, sqlstate};
+use super::wire::{Broken, First, Message};
+use crate::session::Failure;
+use crate::settings::{PG_STARTUP_TIME_MAX, SESSION_IDLE_DEFAULT};
+
+/// What a client's first message asked for.
+struct Started {
+    settings: Settings,
+    user: String,
+    database: String,
+}
+
+/// Serve a client until it leaves, or has to.
+pub async fn serve(stream: TcpStream, shared: Arc<Shared>, places: Arc<Semaphore>, mut stopping: watch::Receiver<()>) {
+    let stall = shared.app.settings.limits.client_stall;
+    let mut client = Client::new(stream, shared.large.clone(), stall);
+    let starting = tokio::time::timeout(PG_STARTUP_TIME_MAX, start(&mut client, &shared));
+    let started = tokio::select! {
+        started = starting => started.unwrap_or(Err(Broken::Slow("the session did not begin in time").into())),
+        _ = stopping.changed() => return,
+    };
+    let started = match started {
+        Ok(Some(started)) => started,
+        Ok(None) => return,
+        Err(stop) => return dismiss(client, stop, None).await,
+    };
+    let Ok(_place) = places.try_acquire() else {
+        let hint = "close connections that are not needed, use a pool, or raise limits.connections";
+        let full = Failure::passing("53300", "sorry, too many clients already", hint).at_limit("connections");
+        return dismiss(client, full.into(), None).await;
+    };
+    let key = shared.cancels.key();
+    let Started { settings, user, database } = started;
+    let mut session = Session::new(shared.clone(), settings, user, database, key.process);
+    shared.app.metrics.pg_connected(true);
+    greet(&mut client, &session, &key);
+    let ended = talk(&mut client, &mut session, &key, stopping).await;
+    session.close().await;
+    shared.app.metrics.pg_connected(false);
+    drop(key);
+    if let Err(stop) = ended {
+        dismiss(client, stop, Some(&shared)).await;
+    }
+}
+
+/// Tell a client why it has to go, if it can still hear it.
+async fn dismiss(mut client: Client, stop: Stop, shared: Option<&Shared>) {
+    let failure = match stop {
+        Stop::Failed(failure) => failure,
+        Stop::Broken(Broken::Socket(error)) => {
+            tracing::debug!(%error, "a PostgreSQL connection broke");
+            return;
+        }
+        Stop::Broken(broken) => match broken.tell() {
+            Some((code, message)) => Failure::new(code, message, ""),
+            None => return,
+        },
+    };
+    if let Some(shared) = shared {
+        shared.app.metrics.failed(&failure.code);
+    }
+    tracing::debug!(code = %failure.code, message = %failure.message, "a PostgreSQL client is dismissed");
+    client.out.failure(Severity::Fatal, &failure, None);
+    client.close().await;
+}
+
+/// Everything up to the session. `None`: there will be none.
+async fn start(client: &mut Client, shared: &Shared) -> Result<Option<Started>, Stop> {
+    let (mut ssl, mut gss) = (false, false);
+    loop {
+        match client.reader.first().await? {
+            None => return Ok(None),
+            Some(First::Ssl) if !ssl => ssl = true,
+            Some(First::Gss) if !gss => gss = true,
+            Some(First::Ssl | First::Gss) => {
+                return Err(Broken::Malformed("encryption was asked for twice".to_owned()).into());
+            }
+            Some(First::Cancel { process, secret }) => {
+                shared.cancels.cancel(process, secret);
+                return Ok(None);
+            }
+            Some(First::Version { major, minor }) => {
+                let message = format!("unsupported frontend protocol {major}.{minor}: the server speaks 3.0");
+                return Err(Failure::new("0A000", message, "use a newer client").into());
+            }
+            Some(First::Startup { minor, parameters }) => return Ok(Some(startup(client, minor, &parameters)?)),
+        }
+        client.out.refuse_encryption();
+        client.flush().await?;
+    }
+}
+
+fn startup(client: &mut Client, minor: u16, parameters: &[(String, String)]) -> Result<Started, Failure> {
+    let of = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+    let user = of("user").filter(|user| !user.is_empty());
+    let user = user.ok_or_else(|| Failure::new("28000", "no user name was given in the first message", ""))?;
+    let database = of("database").filter(|database| !database.is_empty()).unwrap_or_else(|| user.clone());
+    let (options, settings): (Vec<_>, Vec<_>) = parameters.iter().partition(|(name, _)| name.starts_with("_pq_."));
+    if minor > 0 || !options.is_empty() {
+        client.out.negotiate(&options.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
+    }
+    let mut chosen = Settings::new(&user);
+    for (name, value) in settings {
+        match name.as_str() {
+            "user" | "database" => {}
+            "replication" if matches!(value.as_str(), "false" | "off" | "no" | "0") => {}
+            "replication" => {
+                return Err(Failure::new(
+                    "0A000",
+                    "replication connections are not supported",
+                    "GET /events tells of changes",
+                ));
+            }
+            "options" => {
+                for (name, value) in command_line(value)? {
+                    chosen.start_with(&name, &value)?;
+                }
+            }
+            name => chosen.start_with(name, value)?,
+        }
+    }
+    Ok(Started { settings: chosen, user, database })
+}
+
+/// Settings in the form `-c name=value`, or `--name=value`.
+fn command_line(options: &str) -> Result<Vec<(String, String)>, Failure> {
+    let odd = |word: &str| {
+        let hint = "options are of the form -c name=value";
+        Failure::new("42601", format!("the option {word} is not understood"), hint)
+    };
+    // A blank in a value has a backslash before it.
+    let text = options.replace("\\\\", "\u{1}").replace("\\ ", "\u{2}");
+    let mut words = text.split_whitespace();
+    let mut found = Vec::new();
+    while let Some(word) = words.next() {
+        let setting = match word.strip_prefix("--") {
+            Some(setting) => setting.replace('-', "_"),
+            None if word == "-c" => words.next().ok_or_else(|| odd(word))?.to_owned(),
+            None => word.strip_prefix("-c").ok_or_else(|| odd(word))?.to_owned(),
+        };
+        let (name, value) = setting.split_once('=').ok_or_else(|| odd(word))?;
+        found.push((name.to_owned(), value.replace('\u{2}', " ").replace('\u{1}', "\\")));
+    }
+    Ok(found)
+}
+
+/// What a client is told when its session has begun.
+fn greet(client: &mut Client, session: &Session, key: &Key) {
+    client.out.authentication_ok();
+    for (name, value) in session.settings.reported() {
+        client.out.parameter_status(name, &value);
+    }
+    client.out.key(key.process, key.secret);
+    client.out.ready(session.status());
+}
+
+/// The session, message after message. An error is the connection's end.
+async fn talk(
+    client: &mut Client,
+    session: &mut Session,
+    key: &Key,
+    mut stopping: watch::Receiver<()>,
+) -> Result<(), Stop> {
+    // After an error everything up to the next Sync is skipped.
+    let mut skipping = false;
+    // What is answered in one piece is sent when the client waits for it.
+    client.flush().await?;
+    loop {
+        client.reader.release();
+        let Some(message) = next(client, session, &mut stopping).await? else { return Ok(()) };
+        key.run(true);
+        let begun = Instant::now();
+        let kind = kind(&message);
+        let done = match message {
+            Message::Terminate => return Ok(()),
+            Message::Sync => {
+                skipping = false;
+                let done = session.end_implicitly().await.map_err(Stop::Failed);
+                told(client, session, done, None)?;
+                client.out.ready(session.status());
+                client.flush().await?;
+                Ok(())
+            }
+            _ if skipping => Ok(()),
+            Message::Query(text) => {
+                let done = Box::pin(session.query(client, key, &text)).await;
+                // A place in one of several statements would be taken for one in the message.
+                told(client, session, done, Some(text.as_str()).filter(|text| !text.contains(';')))?;
+                client.out.ready(session.status());
+                client.flush().await?;
+                Ok(())
+            }
+            Message::Flush => Ok(client.flush().await?),
+            Message::CopyData(_) | Message::CopyDone | Message::CopyFail(_) => Ok(()),
+            message => Box::pin(session.extended(client, key, message)).await,
+        };
+        key.run(false);
+        if let Err(stop) = done {
+            skipping = true;
+            session.fail_block();
+            told(client, session, Err(stop), None)?;
+            client.flush().await?;
+        }
+        client.flush_much().await?;
+        session.shared.app.metrics.pg_message(kind, begun.elapsed());
+    }
+}
+
+/// Tell the client of a failure, unless it is the connection's. `text` is what the failure has a place in.
+fn told(client: &mut Client, session: &Session, done: Result<(), Stop>, text: Option<&str>) -> Result<(), Stop> {
+    match done {
+        Err(Stop::Failed(failure)) => {
+            session.shared.app.metrics.failed(sqlstate(&failure.code));
+            client.out.failure(Severity::Error, &in_these_terms(failure), text);
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+/// Hints name HTTP's ways where this protocol has others.
+fn in_these_terms(failure: Failure) -> Failure {
+    let hint = match failure.limit {
+        Some("timeout_ms") => "narrow the statement, or raise statement_timeout".to_owned(),
+        _ => failure.hint.replace("POST /tables/{table}/rows", "COPY"),
+    };
+    Failure { hint, ..failure }
+}
+
+/// The next message; `None` when the client is gone. While nothing is going on, the connection ends when the node does, or when
+/// it idles for too long.
+async fn next(
+    client: &mut Client,
+    session: &Session,
+    stopping: &mut watch::Receiver<()>,
+) -> Result<Option<Message>, Stop> {
+    let patience = match session.in_block() {
+        true => Some(session.settings.time("idle_in_transaction_session_timeout").unwrap_or(SESSION_IDLE_DEFAULT)),
+        false if session.holds_rows() => Some(session.shared.app.settings.limits.client_stall),
+        false => session.settings.time("idle_session_timeout"),
+    };
+    let idle = async {
+        match patience {
+            Some(patience) => tokio::time::sleep(patience.min(Duration::from_secs(86_400))).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        seen = client.reader.peek() => if seen?.is_none() { return Ok(None) },
+        _ = stopping.changed() => {
+            let hint = "connect again, to this node or another one";
+            return Err(Failure::new("57P01", "terminating connection because the node stops", hint).into());
+        }
+        () = idle => {
+            let (code, what) = match session.in_block() {
+                true => ("25P03", "terminating connection due to idle-in-transaction timeout"),
+                false if session.holds_rows() => ("57P05", "terminating connection because rows of a portal are not fetched"),
+                false => ("57P05", "terminating connection due to idle-session timeout"),
+            };
+            return Err(Failure::new(code, what, "").into());
+        }
+    }
+    Ok(client.reader.message().await?)
+}
+
+/// For the metrics.
+fn kind(message: &Message) -> &'static str {
+    match message {
+        Message::Query(_) => "query",
+        Message::Parse { .. } => "parse",
+        Message::Bind(_) => "bind",
+        Message::Describe(_) => "describe",
+        Message::Execute { .. } => "execute",
+        Message::Close(_) => "close",
+        Message::Flush => "flush",
+        Message::Sync => "sync",
+        Message::CopyData(_) | Message::CopyDone | Message::CopyFail(_) => "copy",
+        Message::Terminate => "terminate",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_the_command_line() {
+        let found = command_line("-c statement_timeout=5s --application-name=a\\ b -cextra_float_digits=2").unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let wanted =
+            [pair("statement_timeout", "5s"), pair("application_name", "a b"), pair("extra_float_digits", "2")];
+        assert_eq!(found, wanted);
+        for odd in ["-c", "-x", "word", "-c nothing"] {
+            assert_eq!(command_line(odd).unwrap_err().code, "42601", "{odd}");
+        }
+    }
+}
