@@ -23,6 +23,8 @@ use std::path::{Path, PathBuf};
 use pleat_cluster::{Mode, PARTITION_COUNT_DEFAULT, Policy, ScaleIn, Strategy, Thresholds};
 use serde_json::Value;
 
+use crate::options::PgListen;
+
 /// What a cluster and its nodes are configured with. Everything has a default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -36,6 +38,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Where the coordinator's interface of node 1 of `pleat up` listens.
     pub coordinator_listen: Option<SocketAddr>,
+    /// Where node 1 of `pleat up` serves PostgreSQL clients, if it does.
+    pub pg_listen: Option<PgListen>,
     /// Where `pleat up` keeps its data.
     pub data_dir: Option<PathBuf>,
     /// Listen beyond loopback although there is neither authentication nor TLS.
@@ -99,6 +103,7 @@ impl Default for Config {
             min_shards: None,
             listen: None,
             coordinator_listen: None,
+            pg_listen: None,
             data_dir: None,
             insecure: false,
             table_shard_keys: BTreeMap::new(),
@@ -213,6 +218,7 @@ impl Config {
             min_shards: small("min_shards"),
             listen: text("listen").and_then(|address| address.parse().ok()),
             coordinator_listen: text("coordinator_listen").and_then(|address| address.parse().ok()),
+            pg_listen: text("pg_listen").and_then(|listen| listen.parse().ok()),
             data_dir: text("data_dir").map(PathBuf::from),
             insecure: find(tree, "insecure").and_then(Value::as_bool).unwrap_or(false),
             table_shard_keys,

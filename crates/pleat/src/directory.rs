@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::options::PgListen;
+
 /// What was fixed when the cluster was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterIdentity {
@@ -30,6 +32,9 @@ pub struct ClusterIdentity {
     pub listen: std::net::SocketAddr,
     /// Where the coordinator's interface of node 1 listened at first; it may move.
     pub coordinator: std::net::SocketAddr,
+    /// Where node 1 served PostgreSQL clients at first; it may move. Older clusters have none.
+    #[serde(default)]
+    pub pg_listen: Option<PgListen>,
     pub initial_shards: u32,
     pub partition_count: u32,
 }
@@ -199,6 +204,7 @@ mod tests {
             nodes: 3,
             listen: "127.0.0.1:8080".parse().unwrap(),
             coordinator: "127.0.0.1:9090".parse().unwrap(),
+            pg_listen: None,
             initial_shards: 1,
             partition_count: 256,
         }

@@ -1,4 +1,5 @@
-//! One node, wired together: consensus, host, control loop and gateway, on one address for HTTP and gRPC.
+//! One node, wired together: consensus, host, control loop and gateway, on one address for HTTP and gRPC, and one for
+//! PostgreSQL clients.
 //!
 //! The order matters. The addresses are bound first, so that a port in use is found before anything else is
 //! touched. The server must answer before consensus can elect anyone, so it is started with the replicas and
@@ -85,6 +86,10 @@ impl Node {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
+        let postgresql = match options.pg_listen.address() {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
         let founders = founders(&options);
         let addresses: Addresses =
             Arc::new(RwLock::new(founders.iter().map(|(id, _, address)| (*id, address.clone())).collect()));
@@ -113,7 +118,12 @@ impl Node {
         let service = grpc::server(consensus, host.clone(), is_closing).into_axum_router().reset_fallback();
         let mut servers = vec![serve(listener, gateway.router().merge(service), &options.config, shutdown.clone())];
         if let Some(listener) = coordinator {
-            servers.push(serve(listener, gateway.coordinator_router(), &options.config, shutdown));
+            servers.push(serve(listener, gateway.coordinator_router(), &options.config, shutdown.clone()));
+        }
+        if let Some(listener) = postgresql {
+            let mut shutdown = shutdown;
+            let requested = async move { shutdown.requested().await };
+            servers.push(tokio::spawn(gateway.serve_postgresql(listener, connections(&options.config), requested)));
         }
         tracing::info!(node = %options.name, listen = %options.listen, "ready for connections");
         Ok(Self { host, control, gateway, servers, closing })
@@ -144,9 +154,13 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 fn serve(listener: TcpListener, router: axum::Router, config: &Config, mut shutdown: Shutdown) -> JoinHandle<()> {
-    let connections = usize::try_from(config.limits.connections).unwrap_or(usize::MAX);
-    let serving = Serving { connections, ..Serving::default() };
+    let serving = Serving { connections: connections(config), ..Serving::default() };
     tokio::spawn(async move { server::serve(listener, router, serving, shutdown.requested()).await })
+}
+
+/// How many connections each address may have.
+fn connections(config: &Config) -> usize {
+    usize::try_from(config.limits.connections).unwrap_or(usize::MAX)
 }
 
 /// A node that lost its log, but not the rest, has forgotten its votes as well, and does not look like it.

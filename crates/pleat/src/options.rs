@@ -1,9 +1,12 @@
 //! What a node is told when it starts: the arguments of `pleat node`.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, ConfigError};
 
@@ -17,6 +20,8 @@ pub struct NodeOptions {
     pub listen: SocketAddr,
     /// Where the coordinator's face answers, if anywhere.
     pub coordinator: Option<SocketAddr>,
+    /// Where PostgreSQL clients are served.
+    pub pg_listen: PgListen,
     /// This node's own directory.
     pub data_dir: PathBuf,
     pub cluster_id: String,
@@ -27,6 +32,57 @@ pub struct NodeOptions {
     pub config: Config,
     /// Started by `pleat up`: stop when standard input ends.
     pub supervised: bool,
+}
+
+/// Whether, and where, PostgreSQL clients are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum PgListen {
+    Off,
+    At(SocketAddr),
+}
+
+impl PgListen {
+    pub fn address(self) -> Option<SocketAddr> {
+        match self {
+            PgListen::Off => None,
+            PgListen::At(address) => Some(address),
+        }
+    }
+}
+
+impl FromStr for PgListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(PgListen::Off),
+            text => text.parse().map(PgListen::At).map_err(|_| format!("'{text}' is neither ADDR:PORT nor off")),
+        }
+    }
+}
+
+impl fmt::Display for PgListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PgListen::Off => f.write_str("off"),
+            PgListen::At(address) => address.fmt(f),
+        }
+    }
+}
+
+impl TryFrom<String> for PgListen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<PgListen> for String {
+    fn from(listen: PgListen) -> Self {
+        listen.to_string()
+    }
 }
 
 /// `pleat node`: one node in the foreground. `pleat up` starts these by itself.
@@ -44,6 +100,9 @@ pub struct NodeArgs {
     /// Address of the coordinator's interface (/shards, /health)
     #[arg(long, value_name = "ADDR:PORT")]
     pub coordinator: Option<SocketAddr>,
+    /// Address for PostgreSQL clients, or off
+    #[arg(long, value_name = "ADDR:PORT", default_value = "off")]
+    pub pg_listen: PgListen,
     /// This node's own directory
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
@@ -123,7 +182,7 @@ impl NodeArgs {
         if !self.founders.0.iter().any(|(id, _)| *id == self.id) {
             anyhow::bail!("--founders does not name node {} itself; add \"{}={}\"", self.id, self.id, self.listen);
         }
-        for address in std::iter::once(self.listen).chain(self.coordinator) {
+        for address in std::iter::once(self.listen).chain(self.coordinator).chain(self.pg_listen.address()) {
             require_loopback(address, config.insecure)?;
         }
         Ok(NodeOptions {
@@ -131,6 +190,7 @@ impl NodeArgs {
             name: self.name.unwrap_or_else(|| format!("node-{}", self.id)),
             listen: self.listen,
             coordinator: self.coordinator,
+            pg_listen: self.pg_listen,
             data_dir: self.data_dir,
             cluster_id: self.cluster_id,
             founders: self.founders.0,

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use crate::cli::client::Client;
 use crate::cli::output;
 use crate::directory::{Claim, InUse};
-use crate::options::ServeArgs;
+use crate::options::{PgListen, ServeArgs};
 use crate::shutdown::Shutdown;
 use plan::Plan;
 use supervisor::{Event, Program};
@@ -54,6 +54,9 @@ pub struct UpArgs {
     /// Where the coordinator's interface of node 1 listens [default: port 9090]
     #[arg(long, value_name = "ADDR:PORT")]
     pub coordinator: Option<SocketAddr>,
+    /// Where node 1 serves PostgreSQL clients, or off; node k has the port k-1 further up [default: port 6432]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub pg_listen: Option<PgListen>,
     #[command(flatten)]
     pub common: ServeArgs,
     /// Show the nodes' log lines here as well
@@ -191,10 +194,14 @@ fn summary(plan: &Plan, args: &UpArgs) -> anyhow::Result<()> {
     let nodes: Vec<u32> = (1..=plan.identity.nodes).collect();
     let url = |node: &u32| format!("http://{}", reachable(plan.node_listen(*node)));
     let coordinator = |node: &u32| format!("http://{}", reachable(plan.coordinator_listen(*node)));
+    let postgresql = |node: &u32| {
+        let listen = plan.pg_listen(*node).map(reachable);
+        listen.map(|listen| format!("postgresql://pleat@{listen}/pleat"))
+    };
     if args.json {
         let nodes: Vec<_> = nodes
             .iter()
-            .map(|node| json!({"node": format!("node-{node}"), "url": url(node), "coordinator": coordinator(node), "data_dir": plan.node_dir(*node)}))
+            .map(|node| json!({"node": format!("node-{node}"), "url": url(node), "coordinator": coordinator(node), "postgresql": postgresql(node), "data_dir": plan.node_dir(*node)}))
             .collect();
         return Ok(output::json(
             &json!({"cluster_id": plan.identity.cluster_id, "data_dir": plan.dir, "nodes": nodes}),
@@ -205,18 +212,20 @@ fn summary(plan: &Plan, args: &UpArgs) -> anyhow::Result<()> {
     for node in &nodes {
         let log = plan.node_dir(*node).join("log");
         output::line(&format!(
-            "  node-{node}  {}  coordinator {}  log {}",
+            "  node-{node}  {}  coordinator {}{}  log {}",
             url(node),
             coordinator(node),
+            postgresql(node).map_or(String::new(), |url| format!("  {url}")),
             log.display()
         ))?;
     }
     let program = std::env::args().next().unwrap_or_else(|| "pleat".to_string());
     let first = url(&1);
     let option = if first == "http://127.0.0.1:8080" { String::new() } else { format!(" --url {first}") };
+    let psql = postgresql(&1).map_or(String::new(), |url| format!("\n  psql {url}"));
     output::line(&format!(
         "\nTry, in another terminal:\n  {program} sql{option}\n  {program} status{option}\n  \
-         curl {first}/query -H 'content-type: application/json' -d '{{\"query\": \"SELECT 1 AS one\"}}'\n\n\
+         curl {first}/query -H 'content-type: application/json' -d '{{\"query\": \"SELECT 1 AS one\"}}'{psql}\n\n\
          Ctrl-C stops all of it; the same command goes on where it was."
     ))?;
     Ok(())

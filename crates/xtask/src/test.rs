@@ -8,6 +8,7 @@ use crate::{data, run};
 pub fn run(args: &[String]) -> anyhow::Result<()> {
     c_compiler()?;
     faults()?;
+    drivers()?;
     nextest()?;
     data::ensure_there(&run::target())?;
     run::cargo(&["test", "--workspace", "--doc", "--locked", "--quiet"])?;
@@ -36,8 +37,6 @@ pub fn accept() -> anyhow::Result<()> {
         "moves_under_load::a_hundred_moves_under_load_pause_writes_for_less_than_200_ms",
         "operations_killed_at_every_step::every_operation_killed_at_every_step_ends_and_leaves_nothing",
         "fault_run::ten_minutes_of_faults_lose_nothing",
-        // Fails now and then (docs/rfd/0004, point 10), so it comes last.
-        "disk::a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_room",
     ];
     for test in tests {
         // The whole workspace is named so that nothing is compiled anew for this.
@@ -64,6 +63,23 @@ fn faults() -> anyhow::Result<()> {
     let packages = ["iproute2", "nftables", "strace", "libfaketime"];
     run::program("apt-get", &[&["install", "--yes", "--no-install-recommends"], &packages[..]].concat())
         .context("install iproute2, nftables, strace and libfaketime (as root, or install them yourself)")
+}
+
+/// Those who speak PostgreSQL's protocol: psql, and the drivers of Debian's own Python.
+fn drivers() -> anyhow::Result<()> {
+    const IMPORTS: &str = "import psycopg2, psycopg, asyncpg, sqlalchemy";
+    if run::answers("psql", &["--version"]) && run::answers("/usr/bin/python3", &["-c", IMPORTS]) {
+        return Ok(());
+    }
+    let packages =
+        ["postgresql-client", "python3-psycopg2", "python3-psycopg", "python3-asyncpg", "python3-sqlalchemy"];
+    if !run::answers("apt-get", &["--version"]) {
+        bail!("tests need psql, and /usr/bin/python3 with psycopg2, psycopg, asyncpg and SQLAlchemy; install them");
+    }
+    eprintln!("tests need {}; installing them", packages.join(", "));
+    run::program("apt-get", &["update"])?;
+    run::program("apt-get", &[&["install", "--yes", "--no-install-recommends"], &packages[..]].concat())
+        .context("install psql and Python's drivers (as root, or install them yourself)")
 }
 
 /// The runner that gives each test a process of its own, so that tests that start clusters can't disturb others.

@@ -3,15 +3,14 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::Args;
-use crate::measure::{Operation, Sample, cpu_seconds, sample};
+use crate::client::Connection;
+use crate::measure::{Operation, Sample, cpu_seconds, drive, sample};
 
 /// Rows in the table.
 pub const ROWS: u64 = 10_000;
@@ -46,7 +45,7 @@ impl Cluster {
                 "--listen",
                 &args.listen.to_string(),
             ])
-            .args(["--coordinator", &coordinator.to_string(), "--data-dir"])
+            .args(["--coordinator", &coordinator.to_string(), "--pg-listen", "off", "--data-dir"])
             .arg(&data)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -96,31 +95,26 @@ impl Cluster {
         clients: u64,
         through: Option<usize>,
     ) -> anyhow::Result<Sample> {
-        let next = Arc::new(AtomicU64::new(0));
+        let mut connections = Vec::new();
+        for client in 0..clients {
+            let node = through.unwrap_or(client as usize % self.urls.len());
+            connections.push(Connection::open(&self.urls[node]).await?);
+        }
         let cpu_now = || through.map_or_else(|| self.cpu(), |node| cpu_seconds(&self.pids[node]));
         let (begun, cpu) = (Instant::now(), cpu_now()?);
-        let run = |client: u64| {
-            let next = next.clone();
-            async move {
-                let mut latencies = Vec::new();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= operations {
-                        return anyhow::Ok(latencies);
-                    }
-                    let body = match operation {
-                        Operation::Read => json!({"query": "SELECT v FROM kv WHERE id = ?", "params": [key(number)]}),
-                        Operation::Write => {
-                            json!({"query": "UPDATE kv SET v = ? WHERE id = ?", "params": [format!("{number:0100}"), key(number)]})
-                        }
-                    };
-                    let one = Instant::now();
-                    self.post(through.map_or(client, |node| node as u64), "/query", &body).await?;
-                    latencies.push(one.elapsed());
+        let latencies = drive(connections, operations, async |connection, number| {
+            let body = match operation {
+                Operation::Read => {
+                    format!(r#"{{"query":"SELECT v FROM kv WHERE id = ?","params":[{}]}}"#, key(number))
                 }
-            }
-        };
-        let latencies = futures::future::try_join_all((0..clients).map(run)).await?.concat();
+                Operation::Write => format!(
+                    r#"{{"query":"UPDATE kv SET v = ? WHERE id = ?","params":["{number:0100}",{}]}}"#,
+                    key(number)
+                ),
+            };
+            connection.ask("POST", "/query", &body).await
+        })
+        .await?;
         Ok(sample(latencies, begun.elapsed(), cpu_now()? - cpu))
     }
 

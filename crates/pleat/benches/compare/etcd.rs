@@ -6,8 +6,6 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -16,7 +14,7 @@ use h2::client::SendRequest;
 
 use crate::Args;
 use crate::cluster::{Cluster, ROWS, key};
-use crate::measure::{Operation, Sample, cpu_seconds, fsyncs, median, sample};
+use crate::measure::{Operation, Sample, cpu_seconds, drive, fsyncs, median, sample};
 
 /// Nodes of both.
 const NODES: u32 = 3;
@@ -124,27 +122,12 @@ impl Etcd {
         for client in 0..clients {
             connections.push(Connection::open(&self.addresses[client as usize % self.addresses.len()]).await?);
         }
-        let next = Arc::new(AtomicU64::new(0));
         let (begun, cpu) = (Instant::now(), self.cpu()?);
-        let run = |mut connection: Connection| {
-            let next = next.clone();
-            async move {
-                let mut latencies = Vec::new();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= operations {
-                        return anyhow::Ok(latencies);
-                    }
-                    let one = Instant::now();
-                    match operation {
-                        Operation::Read => connection.range(&name(number * 10)).await?,
-                        Operation::Write => connection.put(&name(number), format!("{number:0100}").as_bytes()).await?,
-                    }
-                    latencies.push(one.elapsed());
-                }
-            }
-        };
-        let latencies = futures::future::try_join_all(connections.into_iter().map(run)).await?.concat();
+        let latencies = drive(connections, operations, async |connection, number| match operation {
+            Operation::Read => connection.range(&name(number * 10)).await,
+            Operation::Write => connection.put(&name(number), format!("{number:0100}").as_bytes()).await,
+        })
+        .await?;
         Ok(sample(latencies, begun.elapsed(), self.cpu()? - cpu))
     }
 

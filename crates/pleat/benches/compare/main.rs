@@ -14,6 +14,7 @@
 //! of the servers' processes, or of this thread for SQLite, and does not contain the client's. A temporary
 //! directory in memory has no disk: `--dir` names another.
 
+mod client;
 mod cluster;
 mod etcd;
 mod idle;
@@ -72,7 +73,8 @@ enum Part {
     Idle,
 }
 
-#[tokio::main]
+// One thread: what its clients take is missing where it is measured.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     for part in Part::value_variants().iter().filter(|part| args.only.is_empty() || args.only.contains(part)) {

@@ -1,6 +1,7 @@
 //! What a round is and what it gives.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -21,6 +22,28 @@ pub struct Sample {
     pub cpu_micros: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
+}
+
+/// Lets clients do operations, numbered from 0, each one after the other; gives how long each took.
+pub async fn drive<C>(
+    clients: Vec<C>,
+    operations: u64,
+    one: impl AsyncFn(&mut C, u64) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<Duration>> {
+    let next = AtomicU64::new(0);
+    let run = async |mut client: C| {
+        let mut latencies = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= operations {
+                return anyhow::Ok(latencies);
+            }
+            let begun = Instant::now();
+            one(&mut client, number).await?;
+            latencies.push(begun.elapsed());
+        }
+    };
+    Ok(futures::future::try_join_all(clients.into_iter().map(run)).await?.concat())
 }
 
 pub fn median(mut samples: Vec<Sample>) -> Sample {

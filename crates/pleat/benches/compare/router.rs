@@ -11,11 +11,12 @@ use anyhow::Context;
 use serde_json::Value;
 
 use crate::Args;
+use crate::client::Connection;
 use crate::cluster::Cluster;
-use crate::measure::{Operation, Sample, cpu_seconds, median, sample};
+use crate::measure::{Operation, Sample, cpu_seconds, drive, median, sample};
 
 /// Clients at the same time.
-const CLIENTS: [u64; 3] = [1, 32, 128];
+const CLIENTS: [u64; 4] = [1, 8, 32, 128];
 /// Reads of a round, so that the clock's hundredths of a second are small beside their CPU.
 const READS: u64 = 20_000;
 
@@ -57,17 +58,11 @@ async fn router_of(cluster: &Cluster) -> anyhow::Result<usize> {
 }
 
 async fn health(cluster: &Cluster, node: usize, clients: u64) -> anyhow::Result<Sample> {
-    let url = format!("{}/health", cluster.urls[node]);
+    let mut connections = Vec::new();
+    for _ in 0..clients {
+        connections.push(Connection::open(&cluster.urls[node]).await?);
+    }
     let (begun, cpu) = (Instant::now(), cpu_seconds(&cluster.pids[node])?);
-    let ask = |_| async {
-        let mut latencies = Vec::new();
-        for _ in 0..READS / clients {
-            let one = Instant::now();
-            cluster.http.get(&url).send().await?.text().await?;
-            latencies.push(one.elapsed());
-        }
-        anyhow::Ok(latencies)
-    };
-    let latencies = futures::future::try_join_all((0..clients).map(ask)).await?.concat();
+    let latencies = drive(connections, READS, async |connection, _| connection.ask("GET", "/health", "").await).await?;
     Ok(sample(latencies, begun.elapsed(), cpu_seconds(&cluster.pids[node])? - cpu))
 }

@@ -47,7 +47,7 @@ fn parse(kind: Kind, text: &str) -> Option<Value> {
     match kind {
         Kind::Integer(..) => Some(Value::from(text.parse::<u64>().ok()?)),
         Kind::Number(..) => Some(Value::Number(Number::from_f64(text.parse::<f64>().ok()?)?)),
-        Kind::Choice(_) | Kind::Address | Kind::Path => Some(Value::from(text)),
+        Kind::Choice(_) | Kind::Address | Kind::AddressOrOff | Kind::Path => Some(Value::from(text)),
         Kind::Flag => match text.to_ascii_lowercase().as_str() {
             "1" | "true" | "yes" | "on" => Some(Value::Bool(true)),
             "0" | "false" | "no" | "off" | "" => Some(Value::Bool(false)),

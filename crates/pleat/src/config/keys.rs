@@ -3,6 +3,8 @@
 use pleat_engine::limits::FINISHER_BYTES_MIN;
 use serde_json::Value;
 
+use crate::options::PgListen;
+
 /// What a key takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
@@ -14,6 +16,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `127.0.0.1:8080`
     Address,
+    /// The same, or `off`.
+    AddressOrOff,
     Path,
     Flag,
     /// Names to names: `{"users": "user_id"}`.
@@ -33,6 +37,7 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("initial_shards", Kind::Integer(1, 1024)),
     ("listen", Kind::Address),
     ("coordinator_listen", Kind::Address),
+    ("pg_listen", Kind::AddressOrOff),
     ("data_dir", Kind::Path),
     ("insecure", Kind::Flag),
     ("table_shard_keys", Kind::Names),
@@ -158,6 +163,7 @@ impl Kind {
             Kind::Number(least, most) => value.as_f64().is_some_and(|n| (least..=most).contains(&n)),
             Kind::Choice(words) => value.as_str().is_some_and(|text| words.contains(&text)),
             Kind::Address => value.as_str().is_some_and(|text| text.parse::<std::net::SocketAddr>().is_ok()),
+            Kind::AddressOrOff => value.as_str().is_some_and(|text| text.parse::<PgListen>().is_ok()),
             Kind::Path => value.as_str().is_some_and(|text| !text.is_empty()),
             Kind::Flag => value.is_boolean(),
             Kind::Names => false,
@@ -182,6 +188,7 @@ impl Kind {
             Kind::Number(least, most) => format!("a number from {least} to {most}"),
             Kind::Choice(words) => words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or "),
             Kind::Address => "an address with a port, such as \"127.0.0.1:8080\"".to_string(),
+            Kind::AddressOrOff => "an address with a port, such as \"127.0.0.1:6432\", or \"off\"".to_string(),
             Kind::Path => "a path".to_string(),
             Kind::Flag => "true or false".to_string(),
             Kind::Names => "a table of names, such as {\"users\": \"user_id\"}".to_string(),

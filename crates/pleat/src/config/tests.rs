@@ -83,6 +83,7 @@ fn every_key_arrives() {
         initial_shards = 2
         listen = "127.0.0.1:7000"
         coordinator_listen = "127.0.0.1:7100"
+        pg_listen = "off"
         data_dir = "elsewhere"
         insecure = true
         scaling_mode = "manual"
@@ -124,6 +125,7 @@ fn every_key_arrives() {
     assert_eq!((config.nodes, config.initial_shards), (Some(5), Some(2)));
     assert_eq!(config.listen, Some("127.0.0.1:7000".parse().unwrap()));
     assert_eq!(config.coordinator_listen, Some("127.0.0.1:7100".parse().unwrap()));
+    assert_eq!(config.pg_listen, Some(PgListen::Off));
     assert_eq!(config.data_dir, Some(PathBuf::from("elsewhere")));
     assert!(config.insecure && config.log.json);
     assert_eq!((config.log.level.as_str(), config.slow_query_ms), ("debug", 7));

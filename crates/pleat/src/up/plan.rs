@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use super::UpArgs;
 use crate::config::Config;
 use crate::directory::ClusterIdentity;
-use crate::options::require_loopback;
+use crate::options::{PgListen, require_loopback};
 
 /// The cluster on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Plan {
     pub identity: ClusterIdentity,
     /// Where the coordinator's interface of node 1 listens.
     pub coordinator: SocketAddr,
+    /// Where node 1 serves PostgreSQL clients, if they are served.
+    pub pg: Option<SocketAddr>,
     /// Whether the cluster was there before, so that its addresses are known to its nodes.
     pub exists: bool,
 }
@@ -33,6 +35,7 @@ impl Plan {
         let shards = args.shards.or(config.initial_shards);
         let listen = args.listen.or(config.listen);
         let coordinator = args.coordinator.or(config.coordinator_listen);
+        let pg_listen = args.pg_listen.or(config.pg_listen);
         let exists = existing.is_some();
         let identity = match existing {
             Some(found) => {
@@ -52,6 +55,7 @@ impl Plan {
                     nodes: nodes.unwrap_or(3),
                     listen,
                     coordinator: coordinator.unwrap_or_else(|| SocketAddr::new(listen.ip(), 9090)),
+                    pg_listen,
                     initial_shards: shards.unwrap_or(1),
                     partition_count: config.partition_count,
                 }
@@ -65,14 +69,18 @@ impl Plan {
             );
         }
         let coordinator = coordinator.unwrap_or(identity.coordinator);
-        let plan = Plan { dir, identity, coordinator, exists };
+        let otherwise = PgListen::At(SocketAddr::new(identity.listen.ip(), PG_PORT));
+        let pg = pg_listen.or(identity.pg_listen).unwrap_or(otherwise).address();
+        let plan = Plan { dir, identity, coordinator, pg, exists };
         plan.check_addresses(config.insecure)?;
         Ok(plan)
     }
 
     fn check_addresses(&self, insecure: bool) -> anyhow::Result<()> {
         let further = u16::try_from(self.identity.nodes - 1).unwrap_or(u16::MAX);
-        for address in [self.identity.listen, self.coordinator] {
+        let addresses = self.addresses();
+        for (_, address) in &addresses {
+            let address = *address;
             require_loopback(address, insecure)?;
             if address.port() == 0 {
                 bail!("{address}: the port can't be 0, since the nodes must find each other again; name one");
@@ -81,17 +89,26 @@ impl Plan {
                 format!("{address} leaves no ports for {} nodes; choose a lower one", self.identity.nodes)
             })?;
         }
-        let (low, high) = (self.identity.listen, self.coordinator);
-        let apart = low.port().abs_diff(high.port()) > further;
-        let same_interface = low.ip() == high.ip() || low.ip().is_unspecified() || high.ip().is_unspecified();
-        if same_interface && !apart {
-            bail!(
-                "the ports of {} nodes from {low} and of their coordinators from {high} overlap; choose others with \
-                 --listen or --coordinator",
-                self.identity.nodes
-            );
+        for (at, (flag, low)) in addresses.iter().enumerate() {
+            for (other, high) in &addresses[at + 1..] {
+                let apart = low.port().abs_diff(high.port()) > further;
+                let same_interface = low.ip() == high.ip() || low.ip().is_unspecified() || high.ip().is_unspecified();
+                if same_interface && !apart {
+                    bail!(
+                        "the ports of {} nodes from {low} ({flag}) and from {high} ({other}) overlap; choose others with \
+                         {flag} or {other}",
+                        self.identity.nodes
+                    );
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Where node 1 listens, each with the flag that says so.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        let http = [("--listen", self.identity.listen), ("--coordinator", self.coordinator)];
+        http.into_iter().chain(self.pg.map(|pg| ("--pg-listen", pg))).collect()
     }
 
     /// The directory of a node.
@@ -109,14 +126,22 @@ impl Plan {
         nth(self.coordinator, node)
     }
 
+    /// Where a node serves PostgreSQL clients.
+    pub fn pg_listen(&self, node: u32) -> Option<SocketAddr> {
+        self.pg.map(|first| nth(first, node))
+    }
+
     /// The founding nodes, as `pleat node --founders` takes them.
     pub fn founders(&self) -> Vec<(u64, String)> {
         (1..=self.identity.nodes).map(|node| (u64::from(node), self.node_listen(node).to_string())).collect()
     }
 }
 
+/// Where node 1 serves PostgreSQL clients unless told otherwise.
+const PG_PORT: u16 = 6432;
+
 /// Checked not to go beyond the last port when the plan was made.
-fn nth(first: SocketAddr, node: u32) -> SocketAddr {
+pub fn nth(first: SocketAddr, node: u32) -> SocketAddr {
     let further = u16::try_from(node - 1).unwrap_or(u16::MAX);
     SocketAddr::new(first.ip(), first.port().saturating_add(further))
 }
@@ -182,6 +207,20 @@ mod tests {
         let first = plan(UpArgs::default(), None).unwrap();
         let args = UpArgs { coordinator: at("127.0.0.1:9500"), ..UpArgs::default() };
         assert_eq!(plan(args, Some(&first)).unwrap().coordinator_listen(2), "127.0.0.1:9501".parse().unwrap());
+    }
+
+    #[test]
+    fn postgresql_has_ports_of_its_own_may_be_off_and_is_remembered() {
+        let first = plan(UpArgs::default(), None).unwrap();
+        assert_eq!(first.pg_listen(2), at("127.0.0.1:6433"));
+        let off = UpArgs { pg_listen: Some(PgListen::Off), ..UpArgs::default() };
+        let off = plan(off, None).unwrap();
+        assert_eq!(off.pg_listen(1), None);
+        assert_eq!(plan(UpArgs::default(), Some(&off)).unwrap().pg_listen(1), None);
+        let moved = UpArgs { pg_listen: at("127.0.0.1:7000").map(PgListen::At), ..UpArgs::default() };
+        assert_eq!(plan(moved, Some(&off)).unwrap().pg_listen(3), at("127.0.0.1:7002"));
+        let clash = UpArgs { pg_listen: at("127.0.0.1:8081").map(PgListen::At), ..UpArgs::default() };
+        assert!(plan(clash, None).unwrap_err().contains("--pg-listen"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use anyhow::bail;
 
-use super::plan::Plan;
+use super::plan::{Plan, nth};
 
 /// Ports from here on are handed out to outgoing connections, so they are no good places to listen.
 const EPHEMERAL: u16 = 32_768;
@@ -12,10 +12,8 @@ const EPHEMERAL: u16 = 32_768;
 /// Every address of every node must be free. The error names the one that is not, and free ones.
 pub fn check(plan: &Plan) -> anyhow::Result<()> {
     for node in 1..=plan.identity.nodes {
-        for (address, flag, first) in [
-            (plan.node_listen(node), "--listen", plan.identity.listen),
-            (plan.coordinator_listen(node), "--coordinator", plan.coordinator),
-        ] {
+        for (flag, first) in plan.addresses() {
+            let address = nth(first, node);
             let Err(error) = TcpListener::bind(address) else { continue };
             if error.kind() != std::io::ErrorKind::AddrInUse {
                 bail!("node-{node} can't listen on {address}: {error}; choose another address with {flag}");
@@ -33,6 +31,8 @@ pub fn check(plan: &Plan) -> anyhow::Result<()> {
                 Some(free) => format!("{flag} {free} is free for {} in a row", plan.identity.nodes),
                 None => format!("choose another with {flag}"),
             };
+            let or_off = "; --pg-listen off does without PostgreSQL clients";
+            let free = if flag == "--pg-listen" { free + or_off } else { free };
             bail!("port {} (node-{node}) is in use by another program; {free}", address.port());
         }
     }
@@ -43,9 +43,7 @@ pub fn check(plan: &Plan) -> anyhow::Result<()> {
 fn free_run(taken: SocketAddr, count: u32, plan: &Plan) -> Option<SocketAddr> {
     let count = u16::try_from(count).ok()?;
     let planned = |port: u16| {
-        [plan.identity.listen, plan.coordinator]
-            .iter()
-            .any(|first| (first.port()..first.port().saturating_add(count)).contains(&port))
+        plan.addresses().iter().any(|(_, first)| (first.port()..first.port().saturating_add(count)).contains(&port))
     };
     let is_free = |port: u16| !planned(port) && TcpListener::bind(SocketAddr::new(taken.ip(), port)).is_ok();
     let mut run = 0;

@@ -29,6 +29,9 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(10);
 /// A process that ran for this long did start.
 const RAN_WELL: Duration = Duration::from_secs(5);
 
+/// Read by tokio, whose name it is.
+const WORKERS_VARIABLE: &str = "TOKIO_WORKER_THREADS";
+
 /// What is run.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -37,6 +40,8 @@ pub struct Program {
     pub args: Vec<std::ffi::OsString>,
     /// Where its log and its process id are kept.
     pub dir: std::path::PathBuf,
+    /// Threads that its tasks run on.
+    pub workers: usize,
     /// Show its log lines as well.
     pub forward: bool,
 }
@@ -73,6 +78,9 @@ impl Program {
         option("--name", format!("node-{node}").into());
         option("--listen", plan.node_listen(node).to_string().into());
         option("--coordinator", plan.coordinator_listen(node).to_string().into());
+        if let Some(listen) = plan.pg_listen(node) {
+            option("--pg-listen", listen.to_string().into());
+        }
         option("--data-dir", dir.clone().into());
         option("--cluster-id", plan.identity.cluster_id.clone().into());
         option("--founders", format_founders(&plan.founders()).into());
@@ -87,13 +95,14 @@ impl Program {
             words.push("--insecure".into());
         }
         let path = std::env::current_exe().context("find this program's own file")?;
-        Ok(Program { node, path, args: words, dir, forward: args.logs })
+        Ok(Program { node, path, args: words, dir, workers: workers(plan.founders().len()), forward: args.logs })
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
         // A process group of its own: Ctrl-C in the terminal is for us, and we stop the nodes in order.
         Command::new(&self.path)
             .args(&self.args)
+            .env(WORKERS_VARIABLE, self.workers.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -101,6 +110,14 @@ impl Program {
             .kill_on_drop(true)
             .spawn()
     }
+}
+
+/// The nodes share the machine's cores. With as many threads for each as there are cores they would mostly wake one another: a
+/// routed read costs nearly twice the CPU then. Who sets the variable decides.
+fn workers(nodes: usize) -> usize {
+    let told = std::env::var(WORKERS_VARIABLE).ok().and_then(|told| told.parse().ok());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    told.unwrap_or(cores / nodes.max(1)).max(1)
 }
 
 /// Keep the program running until `shutdown`; `at_once` ends it without grace.

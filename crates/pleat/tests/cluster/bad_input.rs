@@ -129,7 +129,8 @@ async fn a_second_cluster_on_the_same_place_is_refused() {
         (format!("127.0.0.1:{}", free.http(1)), format!("127.0.0.1:{}", free.coordinator(1)));
     let up = |listen: &str, dir: &std::path::Path, more: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_pleat"))
-            .args(["up", "--nodes", "1", "--listen", listen, "--coordinator", &coordinator, "--data-dir"])
+            .args(["up", "--nodes", "1", "--listen", listen, "--coordinator", &coordinator])
+            .args(["--pg-listen", "off", "--data-dir"])
             .arg(dir)
             .args(more)
             .stdin(std::process::Stdio::null())

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -21,48 +22,46 @@ const DISK_FAILED: &str = "exit code 74";
 
 /// What a node keeps back of its disk, in bytes.
 const RESERVE: u64 = 16 << 20;
-/// Less than the half of it that has to be free.
-const TOO_LITTLE: u64 = RESERVE / 2 - (2 << 20);
 
 /// A file beside a node's own that takes all the room. Removed when dropped.
 struct Filler {
     path: PathBuf,
-    file: std::fs::File,
+    stop: Arc<AtomicBool>,
+    greedy: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Filler {
-    /// First too little is left, then, when the nodes have seen that, nothing. A disk of memory is filled faster than anybody can look, and
-    /// what takes the last byte before a node has seen it coming is another case: an error in the middle of a write.
-    async fn fill(cluster: &Cluster, nodes: &[u16]) -> Vec<Self> {
-        let mut fillers = Vec::new();
-        for node in nodes {
-            let path = cluster.node_dir(*node).join("somebody-elses");
-            let file = std::fs::File::create(&path).unwrap();
-            let mut filler = Self { path, file };
-            filler.take(filler.free() - TOO_LITTLE);
-            fillers.push(filler);
-        }
-        for (node, filler) in nodes.iter().zip(&mut fillers) {
-            wait_for_health(cluster, *node, "read_only").await;
-            filler.take(filler.free());
-        }
-        fillers
+    /// Takes all that is free now.
+    fn fill(cluster: &Cluster, node: u16) -> Self {
+        let path = cluster.node_dir(node).join("somebody-elses");
+        take_all(&mut std::fs::File::create(&path).unwrap());
+        Self { path, stop: Arc::default(), greedy: None }
     }
 
-    fn free(&self) -> u64 {
-        let disk = nix::sys::statvfs::fstatvfs(&self.file).unwrap();
-        disk.blocks_available() * disk.fragment_size()
+    /// Takes what becomes free, too, until it is dropped.
+    fn greedily(mut self) -> Self {
+        let mut file = std::fs::File::options().append(true).open(&self.path).unwrap();
+        let stop = self.stop.clone();
+        self.greedy = Some(std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                take_all(&mut file);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }));
+        self
     }
+}
 
-    /// So much and no more: what the node then gives up is for itself.
-    fn take(&mut self, bytes: u64) {
-        // The node writes, too: the last of it may be gone.
-        let _ = self.file.write_all(&vec![7; bytes as usize]);
-    }
+/// Until the first write that is not taken whole: then no byte is left, and what a node gives up after that is its own.
+fn take_all(file: &mut std::fs::File) {
+    let chunk = vec![7; 1 << 20];
+    while file.write(&chunk).is_ok_and(|taken| taken == chunk.len()) {}
 }
 
 impl Drop for Filler {
     fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.greedy.take().into_iter().for_each(|thread| thread.join().unwrap());
         std::fs::remove_file(&self.path).unwrap();
     }
 }
@@ -96,7 +95,6 @@ async fn wait_for_rows_on(cluster: &Cluster, node: u16, rows: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "fails now and then: docs/rfd/0004, point 10; cargo xtask test --full"]
 async fn a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_room() {
     let config = json!({ "scaling_mode": "manual", "limits": { "disk_reserve_bytes": RESERVE } });
     let cluster = Cluster::start(Options { shards: 2, config, disk_mib: Some(160), ..Options::default() }).await;
@@ -105,9 +103,11 @@ async fn a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_ro
     let load = Load::start(&cluster);
     load.progress(200).await;
 
-    // One of three: the others take over what it leads, and writes go on.
+    // One of three, where somebody takes every byte as soon as it is free, also what the node gives up: the others take over what it leads,
+    // and writes go on.
     let full = cluster.leader(Some("shard-1")).await;
-    let filler = Filler::fill(&cluster, &[full]).await;
+    let process = cluster.pid_of(full);
+    let filler = Filler::fill(&cluster, full).greedily();
     let health = wait_for_health(&cluster, full, "read_only").await;
     let reason = health["reasons"][0].as_str().unwrap();
     assert!(reason.contains("disk") && reason.contains(&format!("node-{full}")) && reason.contains("full"), "{reason}");
@@ -123,10 +123,12 @@ async fn a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_ro
     assert!(rows_on(&cluster, full).await > 0, "it still reads");
     drop(filler);
     wait_for_health(&cluster, full, "healthy").await;
+    assert_eq!(cluster.pid_of(full), process, "it had no need to start again\n{}", cluster.tail());
     load.progress(100).await;
 
     // All: writes are refused, and say why; reads are answered.
-    let fillers = Filler::fill(&cluster, &[1, 2, 3]).await;
+    let processes = [1, 2, 3].map(|node| cluster.pid_of(node));
+    let fillers = [1, 2, 3].map(|node| Filler::fill(&cluster, node));
     for node in 1..=3 {
         wait_for_health(&cluster, node, "read_only").await;
     }
@@ -150,6 +152,7 @@ async fn a_full_disk_stops_writes_and_loses_none_and_they_go_on_when_there_is_ro
     for node in 1..=3 {
         wait_for_rows_on(&cluster, node, acknowledged.len()).await;
     }
+    assert_eq!([1, 2, 3].map(|node| cluster.pid_of(node)), processes, "a node ended\n{}", cluster.tail());
 }
 
 /// A `strace` that lets system calls of a node fail, until it ends with the node.

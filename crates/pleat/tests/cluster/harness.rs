@@ -94,6 +94,7 @@ impl Cluster {
             .args(["--nodes", &self.options.nodes.to_string(), "--shards", &self.options.shards.to_string()])
             .args(["--listen", &format!("127.0.0.1:{}", self.ports().http(1))])
             .args(["--coordinator", &format!("127.0.0.1:{}", self.ports().coordinator(1))])
+            .args(["--pg-listen", &format!("127.0.0.1:{}", self.ports().postgresql(1))])
             .arg("--data-dir")
             .arg(self.data_dir())
             .arg("--config")
@@ -145,6 +146,11 @@ impl Cluster {
 
     pub fn coordinator_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports().coordinator(1))
+    }
+
+    /// Where a node serves PostgreSQL clients.
+    pub fn pg_port(&self, node: u16) -> u16 {
+        self.ports().postgresql(node)
     }
 
     /// Until every node answers and every shard has a leader.
@@ -481,7 +487,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    const BLOCK: u16 = 16;
+    const BLOCK: u16 = 24;
 
     pub fn claim() -> Self {
         let dir = std::env::temp_dir().join("pleat-test-ports");
@@ -504,7 +510,11 @@ impl Ports {
     }
 
     pub fn coordinator(&self, node: u16) -> u16 {
-        self.base + Self::BLOCK / 2 + node - 1
+        self.base + Self::BLOCK / 3 + node - 1
+    }
+
+    pub fn postgresql(&self, node: u16) -> u16 {
+        self.base + 2 * Self::BLOCK / 3 + node - 1
     }
 }
 

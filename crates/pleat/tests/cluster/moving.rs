@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pleat::config::Config;
 use pleat::directory::{Claim, NodeIdentity};
 use pleat::node::Node;
-use pleat::options::NodeOptions;
+use pleat::options::{NodeOptions, PgListen};
 use pleat::shutdown::{Shutdown, Trigger};
 use pleat_cluster::{
     Catalog, Cause, Command, Mode, Operation, OperationId, OperationKind, PartitionId, Phase, ShardId,
@@ -96,6 +96,7 @@ async fn start_node(dir: &Path, ports: &Ports, id: u16, (shards, replicas): (u32
         name: format!("node-{id}"),
         listen: address(id).parse().unwrap(),
         coordinator: None,
+        pg_listen: PgListen::Off,
         data_dir: dir.join(format!("node-{id}")),
         cluster_id: "moving".to_owned(),
         founders: (1..=NODES).map(|id| (id.into(), address(id))).collect(),

@@ -18,6 +18,7 @@ fn watch(script: &str) -> Watched {
         path: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
         dir: dir.path().to_path_buf(),
+        workers: 1,
         forward: false,
     };
     let (shutdown, requested) = Shutdown::new();
@@ -122,6 +123,7 @@ async fn a_program_that_is_not_there_is_told_and_tried_again() {
         path: dir.path().join("missing"),
         args: Vec::new(),
         dir: dir.path().to_path_buf(),
+        workers: 1,
         forward: false,
     };
     let (shutdown, requested) = Shutdown::new();
