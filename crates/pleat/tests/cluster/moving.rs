@@ -135,9 +135,16 @@ pub struct Moment {
 
 impl Moves {
     pub fn now(&self) -> Moment {
-        let is_move = |open: &Operation| open.phase == Phase::Progressing && moves(&open.kind);
         let catalog = self.host.catalog();
-        Moment { moving: catalog.open_operations().any(is_move), owners: catalog.owners.clone() }
+        Moment { moving: is_moving(&catalog), owners: catalog.owners.clone() }
+    }
+
+    /// Waits until partitions are on their way. How long schema changes and journals keep moves waiting depends on the
+    /// disk, and what is to be seen beside a move must not.
+    pub async fn one_under_way(&self) {
+        let mut catalog = self.host.watch_catalog();
+        let begun = catalog.wait_for(|catalog| is_moving(catalog));
+        assert!(tokio::time::timeout(PATIENCE, begun).await.is_ok(), "no move begins");
     }
 
     /// Whether partitions were on their way at some time since.
@@ -161,8 +168,9 @@ impl Moves {
     }
 }
 
-fn moves(kind: &OperationKind) -> bool {
-    matches!(kind, OperationKind::Split { .. } | OperationKind::Move { .. })
+fn is_moving(catalog: &Catalog) -> bool {
+    let moves = |open: &Operation| matches!(open.kind, OperationKind::Split { .. } | OperationKind::Move { .. });
+    catalog.open_operations().any(|open| open.phase == Phase::Progressing && moves(open))
 }
 
 async fn keep_moving(host: Arc<Host>, shards: usize, mut dice: Dice, seen: Arc<Seen>) {

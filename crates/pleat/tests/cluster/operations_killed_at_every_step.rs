@@ -323,7 +323,24 @@ impl Bench {
     async fn cancel(&self, before: u64) {
         self.begun(before, BEGINS_WITHIN).await;
         let id = self.newest().await;
+        self.copies(id).await;
         self.ask(reqwest::Method::POST, &format!("/operations/op-{id}/cancel"), &json!({})).await;
+    }
+
+    /// Until the operation copies, or has ended: cancelled before that, it has nothing to take back.
+    async fn copies(&self, id: u64) {
+        let begun = Instant::now();
+        while begun.elapsed() < BEGINS_WITHIN {
+            let operations = self.operations().await;
+            let one = operations.iter().find(|one| number(one) == Some(id));
+            let copies = |one: &Value| {
+                one["steps"].as_array().is_some_and(|steps| steps.iter().any(|step| step["name"] == "copy"))
+            };
+            if one.is_some_and(|one| copies(one) || !matches!(text(one, "phase"), "Pending" | "Progressing")) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The first shard closes its gates late, once.

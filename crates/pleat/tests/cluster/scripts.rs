@@ -199,6 +199,10 @@ impl AsyncDB for Connection {
     type ColumnType = DefaultColumnType;
 
     async fn run(&mut self, sql: &str) -> Result<DBOutput<DefaultColumnType>, Refused> {
+        // Not inside of a transaction, which must not be idle.
+        if let Some(moves) = self.moves.as_ref().filter(|_| self.said.is_empty()) {
+            moves.one_under_way().await;
+        }
         let moment = self.moves.as_ref().map(|moves| moves.now());
         let done = self.say(sql).await;
         let mut tally = self.tally.lock();
