@@ -10,6 +10,7 @@
 //! | between the catalog naming a shard and its replica starting | the next start reads the catalog and starts it |
 //! | between a shard's removal and its files' | the next start finds a shard that the catalog calls removed |
 //! | between removing a replaced replica's log and its files | the next start finds files of an older number, and removes both |
+//! | at any time after it has replaced a replica | its log of the control group is replayed, and shows catalogs that want the replica which was replaced: files of a newer number say that these catalogs are of the past |
 //! | anywhere in a write | Raft and the write's idempotency key decide; see `route` |
 //! | anywhere in a transaction over shards | the ledger decides; see `decide` |
 
@@ -402,6 +403,7 @@ impl Host {
             let outcome = match (wanted, running) {
                 (true, Some(running)) if running == number => Ok(()),
                 (true, _) => self.replace_replica(catalog, shard.id, number).await,
+                // No later catalog has it again.
                 (false, _) => self.destroy_replica(shard.id, None).await,
             };
             if let Err(error) = outcome {
@@ -414,7 +416,20 @@ impl Host {
     }
 
     /// Start the replica of this number, and see that no other one is left.
+    ///
+    /// A replica is a voter that has promised to keep what it acknowledged, so none goes because of a catalog that is only
+    /// being replayed, or that lags behind what this node knew before it was started again.
     async fn replace_replica(&self, catalog: &Catalog, id: ShardId, number: u32) -> anyhow::Result<()> {
+        if self.replicas_here(id)?.into_iter().any(|(here, _)| here > number) {
+            return Ok(());
+        }
+        // First of all: from here on the disk says so, wherever this breaks off.
+        let (dir, data_dir) = (self.shard_dir(id, number), self.settings.data_dir.clone());
+        let made = pleat_consensus::blocking(move || {
+            std::fs::create_dir_all(dir)?;
+            std::fs::File::open(data_dir)?.sync_all()
+        });
+        made.await.and_then(|made| made).with_context(|| format!("make the directory of replica {number} of {id}"))?;
         self.destroy_replica(id, Some(number)).await?;
         self.start_replica(catalog, id, number).await
     }
@@ -451,8 +466,8 @@ impl Host {
     /// The log and the votes go first, and have no number: so whoever finds files of another number, after a crash
     /// anywhere in here, finds a log that belongs to them or none, and begins again.
     async fn destroy_replica(&self, id: ShardId, keep: Option<u32>) -> anyhow::Result<()> {
-        let kept = keep.map(|number| self.shard_dir(id, number));
-        let gone: Vec<PathBuf> = self.shard_dirs(id)?.into_iter().filter(|dir| Some(dir) != kept.as_ref()).collect();
+        let here = self.replicas_here(id)?.into_iter();
+        let gone: Vec<PathBuf> = here.filter(|(number, _)| Some(*number) != keep).map(|(_, dir)| dir).collect();
         let runs = self.replica(id).is_some_and(|replica| Some(replica.number) != keep);
         if gone.is_empty() && !runs {
             return Ok(());
@@ -473,17 +488,19 @@ impl Host {
         self.settings.data_dir.join(if number == 0 { id.to_string() } else { format!("{id}.{number}") })
     }
 
-    /// The directories that replicas of a shard have here.
-    fn shard_dirs(&self, id: ShardId) -> anyhow::Result<Vec<PathBuf>> {
+    /// The replicas of a shard that have a directory here: their numbers, and where they are.
+    fn replicas_here(&self, id: ShardId) -> anyhow::Result<Vec<(u32, PathBuf)>> {
         let dir = &self.settings.data_dir;
         let mut found = Vec::new();
         for entry in std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let number = name.strip_prefix(&id.to_string()).map(|rest| rest.strip_prefix('.').unwrap_or(rest));
-            if number.is_some_and(|number| number.is_empty() || number.parse::<u32>().is_ok() && name.contains('.')) {
-                found.push(entry.path());
-            }
+            let number = match name.strip_prefix(&id.to_string()) {
+                Some("") => Some(0),
+                Some(rest) => rest.strip_prefix('.').and_then(|number| number.parse().ok()),
+                None => None,
+            };
+            found.extend(number.map(|number| (number, entry.path())));
         }
         Ok(found)
     }

@@ -1,5 +1,6 @@
 //! Disks that are lost, and files that are changed behind Pleat's back.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,6 +87,25 @@ async fn a_rebuild_survives_its_leader_and_a_second_loss_of_the_disk() {
 }
 
 /// Deletes a row of a replica's file, as a failing disk or a person with a tool would.
+/// A log of the control group that is replayed wants the replica that was there before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuilt_replica_is_kept_when_its_node_starts_again() {
+    let cluster = with_rows(3).await;
+    cluster.hold_down(2);
+    cluster.wipe(2);
+    cluster.release();
+    wait_rebuilt(&cluster, 1).await;
+    let file = cluster.node_dir(2).join("shard-1.1/shard.db");
+    let rebuilt = std::fs::metadata(&file).unwrap().ino();
+
+    cluster.hold_down(2);
+    cluster.release();
+    cluster.wait_for_node(2).await;
+    until(&cluster, "the replica to serve", async || row_7(&cluster, 2, "eventual").await.is_some()).await;
+    assert_eq!(std::fs::metadata(&file).unwrap().ino(), rebuilt, "the replica is another one\n{}", cluster.tail());
+    assert!(!cluster.node_dir(2).join("shard-1").exists(), "the replica before the last one is back");
+}
+
 fn delete_behind_its_back(dir: &Path, id: i64) {
     let file = rusqlite::Connection::open(dir.join("shard-1/shard.db")).unwrap();
     file.busy_timeout(Duration::from_secs(5)).unwrap();
