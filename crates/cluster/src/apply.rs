@@ -102,6 +102,8 @@ impl Catalog {
                 operation.cancel_requested = true;
                 operation.updated = *at;
             }
+            Command::PutUser { name, verifier, secret, at } => self.put_user(name, verifier, secret, *at)?,
+            Command::RemoveUser { name, last, .. } => self.remove_user(name, *last)?,
             Command::NoteDisagreement { shard, what, .. } => self.note_disagreement(*shard, what.as_ref())?,
         }
         reply.generation = self.generation;

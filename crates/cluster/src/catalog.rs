@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Decision, DecisionId, Generation, Node, NodeId, NodeState, Operation, OperationId, OperationKind, PartitionId,
-    Phase, Policy, Shard, ShardId, ShardState, Table, TableId, TableKind, Tables, View, Views,
+    Phase, Policy, Secret, Shard, ShardId, ShardState, Table, TableId, TableKind, Tables, Users, View, Views,
 };
 
 /// The state of the control group. Changed by [`Catalog::apply`] alone.
@@ -27,6 +27,9 @@ pub struct Catalog {
     pub tables: Tables,
     pub views: Views,
     pub policy: Policy,
+    pub users: Users,
+    /// There from the first user on.
+    pub secret: Option<Secret>,
     pub operations: BTreeMap<OperationId, Operation>,
     pub decisions: BTreeMap<DecisionId, Decision>,
     pub(crate) last_operation: u64,

@@ -33,6 +33,7 @@ impl Catalog {
     /// 9. A shard that is leaving owns nothing, and its merge is open and committed.
     /// 10. Triggers have ids that were handed out, each one name and one id; they name tables that exist, and one that is not
     ///     ready has an open operation.
+    /// 11. A user stands under its own name, name and verifier are within their limits, and with users there is a secret.
     pub fn check(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         if self.is_initialised() {
@@ -41,6 +42,7 @@ impl Catalog {
             self.check_views(&mut found);
             self.check_triggers(&mut found);
             self.check_operations(&mut found);
+            self.check_users(&mut found);
         }
         found.into_iter().map(Violation).collect()
     }

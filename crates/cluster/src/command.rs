@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Cause, Decision, DecisionId, Generation, Millis, NodeId, OperationId, OperationKind, Phase, Policy, Receipt,
-    ShardId,
+    Secret, ShardId, Verifier,
 };
 
 /// One change, as it stands in the control group's log.
@@ -145,6 +145,19 @@ pub enum Command {
         moves: Vec<OperationKind>,
         cause: Cause,
         reason: String,
+        at: Millis,
+    },
+    /// Add a user, or give one another password. `secret` becomes the catalog's if it has none.
+    PutUser {
+        name: String,
+        verifier: Verifier,
+        secret: Secret,
+        at: Millis,
+    },
+    /// Remove a user; the last one only if `last` says so.
+    RemoveUser {
+        name: String,
+        last: bool,
         at: Millis,
     },
 }

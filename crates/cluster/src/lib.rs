@@ -1,5 +1,5 @@
-//! What a Pleat cluster *is*: nodes, shards, partitions, tables, policy, operations and decisions, and the
-//! one function that changes them.
+//! What a Pleat cluster *is*: nodes, shards, partitions, tables, policy, users, operations and decisions, and
+//! the one function that changes them.
 //!
 //! The control group replicates a log of [`Command`]s. Every node applies them in order to its own
 //! [`Catalog`] with [`Catalog::apply`], which is total and deterministic: the same commands give the same
@@ -31,6 +31,7 @@ mod shard;
 mod table;
 mod time;
 mod trigger;
+mod user;
 mod value;
 mod view;
 
@@ -52,5 +53,6 @@ pub use trigger::{
     Retold, Trigger, TriggerEvent, TriggerState, newest_trigger, reached, trigger_about, trigger_named, trigger_naming,
     triggers_about,
 };
+pub use user::{Secret, User, Users, Verifier};
 pub use value::Value;
 pub use view::{Rewritten, View, Views};

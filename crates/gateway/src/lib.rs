@@ -3,6 +3,7 @@
 //! - [`session`] knows SQL, placement and retries, and no protocol. The protocols stand on it.
 //! - [`http`] knows JSON and no SQL.
 //! - [`pg`] knows the PostgreSQL protocol, its types, and what its clients ask the system catalog.
+//! - [`scram`] knows passwords, [`tls`] certificates.
 //! - [`server`] accepts connections and knows their limits.
 //! - `backend` is all that both need of the cluster: in a node it is [`pleat_host::Host`].
 //!
@@ -16,10 +17,12 @@ mod metrics;
 mod observer;
 pub mod pg;
 mod recent;
+pub mod scram;
 pub mod server;
 pub mod session;
 pub mod settings;
 mod statements;
+pub mod tls;
 
 #[cfg(test)]
 mod testing;
@@ -31,7 +34,7 @@ use pleat_host::Host;
 use tokio::net::TcpListener;
 
 pub use backend::Backend;
-pub use settings::{Limits, Settings};
+pub use settings::{Limits, PgSettings, Settings};
 
 /// One node's gateway.
 pub struct Gateway {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use pleat_engine::RoomLimits;
 
+use crate::tls::Tls;
+
 /// The longest text of a request (one statement or several).
 pub const STATEMENT_BYTES_MAX: usize = 1 << 20;
 /// The largest body of `POST /query`: the text and its parameters.
@@ -85,6 +87,17 @@ pub const PG_LARGE_MESSAGES_MAX: usize = 32;
 pub const PG_FIRST_BYTES_MAX: usize = 10_000;
 /// How long a PostgreSQL client may take until its session has begun.
 pub const PG_STARTUP_TIME_MAX: Duration = Duration::from_secs(10);
+/// A message in which a PostgreSQL client proves its password, in bytes.
+pub const PG_PROOF_BYTES_MAX: usize = 1_024;
+/// Wrong passwords of a user from one address that cost nothing, and the longest pause after a further one.
+pub const PG_GUESSES_FREE: u32 = 5;
+pub const PG_GUESS_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// After how long without another one they are forgotten.
+pub const PG_GUESS_FORGOTTEN_AFTER: Duration = Duration::from_secs(10 * 60);
+/// Users, each with an address, whose wrong passwords a node remembers.
+pub const PG_GUESSERS_MAX: usize = 4_096;
+/// How long a node that has just started may take to learn who the cluster's users are.
+pub const PG_USERS_TIME_MAX: Duration = Duration::from_secs(5);
 /// What is read of the messages that a client sends while a statement is carried out, to notice when it goes away.
 pub const PG_AHEAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes of an answer that are gathered before they are sent.
@@ -142,10 +155,30 @@ impl Default for Limits {
     }
 }
 
+/// How PostgreSQL clients are let in.
+#[derive(Clone, Debug)]
+pub struct PgSettings {
+    /// What encryption is offered with.
+    pub tls: Option<Tls>,
+    /// Whether clients on this machine have to take it, too. Those on others have to in any case, unless `insecure`.
+    pub tls_required: bool,
+    /// Let clients on other machines in without encryption, and without a password while there is no user.
+    pub insecure: bool,
+    /// How long a client may take until its session has begun.
+    pub startup_time: Duration,
+}
+
+impl Default for PgSettings {
+    fn default() -> Self {
+        Self { tls: None, tls_required: false, insecure: false, startup_time: PG_STARTUP_TIME_MAX }
+    }
+}
+
 /// What a gateway is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub limits: Limits,
+    pub pg: PgSettings,
     /// `table_shard_keys` of the configuration: the shard key of tables that name none themselves.
     pub default_keys: BTreeMap<String, String>,
     /// The version that `/health` shows.
@@ -158,6 +191,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
+            pg: PgSettings::default(),
             default_keys: BTreeMap::new(),
             version: String::new(),
             spill_dir: std::env::temp_dir(),

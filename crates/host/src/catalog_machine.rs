@@ -28,7 +28,7 @@ use crate::position::with_index;
 /// How many outcomes are remembered for commands that are sent again.
 const RECENT_COMMANDS: usize = 256;
 /// The format of the file, and of outcomes.
-const FORMAT: u8 = 4;
+const FORMAT: u8 = 5;
 /// The format of a proposal that is a catalog's command.
 const COMMAND: u8 = 3;
 /// The format of a proposal that is a ledger's command.

@@ -18,6 +18,7 @@ mod sql;
 mod statements;
 mod status;
 mod txns;
+mod user;
 mod watch;
 mod why;
 
@@ -66,6 +67,8 @@ enum Command {
     Why(why::WhyArgs),
     /// Show or change what the autoscaler goes by
     Policy(policy::PolicyArgs),
+    /// Users of the PostgreSQL address: add, list, remove
+    User(user::UserArgs),
 }
 
 /// Which cluster, and how to print.
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Rebalance(args) => args.target.json,
         Command::Why(args) => args.target.json,
         Command::Policy(args) => args.target.json,
+        Command::User(args) => args.target.json,
     };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -128,6 +132,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Rebalance(args) => rebalance::run(args).await,
             Command::Why(args) => why::run(args).await,
             Command::Policy(args) => policy::run(args).await,
+            Command::User(args) => user::run(args).await,
         }
     })
 }

@@ -42,8 +42,9 @@ pub struct Config {
     pub pg_listen: Option<PgListen>,
     /// Where `pleat up` keeps its data.
     pub data_dir: Option<PathBuf>,
-    /// Listen beyond loopback although there is neither authentication nor TLS.
+    /// Listen beyond loopback without authentication and TLS.
     pub insecure: bool,
+    pub tls: TlsConfig,
     /// The shard key of tables whose CREATE TABLE names none.
     pub table_shard_keys: BTreeMap<String, String>,
     /// When and how the autoscaler acts.
@@ -87,6 +88,16 @@ pub struct Limits {
     pub connections: u64,
 }
 
+/// What PostgreSQL clients are offered encryption with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The server's certificate, and those that lead to its authority.
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// Whether clients on this machine have to take it, too.
+    pub required: bool,
+}
+
 /// How a node logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
@@ -106,6 +117,7 @@ impl Default for Config {
             pg_listen: None,
             data_dir: None,
             insecure: false,
+            tls: TlsConfig::default(),
             table_shard_keys: BTreeMap::new(),
             policy: Policy::default(),
             partition_count: PARTITION_COUNT_DEFAULT,
@@ -133,6 +145,20 @@ impl Default for Limits {
             read_connections: 16,
             connections: 4096,
         }
+    }
+}
+
+impl TlsConfig {
+    fn check(&self) -> Result<(), String> {
+        let missing = match (&self.certificate_file, &self.key_file) {
+            (Some(_), None) => "tls.key_file is missing: a certificate can't be used without its key",
+            (None, Some(_)) => "tls.certificate_file is missing: a key can't be used without its certificate",
+            (None, None) if self.required => {
+                "tls.required needs a certificate: set tls.certificate_file and tls.key_file"
+            }
+            _ => return Ok(()),
+        };
+        Err(missing.to_owned())
     }
 }
 
@@ -185,7 +211,7 @@ impl Config {
         env::overlay(&mut tree, environment)?;
         let config = Config::from_checked(&tree);
         let policy = Policy { min_shards: config.min_shards.unwrap_or(1), ..config.policy.clone() };
-        policy.check().map_err(|message| ConfigError {
+        policy.check().and_then(|()| config.tls.check()).map_err(|message| ConfigError {
             source: file.map_or_else(|| "the environment".to_owned(), |path| path.display().to_string()),
             line: None,
             message,
@@ -221,6 +247,11 @@ impl Config {
             pg_listen: text("pg_listen").and_then(|listen| listen.parse().ok()),
             data_dir: text("data_dir").map(PathBuf::from),
             insecure: find(tree, "insecure").and_then(Value::as_bool).unwrap_or(false),
+            tls: TlsConfig {
+                certificate_file: text("tls.certificate_file").map(PathBuf::from),
+                key_file: text("tls.key_file").map(PathBuf::from),
+                required: find(tree, "tls.required").and_then(Value::as_bool).unwrap_or(false),
+            },
             table_shard_keys,
             policy: policy(tree),
             partition_count: small("partition_count").unwrap_or(default.partition_count),

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +19,9 @@ use pleat_consensus::grpc::{self, GrpcTransport};
 use pleat_consensus::{Config as ConsensusConfig, Consensus, Disk, DiskState, TransportError};
 use pleat_control::{Control, ControlHandle};
 use pleat_engine::RoomLimits;
-use pleat_gateway::Gateway;
 use pleat_gateway::server::{self, Serving};
+use pleat_gateway::tls::Tls;
+use pleat_gateway::{Gateway, PgSettings};
 use pleat_host::{Founding, Host, Settings, StoreLimits};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -81,6 +83,8 @@ pub struct Node {
 impl Node {
     /// Start a node. Its servers take requests until `shutdown` is requested.
     pub async fn start(options: NodeOptions, incarnation: u64, shutdown: Shutdown) -> anyhow::Result<Self> {
+        let tls = crate::options::tls(&options.config)?;
+        warn_of_an_open_key(&options.config);
         let listener = bind(options.listen).await?;
         let coordinator = match options.coordinator {
             Some(address) => Some(bind(address).await?),
@@ -112,7 +116,7 @@ impl Node {
         tokio::spawn(follow_addresses(host.clone(), addresses));
         let control = Control::start(host.clone(), pleat_control::Settings::default());
 
-        let gateway = Gateway::new(host.clone(), gateway_settings(&options));
+        let gateway = Gateway::new(host.clone(), gateway_settings(&options, tls));
         // Paths that nobody serves are the gateway's to answer.
         let (closing, is_closing) = watch::channel(false);
         let service = grpc::server(consensus, host.clone(), is_closing).into_axum_router().reset_fallback();
@@ -144,6 +148,14 @@ impl Node {
         }
         self.control.shutdown().await;
         self.host.shutdown().await;
+    }
+}
+
+/// A key that others on the machine can read is no secret.
+fn warn_of_an_open_key(config: &Config) {
+    let Some(file) = &config.tls.key_file else { return };
+    if std::fs::metadata(file).is_ok_and(|found| found.permissions().mode() & 0o077 != 0) {
+        tracing::warn!(file = %file.display(), "others on this machine can read the key of TLS; `chmod 600` prevents that");
     }
 }
 
@@ -234,7 +246,7 @@ fn absolute(dir: &Path) -> std::path::PathBuf {
     std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf())
 }
 
-fn gateway_settings(options: &NodeOptions) -> pleat_gateway::Settings {
+fn gateway_settings(options: &NodeOptions, tls: Option<Tls>) -> pleat_gateway::Settings {
     let config = &options.config;
     let limits = &config.limits;
     pleat_gateway::Settings {
@@ -251,6 +263,7 @@ fn gateway_settings(options: &NodeOptions) -> pleat_gateway::Settings {
             gathers: usize::try_from(limits.gathers).unwrap_or(usize::MAX),
             ..Default::default()
         },
+        pg: PgSettings { tls, tls_required: config.tls.required, insecure: config.insecure, ..Default::default() },
         default_keys: config.table_shard_keys.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         spill_dir: absolute(&options.data_dir).join("spill"),

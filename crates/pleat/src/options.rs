@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
+use pleat_gateway::tls::Tls;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, ConfigError};
@@ -131,7 +132,7 @@ pub struct ServeArgs {
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_parser = ["human", "json"])]
     pub log_format: Option<String>,
-    /// Listen beyond loopback although there is neither authentication nor TLS yet
+    /// Listen beyond loopback without authentication and TLS
     #[arg(long)]
     pub insecure: bool,
 }
@@ -182,8 +183,11 @@ impl NodeArgs {
         if !self.founders.0.iter().any(|(id, _)| *id == self.id) {
             anyhow::bail!("--founders does not name node {} itself; add \"{}={}\"", self.id, self.id, self.listen);
         }
-        for address in std::iter::once(self.listen).chain(self.coordinator).chain(self.pg_listen.address()) {
+        for address in std::iter::once(self.listen).chain(self.coordinator) {
             require_loopback(address, config.insecure)?;
+        }
+        if let PgListen::At(address) = self.pg_listen {
+            require_tls(address, &config)?;
         }
         Ok(NodeOptions {
             id: self.id,
@@ -201,13 +205,32 @@ impl NodeArgs {
     }
 }
 
-/// Nothing listens beyond loopback without authentication and TLS, unless told to.
+/// What the configuration has to encrypt with, read from its files.
+pub fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
+    let (Some(certificate), Some(key)) = (&config.tls.certificate_file, &config.tls.key_file) else { return Ok(None) };
+    Tls::load(certificate, key).map(Some).map_err(|what| anyhow::anyhow!("tls: {what}"))
+}
+
+/// PostgreSQL clients are served beyond loopback when they can be asked for passwords and encryption. (Without users nobody is
+/// let in from there, but who the users are is only known when the cluster runs.)
+pub fn require_tls(address: SocketAddr, config: &Config) -> anyhow::Result<()> {
+    if address.ip().is_loopback() || config.insecure || config.tls.certificate_file.is_some() {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "{address} can be reached from other machines, and there is no certificate to encrypt with; set \
+         tls.certificate_file and tls.key_file in the configuration, listen on 127.0.0.1, or add --insecure if the \
+         network is trusted"
+    )
+}
+
+/// Nothing listens beyond loopback without authentication and TLS, unless told to. HTTP has neither.
 pub fn require_loopback(address: SocketAddr, insecure: bool) -> anyhow::Result<()> {
     if address.ip().is_loopback() || insecure {
         return Ok(());
     }
     anyhow::bail!(
-        "{address} can be reached from other machines, and Pleat has neither authentication nor TLS yet; \
+        "{address} can be reached from other machines, and HTTP has neither authentication nor TLS yet; \
          listen on 127.0.0.1, or add --insecure if the network is trusted"
     )
 }
@@ -237,5 +260,15 @@ mod tests {
         assert!(require_loopback("0.0.0.0:8080".parse().unwrap(), true).is_ok());
         let refused = require_loopback("0.0.0.0:8080".parse().unwrap(), false).unwrap_err().to_string();
         assert!(refused.contains("--insecure"), "{refused}");
+    }
+
+    #[test]
+    fn postgresql_clients_are_served_beyond_loopback_with_a_certificate() {
+        let (mut config, anywhere) = (Config::default(), "0.0.0.0:6432".parse().unwrap());
+        assert!(require_tls("127.0.0.1:6432".parse().unwrap(), &config).is_ok());
+        let refused = require_tls(anywhere, &config).unwrap_err().to_string();
+        assert!(refused.contains("tls.certificate_file") && refused.contains("--insecure"), "{refused}");
+        config.tls.certificate_file = Some("certificate.pem".into());
+        assert!(require_tls(anywhere, &config).is_ok());
     }
 }

@@ -70,6 +70,8 @@ pub struct UpArgs {
 /// Run the cluster until it is told to stop.
 pub async fn run(args: UpArgs) -> anyhow::Result<()> {
     let config = args.common.load_config()?;
+    // The nodes read it again; what is wrong with it is better told here, and at once.
+    crate::options::tls(&config)?;
     let dir = args.data_dir.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from("pleat-data"));
     if !dir.join("cluster.json").exists() {
         // A command line that can't be carried out leaves no directory behind.

@@ -2,6 +2,7 @@
 //! invariant.
 
 mod moves;
+mod users;
 
 use pleat_cluster::*;
 use proptest::prelude::{Just, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
@@ -468,6 +469,10 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
     let partitions = proptest::collection::btree_set((0u32..18).prop_map(PartitionId), 0..6)
         .prop_map(|set| set.into_iter().collect::<Vec<_>>());
     let name = prop_oneof![Just("a"), Just("B"), Just("b")];
+    let users = prop_oneof![
+        2 => (name.clone(), 6usize..70).prop_map(|(name, salt)| users::put(name, salt, 1, 4)),
+        1 => (name.clone(), any::<bool>()).prop_map(|(name, last)| users::remove(name, last)),
+    ];
     let kind =
         prop_oneof![
             (shard.clone(), shard.clone(), partitions.clone())
@@ -509,6 +514,7 @@ fn any_command() -> impl proptest::strategy::Strategy<Value = Command> {
         2 => shard.clone().prop_map(|shard| Command::ActivateShard { shard, at: 3 }),
         1 => shard.prop_map(|shard| Command::RemoveShard { shard, at: 3 }),
         4 => kind.prop_map(start),
+        2 => users,
         2 => proptest::collection::vec((1u32..5, 0u32..18), 0..4).prop_map(|targets| moves::moves(&targets)),
         2 => (operation.clone(), any::<bool>(), 1u64..4).prop_map(|(operation, ended, epoch)| Command::JournalStep {
             operation,

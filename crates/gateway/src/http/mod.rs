@@ -5,7 +5,7 @@
 //! with which a test compares the OpenAPI document.
 //!
 //! The interface is for programs on any machine, so it trusts nothing that it reads: bodies are limited
-//! before they are held, and statements are limited in number. It has no accounts yet; so that a page in the
+//! before they are held, and statements are limited in number. It asks nobody who they are ([`users`] are for the PostgreSQL protocol); so that a page in the
 //! operator's browser can't use it behind their back, a request that changes something and says that it
 //! comes from another site is refused ([`guard`]).
 
@@ -33,6 +33,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 mod txns;
+mod users;
 mod value;
 
 use std::sync::Arc;
@@ -40,7 +41,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, delete, get, patch, post};
+use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -62,6 +63,7 @@ pub use shards::{LatencyBody, ShardBody};
 pub use statements::{ForgottenBody, StatementFigures, StatementsBody};
 pub use tables::{ColumnBody, IndexBody, TableBody, TablesBody, TriggerBody};
 pub use txns::{InDoubtBody, OpenTxnBody, SessionTxnBody, TxnsBody};
+pub use users::{UserBody, UserRequest, UsersBody};
 
 use crate::backend::Backend;
 use crate::feed::Feed;
@@ -179,6 +181,9 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         change("/decisions/{id}/approve", post(decisions::approve)),
         read("/policy", get(decisions::policy)),
         endpoint(Method::PATCH, "/policy", patch(decisions::change)),
+        read("/users", get(users::list)),
+        endpoint(Method::PUT, "/users/{name}", put(users::put)),
+        endpoint(Method::DELETE, "/users/{name}", delete(users::remove)),
         read("/events", get(events::events)),
         read("/openapi.json", get(openapi::document)),
     ]

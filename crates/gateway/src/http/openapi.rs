@@ -18,6 +18,7 @@ use utoipa::OpenApi;
         (name = "tables", description = "Tables, and rows in bulk"),
         (name = "cluster", description = "Nodes, shards, health, events"),
         (name = "operations", description = "The journal of every change of the cluster"),
+        (name = "users", description = "Who may connect over the PostgreSQL protocol"),
         (name = "decisions", description = "What the autoscaler concluded, and why"),
     ),
     paths(
@@ -47,6 +48,9 @@ use utoipa::OpenApi;
         super::decisions::approve,
         super::decisions::policy,
         super::decisions::change,
+        super::users::list,
+        super::users::put,
+        super::users::remove,
         super::events::events,
         document,
     ),

@@ -12,4 +12,5 @@ mod spread;
 mod statements;
 mod stepwise;
 mod triggers;
+mod users;
 mod views;

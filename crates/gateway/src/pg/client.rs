@@ -4,21 +4,23 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::cancel::Key;
+use super::socket::Socket;
 use super::wire::{Broken, Out, Reader};
 use crate::session::Failure;
 use crate::settings::PG_SEND_BYTES;
+use crate::tls::Tls;
 
 /// A client.
 pub struct Client {
-    pub reader: Reader<OwnedReadHalf>,
+    pub reader: Reader<Socket>,
     pub out: Out,
-    writer: OwnedWriteHalf,
     /// How long it may take nothing of what it is sent.
     stall: Duration,
 }
+
+const STALLED: Broken = Broken::Slow("the client takes nothing of what it is sent");
 
 /// Why something was not carried out to its end.
 #[derive(Debug)]
@@ -42,19 +44,42 @@ impl From<Broken> for Stop {
 
 impl Client {
     pub fn new(stream: TcpStream, large: std::sync::Arc<tokio::sync::Semaphore>, stall: Duration) -> Self {
-        let (reader, writer) = stream.into_split();
-        Self { reader: Reader::new(reader, large), out: Out::default(), writer, stall }
+        Self { reader: Reader::new(Socket::Plain(stream), large), out: Out::default(), stall }
+    }
+
+    /// Agree to encrypt, and go on in TLS.
+    pub async fn encrypt(&mut self, tls: &Tls) -> Result<(), Broken> {
+        // They would be taken for the client's, and anybody between it and us can have put them there (CVE-2021-23214).
+        if self.reader.is_ahead() {
+            let what = "unencrypted bytes came behind the request for encryption: somebody may be in between";
+            return Err(Broken::Malformed(what.to_owned()));
+        }
+        self.out.accept_encryption();
+        self.flush().await?;
+        match std::mem::replace(self.reader.stream(), Socket::Gone) {
+            Socket::Plain(stream) => {
+                *self.reader.stream() = Socket::Tls(Box::new(tls.acceptor.accept(stream).await?));
+                Ok(())
+            }
+            Socket::Tls(_) | Socket::Gone => Err(Broken::Malformed("encryption was asked for twice".to_owned())),
+        }
+    }
+
+    pub fn is_encrypted(&mut self) -> bool {
+        matches!(self.reader.stream(), Socket::Tls(_))
     }
 
     /// Send all that was gathered.
     pub async fn flush(&mut self) -> Result<(), Broken> {
         let mut bytes = self.out.take();
         while !bytes.is_empty() {
-            let wrote = tokio::time::timeout(self.stall, self.writer.write_buf(&mut bytes)).await;
-            if wrote.map_err(|_| Broken::Slow("the client takes nothing of what it is sent"))?? == 0 {
+            let wrote = tokio::time::timeout(self.stall, self.reader.stream().write_buf(&mut bytes)).await;
+            if wrote.map_err(|_| STALLED)?? == 0 {
                 return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into());
             }
         }
+        // What TLS has taken is not on its way yet.
+        tokio::time::timeout(self.stall, self.reader.stream().flush()).await.map_err(|_| STALLED)??;
         Ok(())
     }
 
@@ -71,7 +96,7 @@ impl Client {
         let stall = self.stall;
         let closing = async {
             self.flush().await.ok();
-            self.writer.shutdown().await.ok();
+            self.reader.stream().shutdown().await.ok();
         };
         // Whether it heard the last words is its own affair.
         let _ = tokio::time::timeout(stall, closing).await;

@@ -10,24 +10,20 @@ use super::Shared;
 use super::cancel::Key;
 use super::client::{Client, Stop};
 use super::session::Session;
-use super::settings::Settings;
+use super::start::{Started, start};
 use super::wire::write::{Severity, sqlstate};
-use super::wire::{Broken, First, Message};
+use super::wire::{Broken, Message};
 use crate::session::Failure;
-use crate::settings::{PG_STARTUP_TIME_MAX, SESSION_IDLE_DEFAULT};
-
-/// What a client's first message asked for.
-struct Started {
-    settings: Settings,
-    user: String,
-    database: String,
-}
+use crate::settings::SESSION_IDLE_DEFAULT;
 
 /// Serve a client until it leaves, or has to.
 pub async fn serve(stream: TcpStream, shared: Arc<Shared>, places: Arc<Semaphore>, mut stopping: watch::Receiver<()>) {
     let stall = shared.app.settings.limits.client_stall;
+    // It may be gone already.
+    let Ok(peer) = stream.peer_addr() else { return };
     let mut client = Client::new(stream, shared.large.clone(), stall);
-    let starting = tokio::time::timeout(PG_STARTUP_TIME_MAX, start(&mut client, &shared));
+    let time = shared.app.settings.pg.startup_time;
+    let starting = tokio::time::timeout(time, start(&mut client, &shared, peer.ip().to_canonical()));
     let started = tokio::select! {
         started = starting => started.unwrap_or(Err(Broken::Slow("the session did not begin in time").into())),
         _ = stopping.changed() => return,
@@ -75,86 +71,6 @@ async fn dismiss(mut client: Client, stop: Stop, shared: Option<&Shared>) {
     tracing::debug!(code = %failure.code, message = %failure.message, "a PostgreSQL client is dismissed");
     client.out.failure(Severity::Fatal, &failure, None);
     client.close().await;
-}
-
-/// Everything up to the session. `None`: there will be none.
-async fn start(client: &mut Client, shared: &Shared) -> Result<Option<Started>, Stop> {
-    let (mut ssl, mut gss) = (false, false);
-    loop {
-        match client.reader.first().await? {
-            None => return Ok(None),
-            Some(First::Ssl) if !ssl => ssl = true,
-            Some(First::Gss) if !gss => gss = true,
-            Some(First::Ssl | First::Gss) => {
-                return Err(Broken::Malformed("encryption was asked for twice".to_owned()).into());
-            }
-            Some(First::Cancel { process, secret }) => {
-                shared.cancels.cancel(process, secret);
-                return Ok(None);
-            }
-            Some(First::Version { major, minor }) => {
-                let message = format!("unsupported frontend protocol {major}.{minor}: the server speaks 3.0");
-                return Err(Failure::new("0A000", message, "use a newer client").into());
-            }
-            Some(First::Startup { minor, parameters }) => return Ok(Some(startup(client, minor, &parameters)?)),
-        }
-        client.out.refuse_encryption();
-        client.flush().await?;
-    }
-}
-
-fn startup(client: &mut Client, minor: u16, parameters: &[(String, String)]) -> Result<Started, Failure> {
-    let of = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
-    let user = of("user").filter(|user| !user.is_empty());
-    let user = user.ok_or_else(|| Failure::new("28000", "no user name was given in the first message", ""))?;
-    let database = of("database").filter(|database| !database.is_empty()).unwrap_or_else(|| user.clone());
-    let (options, settings): (Vec<_>, Vec<_>) = parameters.iter().partition(|(name, _)| name.starts_with("_pq_."));
-    if minor > 0 || !options.is_empty() {
-        client.out.negotiate(&options.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
-    }
-    let mut chosen = Settings::new(&user);
-    for (name, value) in settings {
-        match name.as_str() {
-            "user" | "database" => {}
-            "replication" if matches!(value.as_str(), "false" | "off" | "no" | "0") => {}
-            "replication" => {
-                return Err(Failure::new(
-                    "0A000",
-                    "replication connections are not supported",
-                    "GET /events tells of changes",
-                ));
-            }
-            "options" => {
-                for (name, value) in command_line(value)? {
-                    chosen.start_with(&name, &value)?;
-                }
-            }
-            name => chosen.start_with(name, value)?,
-        }
-    }
-    Ok(Started { settings: chosen, user, database })
-}
-
-/// Settings in the form `-c name=value`, or `--name=value`.
-fn command_line(options: &str) -> Result<Vec<(String, String)>, Failure> {
-    let odd = |word: &str| {
-        let hint = "options are of the form -c name=value";
-        Failure::new("42601", format!("the option {word} is not understood"), hint)
-    };
-    // A blank in a value has a backslash before it.
-    let text = options.replace("\\\\", "\u{1}").replace("\\ ", "\u{2}");
-    let mut words = text.split_whitespace();
-    let mut found = Vec::new();
-    while let Some(word) = words.next() {
-        let setting = match word.strip_prefix("--") {
-            Some(setting) => setting.replace('-', "_"),
-            None if word == "-c" => words.next().ok_or_else(|| odd(word))?.to_owned(),
-            None => word.strip_prefix("-c").ok_or_else(|| odd(word))?.to_owned(),
-        };
-        let (name, value) = setting.split_once('=').ok_or_else(|| odd(word))?;
-        found.push((name.to_owned(), value.replace('\u{2}', " ").replace('\u{1}', "\\")));
-    }
-    Ok(found)
 }
 
 /// What a client is told when its session has begun.
@@ -290,22 +206,5 @@ fn kind(message: &Message) -> &'static str {
         Message::Sync => "sync",
         Message::CopyData(_) | Message::CopyDone | Message::CopyFail(_) => "copy",
         Message::Terminate => "terminate",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_of_the_command_line() {
-        let found = command_line("-c statement_timeout=5s --application-name=a\\ b -cextra_float_digits=2").unwrap();
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let wanted =
-            [pair("statement_timeout", "5s"), pair("application_name", "a b"), pair("extra_float_digits", "2")];
-        assert_eq!(found, wanted);
-        for odd in ["-c", "-x", "word", "-c nothing"] {
-            assert_eq!(command_line(odd).unwrap_err().code, "42601", "{odd}");
-        }
     }
 }

@@ -12,7 +12,7 @@
 //! # The states of a connection
 //!
 //! ```text
-//!          SSL or GSS asked for: no
+//!             encryption, a password: `start`
 //!              ┌──┐                      ┌──────────────────────────────────────────┐
 //!  accepted ──►│  first message ──►  ready ──Query──► carried out, ReadyForQuery ─────┤
 //!              └──┘   │                  │ ──Parse, Bind, Describe, Execute, Close──► in a series ──Sync──┐
@@ -22,11 +22,14 @@
 //!                   closed                                                                    ReadyForQuery
 //! ```
 //!
+//! [`start`] has what comes before *ready*, and what happens when that fails.
+//!
 //! | message | in *first* | in *ready* and *in a series* | *skipping* | in COPY FROM |
 //! | --- | --- | --- | --- | --- |
-//! | SSLRequest, GSSENCRequest | `N`, once each | closed (`08P01`) | closed | closed |
+//! | SSLRequest, GSSENCRequest | `S` and TLS if there is a certificate, else `N`; once each | closed (`08P01`) | closed | closed |
 //! | CancelRequest | done, closed without an answer | closed | closed | closed |
-//! | StartupMessage | the session begins, `Z` | closed: a second one has no letter | closed | closed |
+//! | StartupMessage | a password is asked for, or the session begins, `Z` | closed: a second one has no letter | closed | closed |
+//! | SASLInitialResponse, SASLResponse | taken when asked for | closed (`08P01`) | closed | closed |
 //! | Query | closed | its statements, `Z` | skipped | closed |
 //! | Parse … Close | closed | done; an error begins *skipping* | skipped | closed |
 //! | Flush | closed | what was gathered is sent | skipped | skipped |
@@ -44,12 +47,11 @@
 //! Each is named in [`settings`](crate::settings): the time to begin a session; the size of messages, and how many large
 //! ones a node holds at once; connections (as many as the HTTP address may have, in addition to it); prepared
 //! statements and portals of a connection; rows that a client does not take. Between two messages a client may idle: a
-//! connection costs a socket and a few kilobytes. In a transaction it may for [`SESSION_IDLE_DEFAULT`](crate::settings) at most.
+//! connection costs a socket and a few kilobytes, in TLS some more. In a transaction it may for [`SESSION_IDLE_DEFAULT`](crate::settings) at most.
 //!
 //! # What is not here yet
 //!
-//! Passwords and TLS: whoever reaches the address may do everything, so it is on loopback unless told otherwise, as HTTP's is.
-//! SQL-level PREPARE and cursors (DECLARE), LISTEN, COPY in binary format, arrays and intervals in binary format. The values
+//! Rights of users: whoever is let in may do everything. SQL-level PREPARE and cursors (DECLARE), LISTEN, COPY in binary format, arrays and intervals in binary format. The values
 //! of a statement in the simple protocol count as its text, so each set of values is planned anew, as in PostgreSQL.
 
 mod cancel;
@@ -59,11 +61,14 @@ mod connection;
 mod copy;
 mod dialect;
 mod extended;
+mod guesses;
 mod known;
 mod run;
 mod session;
 mod settings;
 mod simple;
+mod socket;
+mod start;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -72,7 +77,7 @@ mod wire;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OnceCell, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::http::App;
@@ -92,6 +97,9 @@ pub(crate) struct Shared {
     knowing: Semaphore,
     /// Places for large messages.
     large: Arc<Semaphore>,
+    guesses: guesses::Guesses,
+    /// The node's catalog was once up to date since it started.
+    caught_up: OnceCell<()>,
 }
 
 impl Shared {
@@ -104,6 +112,8 @@ impl Shared {
             system: catalog::System::new(),
             knowing: Semaphore::new(PG_KNOWING_MAX),
             large: Arc::new(Semaphore::new(PG_LARGE_MESSAGES_MAX)),
+            guesses: guesses::Guesses::default(),
+            caught_up: OnceCell::new(),
         })
     }
 

@@ -1,35 +1,43 @@
 //! The protocol, byte by byte, over a cluster in this process: what a driver would never send among it.
 
+mod login;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use proptest::prelude::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::Shared;
-use crate::Settings;
 use crate::testing::Cluster;
+use crate::{PgSettings, Settings};
 
 /// A server, and how to stop it.
 struct Server {
     address: std::net::SocketAddr,
+    cluster: Arc<Cluster>,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<()>,
 }
 
 impl Server {
     async fn start(connections: usize) -> Self {
-        let app = crate::http::Shared::new(Cluster::new(2), Settings::default());
+        Self::with(connections, PgSettings::default()).await
+    }
+
+    async fn with(connections: usize, pg: PgSettings) -> Self {
+        let cluster = Cluster::new(2);
+        let app = crate::http::Shared::new(cluster.clone(), Settings { pg, ..Settings::default() });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async move { stopped.await.unwrap_or(()) };
         let serving = tokio::spawn(super::serve(listener, Shared::new(app), connections, stopped));
-        Self { address, stop, serving }
+        Self { address, cluster, stop, serving }
     }
 
     async fn connect(&self) -> Client {
@@ -41,13 +49,13 @@ impl Server {
     }
 }
 
-struct Client {
-    stream: TcpStream,
+struct Client<S = TcpStream> {
+    stream: S,
 }
 
 type Answer = (u8, Vec<u8>);
 
-impl Client {
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }

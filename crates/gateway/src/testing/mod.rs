@@ -5,6 +5,7 @@ mod api;
 mod locals;
 mod moves;
 mod place;
+pub mod tls;
 mod txns;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -87,6 +88,8 @@ pub struct Cluster {
     lagging: Mutex<bool>,
     /// Whether shards answer when they are asked for figures.
     pub deaf: Mutex<bool>,
+    /// Nobody tells this node how the catalog is.
+    pub cut_off: Mutex<bool>,
     /// How far the leader says that operations are.
     pub progress: Mutex<BTreeMap<OperationId, Progress>>,
     /// Run after this many more reads were opened: something that happens between two shards of a scatter.
@@ -147,6 +150,7 @@ impl Cluster {
             stalled: Mutex::new(false),
             lagging: Mutex::new(false),
             deaf: Mutex::new(false),
+            cut_off: Mutex::new(false),
             progress: Mutex::default(),
             between: Mutex::new(None),
             clock: AtomicU64::new(1_760_000_000_000),
@@ -358,6 +362,9 @@ impl Backend for Cluster {
     }
 
     async fn fresh_catalog(&self, _: Duration) -> Result<Arc<Catalog>, HostError> {
+        if *self.cut_off.lock() {
+            return Err(HostError::Unavailable("the node is cut off".to_owned()));
+        }
         self.hold_back(false);
         Ok(self.newest())
     }

@@ -111,6 +111,12 @@ impl Client {
         self.finish(self.http.delete(format!("{}{path}", self.base)).timeout(LOOK_TIMEOUT)).await
     }
 
+    /// `PUT path` with a JSON body.
+    pub async fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.http.put(format!("{}{path}", self.base)).header("content-type", "application/json");
+        self.finish(request.timeout(LOOK_TIMEOUT).body(body.to_string())).await
+    }
+
     /// `PATCH path` with a JSON body.
     pub async fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let request = self.http.patch(format!("{}{path}", self.base)).header("content-type", "application/json");

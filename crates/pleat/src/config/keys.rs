@@ -40,6 +40,9 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("pg_listen", Kind::AddressOrOff),
     ("data_dir", Kind::Path),
     ("insecure", Kind::Flag),
+    ("tls.certificate_file", Kind::Path),
+    ("tls.key_file", Kind::Path),
+    ("tls.required", Kind::Flag),
     ("table_shard_keys", Kind::Names),
     ("scaling_thresholds.cpu_threshold_percent", Kind::Number(0.0, 100.0)),
     ("scaling_thresholds.memory_threshold_percent", Kind::Number(0.0, 100.0)),
@@ -124,7 +127,7 @@ fn check_within(value: &Value, path: &mut Vec<String>) -> Result<(), Wrong> {
 /// `unknown key 'x'; did you mean 'y'?`
 pub fn unknown(dotted: &str) -> String {
     let known = KEYS.iter().map(|(key, _)| *key);
-    match nearest(dotted, known.chain(["shards", "scaling_thresholds", "scale_in", "limits", "log"])) {
+    match nearest(dotted, known.chain(["shards", "scaling_thresholds", "scale_in", "limits", "log", "tls"])) {
         Some(near) => format!("unknown key '{dotted}'; did you mean '{near}'?"),
         None => format!("unknown key '{dotted}'; the guide's page on configuration lists the keys there are"),
     }

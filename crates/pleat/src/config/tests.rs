@@ -117,6 +117,10 @@ fn every_key_arrives() {
         queued_writes = 3
         read_connections = 5
         connections = 17
+        [tls]
+        certificate_file = "c.pem"
+        key_file = "k.pem"
+        required = true
         [log]
         format = "json"
         level = "debug"
@@ -127,7 +131,9 @@ fn every_key_arrives() {
     assert_eq!(config.coordinator_listen, Some("127.0.0.1:7100".parse().unwrap()));
     assert_eq!(config.pg_listen, Some(PgListen::Off));
     assert_eq!(config.data_dir, Some(PathBuf::from("elsewhere")));
-    assert!(config.insecure && config.log.json);
+    assert!(config.insecure && config.log.json && config.tls.required);
+    assert_eq!(config.tls.certificate_file, Some(PathBuf::from("c.pem")));
+    assert_eq!(config.tls.key_file, Some(PathBuf::from("k.pem")));
     assert_eq!((config.log.level.as_str(), config.slow_query_ms), ("debug", 7));
     assert_eq!((config.policy.mode, config.policy.strategy), (Mode::Manual, Strategy::Cold));
     assert_eq!((config.policy.monitoring_interval_ms, config.policy.cooldown_ms), (500, 2000));
@@ -237,6 +243,14 @@ fn text_that_does_not_parse_names_the_line_and_the_language() {
     assert!(refused("c.yaml", "nodes: 3\n  listen: [\n").contains("this is not valid YAML"));
     assert!(refused("c.ini", "nodes=3").contains("must end in .toml"));
     assert!(refused("c.json", "[1]").contains("a table of keys"));
+}
+
+#[test]
+fn half_a_certificate_is_none() {
+    assert!(refused("c.toml", "[tls]\ncertificate_file = \"c.pem\"").contains("tls.key_file is missing"));
+    assert!(refused("c.toml", "[tls]\nkey_file = \"k.pem\"").contains("tls.certificate_file is missing"));
+    assert!(refused("c.toml", "[tls]\nrequired = true").contains("tls.required needs a certificate"));
+    assert!(refused("c.toml", "[tls]\ncertificate = \"c.pem\"").contains("did you mean"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use super::UpArgs;
 use crate::config::Config;
 use crate::directory::ClusterIdentity;
-use crate::options::{PgListen, require_loopback};
+use crate::options::{PgListen, require_loopback, require_tls};
 
 /// The cluster on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,16 +72,19 @@ impl Plan {
         let otherwise = PgListen::At(SocketAddr::new(identity.listen.ip(), PG_PORT));
         let pg = pg_listen.or(identity.pg_listen).unwrap_or(otherwise).address();
         let plan = Plan { dir, identity, coordinator, pg, exists };
-        plan.check_addresses(config.insecure)?;
+        plan.check_addresses(config)?;
         Ok(plan)
     }
 
-    fn check_addresses(&self, insecure: bool) -> anyhow::Result<()> {
+    fn check_addresses(&self, config: &Config) -> anyhow::Result<()> {
         let further = u16::try_from(self.identity.nodes - 1).unwrap_or(u16::MAX);
         let addresses = self.addresses();
         for (_, address) in &addresses {
             let address = *address;
-            require_loopback(address, insecure)?;
+            match Some(address) == self.pg {
+                true => require_tls(address, config)?,
+                false => require_loopback(address, config.insecure)?,
+            }
             if address.port() == 0 {
                 bail!("{address}: the port can't be 0, since the nodes must find each other again; name one");
             }

@@ -27,4 +27,5 @@ mod sqlite;
 mod statements;
 mod throughput;
 mod transactions;
+mod users;
 mod workload;

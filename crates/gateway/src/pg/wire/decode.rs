@@ -138,6 +138,18 @@ impl First {
     }
 }
 
+/// A client's first answer to being asked for a proof: the mechanism that it has chosen, and what that begins with.
+pub fn sasl_initial(body: Bytes) -> Result<(String, Bytes), Broken> {
+    let mut body = Body(body);
+    let mechanism = body.text()?;
+    let begins = body.value()?;
+    match (begins, body.0.is_empty()) {
+        (Some(begins), true) => Ok((mechanism, begins)),
+        (None, _) => Err(Broken::Malformed("a proof has to begin with the client's message".to_owned())),
+        (_, false) => Err(Broken::Malformed("a proof has bytes after its end".to_owned())),
+    }
+}
+
 /// What is left of a body.
 struct Body(Bytes);
 
@@ -253,6 +265,16 @@ mod tests {
     }
 
     #[test]
+    fn how_a_proof_begins() {
+        let begin = |bytes: &[u8]| sasl_initial(Bytes::copy_from_slice(bytes));
+        let (mechanism, message) = begin(b"SCRAM-SHA-256\0\0\0\0\x03n,,").unwrap();
+        assert_eq!((mechanism.as_str(), &message[..]), ("SCRAM-SHA-256", &b"n,,"[..]));
+        for odd in [&b""[..], b"X", b"X\0", b"X\0\xff\xff\xff\xff", b"X\0\0\0\0\x09n,,", b"X\0\0\0\0\x01n,,"] {
+            assert!(begin(odd).is_err(), "{odd:?}");
+        }
+    }
+
+    #[test]
     fn what_comes_first() {
         let first = |words: &[u8]| First::read(Bytes::copy_from_slice(words));
         assert_eq!(first(b"\x04\xd2\x16\x2f").unwrap(), First::Ssl);
@@ -272,6 +294,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_are_a_message_or_an_error(tag: u8, body: Vec<u8>) {
             let _ = read(tag, &body);
+            let _ = sasl_initial(Bytes::copy_from_slice(&body));
             let _ = First::read(Bytes::from(body));
         }
     }

@@ -15,7 +15,7 @@ pub mod decode;
 pub mod read;
 pub mod write;
 
-pub use decode::{First, Message, Target};
+pub use decode::{First, Message, Target, sasl_initial};
 pub use read::Reader;
 pub use write::Out;
 

@@ -9,7 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Broken;
 use super::decode::{First, Message, may_be_large};
 use crate::settings::{
-    BODY_TIME_MAX, PG_AHEAD_BYTES_MAX, PG_FIRST_BYTES_MAX, PG_MESSAGE_BYTES_MAX, PG_SMALL_MESSAGE_BYTES_MAX,
+    BODY_TIME_MAX, PG_AHEAD_BYTES_MAX, PG_FIRST_BYTES_MAX, PG_MESSAGE_BYTES_MAX, PG_PROOF_BYTES_MAX,
+    PG_SMALL_MESSAGE_BYTES_MAX,
 };
 
 /// A letter and a length.
@@ -43,6 +44,35 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         let mut body = self.buffer.split_to(length).freeze();
         body.advance(LENGTH);
         First::read(body).map(Some)
+    }
+
+    /// What a client proves itself with: no other message may come. `None`: the client is gone.
+    pub async fn proof(&mut self) -> Result<Option<Bytes>, Broken> {
+        match self.peek().await? {
+            None => return Ok(None),
+            Some(b'p') => {}
+            Some(other) => {
+                return Err(Broken::Malformed(format!(
+                    "a message of type {other:#04x} came before the password's proof"
+                )));
+            }
+        }
+        self.need(HEAD).await?;
+        let length = limited(self.length_at(1), PG_PROOF_BYTES_MAX)?;
+        self.need(1 + length).await?;
+        let mut body = self.buffer.split_to(1 + length).freeze();
+        body.advance(HEAD);
+        Ok(Some(body))
+    }
+
+    /// Whether bytes were read that belong to no message yet.
+    pub fn is_ahead(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// What it reads from.
+    pub fn stream(&mut self) -> &mut R {
+        &mut self.stream
     }
 
     /// The letter of the next message, which is not taken yet. `None`: the client is gone.
@@ -168,9 +198,11 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_end_in_an_error_or_at_their_end(bytes: Vec<u8>) {
-            let mut reader = reader(&bytes);
+            let mut messages = reader(&bytes);
+            let mut proofs = reader(&bytes);
             block_on(async {
-                while let Ok(Some(_)) = reader.message().await {}
+                while let Ok(Some(_)) = messages.message().await {}
+                while let Ok(Some(_)) = proofs.proof().await {}
             });
         }
     }

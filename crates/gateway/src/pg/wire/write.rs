@@ -66,6 +66,34 @@ impl Out {
         self.bytes.put_u8(b'N');
     }
 
+    /// The same: yes.
+    pub fn accept_encryption(&mut self) {
+        self.bytes.put_u8(b'S');
+    }
+
+    /// Ask for a proof by one of these mechanisms.
+    pub fn sasl(&mut self, mechanisms: &[&str]) {
+        self.message(b'R', |body| {
+            body.put_u32(10);
+            mechanisms.iter().for_each(|name| text(body, name));
+            body.put_u8(0);
+        });
+    }
+
+    pub fn sasl_continue(&mut self, data: &str) {
+        self.message(b'R', |body| {
+            body.put_u32(11);
+            body.put_slice(data.as_bytes());
+        });
+    }
+
+    pub fn sasl_final(&mut self, data: &str) {
+        self.message(b'R', |body| {
+            body.put_u32(12);
+            body.put_slice(data.as_bytes());
+        });
+    }
+
     pub fn authentication_ok(&mut self) {
         self.message(b'R', |body| body.put_u32(0));
     }
