@@ -39,7 +39,8 @@ const STEPS_BEFORE_COMMIT_MAX: usize = Catalog::STEPS_MAX - 32;
 /// older leader older, *every step is newer than the one before it*. A shard remembers the newest epoch of a
 /// move and refuses older ones, so a message that was lost, sent again, and turns up after all when later
 /// steps are through is refused instead of applied out of turn: a late `Unfence` can't open a gate that was
-/// closed again, and a late chunk of the copy can't overwrite rows that were changed since.
+/// closed again, and a late chunk of the copy can't overwrite rows that were changed since. The chunks of one copy, whose
+/// order does not matter, are one step.
 #[derive(Debug)]
 pub(crate) struct Epochs {
     term: u64,
@@ -345,7 +346,23 @@ impl Work {
 
     /// A step of a move on a shard: how the move stands there now.
     pub async fn step(&self, attempt: MoveNumber, shard: ShardId, action: MoveAction) -> Result<MoveState, Stop> {
-        let step = MoveStep { operation: attempt.0, epoch: self.tools.epochs.next(), action };
+        self.step_in(attempt, self.new_epoch(), shard, action).await
+    }
+
+    /// An epoch that is newer than all before it.
+    pub fn new_epoch(&self) -> u64 {
+        self.tools.epochs.next()
+    }
+
+    /// A step whose order among others of the same epoch does not matter.
+    pub async fn step_in(
+        &self,
+        attempt: MoveNumber,
+        epoch: u64,
+        shard: ShardId,
+        action: MoveAction,
+    ) -> Result<MoveState, Stop> {
+        let step = MoveStep { operation: attempt.0, epoch, action };
         match self.write(shard, Action::Move(step)).await? {
             Outcome::Moved(state) => Ok(state),
             _ => Err(unexpected("a step of a move")),

@@ -42,6 +42,7 @@ mod moves;
 mod proposal;
 mod request;
 mod room;
+mod rows;
 mod sqlite;
 mod sqlstate;
 mod units;
@@ -51,7 +52,7 @@ pub use digest::{ContentDigest, TableDigest};
 pub use engine::{Engine, EngineKind};
 pub use error::EngineError;
 pub use moves::{
-    Changes, Cursor, Holding, IdempotencyRow, MoveAction, MoveChunk, MovePhase, MoveRead, MoveState, MoveStep,
+    Changes, Holding, IdempotencyRow, MoveAction, MoveChunk, MovePhase, MoveRead, MoveState, MoveStep,
     Position, TableChanges, TablePlace,
 };
 pub use proposal::{
@@ -62,6 +63,7 @@ pub use request::{
     Chunk, ColumnInfo, OwnershipCheck, PreparedTxn, Query, ReadLimits, ReadRequest, ShardStats, TxnsSeen,
 };
 pub use room::{NoRoom, Room, RoomLimits, RoomTaken};
+pub use rows::Rows;
 pub use sqlite::build::build;
 pub use sqlite::failure::disk_error;
 pub use sqlite::finisher::Finisher;

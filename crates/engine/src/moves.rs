@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(doc)]
 use crate::TxnsSeen;
-use crate::{ContentDigest, ReferenceEntry};
+use crate::{ContentDigest, ReferenceEntry, Rows};
 
 /// A step of a move, as it stands in a shard's log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,8 +73,8 @@ pub enum MoveAction {
         idempotency: Vec<IdempotencyRow>,
         /// Stored when given: the deltas up to here are in.
         position: Option<Position>,
-        /// Stored when given: the copy up to here is in.
-        cursor: Option<Cursor>,
+        /// Whether the rows are a part of the copy. They may come in any order and more than once, but not after a delta.
+        copied: bool,
     },
     /// Target: the copies of the reference tables are as of this number of the reference log.
     ReferenceLoaded { seq: u64 },
@@ -166,7 +166,7 @@ pub struct TableChanges {
     pub table: String,
     /// The columns of `rows`: all but generated ones. A leading `rowid` where the rowid is the row's identity.
     pub columns: Vec<String>,
-    pub rows: Vec<Vec<Value>>,
+    pub rows: Rows,
     /// Primary keys of rows that are not there any more.
     pub deletes: Vec<Vec<Value>>,
     /// The AUTOINCREMENT counter, where the table has one that goes along.
@@ -198,13 +198,6 @@ impl Position {
     pub fn is_as_far_as(&self, other: &Position) -> bool {
         self.capture == other.capture && self.idempotency == other.idempotency
     }
-}
-
-/// How far the copy has come: this table, after this primary key.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Cursor {
-    pub table: String,
-    pub after: Vec<Value>,
 }
 
 /// Where a move stands on a shard.
@@ -246,12 +239,11 @@ pub struct MoveState {
     pub partitions: Vec<PartitionId>,
     /// Target: stored with the imported rows.
     pub position: Position,
-    pub cursor: Option<Cursor>,
     /// The table, when that is what moves.
     pub place: Option<Box<TablePlace>>,
 }
 
-/// A question of the mover. Asked of the leader, after a read barrier.
+/// A question of the mover. Asked of the leader, after a read barrier unless it is about an open snapshot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum MoveRead {
     /// -> [`MoveChunk::State`].

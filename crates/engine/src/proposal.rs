@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{MoveState, MoveStep};
 
 /// The first byte of an encoded proposal or outcome. A replica that meets another one stops instead of guessing.
-const FORMAT: u8 = 5;
+const FORMAT: u8 = 6;
 
 /// One entry of a shard's log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -90,7 +90,7 @@ fn the_shard_that_did_a_write_tells_the_others_of_it_in_each_attempt() {
     assert_eq!(keys.len(), 1);
     hearer.moved(1, start());
     for shard in [&mut doer, &mut hearer] {
-        shard.moved(1, MoveAction::Import { changes: vec![], idempotency: keys.clone(), position: None, cursor: None });
+        shard.moved(1, MoveAction::Import { changes: vec![], idempotency: keys.clone(), position: None, copied: false });
         end(shard, 1);
     }
     assert_eq!(told(&mut hearer, 2), [], "the others' word is theirs to give");
@@ -102,7 +102,7 @@ fn the_shard_that_did_a_write_tells_the_others_of_it_in_each_attempt() {
     let ask = MoveRead::Delta { operation: 3, after: Position::default(), rows_max: 1_000, bytes_max: 1 << 20 };
     let MoveChunk::Delta(delta) = hearer.readers.move_read(&ask).unwrap() else { panic!() };
     assert_eq!(delta.idempotency.len(), 1, "its row may be in any partition");
-    let import = MoveAction::Import { changes: vec![], idempotency: delta.idempotency, position: None, cursor: None };
+    let import = MoveAction::Import { changes: vec![], idempotency: delta.idempotency, position: None, copied: false };
     doer.moved(3, import);
     doer.moved(3, MoveAction::ImportAbort);
     assert_eq!(told(&mut doer, 4).len(), 1);

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use pleat_cluster::{NodeId, ShardId};
 use pleat_consensus::{GroupId, Service, ServiceError};
-use pleat_engine::ReadRequest;
+use pleat_engine::{MoveRead, ReadRequest};
 
 use crate::calls::Freshness;
 use crate::host::CONTROL;
@@ -60,8 +60,10 @@ impl Host {
             }
             Request::MoveRead { shard, request } => {
                 let replica = self.led(shard)?;
-                // What the mover journaled before must be visible to it here.
-                replica.group.read_barrier(within).await?;
+                // What the mover journaled before must be visible to it here. A snapshot that is open shows what it shows.
+                if !matches!(request, MoveRead::CopyNext { .. } | MoveRead::Close { .. }) {
+                    replica.group.read_barrier(within).await?;
+                }
                 let chunk = blocking(move || replica.readers.move_read(&request)).await?;
                 Ok(Response::Moved(chunk.map_err(engine_error)?))
             }

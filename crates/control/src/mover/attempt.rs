@@ -5,8 +5,8 @@ use std::time::Duration;
 use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Command, ShardState};
 use pleat_engine::{
-    Action, Changes, ContentDigest, Cursor, EngineError, IdempotencyRow, MoveAction, MoveChunk, MoveRead, Position,
-    TableChanges,
+    Action, Changes, ContentDigest, EngineError, IdempotencyRow, MoveAction, MoveChunk, MoveRead, Position,
+    Rows, TableChanges,
 };
 use pleat_host::HostError;
 use tokio::time::{Instant, sleep};
@@ -40,6 +40,8 @@ pub(super) struct Attempt<'a> {
     pub plan: &'a Plan,
     /// Up to where the target has the source's changes.
     pub position: Position,
+    /// Nothing had changed when the last delta was read.
+    is_quiet: bool,
     pub hand_over: HandOver,
     pub pace: Pace,
 }
@@ -55,6 +57,7 @@ pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<HandOver, Stop> 
         work,
         plan,
         position: Position::default(),
+        is_quiet: false,
         hand_over: HandOver::default(),
         pace: Pace::new(work.tools.settings.pause_budget),
     };
@@ -169,6 +172,7 @@ impl Attempt<'_> {
         };
         Pace::mix(&mut self.pace.read, begun.elapsed());
         let (carried, more) = (changed(&changes), changes.more);
+        self.is_quiet = changes.is_empty();
         let begun = Instant::now();
         if self.import(changes).await? {
             Pace::mix(&mut self.pace.write, begun.elapsed());
@@ -190,30 +194,29 @@ impl Attempt<'_> {
         let position = changes.position.clone();
         let limit = self.work.tools.settings.chunk_bytes;
         for keys in key_pieces(changes.idempotency, limit) {
-            self.send(Vec::new(), keys, None, None).await?;
+            self.send(Vec::new(), keys, None).await?;
         }
         let mut pieces = pieces(changes.tables, limit);
         let last = pieces.pop().unwrap_or_default();
         for changes in pieces {
-            self.send(changes, Vec::new(), None, None).await?;
+            self.send(changes, Vec::new(), None).await?;
         }
         // The position comes with the last of it: what it covers is all there.
-        self.send(last, Vec::new(), Some(position.clone()), None).await?;
+        self.send(last, Vec::new(), Some(position.clone())).await?;
         self.position = position;
         Ok(true)
     }
 
-    /// One message of rows to the target.
-    pub(super) async fn send(
+    /// One message of changed rows to the target.
+    async fn send(
         &mut self,
         changes: Vec<TableChanges>,
         idempotency: Vec<IdempotencyRow>,
         position: Option<Position>,
-        cursor: Option<Cursor>,
     ) -> Result<(), Stop> {
-        self.hand_over.receipt.bytes += changes.iter().map(bytes).sum::<usize>() as u64;
+        self.hand_over.receipt.bytes += changes.iter().map(bytes).sum::<u64>();
         let expected = position.clone();
-        let import = MoveAction::Import { changes, idempotency, position, cursor };
+        let import = MoveAction::Import { changes, idempotency, position, copied: false };
         let state = self.work.step(self.plan.number, self.plan.to, import).await?;
         match expected {
             Some(expected) if state.position != expected => Err(Stop::impossible(
@@ -226,12 +229,7 @@ impl Attempt<'_> {
     /// The rows of the moving partitions are the same on both sides, at one position.
     async fn verify(&mut self) -> Result<(), Stop> {
         self.work.begin(VERIFY).await?;
-        let (source, remaining) = self.source_digest().await?;
-        self.import(remaining).await?;
-        let operation = self.plan.number.0;
-        let MoveChunk::Digest(target) = self.work.scan(self.plan.to, MoveRead::Digest { operation }).await? else {
-            return Err(unexpected("a digest"));
-        };
+        let (source, target) = self.digests().await?;
         let target = if planted::is(Bug::DigestIgnored) { source.clone() } else { target };
         let differences = compare(&mut self.hand_over.receipt, &source, &target);
         if !differences.is_empty() {
@@ -244,6 +242,28 @@ impl Attempt<'_> {
         }
         let rows = self.hand_over.receipt.source.rows;
         self.work.end(VERIFY, &format!("{rows} rows are the same on both shards{}", describe(&source))).await
+    }
+
+    /// Of both sides at one position: the source's, with the target brought there before its own is taken. Where nothing was
+    /// left to bring, both are taken at the same time, and the target's counts if there was indeed nothing.
+    async fn digests(&mut self) -> Result<(ContentDigest, ContentDigest), Stop> {
+        let (work, plan, before) = (self.work, self.plan, self.position.clone());
+        let (source, remaining, target) = match self.is_quiet {
+            true => {
+                let both = futures::join!(self.source_digest(), target_digest(work, plan));
+                let (source, remaining) = both.0?;
+                (source, remaining, Some(both.1?))
+            }
+            false => {
+                let (source, remaining) = self.source_digest().await?;
+                (source, remaining, None)
+            }
+        };
+        let was_there = !self.import(remaining).await? && self.position == before;
+        match target.filter(|_| was_there) {
+            Some(target) => Ok((source, target)),
+            None => Ok((source, target_digest(work, plan).await?)),
+        }
     }
 
     async fn source_digest(&mut self) -> Result<(ContentDigest, Changes), Stop> {
@@ -260,13 +280,26 @@ impl Attempt<'_> {
     }
 }
 
+async fn target_digest(work: &Work, plan: &Plan) -> Result<ContentDigest, Stop> {
+    let operation = plan.number.0;
+    match work.scan(plan.to, MoveRead::Digest { operation }).await? {
+        MoveChunk::Digest(digest) => Ok(digest),
+        _ => Err(unexpected("a digest")),
+    }
+}
+
 pub(crate) fn changed(changes: &Changes) -> u64 {
     changes.tables.iter().map(|table| (table.rows.len() + table.deletes.len()) as u64).sum()
 }
 
-/// The bytes that a message's rows take, roughly.
-pub(crate) fn bytes(changes: &TableChanges) -> usize {
-    changes.rows.iter().chain(&changes.deletes).flatten().map(pleat_cluster::Value::size).sum()
+/// The bytes of the values that a message carries: what people are told.
+pub(crate) fn bytes(changes: &TableChanges) -> u64 {
+    changes.rows.size() + deleted(changes) as u64
+}
+
+/// The bytes of the keys in it.
+fn deleted(changes: &TableChanges) -> usize {
+    changes.deletes.iter().flatten().map(pleat_cluster::Value::size).sum()
 }
 
 /// Cut changes into messages of at most about `limit` bytes, the order kept.
@@ -274,21 +307,22 @@ pub(crate) fn pieces(tables: Vec<TableChanges>, limit: usize) -> Vec<Vec<TableCh
     let mut pieces = vec![Vec::new()];
     let mut filled = 0;
     for table in tables {
-        let empty = TableChanges { rows: Vec::new(), deletes: Vec::new(), ..table.clone() };
-        let mut part = TableChanges { deletes: table.deletes, ..empty.clone() };
-        filled += bytes(&part);
-        for row in table.rows {
-            let size: usize = row.iter().map(pleat_cluster::Value::size).sum();
-            if filled > 0 && filled + size > limit {
-                let full = std::mem::replace(&mut part, empty.clone());
-                pieces.last_mut().expect("there is always a last piece").push(full);
-                pieces.push(Vec::new());
-                filled = 0;
+        let empty = TableChanges { rows: Rows::default(), deletes: Vec::new(), ..table.clone() };
+        filled += deleted(&table);
+        let mut deletes = Some(table.deletes);
+        for rows in table.rows.cut(limit.saturating_sub(filled), limit) {
+            match deletes.take() {
+                Some(deletes) => {
+                    filled += rows.bytes();
+                    let part = TableChanges { rows, deletes, ..empty.clone() };
+                    pieces.last_mut().expect("there is always a last piece").push(part);
+                }
+                None => {
+                    filled = rows.bytes();
+                    pieces.push(vec![TableChanges { rows, ..empty.clone() }]);
+                }
             }
-            filled += size;
-            part.rows.push(row);
         }
-        pieces.last_mut().expect("there is always a last piece").push(part);
     }
     pieces
 }
@@ -325,15 +359,15 @@ mod tests {
         let table = |name: &str| TableChanges {
             table: name.to_owned(),
             columns: vec!["id".to_owned(), "v".to_owned()],
-            rows: rows.clone(),
+            rows: rows.clone().into(),
             deletes: vec![vec![Value::Integer(1000)]],
             sequence: None,
         };
         let pieces = pieces(vec![table("a"), table("b")], 10_000);
-        assert!(pieces.len() > 10 && pieces.iter().all(|piece| piece.iter().map(bytes).sum::<usize>() <= 11_100));
+        assert!(pieces.len() > 10 && pieces.iter().all(|piece| piece.iter().map(bytes).sum::<u64>() <= 10_000));
         for name in ["a", "b"] {
             let parts = || pieces.iter().flatten().filter(|part| part.table == name);
-            assert_eq!(parts().flat_map(|part| part.rows.clone()).collect::<Vec<_>>(), rows);
+            assert_eq!(parts().flat_map(|part| part.rows.to_values()).collect::<Vec<_>>(), rows);
             assert_eq!(parts().map(|part| part.deletes.len()).sum::<usize>(), 1);
         }
     }

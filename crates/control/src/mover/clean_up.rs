@@ -91,7 +91,7 @@ pub(crate) async fn delete_foreign(
     shard: ShardId,
 ) -> Result<u64, Stop> {
     let limit = KEYS_MAX.min(work.tools.settings.chunk_rows);
-    let (mut rows, mut throttle) = (0, Throttle::new(work, &[shard]));
+    let (mut rows, mut throttle) = (0, Throttle::new(work, &[shard]).await);
     for table in tables {
         let mut after = None;
         loop {

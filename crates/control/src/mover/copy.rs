@@ -1,10 +1,23 @@
-//! Copying rows from a snapshot: the next chunk is read while the one before is written.
+//! Copying rows from a snapshot: the next message is read while others are written.
+//!
+//! **The problem.** A message of rows waits for the disks of a majority before it is applied. One after the other, most of the time
+//! would be waiting.
+//!
+//! **The mechanism.** Where no client is, up to [`IN_FLIGHT_MAX`] messages are on their way to the target; where one is, one is, so that
+//! a client's write waits for one message at most, and none while the mover rests. Messages on their way at the same time may arrive in
+//! another order, or twice. That does no harm: all are of one snapshot, no row is in two of them, and they carry *one* epoch. The first step
+//! after the copy has a newer one, so none of them can undo a row that a delta has brought. Should one of them fail, so does the attempt, and
+//! what the others did is taken back with it.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use pleat_cluster::{ShardId, Value};
-use pleat_engine::{Cursor, MoveChunk, MoveRead, TableChanges};
+use pleat_engine::{MoveAction, MoveChunk, MoveRead, TableChanges};
 use pleat_host::PartitionWeight;
+use tokio::time::sleep;
 
 use super::Plan;
 use super::attempt::{Attempt, bytes};
@@ -14,6 +27,11 @@ use crate::tracker::Amount;
 use crate::work::{SCAN_LIMIT, Work};
 
 pub(crate) const COPY: &str = "copy";
+
+/// Messages of rows that are on their way to the target at the same time, where nobody else is.
+pub(crate) const IN_FLIGHT_MAX: usize = 4;
+/// A copy that takes no longer is not worth finding out how much there is to copy: that is, to read it all.
+const WEIGH_AFTER: Duration = Duration::from_secs(1);
 
 /// An open snapshot of a shard.
 pub(crate) struct Snapshot<'a> {
@@ -81,6 +99,7 @@ pub(super) async fn copy(attempt: &mut Attempt<'_>) -> Result<(), Stop> {
 
 /// Find out how much there is to copy, for people, and wait to be dropped.
 async fn weigh(work: &Work, plan: &Plan) -> Infallible {
+    sleep(WEIGH_AFTER).await;
     if let Ok(weights) = work.cluster().partition_weights(plan.from, SCAN_LIMIT).await {
         let moving = plan.partitions.iter().filter_map(|partition| weights.get(partition));
         let sum = |sum: Amount, of: &PartitionWeight| Amount { rows: sum.rows + of.rows, bytes: sum.bytes + of.bytes };
@@ -90,26 +109,58 @@ async fn weigh(work: &Work, plan: &Plan) -> Infallible {
 }
 
 async fn copy_tables(attempt: &mut Attempt<'_>, snapshot: &Snapshot<'_>) -> Result<(), Stop> {
-    let mut throttle = Throttle::new(attempt.work, &[attempt.plan.from, attempt.plan.to]);
+    let (work, plan) = (attempt.work, attempt.plan);
+    let epoch = work.new_epoch();
+    let send = |changes: TableChanges| async move {
+        let sent = Amount { rows: changes.rows.len() as u64, bytes: bytes(&changes) };
+        let import = MoveAction::Import { changes: vec![changes], idempotency: Vec::new(), position: None, copied: true };
+        work.step_in(plan.number, epoch, plan.to, import).await?;
+        Ok::<_, Stop>(sent)
+    };
+    let mut throttle = Throttle::new(work, &[plan.from, plan.to]).await;
+    let mut sending = FuturesUnordered::new();
+    let receipt = &mut attempt.hand_over.receipt;
+    let mut arrived = |sent: Amount, table: &str, throttle: &Throttle<'_>| {
+        receipt.copied += sent.rows;
+        receipt.bytes += sent.bytes;
+        let done = Amount { rows: receipt.copied, bytes: receipt.bytes };
+        work.advance(done, || format!("in table {table}{}", throttle.describe()));
+    };
     for table in &snapshot.tables {
-        let mut chunk = snapshot.next(table, None).await?;
+        let mut after = None;
         loop {
-            let (changes, next) = chunk;
-            attempt.hand_over.receipt.copied += changes.rows.len() as u64;
-            let receipt = &attempt.hand_over.receipt;
-            let (rows, size) = (receipt.copied, receipt.bytes + bytes(&changes) as u64);
-            let cursor = next.clone().map(|after| Cursor { table: table.clone(), after });
-            let send = attempt.send(vec![changes], Vec::new(), None, cursor);
-            let Some(after) = next else {
-                send.await?;
-                break;
+            let mut read = std::pin::pin!(snapshot.next(table, after));
+            let (changes, next) = loop {
+                tokio::select! {
+                    biased;
+                    Some(sent) = sending.next() => arrived(sent?, table, &throttle),
+                    chunk = &mut read => break chunk?,
+                }
             };
-            let (sent, read) = futures::join!(send, snapshot.next(table, Some(after)));
-            sent?;
-            chunk = read?;
-            attempt.work.advance(Amount { rows, bytes: size }, || format!("in table {table}{}", throttle.describe()));
-            throttle.rest().await;
+            let most = if throttle.is_alone() { IN_FLIGHT_MAX } else { 1 };
+            while sending.len() >= most
+                && let Some(sent) = sending.next().await
+            {
+                arrived(sent?, table, &throttle);
+            }
+            if throttle.is_due() {
+                // What clients get done while it rests is what they get done without it.
+                while !throttle.is_alone()
+                    && let Some(sent) = sending.next().await
+                {
+                    arrived(sent?, table, &throttle);
+                }
+                throttle.rest().await;
+            }
+            sending.push(send(changes));
+            match next {
+                Some(_) => after = next,
+                None => break,
+            }
         }
+    }
+    while let Some(sent) = sending.next().await {
+        arrived(sent?, snapshot.tables.last().map_or("", String::as_str), &throttle);
     }
     Ok(())
 }

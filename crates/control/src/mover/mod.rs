@@ -30,8 +30,8 @@
 //! 3. Once a commit was proposed, the fence is lifted by its refusal alone, never because its outcome is not known.
 //! 4. Rows at the target are owned by nobody until the activation: scatter reads filter them out there, keyed
 //!    ones are refused.
-//! 5. Each step sent to a shard is newer than the one before it ([`Epochs`](crate::work::Epochs)), and a command to the catalog
-//!    carries the leader's term. A message that arrives late is refused, be it from a dead leader or from this one.
+//! 5. Each step sent to a shard is newer than the one before it ([`Epochs`](crate::work::Epochs)); the messages of a [`copy`] are one
+//!    step. A command to the catalog carries the leader's term. A message that arrives late is refused, be it from a dead leader or from this one.
 //! 6. Reference tables are complete on a shard before it gets a partition.
 //! 7. A move whose sides differ when they are compared is not handed over: neither by the mover nor by the catalog
 //!    (`pleat_cluster::Receipt`).

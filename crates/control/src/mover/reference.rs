@@ -98,11 +98,11 @@ async fn empty_tables(work: &Work, plan: &Plan, snapshot: &Snapshot<'_>) -> Resu
             if !changes.rows.is_empty() {
                 let table = catalog.table(name).ok_or_else(|| Stop::Again(format!("table {name} is not known")))?;
                 let places = identity(table, &changes.columns);
-                let rows = std::mem::take(&mut changes.rows);
+                let rows = std::mem::take(&mut changes.rows).to_values();
                 let key = |row: Vec<Value>| places.iter().filter_map(|place| row.get(*place).cloned()).collect();
                 changes.deletes = rows.into_iter().map(key).collect();
                 let (changes, idempotency) = (vec![changes], Vec::new());
-                let import = MoveAction::Import { changes, idempotency, position: None, cursor: None };
+                let import = MoveAction::Import { changes, idempotency, position: None, copied: false };
                 work.step(plan.number, plan.to, import).await?;
             }
             if next.is_none() {
@@ -125,7 +125,7 @@ fn identity(table: &Table, columns: &[String]) -> Vec<usize> {
 
 async fn load_tables(work: &Work, plan: &Plan, snapshot: &Snapshot<'_>) -> Result<u64, Stop> {
     let (mut rows, mut size) = (0, 0);
-    let mut throttle = Throttle::new(work, &[snapshot.shard, plan.to]);
+    let mut throttle = Throttle::new(work, &[snapshot.shard, plan.to]).await;
     for table in &snapshot.tables {
         let mut after = None;
         loop {
@@ -133,7 +133,7 @@ async fn load_tables(work: &Work, plan: &Plan, snapshot: &Snapshot<'_>) -> Resul
             rows += changes.rows.len() as u64;
             size += bytes(&changes) as u64;
             let import =
-                MoveAction::Import { changes: vec![changes], idempotency: Vec::new(), position: None, cursor: None };
+                MoveAction::Import { changes: vec![changes], idempotency: Vec::new(), position: None, copied: true };
             work.step(plan.number, plan.to, import).await?;
             work.advance(Amount { rows, bytes: size }, || format!("in table {table}{}", throttle.describe()));
             throttle.rest().await;

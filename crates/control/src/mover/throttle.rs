@@ -18,9 +18,9 @@
 //! work · q + rest = KEPT · (work + rest)     =>     rest = work · (KEPT - q) / (1 - KEPT)
 //! ```
 //!
-//! Where nothing but the mover is at work it doesn't rest. The shard that suffers most counts, be it one that
-//! only shares a node with those that move. Rests are at least [`REST_SHARE_MIN`] of the work, or else nobody would know what
-//! clients do without it, and at most [`REST_SHARE_MAX`], so that a move always comes to an end.
+//! Where nothing but the mover is at work it doesn't rest, and several messages may be on their way at once. The shard that suffers
+//! most counts, be it one that only shares a node with those that move. Rests are at least [`REST_SHARE_MIN`] of the work, or
+//! else nobody would know what clients do without it, and at most [`REST_SHARE_MAX`], so that a move always comes to an end.
 //!
 //! # Caveats
 //!
@@ -43,6 +43,8 @@ use crate::work::Work;
 const KEPT: f64 = 0.9;
 /// For how long is worked before it is looked whether to rest.
 const WORK_MIN: Duration = Duration::from_millis(100);
+/// The same for the first time: it shows whether anybody is there.
+const WORK_FIRST: Duration = Duration::from_millis(20);
 /// The bounds of a rest, as shares of the work before it.
 const REST_SHARE_MIN: f64 = 0.1;
 const REST_SHARE_MAX: f64 = 9.0;
@@ -70,8 +72,8 @@ pub(crate) struct Throttle<'a> {
 }
 
 impl<'a> Throttle<'a> {
-    /// For rows that are carried between these shards.
-    pub fn new(work: &'a Work, shards: &[ShardId]) -> Self {
+    /// For rows that are carried between these shards from now on.
+    pub async fn new(work: &'a Work, shards: &[ShardId]) -> Self {
         let catalog = work.catalog();
         let mut nodes: Vec<NodeId> = shards
             .iter()
@@ -80,15 +82,28 @@ impl<'a> Throttle<'a> {
             .collect();
         nodes.sort();
         nodes.dedup();
-        Self { work, nodes, balance: Balance::default(), begun: Instant::now(), served: None }
+        let mut throttle = Self { work, nodes, balance: Balance::default(), begun: Instant::now(), served: None };
+        throttle.served = throttle.look().await;
+        throttle.begun = Instant::now();
+        throttle
+    }
+
+    /// Whether it is time to look whether to rest.
+    pub fn is_due(&self) -> bool {
+        self.begun.elapsed() >= if self.balance.resting.seconds > 0.0 { WORK_MIN } else { WORK_FIRST }
+    }
+
+    /// Whether nobody but the mover is at work, as far as is known.
+    pub fn is_alone(&self) -> bool {
+        self.balance.resting.seconds > 0.0 && self.balance.is_idle()
     }
 
     /// Between two messages: rest, if it is time to.
     pub async fn rest(&mut self) {
-        let worked = self.begun.elapsed();
-        if worked < WORK_MIN {
+        if !self.is_due() {
             return;
         }
+        let worked = self.begun.elapsed();
         let now = self.look().await;
         self.balance.worked(worked, self.served.as_ref(), now.as_ref());
         let rest = self.balance.rest(worked);
@@ -151,6 +166,11 @@ impl Looks {
         }
     }
 
+    /// Whether nobody asked for anything.
+    fn is_idle(&self) -> bool {
+        self.statements.values().all(|statements| *statements < 0.5)
+    }
+
     fn rate(&self, shard: ShardId) -> f64 {
         if self.seconds <= 0.0 { 0.0 } else { self.statements.get(&shard).copied().unwrap_or(0.0) / self.seconds }
     }
@@ -175,10 +195,11 @@ impl Balance {
     /// The rest as a share of the work.
     fn share(&self) -> f64 {
         if self.resting.seconds <= 0.0 {
-            return 1.0; // the first look
+            // The first look. Who got nothing done may have been kept from it.
+            let nobody = self.working.seconds > 0.0 && self.working.is_idle();
+            return if nobody { REST_SHARE_MIN } else { 1.0 };
         }
-        let idle = |looks: &Looks| looks.statements.values().all(|statements| *statements < 0.5);
-        if idle(&self.working) && idle(&self.resting) {
+        if self.is_idle() {
             return 0.0;
         }
         let kept = |(shard, statements): (&ShardId, &f64)| {
@@ -186,6 +207,10 @@ impl Balance {
         };
         let worst = self.resting.statements.iter().filter_map(kept).fold(1.0, f64::min);
         ((KEPT - worst) / (1.0 - KEPT)).clamp(REST_SHARE_MIN, REST_SHARE_MAX)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.working.is_idle() && self.resting.is_idle()
     }
 
     /// The share of all time that is rest.

@@ -140,7 +140,7 @@ impl Attempt<'_> {
     }
 
     async fn copy_from(&mut self, source: ShardId, snapshot: &Snapshot<'_>) -> Result<(), Stop> {
-        let mut throttle = Throttle::new(self.work, &self.plan.shards(self.work));
+        let mut throttle = Throttle::new(self.work, &self.plan.shards(self.work)).await;
         for table in &snapshot.tables {
             let mut chunk = snapshot.next(table, None).await?;
             loop {
@@ -151,11 +151,11 @@ impl Attempt<'_> {
                     sorted.values().map(|changes| changes.rows.len() as u64).sum::<u64>();
                 let work = self.work;
                 let Some(after) = next else {
-                    self.send(sorted).await?;
+                    self.send(sorted, true).await?;
                     break;
                 };
                 // The next chunk is read while this one is written.
-                let (sent, read) = futures::join!(self.send(sorted), snapshot.next(table, Some(after)));
+                let (sent, read) = futures::join!(self.send(sorted, true), snapshot.next(table, Some(after)));
                 sent?;
                 chunk = read?;
                 let (read, sent, bytes) = self.so_far();
@@ -198,13 +198,13 @@ impl Attempt<'_> {
 
     /// Rows to the shards that they are for. To one shard goes one message at a time, so that each is newer than the
     /// one before it.
-    async fn send(&mut self, sorted: BTreeMap<ShardId, TableChanges>) -> Result<(), Stop> {
-        self.placed.hand_over.receipt.bytes += sorted.values().map(bytes).sum::<usize>() as u64;
+    async fn send(&mut self, sorted: BTreeMap<ShardId, TableChanges>, copied: bool) -> Result<(), Stop> {
+        self.placed.hand_over.receipt.bytes += sorted.values().map(bytes).sum::<u64>();
         let (work, plan) = (self.work, self.plan);
         let limit = work.tools.settings.chunk_bytes;
         let sent = sorted.into_iter().map(|(shard, changes)| async move {
             for piece in pieces(vec![changes], limit) {
-                send_one(work, plan, shard, piece, Vec::new()).await?;
+                send_one(work, plan, shard, piece, Vec::new(), copied).await?;
             }
             Ok(())
         });
@@ -219,7 +219,7 @@ impl Attempt<'_> {
             let keys = keys.clone();
             async move {
                 for piece in key_pieces(keys, limit) {
-                    send_one(work, plan, shard, Vec::new(), piece).await?;
+                    send_one(work, plan, shard, Vec::new(), piece, false).await?;
                 }
                 Ok(())
             }
@@ -281,7 +281,7 @@ impl Attempt<'_> {
         self.send_keys(changes.idempotency).await?;
         for table in changes.tables {
             let sorted = self.sort(source, table, true)?;
-            self.send(sorted).await?;
+            self.send(sorted, false).await?;
         }
         self.positions.insert(source, changes.position);
         Ok(carried)
@@ -412,8 +412,9 @@ async fn send_one(
     shard: ShardId,
     changes: Vec<TableChanges>,
     idempotency: Vec<IdempotencyRow>,
+    copied: bool,
 ) -> Result<(), Stop> {
-    let import = MoveAction::Import { changes, idempotency, position: None, cursor: None };
+    let import = MoveAction::Import { changes, idempotency, position: None, copied };
     work.step(plan.number, shard, import).await.map(drop).map_err(|stop| stop.context(&shard.to_string()))
 }
 

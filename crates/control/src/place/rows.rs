@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pleat_cluster::{Catalog, KeyError, KeyType, ShardId, TableKind, Value, partition_of};
-use pleat_engine::TableChanges;
+use pleat_engine::{Rows, TableChanges};
 
 use super::Plan;
 use crate::stop::{Failure, Stop};
@@ -29,10 +29,10 @@ impl<'a> Sorter<'a> {
     /// shard before, and is deleted on all of these.
     pub fn sort(&self, changes: TableChanges, changed: bool) -> Result<BTreeMap<ShardId, TableChanges>, Stop> {
         let mut sorted: BTreeMap<ShardId, TableChanges> = BTreeMap::new();
-        let empty = TableChanges { rows: Vec::new(), deletes: Vec::new(), ..changes.clone() };
+        let empty = TableChanges { rows: Rows::default(), deletes: Vec::new(), ..changes.clone() };
         let places = self.places(&changes.columns);
         let key_place = self.plan.after.shard_key().and_then(|(key, _)| place(&changes.columns, key));
-        for row in changes.rows {
+        for row in changes.rows.to_values() {
             let key: Vec<&Value> = places.iter().filter_map(|place| row.get(*place)).collect();
             let targets = self.targets(&key, key_place.and_then(|place| row.get(place)))?;
             if changed && self.key_in_primary_key().is_none() {
@@ -42,7 +42,7 @@ impl<'a> Sorter<'a> {
                 }
             }
             for shard in targets {
-                sorted.entry(shard).or_insert_with(|| empty.clone()).rows.push(row.clone());
+                sorted.entry(shard).or_insert_with(|| empty.clone()).rows.push(&row);
             }
         }
         for key in changes.deletes {

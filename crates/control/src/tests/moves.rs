@@ -95,8 +95,17 @@ async fn moves_in_the_smallest_messages() {
 
 /// Run an operation with one fault at each of its calls in turn, until a run has fewer calls.
 async fn at_every_call(shards: u32, kind: OperationKind, fault: fn(u64) -> Fault, redeliver: bool) {
+    at_every_call_of(|| busy(shards), kind, fault, redeliver).await;
+}
+
+async fn at_every_call_of<W: Future<Output = Arc<World>>>(
+    world: impl Fn() -> W,
+    kind: OperationKind,
+    fault: fn(u64) -> Fault,
+    redeliver: bool,
+) {
     for at in 1.. {
-        let world = busy(shards).await;
+        let world = world().await;
         let id = world.start(kind.clone());
         world.with(|inner| {
             inner.calls = 0;
@@ -142,6 +151,34 @@ async fn a_split_survives_shards_that_are_restarted_at_any_call() {
 #[tokio::test(start_paused = true)]
 async fn a_move_survives_a_leader_that_dies_after_any_call() {
     at_every_call(2, shift(), Fault::CrashAfter, false).await;
+}
+
+/// Calls take so long that the mover finds out that nobody is kept waiting, and sends several messages at once.
+async fn slow(shards: u32) -> Arc<World> {
+    let world = busy(shards).await;
+    world.with(|inner| (inner.latency, inner.chunk) = (Duration::from_millis(15), (8, 2_000)));
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_messages_of_a_copy_are_on_their_way_at_once_where_no_client_waits_for_them() {
+    for (counts_clients, at_once) in [(false, crate::mover::copy::IN_FLIGHT_MAX as u32), (true, 1)] {
+        let world = slow(2).await;
+        world.with(|inner| inner.counts_clients = counts_clients);
+        let id = world.start(shift());
+        until_quiet(&world).await;
+        settle(&world);
+        assert_eq!(operation(&world, id).phase, Phase::Successful);
+        assert_eq!(world.with(|inner| inner.written_at_once), at_once);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_of_several_messages_at_once_survives_whatever_becomes_of_one_of_them() {
+    for fault in [Fault::CrashBefore, Fault::CrashAfter, Fault::Lost, Fault::Unreachable, Fault::Restart] {
+        at_every_call_of(|| slow(2), shift(), fault, false).await;
+    }
+    at_every_call_of(|| slow(2), shift(), Fault::CrashAfter, true).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -647,7 +684,7 @@ async fn a_call_that_never_returns_keeps_no_cancellation_waiting() {
 #[tokio::test(start_paused = true)]
 async fn a_move_tells_how_far_it_is_and_the_journal_is_spared() {
     let world = busy(1).await;
-    world.with(|inner| (inner.latency, inner.chunk) = (Duration::from_millis(20), (4, 2_000)));
+    world.with(|inner| (inner.latency, inner.chunk) = (Duration::from_millis(20), (2, 2_000)));
     let id = world.start(split());
     until_quiet(&world).await;
     let operation = operation(&world, id);

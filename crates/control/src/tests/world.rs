@@ -102,6 +102,9 @@ pub struct Inner {
     pub told: Vec<Progress>,
     /// Messages of rows of moves.
     imports: u64,
+    /// Writes to shards that were on their way at the same time: now, and at most.
+    writing: u32,
+    pub written_at_once: u32,
     sent: Vec<(ShardId, Action)>,
     sent_ddl: BTreeMap<ShardId, Action>,
     now: Millis,
@@ -113,6 +116,8 @@ pub struct Inner {
     pub items: items::Items,
     /// Client operations on these at each call.
     pub items_change: u32,
+    /// Whether the control loop sees that clients are at work.
+    pub counts_clients: bool,
     pub acknowledged: u64,
     pub refused: u64,
     pub answered: u64,
@@ -160,6 +165,8 @@ impl World {
             progress: BTreeMap::new(),
             told: Vec::new(),
             imports: 0,
+            writing: 0,
+            written_at_once: 0,
             sent: Vec::new(),
             sent_ddl: BTreeMap::new(),
             now: 1_000_000,
@@ -170,6 +177,7 @@ impl World {
             city_txn: cities::CityTxn::default(),
             items: items::Items::default(),
             items_change: 0,
+            counts_clients: false,
             acknowledged: 0,
             refused: 0,
             answered: 0,
@@ -390,11 +398,17 @@ impl Inner {
             return action;
         };
         let compared = self.catalog.open_operations().any(|open| open.steps.iter().any(|step| step.name == "verify"));
-        let users = changes.iter_mut().filter(|table| table.table == "users").find_map(|table| table.rows.last_mut());
-        let Some(Value::Text(text)) = users.and_then(|row| row.last_mut()).filter(|_| !compared) else { return action };
+        let Some(users) = changes.iter_mut().find(|table| table.table == "users" && !table.rows.is_empty()) else {
+            return action;
+        };
+        let mut rows = users.rows.to_values();
+        let Some(Value::Text(text)) = rows.last_mut().and_then(|row| row.last_mut()).filter(|_| !compared) else {
+            return action;
+        };
         self.imports += 1;
         if self.faults.contains(&Fault::Spoil(self.imports)) {
             text.push('!');
+            users.rows = rows.into();
         }
         action
     }
@@ -669,6 +683,25 @@ impl Inner {
     }
 }
 
+/// A write on its way.
+struct Writing<'a>(&'a World);
+
+impl<'a> Writing<'a> {
+    fn begin(world: &'a World) -> Self {
+        world.with(|inner| {
+            inner.writing += 1;
+            inner.written_at_once = inner.written_at_once.max(inner.writing);
+        });
+        Self(world)
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.with(|inner| inner.writing -= 1);
+    }
+}
+
 fn owner(catalog: &Catalog, key: i64) -> (PartitionId, ShardId) {
     let partition = partition_of(&Value::Integer(key), KeyType::Integer, PARTITIONS).unwrap();
     (partition, catalog.owner(partition).unwrap())
@@ -698,6 +731,7 @@ impl Cluster for World {
     }
 
     async fn write(&self, shard: ShardId, action: Action, _: Duration) -> Result<Outcome, HostError> {
+        let _writing = Writing::begin(self);
         self.call(true, |inner| {
             inner.reach(shard)?;
             if matches!(action, Action::Ddl { undoes: None, .. }) {
@@ -774,9 +808,10 @@ impl Cluster for World {
         });
     }
 
-    /// Clients don't wait for the control loop here, nor it for them.
+    /// Clients don't wait for the control loop here, nor it for them unless it is to see them.
     async fn served(&self, _: NodeId, _: Duration) -> Result<BTreeMap<ShardId, u64>, HostError> {
-        Ok(BTreeMap::new())
+        let counted = self.with(|inner| inner.counts_clients.then_some(inner.acknowledged + inner.answered));
+        Ok(counted.map(|statements| (ShardId(1), statements)).into_iter().collect())
     }
 
     async fn replicas(&self, node: NodeId, _: Duration) -> Result<NodeReplicas, HostError> {

@@ -11,7 +11,7 @@ use crate::ContentDigest;
 use crate::digest::{RowHash, TableDigest};
 
 /// The layout of Pleat's own tables.
-pub(crate) const FORMAT: u32 = 6;
+pub(crate) const FORMAT: u32 = 7;
 
 /// Whether Pleat's own tables are there.
 pub(crate) fn is_set_up(conn: &Connection) -> rusqlite::Result<bool> {

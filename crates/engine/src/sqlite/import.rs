@@ -7,6 +7,7 @@
 
 use pleat_cluster::Value;
 use rusqlite::config::DbConfig;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Error, Statement, ffi};
 use std::sync::Arc;
 
@@ -15,13 +16,17 @@ use super::idempotency;
 use super::store::Writer;
 use super::table::{Moving, TableSpec};
 use super::txn;
-use super::value::{bind, marks, quote, quoted_list, values_of};
+use super::value::{bind, bind_refs, marks, quote, quoted_list, value_ref, values_of};
+use crate::limits::PARAMETERS_MAX;
+use crate::rows::Reading;
 use crate::{
-    Cursor, IdempotencyRow, MovePhase, MoveState, Position, Refusal, TableChanges, TablePlace, UnitSet, sqlstate,
+    IdempotencyRow, MovePhase, MoveState, Position, Refusal, TableChanges, TablePlace, UnitSet, sqlstate,
 };
 
 /// Unique constraints that one row may collide with.
 const COLLISIONS_MAX: usize = 64;
+/// Rows that one statement inserts: so many while there are, then so many.
+const ROWS_AT_ONCE: [usize; 2] = [64, 4];
 
 impl Writer {
     /// Rows and deletions of a move, or of the reference tables.
@@ -31,17 +36,17 @@ impl Writer {
         changes: &[TableChanges],
         idempotency: &[IdempotencyRow],
         position: Option<&Position>,
-        cursor: Option<&Cursor>,
+        copied: bool,
     ) -> Applied<()> {
         let units: UnitSet = state.partitions.iter().copied().collect();
-        if cursor.is_some() && state.position != Position::default() {
+        if copied && state.position != Position::default() {
             let reason = "rows of the copy came after a delta, and would undo it: copy first".to_owned();
             return Err(Refusal::MoveState { reason }.into());
         }
         let targets: Vec<_> =
             changes.iter().map(|one| self.import_target(state, &units, one)).collect::<Result<_, _>>()?;
         self.apart_from_users(&units, |writer| {
-            changes.iter().zip(&targets).try_for_each(|(one, target)| import_table(&writer.db.conn, target, one))
+            changes.iter().zip(&targets).try_for_each(|(one, target)| import_table(&writer.db.conn, target, one, copied))
         })?;
         for row in idempotency {
             match state.place {
@@ -51,16 +56,11 @@ impl Writer {
                 None => idempotency::store_moved(&self.db.conn, &mut self.beside.remembered, row, self.beside.now_ms)?,
             }
         }
-        if position.is_none() && cursor.is_none() {
-            return Ok(());
-        }
-        if let Some(position) = position {
-            txn::remember_together(&self.db.conn, position.together.iter().copied())?;
-        }
+        let Some(position) = position else { return Ok(()) };
+        txn::remember_together(&self.db.conn, position.together.iter().copied())?;
         self.change_placement(|placement| {
             if let Some(state) = placement.moves.get_mut(&state.operation) {
-                state.position = position.cloned().unwrap_or_else(|| state.position.clone());
-                state.cursor = cursor.cloned().or_else(|| state.cursor.clone());
+                state.position = position.clone();
             }
         })
     }
@@ -104,7 +104,7 @@ impl Writer {
         };
         let columns = target.spec.columns();
         let fits = changes.rows.is_empty() || columns == changes.columns;
-        let width = changes.rows.iter().all(|row| row.len() == columns.len());
+        let width = changes.rows.is_empty() || changes.rows.width() == columns.len();
         if !fits || !width {
             let reason = format!("{} has other columns here ({})", changes.table, columns.join(", "));
             return Err(Refusal::MoveState { reason }.into());
@@ -150,31 +150,45 @@ impl<'a> Delete<'a> {
     }
 
     fn run(&mut self, key: &[Value]) -> Applied<()> {
+        self.run_refs(&key.iter().map(value_ref).collect::<Vec<_>>())
+    }
+
+    fn run_refs(&mut self, key: &[ValueRef<'_>]) -> Applied<()> {
         if key.len() != self.0.parameter_count() {
             let reason = format!("a key has {} values instead of {}", key.len(), self.0.parameter_count());
             return Err(Refusal::MoveState { reason }.into());
         }
-        bind(&mut self.0, 1, key)?;
+        bind_refs(&mut self.0, 1, key)?;
         self.0.raw_execute()?;
         Ok(())
     }
 }
 
-/// First all that goes, then all that comes: so that rows of one chunk that swap unique values don't collide.
-fn import_table(conn: &Connection, target: &Moving, changes: &TableChanges) -> Applied<()> {
+/// First all that goes, then all that comes: so that rows of one chunk that swap unique values don't collide. Of the copy
+/// nothing goes, as a rule.
+fn import_table(conn: &Connection, target: &Moving, changes: &TableChanges, copied: bool) -> Applied<()> {
     let spec = &*target.spec;
+    let mut rows = changes.rows.read();
+    if copied && changes.deletes.is_empty() {
+        for at_once in ROWS_AT_ONCE {
+            insert_new(conn, spec, &mut rows, at_once)?;
+        }
+    }
     let mut delete = Delete::new(conn, target)?;
     let places = spec.identity_places();
     for key in &changes.deletes {
         delete.run(key)?;
     }
-    for row in &changes.rows {
-        let key: Vec<Value> = places.iter().map(|place| row[*place].clone()).collect();
-        delete.run(&key)?;
+    let mut key = Vec::with_capacity(places.len());
+    let mut going = rows.clone();
+    while let Some(row) = going.next() {
+        key.clear();
+        key.extend(places.iter().map(|place| row[*place]));
+        delete.run_refs(&key)?;
     }
-    let mut insert = conn.prepare(&insert_sql(spec, "INSERT"))?;
-    for row in &changes.rows {
-        bind(&mut insert, 1, row)?;
+    let mut insert = conn.prepare(&insert_sql(spec, "INSERT", 1))?;
+    while let Some(row) = rows.next() {
+        bind_refs(&mut insert, 1, row)?;
         match insert.raw_execute() {
             Ok(_) => {}
             Err(error) if is_collision(&error) => resolve(conn, target, &mut insert, row, error)?,
@@ -188,9 +202,37 @@ fn import_table(conn: &Connection, target: &Moving, changes: &TableChanges) -> A
     Ok(())
 }
 
-fn insert_sql(spec: &TableSpec, verb: &str) -> String {
+/// Inserts rows that are not there, many with one statement: starting it costs as much as a row. Stops before the first ones that
+/// collide with what is there, and leaves the last few.
+fn insert_new(conn: &Connection, spec: &TableSpec, rows: &mut Reading<'_>, at_once: usize) -> Applied<()> {
+    let width = spec.columns().len();
+    if rows.left() < at_once || width * at_once > PARAMETERS_MAX {
+        return Ok(());
+    }
+    let mut insert = conn.prepare(&insert_sql(spec, "INSERT", at_once))?;
+    while rows.left() >= at_once {
+        let before = rows.clone();
+        for number in 0..at_once {
+            let row = rows.next().expect("so many are left");
+            bind_refs(&mut insert, 1 + number * width, row)?;
+        }
+        match insert.raw_execute() {
+            Ok(_) => {}
+            Err(error) if is_collision(&error) => {
+                *rows = before;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// For so many rows at a time.
+fn insert_sql(spec: &TableSpec, verb: &str, rows: usize) -> String {
     let columns = spec.columns();
-    format!("{verb} INTO {}({}) VALUES ({})", spec.quoted(), quoted_list(&columns), marks(columns.len()))
+    let values = vec![format!("({})", marks(columns.len())); rows].join(", ");
+    format!("{verb} INTO {}({}) VALUES {values}", spec.quoted(), quoted_list(&columns))
 }
 
 fn is_collision(error: &Error) -> bool {
@@ -203,7 +245,7 @@ fn resolve(
     conn: &Connection,
     target: &Moving,
     insert: &mut Statement<'_>,
-    row: &[Value],
+    row: &[ValueRef<'_>],
     mut error: Error,
 ) -> Applied<()> {
     let mut deleted = Vec::new();
@@ -222,7 +264,7 @@ fn resolve(
 fn delete_colliding(
     conn: &Connection,
     Moving { spec, rows: moving }: &Moving,
-    row: &[Value],
+    row: &[ValueRef<'_>],
     error: Error,
 ) -> Applied<Vec<Vec<Value>>> {
     let message = error.to_string();
@@ -232,10 +274,10 @@ fn delete_colliding(
     let columns = spec.columns();
     let same: Vec<_> = places.iter().map(|place| format!("{} = ?", quote(&columns[*place]))).collect();
     let same = same.join(" AND ");
-    let values: Vec<Value> = places.iter().map(|place| row[*place].clone()).collect();
+    let values: Vec<ValueRef<'_>> = places.iter().map(|place| row[*place]).collect();
     let sql = format!("SELECT {}, {moving} FROM {} WHERE {same}", quoted_list(&columns), spec.quoted());
     let mut found = conn.prepare(&sql)?;
-    bind(&mut found, 1, &values)?;
+    bind_refs(&mut found, 1, &values)?;
     let mut rows = found.raw_query();
     let mut deleted = Vec::new();
     while let Some(found) = rows.next()? {
@@ -249,14 +291,14 @@ fn delete_colliding(
         return Err(real_collision(spec, &message));
     }
     let mut delete = conn.prepare(&format!("DELETE FROM {} WHERE {same}", spec.quoted()))?;
-    bind(&mut delete, 1, &values)?;
+    bind_refs(&mut delete, 1, &values)?;
     delete.raw_execute()?;
     Ok(deleted)
 }
 
 /// A partial index names its columns too, and rows outside of it were deleted in vain: what doesn't collide returns.
 fn put_back(conn: &Connection, spec: &TableSpec, deleted: &[Vec<Value>]) -> Applied<()> {
-    let mut insert = conn.prepare(&insert_sql(spec, "INSERT OR IGNORE"))?;
+    let mut insert = conn.prepare(&insert_sql(spec, "INSERT OR IGNORE", 1))?;
     for row in deleted {
         bind(&mut insert, 1, row)?;
         insert.raw_execute()?;

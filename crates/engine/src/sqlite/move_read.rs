@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{PartitionId, Value};
+use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row};
 
 use super::content::rows_digest;
@@ -21,13 +22,14 @@ use super::readers::{Reader, Readers, Shared};
 use super::reference;
 use super::table::{self, Moving, Specs, TableSpec};
 use super::txn;
-use super::value::{bind, exact_value_of, marks, quote, quoted_list};
+use super::value::{bind, exact_value_of, marks, quote, quoted_list, value_of};
 use crate::limits::{
     MOVE_SNAPSHOT_IDLE_SECONDS_MAX, MOVE_SNAPSHOTS_MAX, REFERENCE_LOG_BYTES_MAX, VERIFY_DELTA_BYTES_MAX,
     VERIFY_DELTA_ROWS_MAX,
 };
+use crate::rows::Mark;
 use crate::{
-    Changes, ContentDigest, EngineError, Holding, MoveChunk, MovePhase, MoveRead, MoveState, Position, Refusal,
+    Changes, ContentDigest, EngineError, Holding, MoveChunk, MovePhase, MoveRead, MoveState, Position, Refusal, Rows,
     TableChanges, TablePlace, UnitSet, sqlstate,
 };
 
@@ -141,7 +143,7 @@ fn in_snapshot(reader: &mut Reader, request: &MoveRead) -> Result<MoveChunk, Eng
                 None => Moving::units_of(spec),
             };
             let (keys, next) = page(reader, &foreign, &foreign.spec.identity(), after.as_deref(), *limit, usize::MAX)?;
-            Ok(MoveChunk::Keys { keys, next })
+            Ok(MoveChunk::Keys { keys: keys.to_values(), next })
         }
         MoveRead::ReferenceLog { after, limit } => {
             let entries =
@@ -236,9 +238,10 @@ fn copy_next(
 }
 
 /// Rows, and the identity of the last one unless the table is done.
-type Page = (Vec<Vec<Value>>, Option<Vec<Value>>);
+type Page = (Rows, Option<Vec<Value>>);
 
-/// Moving rows in the order of their identity, after one of them; and where to go on, unless that was the end.
+/// Moving rows in the order of their identity, which is among the columns, after one of them; and where to go on, unless that
+/// was the end.
 fn page(
     reader: &Reader,
     Moving { spec, rows: moving }: &Moving,
@@ -255,27 +258,35 @@ fn page(
         None => String::new(),
     };
     let sql = format!(
-        "SELECT {}, {order} FROM {} WHERE {moving}{from} ORDER BY {order} LIMIT {rows_max}",
+        "SELECT {} FROM {} WHERE {moving}{from} ORDER BY {order} LIMIT {rows_max}",
         quoted_list(columns),
         spec.quoted()
     );
     let mut statement = reader.db.conn.prepare_cached(&sql).map_err(storage)?;
     bind(&mut statement, 1, after.unwrap_or_default()).map_err(storage)?;
     let mut found = statement.raw_query();
-    let (mut rows, mut bytes, mut last) = (Vec::new(), 0, Vec::new());
+    let (mut rows, mut last, mut is_full) = (Rows::default(), Mark::default(), false);
     while let Some(row) = found.next().map_err(storage)? {
-        let mut values = exact_row(spec, row, columns.len() + identity.len())?;
-        let identity = values.split_off(columns.len());
-        bytes += values.iter().map(Value::size).sum::<usize>();
+        let before = rows.mark();
+        push_row(spec, row, columns.len(), &mut rows)?;
         // One row in any case; no other that would not fit.
-        if bytes > bytes_max && !rows.is_empty() {
-            return Ok((rows, Some(last)));
+        if rows.bytes() > bytes_max && rows.len() > 1 {
+            rows.back_to(before);
+            is_full = true;
+            break;
         }
-        last = identity;
-        rows.push(values);
+        last = before;
     }
-    let next = (rows.len() == rows_max).then_some(last);
+    let next = (is_full || rows.len() == rows_max).then(|| identity_of(&rows, last, columns, &identity));
     Ok((rows, next))
+}
+
+/// The identity of the row that begins at `mark`.
+fn identity_of(rows: &Rows, mark: Mark, columns: &[String], identity: &[String]) -> Vec<Value> {
+    let mut reading = rows.read_from(mark);
+    let row = reading.next().unwrap_or_default();
+    let value = |name: &String| Some(value_of(row[columns.iter().position(|column| column == name)?]));
+    identity.iter().filter_map(value).collect()
 }
 
 /// The rows whose keys were captured after `after`, as they are in this snapshot.
@@ -389,16 +400,23 @@ fn table_delta(
         }
         bind(&mut present, 1, &key).map_err(storage)?;
         let mut found = present.raw_query();
-        let found = found.next().map_err(storage)?.map(|row| exact_row(spec, row, columns.len())).transpose()?;
-        let bytes: usize = found.as_ref().unwrap_or(&key).iter().map(Value::size).sum();
+        let before = changes.rows.mark();
+        let found = found.next().map_err(storage)?;
+        let bytes = match found {
+            Some(row) => {
+                push_row(spec, row, columns.len(), &mut changes.rows)?;
+                changes.rows.bytes_since(before)
+            }
+            None => key.iter().map(Value::size).sum(),
+        };
         if !left.take(bytes) {
+            changes.rows.back_to(before);
             return Ok((changes, upto, true));
         }
         left.rows -= 1;
         upto = seq;
-        match found {
-            Some(row) => changes.rows.push(row),
-            None => changes.deletes.push(key),
+        if found.is_none() {
+            changes.deletes.push(key);
         }
     }
     Ok((changes, upto, false))
@@ -427,12 +445,31 @@ fn sequence(reader: &Reader, spec: &TableSpec) -> Result<Option<i64>, EngineErro
 fn exact_row(spec: &TableSpec, row: &Row<'_>, count: usize) -> Result<Vec<Value>, EngineError> {
     let value = |column| {
         let value = row.get_ref(column).map_err(storage)?;
-        exact_value_of(value).ok_or_else(|| {
-            let message = format!("a row of {} holds text that is not UTF-8 and can't be moved", spec.table.name);
-            EngineError::Sql(sqlstate::refuse(0, "22021", message, "store such bytes as a BLOB"))
-        })
+        exact_value_of(value).ok_or_else(|| not_utf8(spec))
     };
     (0..count).map(value).collect()
+}
+
+/// The same, added to others.
+fn push_row(spec: &TableSpec, row: &Row<'_>, count: usize, rows: &mut Rows) -> Result<(), EngineError> {
+    let mut fits = Ok(());
+    rows.push_refs((0..count).map(|column| match row.get_ref(column) {
+        Ok(ValueRef::Text(text)) if std::str::from_utf8(text).is_err() => {
+            fits = Err(not_utf8(spec));
+            ValueRef::Null
+        }
+        Ok(value) => value,
+        Err(error) => {
+            fits = Err(storage(error));
+            ValueRef::Null
+        }
+    }));
+    fits
+}
+
+fn not_utf8(spec: &TableSpec) -> EngineError {
+    let message = format!("a row of {} holds text that is not UTF-8 and can't be moved", spec.table.name);
+    EngineError::Sql(sqlstate::refuse(0, "22021", message, "store such bytes as a BLOB"))
 }
 
 fn reference_tables(specs: &Specs) -> Vec<Moving> {

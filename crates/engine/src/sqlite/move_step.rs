@@ -71,9 +71,9 @@ impl Writer {
             (MoveAction::ImportStart { partitions }, Claimed) => self.import_start(operation, partitions),
             (MoveAction::ImportStart { partitions }, Importing) if *partitions == state.partitions => Ok(()),
             (
-                MoveAction::Import { changes, idempotency, position, cursor },
+                MoveAction::Import { changes, idempotency, position, copied },
                 Claimed | Importing | Placing | PlacingFenced,
-            ) => self.import(&state, changes, idempotency, position.as_ref(), cursor.as_ref()),
+            ) => self.import(&state, changes, idempotency, position.as_ref(), *copied),
             (MoveAction::ReferenceLoaded { seq }, Claimed | Importing) => {
                 if *seq > reference::last_seq(&self.db.conn)? {
                     reference::set_last_seq(&self.db.conn, *seq)?;
@@ -243,7 +243,6 @@ fn new_state(operation: u64) -> MoveState {
         phase: MovePhase::Claimed,
         partitions: Vec::new(),
         position: Position::default(),
-        cursor: None,
         place: None,
     }
 }

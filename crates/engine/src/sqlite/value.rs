@@ -9,13 +9,27 @@ pub struct Bind<'a>(pub &'a Value);
 
 impl ToSql for Bind<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(match self.0 {
-            Value::Null => ValueRef::Null,
-            Value::Integer(number) => ValueRef::Integer(*number),
-            Value::Real(real) => ValueRef::Real(*real),
-            Value::Text(text) => ValueRef::Text(text.as_bytes()),
-            Value::Blob(bytes) => ValueRef::Blob(bytes),
-        }))
+        Ok(ToSqlOutput::Borrowed(value_ref(self.0)))
+    }
+}
+
+/// Binds what SQLite gave, or what came in its form.
+struct BindRef<'a>(ValueRef<'a>);
+
+impl ToSql for BindRef<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(self.0))
+    }
+}
+
+/// A value in SQLite's form.
+pub(crate) fn value_ref(value: &Value) -> ValueRef<'_> {
+    match value {
+        Value::Null => ValueRef::Null,
+        Value::Integer(number) => ValueRef::Integer(*number),
+        Value::Real(real) => ValueRef::Real(*real),
+        Value::Text(text) => ValueRef::Text(text.as_bytes()),
+        Value::Blob(bytes) => ValueRef::Blob(bytes),
     }
 }
 
@@ -47,6 +61,14 @@ pub(crate) fn values_of(row: &Row<'_>, count: usize) -> rusqlite::Result<Vec<Val
 pub(crate) fn bind(statement: &mut Statement<'_>, first: usize, params: &[Value]) -> rusqlite::Result<()> {
     for (number, value) in (first..).zip(params) {
         statement.raw_bind_parameter(number, Bind(value))?;
+    }
+    Ok(())
+}
+
+/// The same with values in SQLite's form.
+pub(crate) fn bind_refs(statement: &mut Statement<'_>, first: usize, values: &[ValueRef<'_>]) -> rusqlite::Result<()> {
+    for (number, value) in (first..).zip(values) {
+        statement.raw_bind_parameter(number, BindRef(*value))?;
     }
     Ok(())
 }

@@ -95,7 +95,7 @@ impl Move {
         idempotency: Vec<pleat_engine::IdempotencyRow>,
         position: Option<Position>,
     ) {
-        self.step(self.to, MoveAction::Import { changes, idempotency, position, cursor: None });
+        self.step(self.to, MoveAction::Import { changes, idempotency, position, copied: false });
     }
 
     fn catch_up(&self) {

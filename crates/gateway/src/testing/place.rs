@@ -127,7 +127,7 @@ impl<'a> Placing<'a> {
                     changes,
                     idempotency: changed.idempotency.clone(),
                     position: None,
-                    cursor: None,
+                    copied: false,
                 };
                 self.step(shard, import);
             }
@@ -145,7 +145,8 @@ impl<'a> Placing<'a> {
             (TableKind::Single { shard: home }, _) => *home == shard,
             _ => true,
         };
-        let rows = changes.rows.iter().filter(|row| carries && shard != source && goes(row)).cloned().collect();
+        let rows = changes.rows.to_values().into_iter().filter(|row| carries && shard != source && goes(row));
+        let rows = rows.collect::<Vec<_>>().into();
         // A deletion of what isn't there does nothing.
         let deletes = if shard == source || !carries { Vec::new() } else { changes.deletes.clone() };
         TableChanges { rows, deletes, ..changes.clone() }
