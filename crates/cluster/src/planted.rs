@@ -12,8 +12,14 @@
 pub enum Bug {
     /// A write is acknowledged when its leader has it, before a majority does.
     EarlyAcknowledgement,
-    /// Log entries are acknowledged before they are on the disk.
-    UnsyncedEntry,
+    /// A follower acknowledges log entries before they are on its disk.
+    UnsyncedAnswered,
+    /// A leader counts a follower's acknowledgement of log entries before they are on its own disk.
+    UnsyncedCounted,
+    /// A leader says that log entries are committed before they are on its disk.
+    UnsyncedTold,
+    /// Log entries are applied before they are on the disk.
+    UnsyncedApplied,
     /// Log entries whose fsync failed are acknowledged, and the node goes on.
     FailedFsyncIgnored,
     /// A vote is given and not written down.
@@ -66,7 +72,10 @@ impl Bug {
     /// Every bug.
     pub const ALL: &[Bug] = &[
         Bug::EarlyAcknowledgement,
-        Bug::UnsyncedEntry,
+        Bug::UnsyncedAnswered,
+        Bug::UnsyncedCounted,
+        Bug::UnsyncedTold,
+        Bug::UnsyncedApplied,
         Bug::FailedFsyncIgnored,
         Bug::LostVote,
         Bug::LostAppliedIndex,

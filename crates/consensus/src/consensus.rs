@@ -71,9 +71,7 @@ impl Consensus {
         config.check()?;
         let config = Arc::new(config);
         let log = match config.storage.clone() {
-            Storage::Memory(disk) => {
-                Log::Memory(Arc::new(MemoryLog { disk, node: config.node, of_node: config.disk.clone() }))
-            }
+            Storage::Memory(disk) => Log::Memory(Arc::new(MemoryLog::new(disk, config.node, config.disk.clone()))),
             Storage::Disk => {
                 let config = config.clone();
                 let open = move || DiskLog::open(&config);

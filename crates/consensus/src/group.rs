@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::barrier::{Barrier, ReadError};
 use crate::config::Config;
-use crate::log::{Backend, LogStore};
+use crate::log::{Backend, LogStore, Unflushed};
 use crate::machine::{Adapter, Machine, MachineThread, StateMachine};
 use crate::network::{Links, Peers};
 use crate::proposer::{Proposals, ProposeError};
@@ -38,6 +38,7 @@ pub struct Group(Arc<Inner>);
 struct Inner {
     id: GroupId,
     raft: Raft,
+    unflushed: Unflushed,
     machine: Machine,
     thread: Mutex<MachineThread>,
     proposals: Proposals,
@@ -92,8 +93,9 @@ impl Group {
             .await
             .with_context(|| format!("open the log of group {id}"))?;
         reconcile(id, &machine, &store, &position)?;
-        let adapter = Adapter { machine: machine.clone(), initial: position };
-        let peers = Peers { group: id, links: links.clone(), machine: machine.clone() };
+        let unflushed = store.unflushed();
+        let adapter = Adapter { machine: machine.clone(), initial: position, unflushed: unflushed.clone() };
+        let peers = Peers { group: id, links: links.clone(), machine: machine.clone(), unflushed: unflushed.clone() };
         let way = Arc::new(Way { made: AtomicBool::new(false), heard: Mutex::new(Instant::now()) });
         // A former leader's followers refuse every vote until they have missed it for long enough, and it may have a
         // successor that it has not heard from yet. So it waits as long before it may stand for election.
@@ -116,7 +118,20 @@ impl Group {
             runtime::spawn(bound_log(raft.clone(), machine.clone(), store, config)).abort_handle(),
         ];
         let (thread, tasks) = (Mutex::new(thread), Mutex::new(tasks));
-        Ok(Group(Arc::new(Inner { id, raft, machine, thread, proposals, barrier, metrics, tasks, joins, links, way })))
+        Ok(Group(Arc::new(Inner {
+            id,
+            raft,
+            unflushed,
+            machine,
+            thread,
+            proposals,
+            barrier,
+            metrics,
+            tasks,
+            joins,
+            links,
+            way,
+        })))
     }
 
     /// Which group.
@@ -126,6 +141,10 @@ impl Group {
 
     pub(crate) fn raft(&self) -> &Raft {
         &self.0.raft
+    }
+
+    pub(crate) fn unflushed(&self) -> &Unflushed {
+        &self.0.unflushed
     }
 
     /// Whether this replica knows nothing yet of a group that others have, see [`crate::Consensus::join_group`].
@@ -176,7 +195,7 @@ impl Group {
     }
 
     /// Replicates a proposal and gives what applying it gave. On the leader only; a leader that is not
-    /// ready yet lets it wait. Proposals that wait while a flush is under way travel in one entry.
+    /// ready yet lets it wait. Proposals that wait while others are on their way travel in one entry.
     ///
     /// Dropping the future leaves the proposal to its fate: it may still be proposed.
     pub async fn propose(&self, proposal: Bytes, deadline: Duration) -> Result<Bytes, ProposeError> {

@@ -16,9 +16,10 @@
 //!                        state machine's own thread ─► outcome back to the proposer's callers
 //! ```
 //!
-//! - **Proposals share payloads.** openraft waits for the flush of each entry before it takes the next, so a
-//!   group would do one proposal per fsync. The proposer therefore gathers what waits into one entry, bounded in
-//!   bytes and number, and keeps a few entries in flight.
+//! - **Proposals share payloads.** An entry costs much the same with one proposal in it as with a hundred. The proposer therefore
+//!   gathers what waits into one entry, bounded in bytes and number, and keeps a few entries in flight.
+//! - **The leader writes its log while the followers write theirs.** openraft would wait for the leader's fsync before it sends an entry to
+//!   anybody. It is told that the entry is flushed before it is, and what rests on that waits on its way out (`log/unflushed`).
 //! - **The log is purged only behind a checkpoint.** Raft libraries tie purging to snapshot files. Our state
 //!   machines are databases that are durable by themselves, so "building a snapshot" is only
 //!   [`StateMachine::checkpoint`] (an fsync); a file is made when a follower really needs one, and

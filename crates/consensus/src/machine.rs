@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use pleat_cluster::planted::{self, Bug};
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::log::Unflushed;
 use crate::room::{Disk, Trouble};
 use crate::runtime;
 use crate::types::{
@@ -441,6 +442,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 pub(crate) struct Adapter {
     pub(crate) machine: Machine,
     pub(crate) initial: Position,
+    pub(crate) unflushed: Unflushed,
 }
 
 /// openraft's "build a snapshot" is our checkpoint: no file is made.
@@ -459,6 +461,10 @@ impl RaftStateMachine<Types> for Adapter {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<LogEntry> = entries.into_iter().collect();
+        if !planted::is(Bug::UnsyncedApplied) {
+            let last = entries.last().map(|entry| entry.log_id.index);
+            self.unflushed.wait(last).await.map_err(|error| write_failed(error.into()))?;
+        }
         self.machine.ask(|reply| Request::Apply(entries, reply)).await.map_err(write_failed)
     }
 

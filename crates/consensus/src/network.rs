@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::codec;
 use crate::config::Config;
+use crate::log::Unflushed;
 use crate::machine::Machine;
 use crate::runtime;
 use crate::transport::{SnapshotChunks, Transport, TransportError};
@@ -123,6 +124,7 @@ pub(crate) struct Peers {
     pub(crate) group: GroupId,
     pub(crate) links: Arc<Links>,
     pub(crate) machine: Machine,
+    pub(crate) unflushed: Unflushed,
 }
 
 /// One follower of one group.
@@ -131,17 +133,30 @@ pub(crate) struct Peer {
     target: u64,
     links: Arc<Links>,
     machine: Machine,
+    unflushed: Unflushed,
 }
 
 impl RaftNetworkFactory<Types> for Peers {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, _node: &()) -> Peer {
-        Peer { group: self.group, target, links: self.links.clone(), machine: self.machine.clone() }
+        let (links, machine, unflushed) = (self.links.clone(), self.machine.clone(), self.unflushed.clone());
+        Peer { group: self.group, target, links, machine, unflushed }
     }
 }
 
 type CallError = RPCError<u64, (), RaftError<u64>>;
+
+/// openraft then leaves the other node alone for a moment.
+fn unreachable(error: &(impl std::error::Error + 'static)) -> CallError {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+/// The last index that a good answer acknowledges.
+pub(crate) fn acknowledged(request: &AppendEntriesRequest<Types>) -> Option<u64> {
+    let last = request.entries.last().map(|entry| entry.log_id);
+    last.or(request.prev_log_id).map(|last| last.index)
+}
 
 impl Peer {
     fn header(&self) -> Vec<u8> {
@@ -163,8 +178,8 @@ impl Peer {
             Err(_) => Err(TransportError::Lost(format!("no answer within {deadline:?}"))),
         };
         // Whatever went wrong, openraft shall leave the node alone for a moment instead of trying again at once.
-        let answer = answer.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))?;
-        codec::decode("a node's answer", &answer).map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
+        let answer = answer.map_err(|error| unreachable(&error))?;
+        codec::decode("a node's answer", &answer).map_err(|error| unreachable(&error))
     }
 
     /// Makes the snapshot's file, sends it, and removes it.
@@ -238,15 +253,27 @@ impl RaftNetwork<Types> for Peer {
         request: AppendEntriesRequest<Types>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
+        if self.unflushed.hangs() {
+            return Err(unreachable(&io::Error::other("this node's log hangs: another should lead")));
+        }
+        if !planted::is(Bug::UnsyncedTold) {
+            let committed = request.leader_commit.map(|last| last.index);
+            self.unflushed.wait(committed).await.map_err(|error| unreachable(&error))?;
+        }
         let deadline = if request.entries.is_empty() { SHORT_CALL } else { APPEND_CALL };
         let answer: AppendAnswer = self.call(METHOD_APPEND, &request, deadline).await?;
         self.links.told(self.target, answer.room);
         match answer.response {
             AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) if answer.left_out => {
-                let full = io::Error::other(format!("{} has no room on its disk", NodeId(self.target)));
-                Err(RPCError::Unreachable(Unreachable::new(&full)))
+                Err(unreachable(&io::Error::other(format!("{} has no room on its disk", NodeId(self.target)))))
             }
-            response => Ok(response),
+            refused @ (AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_)) => Ok(refused),
+            good => {
+                if !planted::is(Bug::UnsyncedCounted) {
+                    self.unflushed.wait(acknowledged(&request)).await.map_err(|error| unreachable(&error))?;
+                }
+                Ok(good)
+            }
         }
     }
 

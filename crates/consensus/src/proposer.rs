@@ -1,12 +1,12 @@
 //! Gathers proposals into log entries.
 //!
-//! **The problem.** openraft's leader waits for the flush of one entry before it takes the next: proposals per second
-//! would be one over the flush latency, however many writers there are.
+//! **The problem.** An entry has its price, however little is in it: a turn of openraft's core, its own place in the log and in each message,
+//! and a batch of the state machine.
 //!
 //! **The mechanism.** Proposals wait in a bounded queue. While fewer than `payloads_in_flight_max` entries are on
 //! their way, the proposer takes everything that waits, up to `payload_bytes_max` and `payload_proposals_max`,
-//! and proposes it as one entry. A lone proposal never waits for company; under load, what came during a flush
-//! shares the next one. Outcomes come back from applying and are handed to their callers one by one.
+//! and proposes it as one entry. A lone proposal never waits for company; under load, what came while others were
+//! on their way shares the next. Outcomes come back from applying and are handed to their callers one by one.
 //!
 //! **What an error may claim.** Only what is certain. "Not the leader" from openraft can mean that it never took the
 //! entry, or that it appended it and truncated it later; in the second case another replica may still have it and bring

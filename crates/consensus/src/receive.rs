@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use futures::StreamExt;
 use openraft::Snapshot;
-use openraft::raft::{AppendEntriesRequest, VoteRequest};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
+use pleat_cluster::planted::{self, Bug};
 
 use crate::codec;
 use crate::consensus::Consensus;
 use crate::group::Group;
-use crate::network::{AppendAnswer, Header, METHOD_APPEND, METHOD_VOTE, SnapshotHeader, Temporary};
+use crate::network::{AppendAnswer, Header, METHOD_APPEND, METHOD_VOTE, SnapshotHeader, Temporary, acknowledged};
 use crate::runtime;
 use crate::transport::{ServiceError, SnapshotChunks};
 use crate::types::{Position, SnapshotFile, Types};
@@ -53,7 +54,12 @@ impl Consensus {
             request.entries.clear();
         }
         group.heard();
+        let acknowledged = acknowledged(&request);
         let response = group.raft().append_entries(request).await.map_err(stopped)?;
+        let refused = matches!(response, AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_));
+        if !refused && !planted::is(Bug::UnsyncedAnswered) {
+            group.unflushed().wait(acknowledged).await.map_err(stopped)?;
+        }
         Ok(AppendAnswer { response, room: disk.has_room(), left_out })
     }
 
@@ -90,9 +96,12 @@ impl Consensus {
         self.write_chunks(&partial.0, chunks, header.bytes).await.map_err(failed)?;
         publish(&partial.0, &complete.0).await.map_err(failed)?;
         tracing::info!(group = group.id(), bytes = header.bytes, index = header.applied.index, "received a snapshot");
+        let index = header.applied.index;
         let file = SnapshotFile(Some((complete.0.clone(), header.applied)));
         let snapshot = Snapshot { meta: position.meta(), snapshot: Box::new(file) };
         let answer = group.raft().install_full_snapshot(header.vote, snapshot).await.map_err(stopped)?;
+        // It is not installed when what it has is committed here; but that may not be durable here yet, and the sender counts it.
+        group.unflushed().wait(Some(index)).await.map_err(stopped)?;
         Ok(codec::encode(&answer.vote).into())
     }
 

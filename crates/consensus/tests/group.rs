@@ -3,12 +3,13 @@
 mod common;
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{Cluster, PATIENCE, eventually, ids, propose};
+use futures::StreamExt;
 use pleat_cluster::NodeId;
-use pleat_consensus::{ProposeError, ReadError};
+use pleat_consensus::{Config, MemoryDisk, ProposeError, ReadError, Storage};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_node_writes_reads_and_goes_on_after_a_restart() {
@@ -71,6 +72,64 @@ async fn a_cut_off_leader_is_replaced_and_claims_nothing() {
     cluster.write(1, "last").await;
     let all = cluster.converged(1, 1..=3, 3).await;
     assert_eq!(all, ["before", "after", "last"], "what only the old leader had is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_write_while_their_leader_does_and_another_takes_over_when_its_disk_hangs() {
+    let disk = MemoryDisk::new(Duration::from_millis(1));
+    let storage = Storage::Memory(disk.clone());
+    let tune = move |config: &mut Config| {
+        config.storage = storage.clone();
+        config.payload_wait_max = Duration::from_secs(2);
+    };
+    let cluster = Cluster::calls(tune).founded(3).await;
+    let old = cluster.leader(1, 1..=3).await;
+    propose(&cluster.group(old, 1), "before").await.unwrap();
+    let before = disk.last_index(NodeId(old), 1);
+    disk.slow_down(NodeId(old), Some(Duration::from_secs(3600)));
+    let group = cluster.group(old, 1);
+    let hangs = tokio::spawn(async move { propose(&group, "hangs").await });
+    let rest: Vec<u64> = (1..=3).filter(|node| *node != old).collect();
+    let have_it = || rest.iter().all(|node| disk.last_index(NodeId(*node), 1) > before).then_some(());
+    eventually("both followers to have it on their disks", have_it).await;
+    assert_eq!(disk.last_index(NodeId(old), 1), before, "the leader does not");
+
+    let new = cluster.leader(1, rest.clone()).await;
+    assert_eq!(
+        hangs.await.unwrap(),
+        Err(ProposeError::Unknown),
+        "a majority has it, and its leader did not count that"
+    );
+    propose(&cluster.group(new, 1), "after").await.unwrap();
+    assert_eq!(cluster.converged(1, rest, 3).await, ["before", "hangs", "after"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_is_stopped_and_started_again_in_the_middle_of_writes_has_them_all() {
+    let cluster = Cluster::calls(|_| {}).founded(1).await;
+    let mut acknowledged = Vec::new();
+    for round in 0..20 {
+        cluster.leader(1, [1]).await;
+        let group = cluster.group(1, 1);
+        let mut writes = futures::stream::FuturesUnordered::new();
+        for number in 0..5 {
+            let (group, name) = (group.clone(), format!("{round}/{number}"));
+            writes.push(tokio::spawn(async move { propose(&group, &name).await.map(|_| name) }));
+        }
+        acknowledged.push(writes.next().await.unwrap().unwrap().unwrap());
+        cluster.nodes[&NodeId(1)].stop_group(1).await;
+        cluster.start_group(1, 1).await;
+        while let Some(write) = writes.next().await {
+            acknowledged.extend(write.unwrap());
+        }
+    }
+    cluster.write(1, "last").await;
+    let all = cluster.disk(1, 1).proposals();
+    let unique: std::collections::BTreeSet<&String> = all.iter().collect();
+    assert_eq!(unique.len(), all.len(), "nothing twice");
+    for name in acknowledged {
+        assert!(unique.contains(&name), "{name} was acknowledged and is gone");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -335,4 +394,41 @@ async fn an_idle_group_makes_a_checkpoint_of_what_it_applied() {
     let status = || cluster.group(1, 1).status();
     let all = status().last_log;
     eventually("a checkpoint", || (status().checkpoint >= all).then_some(())).await;
+}
+
+/// What a write takes with so many writers, on real disks and without a network.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: run it alone, and with --nocapture"]
+async fn how_long_writes_take() {
+    for writers in [1, 4, 16, 64] {
+        let cluster = Cluster::calls(|_| {}).founded(3).await;
+        let group = cluster.group(cluster.leader(1, 1..=3).await, 1);
+        let begin = Instant::now();
+        let all = (0..writers).map(|writer| {
+            let group = group.clone();
+            tokio::spawn(async move {
+                let mut took = Vec::new();
+                while begin.elapsed() < Duration::from_secs(5) {
+                    let since = Instant::now();
+                    propose(&group, &format!("{writer}: {}", "x".repeat(100))).await.unwrap();
+                    took.push(since.elapsed());
+                }
+                took
+            })
+        });
+        let mut took = Vec::new();
+        for each in futures::future::join_all(all).await {
+            took.extend(each.unwrap());
+        }
+        took.sort_unstable();
+        let (rate, at) =
+            (took.len() as f64 / begin.elapsed().as_secs_f64(), |part: usize| took[took.len() * part / 100]);
+        let flushes: u64 = cluster.nodes.values().map(|node| node.stats().flushes).sum();
+        let entries = cluster.disk(1, 1).entries.load(Ordering::Relaxed);
+        println!(
+            "{writers} writers: {rate:.0}/s, p50 {:?}, p99 {:?}; {entries} entries, {flushes} flushes",
+            at(50),
+            at(99)
+        );
+    }
 }

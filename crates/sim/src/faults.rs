@@ -13,6 +13,9 @@ const PAUSE_MS: std::ops::Range<u64> = 300..2_500;
 /// How long a node is down, or cut off, in milliseconds.
 const LASTS_MS: std::ops::Range<u64> = 200..4_000;
 
+/// The pause between two disks that become slow, in milliseconds.
+const SLOW_PAUSE_MS: std::ops::Range<u64> = 1_000..5_000;
+
 /// Whom a fault concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whom {
@@ -44,6 +47,8 @@ pub enum Fault {
     Full(Whom),
     /// All disks are.
     AllFull,
+    /// What a node makes durable takes so long, in milliseconds.
+    SlowDisk(Whom, u64),
 }
 
 /// A fault with its time.
@@ -65,16 +70,22 @@ pub fn with_disks(seed: u64) -> bool {
 
 /// The faults of disks, drawn as [`plan`] draws the others.
 pub fn plan_disks(chance: &mut ChaCha8Rng, from: Duration, until: Duration) -> Vec<Planned> {
-    draw_all(chance, from, until, draw_of_disk)
+    draw_all(chance, PAUSE_MS, from, until, draw_of_disk)
+}
+
+/// The times at which disks are slow.
+pub fn plan_slow_disks(chance: &mut ChaCha8Rng, from: Duration, until: Duration) -> Vec<Planned> {
+    draw_all(chance, SLOW_PAUSE_MS, from, until, draw_slow_disk)
 }
 
 /// The faults of a run, by time. They begin after `from`, and the last one is over by `until`.
 pub fn plan(chance: &mut ChaCha8Rng, from: Duration, until: Duration) -> Vec<Planned> {
-    draw_all(chance, from, until, draw)
+    draw_all(chance, PAUSE_MS, from, until, draw)
 }
 
 fn draw_all(
     chance: &mut ChaCha8Rng,
+    pause_ms: std::ops::Range<u64>,
     from: Duration,
     until: Duration,
     draw: impl Fn(&mut ChaCha8Rng) -> Fault,
@@ -82,7 +93,7 @@ fn draw_all(
     let mut planned = Vec::new();
     let mut at = from;
     loop {
-        at += Duration::from_millis(chance.random_range(PAUSE_MS));
+        at += Duration::from_millis(chance.random_range(pause_ms.clone()));
         let lasts = Duration::from_millis(chance.random_range(LASTS_MS));
         let fault = draw(chance);
         if at + lasts > until {
@@ -107,6 +118,13 @@ fn draw_of_disk(chance: &mut ChaCha8Rng) -> Fault {
         50..85 => Fault::Full(whom),
         _ => Fault::AllFull,
     }
+}
+
+/// Some so slow that another node should lead.
+fn draw_slow_disk(chance: &mut ChaCha8Rng) -> Fault {
+    let (_, whom) = draw_whom(chance);
+    let most_ms = if chance.random_bool(0.2) { 2_000 } else { 200 };
+    Fault::SlowDisk(whom, chance.random_range(10..most_ms))
 }
 
 fn draw(chance: &mut ChaCha8Rng) -> Fault {

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pleat_cluster::{Catalog, Generation, PartitionId, ShardId};
-use pleat_consensus::Status;
+use pleat_cluster::{Catalog, Generation, NodeId, PartitionId, ShardId};
+use pleat_consensus::{MemoryDisk, Status};
 use pleat_engine::UnitSet;
 use pleat_host::Host;
 use pleat_oracle::Wrong;
@@ -27,6 +27,25 @@ pub struct Invariants {
     statuses: BTreeMap<(u64, u64), Status>,
 }
 
+/// In a group of three what a leader and a follower have is committed, so no later leader takes it from them.
+fn check_durable(disk: &MemoryDisk, node: u64, group: u64, status: &Status) -> Result<(), Wrong> {
+    let durable = |node| disk.last_index(node, group).unwrap_or(0);
+    let here = durable(NodeId(node));
+    if status.applied > here {
+        return Err(format!("node {node}, group {group}: {} is applied, and the disk has {here}", status.applied));
+    }
+    let followers = status.matched.iter().filter(|(other, _)| other.0 != node && status.is_leader);
+    for (other, matched) in followers {
+        let there = durable(*other);
+        if *matched > here.min(there) {
+            return Err(format!(
+                "node {node} counts {matched} of group {group} on {other}: the disks have {here}, {there}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl Invariants {
     /// Look at every node. `boots`: how often each was started. Gives what changed of groups, for the trace.
     ///
@@ -34,7 +53,14 @@ impl Invariants {
     /// 2. A term of a group has at most one ready leader, before and after a restart counting as two.
     /// 3. No two shards accept writes for one partition: each as of the newest entry of its log that was seen applied.
     /// 4. No group stops on a node that runs.
-    pub fn check(&mut self, hosts: &Hosts, boots: &BTreeMap<u64, u64>) -> Result<Vec<String>, Wrong> {
+    /// 5. What a replica has applied, its log has on the disk.
+    /// 6. What a leader takes for replicated to a follower, both have on their disks.
+    pub fn check(
+        &mut self,
+        hosts: &Hosts,
+        disk: &MemoryDisk,
+        boots: &BTreeMap<u64, u64>,
+    ) -> Result<Vec<String>, Wrong> {
         let mut news = Vec::new();
         for (node, host) in hosts {
             let catalog = host.catalog();
@@ -46,6 +72,7 @@ impl Invariants {
                 .filter_map(|shard| host.shard_status(*shard).map(|status| (u64::from(shard.0), status)));
             for (group, status) in std::iter::once((CONTROL, host.control_status())).chain(shards) {
                 self.check_status((*node, boot), group, &status)?;
+                check_durable(disk, *node, group, &status)?;
                 if self.is_news(*node, group, &status) {
                     news.push(format!("{node} group {group}: term {} leader {:?}", status.term, status.leader));
                 }

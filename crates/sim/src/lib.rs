@@ -23,6 +23,7 @@ pub mod client;
 pub mod disk;
 pub mod faults;
 pub mod invariants;
+pub mod lone;
 pub mod net;
 pub mod node;
 pub mod os;

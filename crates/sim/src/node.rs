@@ -13,6 +13,7 @@ use pleat_host::{Founding, Host, Settings, StoreLimits};
 use turmoil::net::{TcpListener, TcpStream};
 
 use crate::client::{Answer, Ask};
+use crate::lone;
 use crate::net::{self, CLIENTS, PEERS, Peers};
 use crate::world::World;
 
@@ -44,6 +45,7 @@ pub async fn run(world: World, node: u64) -> turmoil::Result {
     let transport = Arc::new(Peers { node, trace: world.trace.clone() });
     let consensus = Consensus::open(config, transport.clone()).await?;
     let host = Host::start(settings(&world, node), consensus.clone(), transport).await?;
+    lone::run(&world, id, &consensus).await?;
     let _control = Control::start(host.clone(), pleat_control::Settings::default());
     let spill_dir = dir.join("spill");
     let gateway = Gateway::new(host.clone(), pleat_gateway::Settings { spill_dir, ..Default::default() });

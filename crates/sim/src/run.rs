@@ -10,7 +10,7 @@ use pleat_engine::{Store, StoreConfig};
 use rand_chacha::ChaCha8Rng;
 
 use crate::disk::{Death, Frozen, freeze};
-use crate::faults::{Fault, Planned, Whom, plan, plan_disks, with_disks};
+use crate::faults::{Fault, Planned, Whom, plan, plan_disks, plan_slow_disks, with_disks};
 use crate::invariants::Invariants;
 use crate::net::name;
 use crate::node::{self, NODES, PARTITIONS};
@@ -43,6 +43,7 @@ const CLIENTS: &str = "clients";
 const OF_FAULTS: u64 = 1_000;
 const OF_DISKS: u64 = 1_001;
 const OF_DISK_FAULTS: u64 = 1_002;
+const OF_SLOW_DISKS: u64 = 1_003;
 
 /// How long a node is down whose disk failed.
 const DOWN_AFTER_FAILURE: Duration = Duration::from_millis(400);
@@ -150,6 +151,8 @@ enum Undo {
     Speed,
     /// The node's disk works again, and has room.
     Mend(u64),
+    /// The node's disk is as quick as ever.
+    Quick(u64),
 }
 
 struct Run<'a> {
@@ -220,7 +223,7 @@ impl Run<'_> {
         due.into_iter().try_for_each(|undo| self.undo(undo))?;
         if now >= self.checked + CHECK_EVERY {
             self.checked = now;
-            let news = self.invariants.check(&self.world.hosts(), &self.boots)?;
+            let news = self.invariants.check(&self.world.hosts(), &self.world.log, &self.boots)?;
             news.iter().for_each(|line| self.note(line));
         }
         self.world.verdict().map_or(Ok(()), Err)
@@ -259,8 +262,9 @@ impl Run<'_> {
         let mut planned = plan(&mut chance(self.world.seed, OF_FAULTS), begin, begin + FAULTS_LAST);
         if with_disks(self.world.seed) {
             planned.extend(plan_disks(&mut chance(self.world.seed, OF_DISK_FAULTS), begin, begin + FAULTS_LAST));
-            planned.sort_by_key(|next| next.at);
         }
+        planned.extend(plan_slow_disks(&mut chance(self.world.seed, OF_SLOW_DISKS), begin, begin + FAULTS_LAST));
+        planned.sort_by_key(|next| next.at);
         for next in planned {
             while self.sim.elapsed() < next.at {
                 self.step()?;
@@ -305,6 +309,11 @@ impl Run<'_> {
             Fault::Full(whom) => {
                 let node = self.who(whom);
                 self.fill(node, end);
+            }
+            Fault::SlowDisk(whom, ms) => {
+                let node = self.who(whom);
+                self.world.log.slow_down(NodeId(node), Some(Duration::from_millis(ms)));
+                self.undo.push((end, Undo::Quick(node)));
             }
             Fault::AllFull => NODES.into_iter().for_each(|node| self.fill(node, end)),
             Fault::Slow(most_ms) => {
@@ -398,6 +407,7 @@ impl Run<'_> {
                 self.note(format_args!("{node} has a disk that works and has room"));
                 self.mend(node);
             }
+            Undo::Quick(node) => self.world.log.slow_down(NodeId(node), None),
             Undo::Speed => self.sim.set_max_message_latency(LATENCY.end),
         }
         Ok(())

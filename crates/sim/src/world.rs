@@ -10,6 +10,7 @@ use pleat_consensus::MemoryDisk;
 use pleat_host::Host;
 use pleat_oracle::{Account, Oracle, Wrong};
 
+use crate::lone::Lone;
 use crate::net;
 use crate::node::Hosts;
 use crate::trace::Trace;
@@ -39,6 +40,7 @@ pub struct World {
     pub seed: u64,
     pub trace: Trace,
     pub log: Arc<MemoryDisk>,
+    pub lone: Arc<Mutex<Lone>>,
     dir: PathBuf,
     shared: Arc<Mutex<Shared>>,
 }
@@ -64,7 +66,8 @@ impl World {
             asking: 0,
             wrong: None,
         };
-        World { seed, trace, log: MemoryDisk::new(LOG_LATENCY), dir, shared: Arc::new(Mutex::new(shared)) }
+        let (log, lone) = (MemoryDisk::new(LOG_LATENCY), Arc::default());
+        World { seed, trace, log, lone, dir, shared: Arc::new(Mutex::new(shared)) }
     }
 
     /// A node's files.

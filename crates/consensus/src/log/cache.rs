@@ -34,8 +34,9 @@ impl Cache {
         self.evict();
     }
 
-    pub(super) fn flushed(&mut self, last: u64) {
-        self.flushed = self.flushed.max(last + 1);
+    /// The entries before `index` are durable.
+    pub(super) fn flushed(&mut self, index: u64) {
+        self.flushed = index;
         self.evict();
     }
 

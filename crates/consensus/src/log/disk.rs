@@ -57,7 +57,7 @@ const IDENTITY: &[u8] = b"identity";
 /// The log of a node in a directory.
 pub(crate) struct DiskLog {
     keyspaces: Keyspaces,
-    /// `None` once closed. Unbounded, and bounded by its senders: each group has one write out at a time.
+    /// `None` once closed. Unbounded, and bounded by its senders: each group has only a few writes of entries out, and one of anything else.
     queue: Mutex<Option<Sender<Write>>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     counts: Arc<Counts>,
@@ -248,6 +248,10 @@ struct Batch {
 }
 
 impl Batch {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.meta.is_empty()
+    }
+
     /// What it takes of a journal at most: what compresses badly grows a little.
     fn bytes_max(&self) -> u64 {
         let values = self.entries.values().chain(self.meta.values());
@@ -280,7 +284,8 @@ impl Writer {
             gathered = gathered.and_then(|()| self.gather(&mut batch, write.group, write.change));
             waiting.push(write.done);
         }
-        let room = self.wait_for_room(batch.bytes_max());
+        // A group may be opened without room.
+        let room = if batch.is_empty() { Ok(()) } else { self.wait_for_room(batch.bytes_max()) };
         let result = room.and_then(|()| {
             let written = gathered.and_then(|()| self.commit(batch)).map_err(|error| error.to_string());
             written.inspect_err(|error| self.disk.fail(format!("the log can't be written: {error}")))
@@ -327,7 +332,7 @@ impl Writer {
     }
 
     fn gather(&self, batch: &mut Batch, group: GroupId, change: Change) -> fjall::Result<()> {
-        batch.sync |= !matches!(change, Change::Purge(..));
+        batch.sync |= !matches!(change, Change::Purge(..) | Change::Nothing);
         match change {
             Change::Append(entries) => {
                 batch.entries.extend(entries.into_iter().map(|(index, bytes)| (entry_key(group, index), Some(bytes))));
@@ -353,6 +358,7 @@ impl Writer {
                 batch.meta.insert(meta_key(group, VOTE), None);
                 batch.meta.insert(meta_key(group, PURGED), None);
             }
+            Change::Nothing => {}
         }
         Ok(())
     }
@@ -383,6 +389,6 @@ impl Writer {
 fn size_of(write: &Write) -> usize {
     match &write.change {
         Change::Append(entries) => entries.iter().map(|(_, bytes)| bytes.len()).sum(),
-        Change::Vote(_) | Change::Truncate(_) | Change::Purge(..) | Change::Destroy => 0,
+        Change::Vote(_) | Change::Truncate(_) | Change::Purge(..) | Change::Destroy | Change::Nothing => 0,
     }
 }

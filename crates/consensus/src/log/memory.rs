@@ -11,16 +11,20 @@ use pleat_cluster::NodeId;
 use pleat_cluster::planted::{self, Bug};
 
 use super::{Backend, Change, Stored, Write};
+use crate::codec;
 use crate::room::Disk;
 use crate::runtime;
-use crate::types::GroupId;
+use crate::types::{GroupId, LogId};
 
 /// A pretended disk. It outlives the nodes that use it, one after the other.
 ///
-/// A write takes `latency` and has no effect before: a node that crashes meanwhile has lost it, as with a real fsync.
+/// A flush takes `latency` and has no effect before: a node that crashes meanwhile has lost it, as with a real fsync. What a node writes
+/// meanwhile shares the next one.
 #[derive(Debug, Default)]
 pub struct MemoryDisk {
     latency: Duration,
+    /// Nodes whose flushes take another time.
+    slow: Mutex<BTreeMap<NodeId, Duration>>,
     groups: Mutex<BTreeMap<(NodeId, GroupId), Groups>>,
     /// Nodes whose writes fail.
     failing: Mutex<BTreeSet<NodeId>>,
@@ -50,6 +54,26 @@ impl MemoryDisk {
         };
     }
 
+    /// From now on a node's flushes take so long; or as long as all others'.
+    pub fn slow_down(&self, node: NodeId, latency: Option<Duration>) {
+        match latency {
+            Some(latency) => drop(self.slow.lock().insert(node, latency)),
+            None => drop(self.slow.lock().remove(&node)),
+        }
+    }
+
+    fn latency(&self, node: NodeId) -> Duration {
+        self.slow.lock().get(&node).copied().unwrap_or(self.latency)
+    }
+
+    /// The index of the last entry that a node has durably, in its log or purged.
+    pub fn last_index(&self, node: NodeId, group: GroupId) -> Option<u64> {
+        let groups = self.groups.lock();
+        let log = groups.get(&(node, group))?;
+        let purged = log.purged.as_ref().and_then(|bytes| codec::decode::<LogId>("a purge position", bytes).ok());
+        log.entries.keys().next_back().copied().max(purged.map(|purged| purged.index))
+    }
+
     fn change(&self, node: NodeId, group: GroupId, change: Change) {
         let mut groups = self.groups.lock();
         let log = groups.entry((node, group)).or_default();
@@ -62,49 +86,87 @@ impl MemoryDisk {
                 log.purged = Some(purged);
             }
             Change::Destroy => drop(groups.remove(&(node, group))),
+            Change::Nothing => {}
         }
-        self.flushes.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// One node's part of a [`MemoryDisk`].
-pub(crate) struct MemoryLog {
-    pub(crate) disk: Arc<MemoryDisk>,
-    pub(crate) node: NodeId,
+pub(crate) struct MemoryLog(Arc<Writer>);
+
+struct Writer {
+    disk: Arc<MemoryDisk>,
+    node: NodeId,
     /// Is told when a write fails.
-    pub(crate) of_node: Arc<Disk>,
+    of_node: Arc<Disk>,
+    queue: Mutex<Queue>,
+    writes: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Write>,
+    flushing: bool,
+    /// A write failed, and so does every later one.
+    broken: bool,
 }
 
 impl MemoryLog {
-    fn carry_out(disk: &MemoryDisk, node: NodeId, of_node: &Disk, write: Write) {
-        if disk.failing.lock().contains(&node) {
+    pub(crate) fn new(disk: Arc<MemoryDisk>, node: NodeId, of_node: Arc<Disk>) -> Self {
+        MemoryLog(Arc::new(Writer { disk, node, of_node, queue: Mutex::default(), writes: AtomicU64::default() }))
+    }
+}
+
+impl Writer {
+    /// Flushes until nothing waits any more.
+    async fn flush(self: Arc<Self>) {
+        loop {
+            let writes = {
+                let mut queue = self.queue.lock();
+                queue.flushing = !queue.waiting.is_empty();
+                std::mem::take(&mut queue.waiting)
+            };
+            if writes.is_empty() {
+                return;
+            }
+            tokio::time::sleep(self.disk.latency(self.node)).await;
+            self.disk.flushes.fetch_add(1, Ordering::Relaxed);
+            writes.into_iter().for_each(|write| self.carry_out(write));
+        }
+    }
+
+    fn carry_out(&self, write: Write) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        if matches!(write.change, Change::Nothing) {
+            return (write.done)(Ok(()));
+        }
+        if self.disk.failing.lock().contains(&self.node) {
+            self.queue.lock().broken = true;
+        }
+        if self.queue.lock().broken {
             let error = io::Error::from_raw_os_error(5);
             if !planted::is(Bug::FailedFsyncIgnored) {
-                of_node.fail(format!("the log can't be written: {error}"));
+                self.of_node.fail(format!("the log can't be written: {error}"));
             }
             return (write.done)(Err(error));
         }
-        disk.change(node, write.group, write.change);
+        self.disk.change(self.node, write.group, write.change);
         (write.done)(Ok(()));
     }
 }
 
 impl Backend for MemoryLog {
     fn submit(&self, write: Write) {
-        let (disk, node, of_node) = (self.disk.clone(), self.node, self.of_node.clone());
-        if disk.latency.is_zero() {
-            return Self::carry_out(&disk, node, &of_node, write);
+        let mut queue = self.0.queue.lock();
+        queue.waiting.push(write);
+        if !std::mem::replace(&mut queue.flushing, true) {
+            runtime::spawn(self.0.clone().flush());
         }
-        // A group has one write out at a time, so equal delays keep the order.
-        runtime::spawn(async move {
-            tokio::time::sleep(disk.latency).await;
-            Self::carry_out(&disk, node, &of_node, write);
-        });
     }
 
     fn load(&self, group: GroupId) -> io::Result<Stored> {
-        let groups = self.disk.groups.lock();
-        let Some(log) = groups.get(&(self.node, group)) else { return Ok(Stored::default()) };
+        let groups = self.0.disk.groups.lock();
+        let Some(log) = groups.get(&(self.0.node, group)) else { return Ok(Stored::default()) };
         Ok(Stored {
             vote: log.vote.clone(),
             purged: log.purged.clone(),
@@ -114,8 +176,8 @@ impl Backend for MemoryLog {
     }
 
     fn read(&self, group: GroupId, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Vec<u8>>> {
-        let groups = self.disk.groups.lock();
-        let entries = groups.get(&(self.node, group)).into_iter().flat_map(|log| log.entries.range(start..end));
+        let groups = self.0.disk.groups.lock();
+        let entries = groups.get(&(self.0.node, group)).into_iter().flat_map(|log| log.entries.range(start..end));
         let mut bytes = 0;
         let fits = |entry: &&Vec<u8>| {
             let first = bytes == 0;
@@ -126,7 +188,6 @@ impl Backend for MemoryLog {
     }
 
     fn flushes(&self) -> (u64, u64) {
-        let flushes = self.disk.flushes.load(Ordering::Relaxed);
-        (flushes, flushes)
+        (self.0.disk.flushes.load(Ordering::Relaxed), self.0.writes.load(Ordering::Relaxed))
     }
 }

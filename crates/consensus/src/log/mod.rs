@@ -8,6 +8,9 @@
 //! and then answers everyone. What a group appended is readable at once from the group's [`Cache`],
 //! which also spares replication and applying a read from disk: they want what was just written.
 //!
+//! **Told early.** openraft hears that entries are flushed as soon as they are queued, so that followers write them while this node does. What
+//! must not leave this node before they are durable waits in [`unflushed`], whose documentation says why that is safe.
+//!
 //! **Caveat: purging waits for the state machine.** openraft purges right after it *ordered* the installation of a
 //! snapshot. A crash between the two would leave a log that begins after the end of the state machine. So
 //! [`LogStore::purge`](RaftLogStorage::purge) waits until the state machine is durable up to there.
@@ -21,6 +24,7 @@ mod ahead;
 mod cache;
 mod disk;
 mod memory;
+mod unflushed;
 
 use std::fmt::Debug;
 use std::io;
@@ -41,6 +45,7 @@ use cache::Cache;
 pub(crate) use disk::DiskLog;
 pub use memory::MemoryDisk;
 pub(crate) use memory::MemoryLog;
+pub(crate) use unflushed::Unflushed;
 
 /// Called once when a write is durable, or failed.
 pub(crate) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -64,6 +69,8 @@ pub(crate) enum Change {
     Purge(std::ops::RangeInclusive<u64>, Vec<u8>),
     /// The group is gone.
     Destroy,
+    /// Nothing, after what was submitted before.
+    Nothing,
 }
 
 /// What is stored of a group.
@@ -105,6 +112,7 @@ pub(crate) struct LogStore {
     /// Entries of one answer to a reader that allows a limit, in bytes.
     read_bytes_max: usize,
     state: Arc<Mutex<State>>,
+    unflushed: Unflushed,
     durable: watch::Receiver<Durable>,
     led: bool,
 }
@@ -127,6 +135,8 @@ impl LogStore {
         read_bytes_max: usize,
         durable: watch::Receiver<Durable>,
     ) -> io::Result<Self> {
+        // What an earlier life of the group here has queued.
+        write(&*backend, group, Change::Nothing).await?;
         let source = backend.clone();
         let stored = runtime::blocking(move || source.load(group)).await??;
         let vote: Option<Vote> = stored.vote.map(|bytes| codec::decode("a stored vote", &bytes)).transpose()?;
@@ -140,7 +150,12 @@ impl LogStore {
         check_bounds(group, purged, stored.first)?;
         let cache = Cache::new(cache_bytes, last.map_or(0, |last| last.index + 1));
         let state = Arc::new(Mutex::new(State { vote, purged, last, cache }));
-        Ok(LogStore { group, backend, read_bytes_max, state, durable, led })
+        Ok(LogStore { group, backend, read_bytes_max, state, unflushed: Unflushed::new(), durable, led })
+    }
+
+    /// What it does not have on the disk yet.
+    pub(crate) fn unflushed(&self) -> Unflushed {
+        self.unflushed.clone()
     }
 
     /// Whether this node led the group when it was stopped or killed, as far as it knew.
@@ -291,6 +306,7 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = LogEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        self.unflushed.wait_for_few().await.map_err(write_failed)?;
         let mut encoded = Vec::new();
         let mut state = self.state.lock();
         for entry in entries {
@@ -304,23 +320,24 @@ impl RaftLogStorage<Types> for LogStore {
             state.cache.push(entry, bytes.len());
             encoded.push((index, bytes));
         }
+        let Some(&(first, _)) = encoded.first() else {
+            drop(state);
+            callback.log_io_completed(Ok(()));
+            return Ok(());
+        };
+        let number = self.unflushed.submitted(first);
         drop(state);
-        let shared = self.state.clone();
-        let last = encoded.last().map_or(0, |(index, _)| *index);
-        let mut callback = Some(callback);
-        if planted::is(Bug::UnsyncedEntry) {
-            callback.take().into_iter().for_each(|callback| callback.log_io_completed(Ok(())));
-        }
+        let (shared, unflushed) = (self.state.clone(), self.unflushed.clone());
         let done = Box::new(move |result: io::Result<()>| {
             let result = result.or_else(|error| if planted::is(Bug::FailedFsyncIgnored) { Ok(()) } else { Err(error) });
-            if result.is_ok() {
-                shared.lock().cache.flushed(last);
-            }
-            if let Some(callback) = callback {
-                callback.log_io_completed(result);
-            }
+            let mut state = shared.lock();
+            let next = state.last.map_or(0, |last| last.index + 1);
+            let flushed = unflushed.ended(number, &result).map_or(next, |first| first.min(next));
+            state.cache.flushed(flushed);
         });
         self.backend.submit(Write { group: self.group, change: Change::Append(encoded), done });
+        // It is not flushed yet: see the module's documentation.
+        callback.log_io_completed(Ok(()));
         Ok(())
     }
 
