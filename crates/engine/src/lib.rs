@@ -52,8 +52,8 @@ pub use digest::{ContentDigest, TableDigest};
 pub use engine::{Engine, EngineKind};
 pub use error::EngineError;
 pub use moves::{
-    Changes, Holding, IdempotencyRow, MoveAction, MoveChunk, MovePhase, MoveRead, MoveState, MoveStep,
-    Position, TableChanges, TablePlace,
+    Changes, Holding, IdempotencyRow, MoveAction, MoveChunk, MovePhase, MoveRead, MoveState, MoveStep, Position,
+    TableChanges, TablePlace,
 };
 pub use proposal::{
     Action, BulkDone, BulkPart, Idempotency, Outcome, Proposal, ProposalError, ReferenceEntry, Refusal, RejectedRow,

@@ -273,7 +273,9 @@ impl TryFrom<Unchecked> for Rows {
         for _ in 0..count {
             for _ in 0..width {
                 match decode(&mut left) {
-                    Some(ValueRef::Text(text)) if std::str::from_utf8(text).is_err() => return Err("text is not UTF-8"),
+                    Some(ValueRef::Text(text)) if std::str::from_utf8(text).is_err() => {
+                        return Err("text is not UTF-8");
+                    }
                     Some(_) => {}
                     None => return Err("rows are cut off"),
                 }

@@ -90,7 +90,8 @@ fn the_shard_that_did_a_write_tells_the_others_of_it_in_each_attempt() {
     assert_eq!(keys.len(), 1);
     hearer.moved(1, start());
     for shard in [&mut doer, &mut hearer] {
-        shard.moved(1, MoveAction::Import { changes: vec![], idempotency: keys.clone(), position: None, copied: false });
+        shard
+            .moved(1, MoveAction::Import { changes: vec![], idempotency: keys.clone(), position: None, copied: false });
         end(shard, 1);
     }
     assert_eq!(told(&mut hearer, 2), [], "the others' word is theirs to give");

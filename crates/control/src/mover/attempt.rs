@@ -5,8 +5,8 @@ use std::time::Duration;
 use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Command, ShardState};
 use pleat_engine::{
-    Action, Changes, ContentDigest, EngineError, IdempotencyRow, MoveAction, MoveChunk, MoveRead, Position,
-    Rows, TableChanges,
+    Action, Changes, ContentDigest, EngineError, IdempotencyRow, MoveAction, MoveChunk, MoveRead, Position, Rows,
+    TableChanges,
 };
 use pleat_host::HostError;
 use tokio::time::{Instant, sleep};

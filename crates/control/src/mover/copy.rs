@@ -113,7 +113,8 @@ async fn copy_tables(attempt: &mut Attempt<'_>, snapshot: &Snapshot<'_>) -> Resu
     let epoch = work.new_epoch();
     let send = |changes: TableChanges| async move {
         let sent = Amount { rows: changes.rows.len() as u64, bytes: bytes(&changes) };
-        let import = MoveAction::Import { changes: vec![changes], idempotency: Vec::new(), position: None, copied: true };
+        let import =
+            MoveAction::Import { changes: vec![changes], idempotency: Vec::new(), position: None, copied: true };
         work.step_in(plan.number, epoch, plan.to, import).await?;
         Ok::<_, Stop>(sent)
     };

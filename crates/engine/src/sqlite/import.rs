@@ -19,9 +19,7 @@ use super::txn;
 use super::value::{bind, bind_refs, marks, quote, quoted_list, value_ref, values_of};
 use crate::limits::PARAMETERS_MAX;
 use crate::rows::Reading;
-use crate::{
-    IdempotencyRow, MovePhase, MoveState, Position, Refusal, TableChanges, TablePlace, UnitSet, sqlstate,
-};
+use crate::{IdempotencyRow, MovePhase, MoveState, Position, Refusal, TableChanges, TablePlace, UnitSet, sqlstate};
 
 /// Unique constraints that one row may collide with.
 const COLLISIONS_MAX: usize = 64;
@@ -46,7 +44,10 @@ impl Writer {
         let targets: Vec<_> =
             changes.iter().map(|one| self.import_target(state, &units, one)).collect::<Result<_, _>>()?;
         self.apart_from_users(&units, |writer| {
-            changes.iter().zip(&targets).try_for_each(|(one, target)| import_table(&writer.db.conn, target, one, copied))
+            changes
+                .iter()
+                .zip(&targets)
+                .try_for_each(|(one, target)| import_table(&writer.db.conn, target, one, copied))
         })?;
         for row in idempotency {
             match state.place {
