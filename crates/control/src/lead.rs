@@ -12,7 +12,7 @@
 //! | what a shard owns changes through one operation: the generation that a commit gave it is still there when the shard is told | only a move, and a schema change, give a shard another one; the moves are of other shards, and schema changes run alone |
 //! | nobody changes the schema during a move, nor makes or removes a shard | whatever is no move runs alone: nothing more begins before it, and it begins when all that had begun has ended |
 //! | reference tables are complete before a shard gets a partition | each move completes those of its own target, from the log of the anchor; a move of the anchor's own partitions changes nothing in that |
-//! | steps on a shard come in order, and late ones are refused | their epochs are handed out by one counter of the term, and those of a move are sent one after the other |
+//! | steps on a shard come in order, and late ones are refused | their epochs are handed out by one counter of the term, and those of a move are sent one after the other, but for the messages of a copy, which are one step |
 //! | cancelling, limits and failures concern one operation | each has its own `Work`; dropping one drops nothing of another |
 //! | clients keep 80 % | a move aims at leaving 90 % of what clients have beside the other one: for two of them that is 81 % |
 //!

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch};
 
 pub mod cities;
 mod items;
+mod messages;
 
 use super::members::Members;
 use crate::Cluster;
@@ -392,32 +393,6 @@ impl Inner {
         self.commit_at = None;
     }
 
-    /// A message of rows, as it arrives.
-    fn carried(&mut self, mut action: Action) -> Action {
-        let Action::Move(MoveStep { action: MoveAction::Import { changes, .. }, .. }) = &mut action else {
-            return action;
-        };
-        let compared = self.catalog.open_operations().any(|open| open.steps.iter().any(|step| step.name == "verify"));
-        let Some(users) = changes.iter_mut().find(|table| table.table == "users" && !table.rows.is_empty()) else {
-            return action;
-        };
-        let mut rows = users.rows.to_values();
-        let Some(Value::Text(text)) = rows.last_mut().and_then(|row| row.last_mut()).filter(|_| !compared) else {
-            return action;
-        };
-        self.imports += 1;
-        if self.faults.contains(&Fault::Spoil(self.imports)) {
-            text.push('!');
-            users.rows = rows.into();
-        }
-        action
-    }
-
-    /// How many messages of rows have come before the comparison.
-    pub fn imports(&self) -> u64 {
-        self.imports
-    }
-
     /// The next call is this command.
     fn about_to(&mut self, command: &Command) {
         let call = self.calls + 1;
@@ -683,25 +658,6 @@ impl Inner {
     }
 }
 
-/// A write on its way.
-struct Writing<'a>(&'a World);
-
-impl<'a> Writing<'a> {
-    fn begin(world: &'a World) -> Self {
-        world.with(|inner| {
-            inner.writing += 1;
-            inner.written_at_once = inner.written_at_once.max(inner.writing);
-        });
-        Self(world)
-    }
-}
-
-impl Drop for Writing<'_> {
-    fn drop(&mut self) {
-        self.0.with(|inner| inner.writing -= 1);
-    }
-}
-
 fn owner(catalog: &Catalog, key: i64) -> (PartitionId, ShardId) {
     let partition = partition_of(&Value::Integer(key), KeyType::Integer, PARTITIONS).unwrap();
     (partition, catalog.owner(partition).unwrap())
@@ -731,7 +687,7 @@ impl Cluster for World {
     }
 
     async fn write(&self, shard: ShardId, action: Action, _: Duration) -> Result<Outcome, HostError> {
-        let _writing = Writing::begin(self);
+        let _writing = messages::Writing::begin(self);
         self.call(true, |inner| {
             inner.reach(shard)?;
             if matches!(action, Action::Ddl { undoes: None, .. }) {
