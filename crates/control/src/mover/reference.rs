@@ -131,7 +131,7 @@ async fn load_tables(work: &Work, plan: &Plan, snapshot: &Snapshot<'_>) -> Resul
         loop {
             let (changes, next) = snapshot.next(table, after).await?;
             rows += changes.rows.len() as u64;
-            size += bytes(&changes) as u64;
+            size += bytes(&changes);
             let import =
                 MoveAction::Import { changes: vec![changes], idempotency: Vec::new(), position: None, copied: true };
             work.step(plan.number, plan.to, import).await?;
