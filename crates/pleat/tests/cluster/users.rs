@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::json;
 
 use crate::harness::{Cluster, Options};
@@ -51,7 +51,7 @@ fn assert_out(said: Said, words: &str, cluster: &Cluster) {
 
 /// `pleat user …`, with this on standard input.
 fn user(cluster: &Cluster, args: &[&str], input: &str) -> Said {
-    let args = [&["user"], args].concat();
+    let args = [&["user"][..], args].concat();
     run(env!("CARGO_BIN_EXE_pleat"), &args, &[("PLEAT_URL", &cluster.url(1))], input.as_bytes())
 }
 
@@ -64,7 +64,7 @@ fn add(cluster: &Cluster, name: &str, password: &str) {
 fn drive(cluster: &Cluster, script: &str, variables: &[(&str, &str)]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/drivers").join(script);
     let port = cluster.pg_port(1).to_string();
-    let variables = [variables, &[("PGPORT", &port)]].concat();
+    let variables = [variables, &[("PGPORT", port.as_str())][..]].concat();
     // Debian's own Python: it has Debian's drivers.
     let said = run("/usr/bin/python3", &[path.to_str().unwrap()], &variables, b"");
     assert!(said.fine, "{script}: {said:?}\n{}", cluster.tail());
@@ -81,9 +81,12 @@ struct Files {
 fn files() -> Files {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // With one name for both, OpenSSL takes the server's certificate for one that has signed itself.
+    params.distinguished_name.push(DnType::CommonName, "authority");
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "localhost");
     let certificate = params.signed_by(&key, &authority).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: String| {

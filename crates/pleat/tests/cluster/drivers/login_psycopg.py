@@ -9,7 +9,7 @@ at = {"host": os.environ.get("PGHOST", "127.0.0.1"), "port": os.environ["PGPORT"
 
 def one(user, password):
     with psycopg.connect(user=user, password=password, **at) as conn:
-        assert conn.execute("SELECT %s::int", (1,)).fetchone() == (1,)
+        assert str(conn.execute("SELECT 1").fetchone()[0]) == "1"
 
 
 one(os.environ["PGUSER"], os.environ["RIGHT"])

@@ -11,7 +11,7 @@ def one(user, password):
     conn = psycopg2.connect(user=user, password=password, **at)
     cur = conn.cursor()
     cur.execute("SELECT 1")
-    assert cur.fetchone() == (1,)
+    assert str(cur.fetchone()[0]) == "1"
     conn.close()
 
 
