@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn a_certificate_is_hashed_as_it_is_signed() {
         let hashed = |algorithm: &'static rcgen::SignatureAlgorithm| {
-            let Files { certificate, key, .. } = tls::files(algorithm);
+            let Files { dir: _dir, certificate, key, .. } = tls::files(algorithm);
             let tls = Tls::load(&certificate, &key).unwrap();
             tls.end_point.map(|hash| hash.len())
         };

@@ -156,7 +156,9 @@ async fn a_move_survives_a_leader_that_dies_after_any_call() {
 /// Calls take so long that the mover finds out that nobody is kept waiting, and sends several messages at once.
 async fn slow(shards: u32) -> Arc<World> {
     let world = busy(shards).await;
-    world.with(|inner| (inner.latency, inner.chunk) = (Duration::from_millis(15), (8, 2_000)));
+    world.with(|inner| {
+        (inner.latency, inner.flush, inner.chunk) = (Duration::from_millis(4), Duration::from_millis(20), (4, 2_000));
+    });
     world
 }
 
@@ -691,7 +693,7 @@ async fn a_call_that_never_returns_keeps_no_cancellation_waiting() {
 #[tokio::test(start_paused = true)]
 async fn a_move_tells_how_far_it_is_and_the_journal_is_spared() {
     let world = busy(1).await;
-    world.with(|inner| (inner.latency, inner.chunk) = (Duration::from_millis(30), (4, 2_000)));
+    world.with(|inner| (inner.latency, inner.chunk) = (Duration::from_millis(20), (1, 2_000)));
     let id = world.start(split());
     until_quiet(&world).await;
     let operation = operation(&world, id);

@@ -92,6 +92,8 @@ pub struct Inner {
     pub redeliver: bool,
     /// How long each call takes.
     pub latency: Duration,
+    /// What writes take besides: they wait for the disks of a majority.
+    pub flush: Duration,
     /// Rows and bytes of one message of a move.
     pub chunk: (usize, usize),
     /// Client operations at each call.
@@ -160,6 +162,7 @@ impl World {
             past: VecDeque::new(),
             redeliver: false,
             latency: Duration::ZERO,
+            flush: Duration::ZERO,
             chunk: (16, 2_000),
             clients: 0,
             members: Members::default(),
@@ -688,6 +691,10 @@ impl Cluster for World {
 
     async fn write(&self, shard: ShardId, action: Action, _: Duration) -> Result<Outcome, HostError> {
         let _writing = messages::Writing::begin(self);
+        let flush = self.with(|inner| inner.flush);
+        if !flush.is_zero() {
+            tokio::time::sleep(flush).await;
+        }
         self.call(true, |inner| {
             inner.reach(shard)?;
             if matches!(action, Action::Ddl { undoes: None, .. }) {
