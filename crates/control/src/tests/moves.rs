@@ -693,7 +693,11 @@ async fn a_call_that_never_returns_keeps_no_cancellation_waiting() {
 #[tokio::test(start_paused = true)]
 async fn a_move_tells_how_far_it_is_and_the_journal_is_spared() {
     let world = busy(1).await;
-    world.with(|inner| (inner.latency, inner.chunk) = (Duration::from_millis(20), (1, 2_000)));
+    // Enough that it takes more than a second, in the world's time: then it is found out how much there is.
+    world.with(|inner| {
+        (0..600).for_each(|_| inner.put_user());
+        (inner.latency, inner.chunk) = (Duration::from_millis(50), (4, 2_000));
+    });
     let id = world.start(split());
     until_quiet(&world).await;
     let operation = operation(&world, id);
