@@ -35,6 +35,9 @@ use crate::{
 const BEGIN: &str = "BEGIN /* __pleat_ */";
 const ROLLBACK: &str = "ROLLBACK /* __pleat_ */";
 
+/// How long a connection waits for a next read before it is closed: each keeps megabytes of pages and statements.
+const READER_IDLE_MAX: Duration = Duration::from_secs(30);
+
 /// What the writer and the readers of a replica share.
 pub(crate) struct Shared {
     pub(crate) path: PathBuf,
@@ -54,7 +57,8 @@ pub(crate) struct Shared {
 
 #[derive(Default)]
 struct Pool {
-    idle: Vec<Reader>,
+    /// With the time since when they wait. The last one is taken first, so those at the front wait for longest.
+    idle: Vec<(Instant, Reader)>,
     /// Idle or in use.
     open: usize,
 }
@@ -139,7 +143,7 @@ impl Shared {
         let most = self.config.read_connections.max(1);
         let mut pool = self.pool.lock();
         loop {
-            if let Some(reader) = pool.idle.pop() {
+            if let Some((_, reader)) = pool.idle.pop() {
                 return Ok(Taken { shared: self.clone(), reader: Some(reader) });
             }
             if pool.open < most {
@@ -181,12 +185,27 @@ impl DerefMut for Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         let reader = self.reader.take().filter(|reader| reader.end() && self.shared.is_current(reader));
+        let now = Instant::now();
         let mut pool = self.shared.pool.lock();
         match reader {
-            Some(reader) => pool.idle.push(reader),
+            Some(reader) => pool.idle.push((now, reader)),
             None => pool.open -= 1,
         }
+        let superfluous = pool.superfluous(now);
+        drop(pool);
         self.shared.returned.notify_one();
+        drop(superfluous);
+    }
+}
+
+impl Pool {
+    /// Takes out the connections that have waited for too long. Reads may have ended for good; the shard's own measurements
+    /// come by every few seconds.
+    fn superfluous(&mut self, now: Instant) -> Vec<(Instant, Reader)> {
+        let waited = |(since, _): &&(Instant, Reader)| now.duration_since(*since) > READER_IDLE_MAX;
+        let count = self.idle.iter().take_while(waited).count();
+        self.open -= count;
+        self.idle.drain(..count).collect()
     }
 }
 
@@ -379,5 +398,31 @@ impl Engine for Readers {
 
     fn partition_weights(&self) -> Result<BTreeMap<PartitionId, (u64, u64)>, EngineError> {
         Readers::partition_weights(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_nobody_needs_any_more_are_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_store, readers) = crate::Store::open(dir.path(), StoreConfig::new(4)).unwrap();
+        let soon = Instant::now() + Duration::from_secs(5);
+        let take = || readers.shared.take(soon).unwrap();
+        drop([take(), take(), take()]);
+        let idle = |at| {
+            let mut pool = readers.shared.pool.lock();
+            drop(pool.superfluous(at));
+            (pool.idle.len(), pool.open)
+        };
+        let begun = Instant::now();
+        assert_eq!(idle(begun), (3, 3));
+        // One is in use all the time.
+        let busy = take();
+        assert_eq!(idle(begun + READER_IDLE_MAX + Duration::from_secs(60)), (0, 1));
+        drop(busy);
+        assert_eq!(idle(Instant::now()), (1, 1));
     }
 }
