@@ -44,6 +44,33 @@ pub struct Portal {
 }
 
 impl Prepared {
+    /// A statement without parameters.
+    pub(super) fn of(text: String, known: Arc<Known>) -> Self {
+        Self { text, known, declared: Vec::new(), types: Vec::new() }
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// Values of all parameters, from texts.
+    pub(super) fn values(&self, texts: &[Option<String>]) -> Result<Vec<Value>, Failure> {
+        let (wanted, given) = (self.types.len(), texts.len());
+        if given != wanted {
+            let message = format!("wrong number of parameters: the statement has {wanted}, {given} were given");
+            return Err(Failure::new("42601", message, "give one value for each parameter"));
+        }
+        let values = texts.iter().enumerate();
+        let values = values.map(|(at, text)| self.value(at, text.as_ref().map(String::as_bytes), Format::Text));
+        let mut values = values.collect::<Result<Vec<_>, _>>()?;
+        values.truncate(self.known.parameters.len());
+        Ok(values)
+    }
+
     pub(super) fn size(&self) -> usize {
         self.text.len() + self.declared.len() * 8
     }
@@ -82,6 +109,33 @@ impl Prepared {
 }
 
 impl Portal {
+    /// A statement that was executed, and none of its rows fetched.
+    pub(super) fn opened(prepared: Arc<Prepared>, answer: Answer) -> Self {
+        Self { prepared, values: Vec::new(), formats: Vec::new(), answer: Mutex::new(Some(answer)) }
+    }
+
+    pub(super) fn known(&self) -> &Known {
+        &self.prepared.known
+    }
+
+    /// The next rows, at most so many.
+    pub(super) async fn take_rows(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        most: u64,
+    ) -> Result<Vec<Vec<Value>>, Stop> {
+        let mut rows = Vec::new();
+        if let Some(Answer::Rows(answer)) = self.answer.get_mut() {
+            while (rows.len() as u64) < most
+                && let Some(row) = answer.next(client, key).await?
+            {
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+
     /// Whether rows are left that the client has not fetched.
     pub(super) fn has_rows(&self) -> bool {
         matches!(*self.answer.lock(), Some(Answer::Rows(_)))
@@ -97,7 +151,7 @@ pub(super) fn no_statement(name: &str) -> Failure {
     Failure::new("26000", format!("prepared statement \"{name}\" does not exist"), hint)
 }
 
-fn no_portal(name: &str) -> Failure {
+pub(super) fn no_portal(name: &str) -> Failure {
     let hint = "a portal ends with its transaction; without a BEGIN that is the next Sync";
     Failure::new("34000", format!("portal \"{name}\" does not exist"), hint)
 }
@@ -132,9 +186,22 @@ impl Session {
         if !matches!(known.what, What::Control { .. }) {
             self.check_block()?;
         }
+        self.prepare(name, text, known, declared)?;
+        client.out.plain(b'1');
+        Ok(())
+    }
+
+    /// Keep a statement under its name.
+    pub(super) fn prepare(
+        &mut self,
+        name: String,
+        text: String,
+        known: Arc<Known>,
+        declared: Vec<u32>,
+    ) -> Result<(), Failure> {
         if !name.is_empty() && self.statements.contains_key(&name) {
             let hint = "close it first, or use another name";
-            return Err(Failure::new("42P05", format!("prepared statement \"{name}\" already exists"), hint).into());
+            return Err(Failure::new("42P05", format!("prepared statement \"{name}\" already exists"), hint));
         }
         let deduced = |at: usize| known.parameters.get(at).copied().unwrap_or(Type::Text);
         let named = |at: usize| declared.get(at).and_then(|oid| Type::of_oid(*oid)).filter(|of| !of.is_text());
@@ -144,7 +211,6 @@ impl Session {
         self.statements.remove(&name);
         self.check_room(prepared.size())?;
         self.statements.insert(name, Arc::new(prepared));
-        client.out.plain(b'1');
         Ok(())
     }
 
@@ -170,7 +236,7 @@ impl Session {
         // A statement takes as many values as it has parameters; a client may declare more.
         let mut values = values.collect::<Result<Vec<_>, _>>()?;
         values.truncate(prepared.known.parameters.len());
-        let columns = prepared.known.columns.as_ref().map_or(0, Vec::len);
+        let columns = self.columns_of(&prepared.known).map_or(0, <[_]>::len);
         let formats = self::formats(&bind.results, columns)?;
         self.portals.remove(&bind.portal);
         let portal = Portal { prepared, values, formats, answer: Mutex::default() };
@@ -192,7 +258,7 @@ impl Session {
                 (portal.prepared.known.clone(), portal.formats.clone())
             }
         };
-        match known.columns.as_ref().map_err(Clone::clone)?.as_slice() {
+        match self.columns_of(&known)? {
             [] => client.out.plain(b'n'),
             columns => client.out.row_description(&fields(columns, &formats)),
         }

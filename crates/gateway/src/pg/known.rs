@@ -19,6 +19,7 @@ use super::catalog;
 use super::copy;
 use super::dialect::lex::{Kind as Token, Tokens};
 use super::dialect::{parameters, translate, translate_system};
+use super::named;
 use super::settings;
 use super::types::Type;
 use crate::session::{Control, Executor, Failure, read_control};
@@ -40,6 +41,7 @@ pub enum What {
         control: Control,
     },
     Setting(settings::Command),
+    Named(named::Command),
     Copy(copy::Command),
     /// A question to the system catalog, in SQLite's words.
     System(String),
@@ -129,6 +131,18 @@ impl Known {
         }
         if let Some(command) = settings::read(&tokens) {
             return command.map(setting);
+        }
+        if let Some(command) = named::read(&tokens) {
+            let command = command?;
+            // Only a cursor's query takes values from the client at once.
+            let parameters = match &command {
+                named::Command::Declare { text, .. } => {
+                    Self::of(text, catalog, executor, describer, system)?.parameters
+                }
+                _ => Vec::new(),
+            };
+            let tag = named::tag(&command);
+            return Ok(Known { tag, parameters, ..plain(What::Named(command), "") });
         }
         if tokens.is(0, "COPY") {
             return copy::read(&tokens).map(|command| plain(What::Copy(command), "COPY"));

@@ -63,6 +63,7 @@ mod dialect;
 mod extended;
 mod guesses;
 mod known;
+mod named;
 mod run;
 mod session;
 mod settings;

@@ -42,7 +42,7 @@ impl RowsAnswer {
         Answer::Rows(Box::new(Self { columns, rows, left, tag, sent: 0, _admitted: admitted }))
     }
 
-    fn held(columns: Vec<Column>, rows: Vec<Vec<Value>>, tag: Tag) -> Answer {
+    pub fn held(columns: Vec<Column>, rows: Vec<Vec<Value>>, tag: Tag) -> Answer {
         Self::answer(columns, stream::iter([Ok(rows)]).boxed(), tag, None)
     }
 
@@ -121,6 +121,7 @@ impl Session {
         self.check_block()?;
         match &known.what {
             What::Setting(command) => self.setting(client, command, known).map_err(Stop::Failed),
+            What::Named(command) => self.named(client, key, command, values, alone).await,
             What::System(text) => {
                 let (columns, rows) = self.ask_system(text, values).await?;
                 Ok(RowsAnswer::held(columns, rows, Tag::Counted("SELECT")))

@@ -119,7 +119,6 @@ pub fn read(tokens: &Tokens<'_>) -> Option<Result<Command, Failure>> {
                 false => Command::Deallocate(Some(tokens.name(at)?)),
             }
         }
-        "CLOSE" if tokens.is(1, "ALL") => Command::Nothing("CLOSE CURSOR ALL"),
         "UNLISTEN" => Command::Nothing("UNLISTEN"),
         _ => return None,
     };

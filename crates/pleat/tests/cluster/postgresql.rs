@@ -66,7 +66,38 @@ async fn psql_works_over_shards() {
     assert_eq!(said.out, wanted, "{}\n{}", said.err, cluster.tail());
     assert!(said.err.contains("nothing") && said.err.contains("current transaction is aborted"), "{}", said.err);
 
+    // Prepared and opened by name.
+    let script = "PREPARE find (int) AS SELECT id, active FROM users WHERE id = $1;
+        EXECUTE find (2);
+        EXECUTE find ('3');
+        PREPARE rename AS UPDATE users SET name = $2 WHERE id = $1;
+        EXECUTE rename (9, 'it''s');
+        SELECT name FROM users WHERE id = 9;
+        EXECUTE find;
+        EXECUTE find (1 + 1);
+        PREPARE find AS SELECT 1;
+        DEALLOCATE find;
+        EXECUTE find (2);
+        PREPARE more AS DROP TABLE users;
+        DECLARE c CURSOR FOR SELECT 1;
+        BEGIN;
+        DECLARE c CURSOR FOR SELECT id FROM users ORDER BY id;
+        FETCH 2 FROM c;
+        MOVE 3 FROM c;
+        FETCH c;
+        FETCH ALL IN c;
+        FETCH c;
+        CLOSE c;
+        COMMIT;\n";
+    let said = psql(&cluster, &["-At", "-v", "VERBOSITY=sqlstate"], script);
+    let wanted = "PREPARE\n2|f\n3|t\nPREPARE\nUPDATE 1\nit's\nDEALLOCATE\nBEGIN\nDECLARE CURSOR\n1\n2\nMOVE 3\n6\n\
+                  7\n8\n9\n10\nCLOSE CURSOR\nCOMMIT\n";
+    assert_eq!(said.out, wanted, "{}\n{}", said.err, cluster.tail());
+    let codes: Vec<&str> = said.err.lines().filter_map(|line| line.split("ERROR:").nth(1)).map(str::trim).collect();
+    assert_eq!(codes, ["42601", "42601", "42P05", "26000", "42601", "25P01"], "{}", said.err);
+
     // What psql asks the system catalog.
+    assert_eq!(rows(&cluster, "SELECT count(*) FROM pg_description WHERE classoid = 'pg_class'::regclass"), "0");
     let tables = psql(&cluster, &["-At", "-c", "\\dt"], "").out;
     assert_eq!(tables.trim(), "public|users|table|pleat");
     let table = psql(&cluster, &["-c", "\\d users"], "");

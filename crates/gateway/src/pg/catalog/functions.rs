@@ -208,9 +208,33 @@ fn names(db: &Connection) -> Result<()> {
         let found = statement.query_row([plain.as_deref().unwrap_or(last)], |row| row.get(0));
         match found {
             Ok(oid) => Ok(Some(oid)),
+            Err(Error::QueryReturnedNoRows) if let Some(oid) = system_relation(last) => Ok(Some(oid)),
             Err(Error::QueryReturnedNoRows) => Err(said(format!("relation \"{name}\" does not exist"))),
             Err(error) => Err(error),
         }
+    })
+}
+
+/// The numbers that tables of the system catalog have in every PostgreSQL: drivers compare `classoid` with them.
+fn system_relation(name: &str) -> Option<i64> {
+    Some(match name {
+        "pg_type" => 1247,
+        "pg_attribute" => 1249,
+        "pg_proc" => 1255,
+        "pg_class" => 1259,
+        "pg_authid" => 1260,
+        "pg_database" => 1262,
+        "pg_am" => 2601,
+        "pg_attrdef" => 2604,
+        "pg_constraint" => 2606,
+        "pg_description" => 2609,
+        "pg_index" => 2610,
+        "pg_language" => 2612,
+        "pg_namespace" => 2615,
+        "pg_rewrite" => 2618,
+        "pg_trigger" => 2620,
+        "pg_extension" => 3079,
+        _ => return None,
     })
 }
 

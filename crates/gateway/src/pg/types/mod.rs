@@ -10,7 +10,9 @@
 //! - A column's type follows from the type that it was declared with ([`Type::declared`]); an expression's from what is
 //!   known about it ([`super::known`]); otherwise it is `text`. Integers are always `int8`, because SQLite's are.
 //! - **In text format every value is sent as SQLite writes it**, whatever the column's type says; only `0` and `1` in a
-//!   BOOLEAN column become `f` and `t`, and bytes `\x…`. So nothing is ever lost, and psql shows what is there.
+//!   BOOLEAN column become `f` and `t`, bytes `\x…`, and what is a moment in a TIMESTAMP column gets the form that it has in PostgreSQL, as drivers
+//!   take no other (an ISO text from JavaScript would come back as nothing). So nothing is ever lost, and psql shows what is there.
+//!   Parameters get the same form, so that a moment is found again by what was read.
 //! - **In binary format a value that is not one of the column's type is an error** (`22P02`, [`value`]), never
 //!   something else. `CAST(column AS TEXT)` reads it.
 //! - A parameter becomes a value by its type: what the client says, else what the statement says, else text. SQLite's

@@ -119,9 +119,43 @@ pub fn timestamp_text(micros: i64) -> Option<String> {
     Some(format!("{day} {}", time_text(micros.rem_euclid(DAY_US))?))
 }
 
+/// A moment's text in the one form that it has here, be it `2024-02-29T12:00:00.500Z`. `None` when it is no moment, or
+/// one that this form has no room for.
+pub fn canonical(text: &str, is_zoned: bool) -> Option<String> {
+    let fraction = text.split_once('.').map_or("", |(_, fraction)| fraction);
+    if fraction.bytes().take_while(u8::is_ascii_digit).count() > 6 {
+        return None;
+    }
+    let micros = if is_zoned { timestamptz(text)? } else { timestamp(text)? };
+    let text = timestamp_text(micros)?;
+    Some(if is_zoned { text + UTC } else { text })
+}
+
+/// How UTC ends the text of a moment.
+pub const UTC: &str = "+00:00";
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_have_one_form() {
+        for (text, is_zoned, wanted) in [
+            ("2023-11-14T22:13:20.000+00:00", true, Some("2023-11-14 22:13:20+00:00")),
+            ("2023-11-14T22:13:20.5Z", true, Some("2023-11-14 22:13:20.500000+00:00")),
+            ("2023-11-14 23:13:20+01", true, Some("2023-11-14 22:13:20+00:00")),
+            ("2023-11-14", true, Some("2023-11-14 00:00:00+00:00")),
+            ("2023-11-14T22:13:20+01:00", false, Some("2023-11-14 22:13:20")),
+            ("2023-11-14 22:13", false, Some("2023-11-14 22:13:00")),
+            ("2023-11-14 22:13:20.1234567", false, None),
+            ("tomorrow", false, None),
+            ("infinity", true, None),
+        ] {
+            let found = canonical(text, is_zoned);
+            assert_eq!(found.as_deref(), wanted, "{text}");
+            assert_eq!(found.as_deref().and_then(|text| canonical(text, is_zoned)), found, "{text}: once more");
+        }
+    }
 
     #[test]
     fn known_moments() {

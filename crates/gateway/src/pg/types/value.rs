@@ -38,7 +38,7 @@ impl Format {
     }
 }
 
-/// The text of a value: as SQLite writes it, and bytes as PostgreSQL does.
+/// The text of a value: as SQLite writes it, and bytes and moments as PostgreSQL does.
 pub fn text_of(value: &Value, of: Type) -> Cow<'_, str> {
     match (value, of) {
         (Value::Null, _) => Cow::Borrowed(""),
@@ -47,6 +47,9 @@ pub fn text_of(value: &Value, of: Type) -> Cow<'_, str> {
         (Value::Integer(number), _) => Cow::Owned(number.to_string()),
         (Value::Real(real), _) => Cow::Owned(real_text(*real)),
         (Value::Text(text), Type::Bytea) => Cow::Owned(hex(text.as_bytes())),
+        (Value::Text(text), Type::Timestamp | Type::Timestamptz) => {
+            moment::canonical(text, of == Type::Timestamptz).map_or(Cow::Borrowed(text), Cow::Owned)
+        }
         (Value::Text(text), _) => Cow::Borrowed(text),
         (Value::Blob(bytes), Type::Uuid) if bytes.len() == 16 => {
             Cow::Owned(Uuid::from_slice(bytes).unwrap_or_default().hyphenated().to_string())
@@ -203,6 +206,9 @@ fn read_text(text: &str, of: Type) -> Option<Value> {
         Type::Float4 | Type::Float8 => real(trimmed)?,
         Type::Numeric => numeric::value(trimmed)?,
         Type::Bytea => Value::Blob(bytea(text)?),
+        Type::Timestamp | Type::Timestamptz => {
+            Value::Text(moment::canonical(text, of == Type::Timestamptz).unwrap_or_else(|| text.to_owned()))
+        }
         _ => Value::Text(text.to_owned()),
     })
 }
@@ -266,7 +272,7 @@ fn read_binary(bytes: &[u8], of: Type) -> Result<Option<Value>, Failure> {
         }
         Type::Timestamptz => (bytes.try_into().ok())
             .and_then(|bytes| moment::timestamp_text(i64::from_be_bytes(bytes)))
-            .map(|text| Value::Text(text + "+00:00")),
+            .map(|text| Value::Text(text + moment::UTC)),
         Type::Jsonb => match bytes.split_first() {
             Some((1, json)) => Some(Value::Text(text(json)?.to_owned())),
             _ => None,

@@ -56,12 +56,28 @@ with psycopg.connect(dsn, autocommit=True) as conn:
             pass
     assert conn.execute("SELECT count(*) FROM p3").fetchone() == (49,)
 
+    # A moment as JavaScript writes it is one in both formats, and is found by what was read.
+    conn.execute("INSERT INTO p3 (id, at) VALUES (2000, '2023-11-14T22:13:20.000Z')")
+    moment = datetime.datetime(2023, 11, 14, 22, 13, 20)
+    for binary in (False, True):
+        cur = conn.cursor(binary=binary)
+        assert cur.execute("SELECT at FROM p3 WHERE id = 2000").fetchone() == (moment,), binary
+    conn.execute("UPDATE p3 SET at = %s WHERE id = 2000", ("2023-11-14T22:13:20Z",))
+    assert conn.execute("SELECT id FROM p3 WHERE at = %s", (moment,)).fetchall() == [(2000,)]
+    conn.execute("DELETE FROM p3 WHERE id = 2000")
+
     with conn.cursor() as cur:
         with cur.copy("COPY p3 (id, name, active) FROM STDIN") as copy:
             for n in range(100, 200):
                 copy.write_row((n, "tab\tnew\nline", n % 2 == 0))
         with cur.copy("COPY (SELECT id, name FROM p3 WHERE id >= 198 ORDER BY id) TO STDOUT") as copy:
             assert list(copy.rows()) == [("198", "tab\tnew\nline"), ("199", "tab\tnew\nline")]
+    # A cursor of the server, with a value.
+    with conn.transaction():
+        with conn.cursor("rows") as cur:
+            cur.itersize = 7
+            cur.execute("SELECT id, active FROM p3 WHERE id >= %s ORDER BY id", (100,))
+            assert [row for row in cur] == [(n, n % 2 == 0) for n in range(100, 200)]
     try:
         conn.execute("SELECT %s::int8", ("x",))
         raise SystemExit("x is no number")

@@ -43,6 +43,11 @@ except psycopg2.errors.InFailedSqlTransaction:
 with conn:
     cur.execute("UPDATE p2 SET name = 'x' WHERE id > 100 RETURNING id, active")
     assert len(cur.fetchall()) == 99 and cur.rowcount == 99
+with conn:
+    with conn.cursor("rows") as named:
+        named.itersize = 50
+        named.execute("SELECT id FROM p2 ORDER BY id")
+        assert [row[0] for row in named] == list(range(1, 200))
 cur.execute("SELECT version()")
 assert "Pleat" in cur.fetchone()[0]
 conn.close()
