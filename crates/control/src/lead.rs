@@ -35,6 +35,7 @@ use futures::stream::FuturesUnordered;
 use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Catalog, Command, Operation, OperationId, OperationKind, Phase, Shard, ShardState};
 use pleat_engine::Action;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::stop::Stop;
@@ -92,8 +93,15 @@ pub(crate) async fn lead(tools: Tools) {
                     None => drop(retries.remove(&done.operation())),
                 }
             }
-            _ = timeout(LOOK_EVERY, changes.changed()) => {}
+            () = until_changed(&mut changes, LOOK_EVERY) => {}
         }
+    }
+}
+
+/// Until the catalog changes, or for so long. A node whose catalog has stopped gets no news any more, and no rest either, if it asked at once again.
+pub(crate) async fn until_changed(changes: &mut watch::Receiver<Arc<Catalog>>, limit: Duration) {
+    if let Ok(Err(_)) = timeout(limit, changes.changed()).await {
+        sleep(limit).await;
     }
 }
 
