@@ -198,6 +198,7 @@ impl Catalog {
     fn start(&mut self, kind: &OperationKind, cause: Cause, reason: &str, at: Millis) -> Applied<OperationId> {
         self.admit_open(1)?;
         self.admit_beside_waiting(kind)?;
+        self.admit_beside_moves(kind)?;
         self.admit(kind)?;
         if let OperationKind::Split { to, .. } = kind {
             let generation = self.bump();
@@ -258,21 +259,8 @@ impl Catalog {
     /// Whether an operation makes sense on the catalog as it is.
     fn admit(&self, kind: &OperationKind) -> Applied {
         match kind {
-            OperationKind::Split { from, to, partitions } => {
-                if *to != self.next_shard() {
-                    return Err(invalid(format!("the next shard is {}, not {to}", self.next_shard())));
-                }
-                self.no_move_is_open()?;
-                self.admit_source(*from, partitions)?;
-                if partitions.len() >= self.partitions_of(*from).len() {
-                    return Err(invalid(format!("a split leaves {from} at least one partition")));
-                }
-                Ok(())
-            }
-            OperationKind::Move { from, to, partitions } => {
-                self.no_move_is_open()?;
-                self.admit_move(*from, *to, partitions)
-            }
+            OperationKind::Split { from, to, partitions } => self.admit_split(*from, *to, partitions),
+            OperationKind::Move { from, to, partitions } => self.admit_move(*from, *to, partitions),
             OperationKind::Merge { from, to, partitions } => self.admit_merge(*from, *to, partitions),
             OperationKind::Ddl { effect, layout, .. } if *layout != self.layout && !effect.is_of_view() => {
                 Err(busy("a table has just been given another placement".to_owned()))

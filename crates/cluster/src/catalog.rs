@@ -59,7 +59,7 @@ impl Catalog {
     pub const DECISIONS_KEPT_MAX: usize = 1_000;
     /// Operations that may wait or run at one time.
     pub const OPERATIONS_OPEN_MAX: usize = 64;
-    /// Moves that may have begun at one time. Each leaves clients 90 % of what they get done; two leave them 81 %.
+    /// Splits, merges and moves that may have begun at one time. Each leaves clients 90 % of what they get done; two leave them 81 %.
     pub const MOVES_BEGUN_MAX: usize = 2;
     /// Steps that one operation may journal.
     pub const STEPS_MAX: usize = 256;
@@ -116,8 +116,8 @@ impl Catalog {
         ShardId(self.shards.keys().next_back().map_or(1, |last| last.0 + 1))
     }
 
-    /// The id that the next table gets. Stable while a `CREATE TABLE` is carried out, because operations
-    /// are carried out one at a time.
+    /// The id that the next table gets. Stable while a `CREATE TABLE` is carried out, because schema changes
+    /// are carried out alone.
     pub fn next_table(&self) -> TableId {
         TableId(self.last_table + 1)
     }

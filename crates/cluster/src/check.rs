@@ -23,9 +23,9 @@ impl Catalog {
     /// 3. No shard's ownership is newer than the catalog, nor is the layout.
     /// 4. A table stands under its own name, its id is unique and was handed out; a sharded one has its key
     ///    among its columns and has a primary key; a single one lives on a shard that was not removed.
-    /// 5. Of open operations that move partitions, those that wait for a shard aside, each moves other partitions, a
-    ///    split or a merge is the only one, and of those that have begun no shard has a part in two. Until one
-    ///    commits or is given up its source owns what it moves.
+    /// 5. Of open operations that move partitions, those that wait for a shard aside, each moves other partitions, none has a
+    ///    part in a shard that another one makes or takes down, and of those that have begun no shard has a part in two and there
+    ///    are no more than may be. Until one commits or is given up its source owns what it moves.
     /// 6. A committed operation has not failed, unless it is a rebuild, and was not given up; only an open one that is
     ///    decided waits.
     /// 7. Histories are within their limits.

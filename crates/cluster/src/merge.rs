@@ -38,7 +38,6 @@ impl Catalog {
         }
         self.active(from)?;
         self.active(to)?;
-        self.no_move_is_open()?;
         if let Some(why) = self.kept_because(from) {
             return Err(invalid(format!("{from} can't be merged into another shard: {why}")));
         }

@@ -1,15 +1,24 @@
-//! Moves: when one may be put into the journal, and when it may begin.
+//! Moves: which operations that move partitions may be in the journal together, and which may have begun together.
 //!
-//! *A split or a merge is the only one that is open.* It makes or takes down a shard, and names all that it moves by what
-//! the catalog is like when it is started.
+//! Splits, merges and moves between shards that there are name all that they move, and the shards, by what the catalog is like when
+//! they are started, and may be started beside others. Two rules keep what they name true, in whatever order they are carried
+//! out and whichever of them fails or is cancelled:
 //!
-//! *Several moves between shards that there are* may be open at a time when they were asked for at once (a rebalance): each names
-//! other partitions, so none makes another one wrong, in whatever order they are carried out and whichever of them fails or is
-//! cancelled. Those that have not begun are `Pending` and have touched nothing, so schema changes go past them; and what needs a
-//! cluster in which nothing moves (another split, merge or rebalance) waits for all.
+//! *In the journal together* ([`clash`]) are only such as name different partitions, and none that has a part in a shard that another
+//! one makes or takes down. So a split's shard belongs to it alone until it has ended, and a merge's source still owns
+//! what it did, whatever others do. A split leaves its source something besides what others take from it
+//! ([`Catalog::settled_partitions_of`]). What has not begun is `Pending` and has touched no shard that anybody uses, so schema changes go past it, and
+//! an urgent split goes past the moves of a rebalance. (A rebalance itself is worked out over all shards, so its moves are started when
+//! nothing else moves.)
 //!
-//! *Up to [`Catalog::MOVES_BEGUN_MAX`] of them have begun*, and no shard has a part in two of these, be it as source or as target. So a
+//! *Up to [`Catalog::MOVES_BEGUN_MAX`] have begun*, and no shard has a part in two of these ([`Operation::meets`]), be it as source or as target. So a
 //! shard has one move at a time, and knows of one fence, one capture and one import, whoever leads.
+//!
+//! | its leader dies while it | and then |
+//! | --- | --- |
+//! | is `Pending` | nobody notices: it has begun nowhere. The shard that a split has in the catalog waits for it, and is removed when it is cancelled |
+//! | has begun | the next leader finds up to so many that have, takes each of them up, and begins no other before one has ended: the catalog refuses that, too, to a leader that does not know that it was deposed |
+//! | is committed or given up | the same: it is only finished, or taken back, and counts until it has ended or waits |
 //!
 //! An operation that waits for a shard ([`Operation::is_waiting`]) counts for none of this: it holds its shards by itself
 //! ([`Catalog::held`]).
@@ -45,6 +54,32 @@ impl Catalog {
         Ok(ids.first().copied())
     }
 
+    /// Whether an operation may be in the journal beside the moves that are open.
+    pub(crate) fn admit_beside_moves(&self, kind: &OperationKind) -> Applied {
+        match self.open_moves().find_map(|other| Some((other.id, clash(kind, &other.kind)?))) {
+            Some((id, what)) => Err(busy(format!("{id} is still {what}; wait for it to end, or cancel it"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn admit_split(&self, from: ShardId, to: ShardId, partitions: &[PartitionId]) -> Applied {
+        if to != self.next_shard() {
+            return Err(invalid(format!("the next shard is {}, not {to}", self.next_shard())));
+        }
+        self.admit_source(from, partitions)?;
+        match partitions.len() < self.settled_partitions_of(from).len() {
+            true => Ok(()),
+            false => Err(invalid(format!("a split leaves {from} at least one partition"))),
+        }
+    }
+
+    /// The hash partitions that `shard` owns and that no open operation takes from it, in order.
+    pub fn settled_partitions_of(&self, shard: ShardId) -> Vec<PartitionId> {
+        let moves = self.open_moves().filter_map(|open| open.kind.moves());
+        let taken: BTreeSet<PartitionId> = moves.flat_map(|(_, _, partitions)| partitions).copied().collect();
+        self.partitions_of(shard).into_iter().filter(|partition| !taken.contains(partition)).collect()
+    }
+
     pub(crate) fn admit_move(&self, from: ShardId, to: ShardId, partitions: &[PartitionId]) -> Applied {
         if from == to {
             return Err(invalid("a move changes the shard"));
@@ -69,8 +104,7 @@ impl Catalog {
     }
 
     pub(crate) fn no_move_is_open(&self) -> Applied {
-        let is_move = |other: &&Operation| other.kind.moves().is_some() && !other.is_waiting();
-        match self.open_operations().find(is_move) {
+        match self.open_moves().next() {
             Some(other) => {
                 Err(busy(format!("{} is still moving partitions; wait for it to end, or cancel it", other.id)))
             }
@@ -93,37 +127,64 @@ impl Catalog {
         }
     }
 
-    /// Moves that have begun and don't wait for a shard.
-    fn begun_moves(&self) -> impl Iterator<Item = &Operation> {
-        let begun = |open: &&Operation| open.phase == Phase::Progressing && !open.is_waiting();
-        self.open_operations().filter(begun).filter(|open| open.kind.moves().is_some())
+    /// Operations that move partitions, have not ended and don't wait for a shard, oldest first.
+    pub fn open_moves(&self) -> impl Iterator<Item = &Operation> {
+        self.open_operations().filter(|open| open.kind.moves().is_some() && !open.is_waiting())
+    }
+
+    /// Those of them that have begun.
+    pub fn begun_moves(&self) -> impl Iterator<Item = &Operation> {
+        self.open_moves().filter(|open| open.phase == Phase::Progressing)
     }
 
     /// Broken invariants of open moves, see [`Catalog::check`].
     pub(crate) fn check_moves(&self, found: &mut Vec<String>) {
-        let (mut named, mut open, mut alone) = (BTreeSet::new(), 0, false);
         for operation in self.open_operations() {
             let Some((from, _, partitions)) = operation.kind.moves() else { continue };
             let decided = operation.committed || operation.given_up;
             if !decided && partitions.iter().any(|p| self.owner(*p) != Some(from)) {
                 found.push(format!("{} moves a partition that {from} does not own", operation.id));
             }
-            if operation.is_waiting() {
-                continue;
+        }
+        let open: Vec<&Operation> = self.open_moves().collect();
+        for (one, other) in pairs(&open) {
+            if let Some(what) = clash(&one.kind, &other.kind) {
+                found.push(format!("{} is open beside {}, which is {what}", other.id, one.id));
             }
-            if !partitions.iter().all(|partition| named.insert(*partition)) {
-                found.push(format!("{} moves a partition that another one moves", operation.id));
-            }
-            open += 1;
-            alone |= !matches!(operation.kind, OperationKind::Move { .. });
         }
         let begun: Vec<&Operation> = self.begun_moves().collect();
-        let meet = begun.iter().enumerate().any(|(at, one)| begun[..at].iter().any(|other| other.meets(one)));
-        if meet || begun.len() > Self::MOVES_BEGUN_MAX || (alone && open > 1) {
-            found.push(format!(
-                "{open} operations move partitions, and {} have begun that may not at once",
-                begun.len()
-            ));
+        if let Some((one, other)) = pairs(&begun).find(|(one, other)| one.meets(other)) {
+            found.push(format!("{} and {} have begun, and a shard has a part in both", one.id, other.id));
+        }
+        if begun.len() > Self::MOVES_BEGUN_MAX {
+            found.push(format!("{} operations that move partitions have begun", begun.len()));
+        }
+    }
+}
+
+/// Each with each that comes after it.
+fn pairs<'a>(all: &'a [&Operation]) -> impl Iterator<Item = (&'a Operation, &'a Operation)> {
+    all.iter().enumerate().flat_map(|(at, one)| all[at + 1..].iter().map(move |other| (*one, *other)))
+}
+
+/// Why two operations can't be in the journal together: what the other one is at. As true of the one as of the other.
+fn clash(kind: &OperationKind, other: &OperationKind) -> Option<String> {
+    let ((from, to, partitions), (other_from, other_to, others)) = (kind.moves()?, other.moves()?);
+    let of_other = |shard: ShardId| shard == other_from || shard == other_to;
+    match other {
+        OperationKind::Merge { from: leaves, .. } if [from, to].contains(leaves) => {
+            return Some(format!("taking {leaves} down"));
+        }
+        OperationKind::Split { to: made, .. } if [from, to].contains(made) => return Some(format!("making {made}")),
+        _ => {}
+    }
+    match kind {
+        OperationKind::Merge { .. } if of_other(from) => Some(format!("moving partitions of {from}")),
+        OperationKind::Split { .. } if of_other(to) => Some(format!("moving partitions of {to}")),
+        _ => {
+            let named: BTreeSet<&PartitionId> = partitions.iter().collect();
+            let both = others.iter().find(|partition| named.contains(partition))?;
+            Some(format!("moving partition {both}"))
         }
     }
 }

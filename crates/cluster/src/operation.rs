@@ -1,7 +1,7 @@
 //! The journal: every change of the cluster is an operation with steps.
 //!
-//! The control leader works on one operation at a time, in the order of their ids, but for moves: those that have not begun let others
-//! go first, and a few of different shards go side by side (`moves`). Before a step acts it
+//! The control leader works on one operation at a time, in the order of their ids, but for what moves partitions: a few splits, merges and moves
+//! of different shards go side by side (`moves`), and moves between shards that there are let others go first. Before a step acts it
 //! is journaled as begun, and when it has acted, as ended; so a leader that takes over sees how far the one
 //! before it may have come. What it then does is the executor's business (`control`): before
 //! [`Operation::committed`] is set an operation can be rolled back, afterwards it is only ever finished.
@@ -150,10 +150,12 @@ impl Operation {
     /// The shards on which nothing else is begun while this operation waits.
     ///
     /// A committed move holds both its ends, because its source has let go only when the target has taken over. One
-    /// that was given up holds only the shard that has not heard of it.
+    /// that was given up holds only the shard that has not heard of it, and, if it is a split, the one that it has made and will remove.
     pub fn holds(&self) -> Vec<ShardId> {
-        match self.kind.moves() {
-            Some((from, to, _)) if self.committed && self.is_waiting() => vec![from, to],
+        match (&self.kind, self.kind.moves()) {
+            _ if !self.is_waiting() => Vec::new(),
+            (_, Some((from, to, _))) if self.committed => vec![from, to],
+            (OperationKind::Split { to, .. }, _) => self.waits_for.iter().copied().chain([*to]).collect(),
             _ => self.waits_for.clone(),
         }
     }

@@ -20,8 +20,8 @@
 //! shard's message. A drop can't be undone, so it comes after the commit, and what could make a shard
 //! refuse it (another table that references the dropped one) is looked for first. Renaming depends on the schema alone,
 //! which is the same everywhere, so it is enough that the gateway has tried it; it comes after the commit because old
-//! and new names must not be mixed for as long as one shard is gone. A moved partition waits: the executor
-//! carries out one operation at a time.
+//! and new names must not be mixed for as long as one shard is gone. No partition moves meanwhile: a schema change is
+//! carried out alone.
 //!
 //! The ownership of a single table's shard, and with a rename that of all shards, rises with the commit (`Shard::ownership` in the catalog), and the shard
 //! learns it right after (step `own`, or with the rename). Until then scatter reads routed by the new catalog are refused

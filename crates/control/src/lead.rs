@@ -1,22 +1,28 @@
-//! What the control leader does, for as long as it leads: found shards, then carry out operations, oldest first; moves that
-//! have not begun come last, since a rebalance asks for many. One operation that waits for a shard which is gone is stepped over, and
+//! What the control leader does, for as long as it leads: found shards, then carry out operations, oldest first; moves between shards
+//! that there are come last while they have not begun, since a rebalance asks for many: a split that is journaled behind them goes first. One operation that waits for a shard which is gone is stepped over, and
 //! looked after now and then; see `pleat_cluster::Operation`.
 //!
 //! # Side by side
 //!
-//! One thing is done at a time, but for moves: a few of them ([`Catalog::MOVES_BEGUN_MAX`]) run side by side when no shard has a part in two.
+//! One thing is done at a time, but for what moves partitions: a few splits, merges and moves ([`Catalog::MOVES_BEGUN_MAX`]) run side by side
+//! when no shard has a part in two. What may be in the journal together, and have begun together, is the catalog's to say
+//! (`pleat_cluster`'s `moves`).
 //!
 //! | what one operation at a time promised | why it still holds |
 //! | --- | --- |
 //! | a shard has one move at a time: captures, fences and what it keeps of a move never meet | the catalog refuses the beginning of a move that shares a shard with one that has begun, whoever asks, so that is also true of what a leader finds that takes over |
 //! | what a shard owns changes through one operation: the generation that a commit gave it is still there when the shard is told | only a move, and a schema change, give a shard another one; the moves are of other shards, and schema changes run alone |
-//! | nobody changes the schema during a move, nor makes or removes a shard | whatever is no move runs alone: nothing more begins before it, and it begins when all that had begun has ended |
-//! | reference tables are complete before a shard gets a partition | each move completes those of its own target, from the log of the anchor; a move of the anchor's own partitions changes nothing in that |
+//! | nobody changes the schema during a move | whatever moves nothing runs alone: nothing more begins before it, and it begins when all that had begun has ended. The shard that a split makes gets the schema of the moment in which it begins |
+//! | nobody makes or removes a shard during a move | only shards that have a part in no other: the catalog refuses an operation that names one which another makes or takes down. The anchor, which all read, is never taken down |
+//! | reference tables are complete before a shard gets a partition | each move completes those of its own target, from the log of the anchor; a move of the anchor's own partitions changes nothing in that. The anchor is told of each new shard by itself, and keeps the newest catalog that it was told |
 //! | steps on a shard come in order, and late ones are refused | their epochs are handed out by one counter of the term, and those of a move are sent one after the other, but for the messages of a copy, which are one step |
 //! | cancelling, limits and failures concern one operation | each has its own `Work`; dropping one drops nothing of another |
 //! | clients keep 80 % | a move aims at leaving 90 % of what clients have beside the other one: for two of them that is 81 % |
 //!
-//! A leader that takes over finds up to so many moves begun, and takes up all of them. Whatever comes first, such as a shard that is back,
+//! No split and no merge waits for long behind a queue of moves: only one of its shards can be taken, since the other is its own, and it is the
+//! first to get that when it is let go.
+//!
+//! A leader that takes over finds up to so many begun, and takes up all of them. Whatever comes first, such as a shard that is back,
 //! waits until what runs has ended, and meanwhile nothing new begins.
 
 use std::collections::BTreeMap;
@@ -28,6 +34,7 @@ use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use pleat_cluster::{Catalog, Command, Operation, OperationId, OperationKind, Phase, Shard, ShardState};
 use pleat_engine::Action;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::stop::Stop;
@@ -85,8 +92,15 @@ pub(crate) async fn lead(tools: Tools) {
                     None => drop(retries.remove(&done.operation())),
                 }
             }
-            _ = timeout(LOOK_EVERY, changes.changed()) => {}
+            () = until_changed(&mut changes, LOOK_EVERY) => {}
         }
+    }
+}
+
+/// Until the catalog changes, or for so long. A node whose catalog has stopped gets no news any more, and no rest either, if it asked at once again.
+pub(crate) async fn until_changed(changes: &mut watch::Receiver<Arc<Catalog>>, limit: Duration) {
+    if let Ok(Err(_)) = timeout(limit, changes.changed()).await {
+        sleep(limit).await;
     }
 }
 
@@ -128,20 +142,17 @@ fn next(catalog: &Catalog, running: &[Next], is_due: impl Fn(&OperationId) -> bo
     if running.is_empty() {
         return first(catalog, is_due);
     }
-    let is_move = |id: &OperationId| {
-        catalog.operations.get(id).is_some_and(|open| matches!(open.kind, OperationKind::Move { .. }))
-    };
     let ids: Vec<OperationId> = running.iter().filter_map(Next::operation).collect();
+    let is_move = |id: &OperationId| catalog.operations.get(id).is_some_and(|open| open.kind.moves().is_some());
     let moves_run = running.iter().all(|next| matches!(next, Next::Operation(id) if is_move(id)));
     if !moves_run || running.len() >= Catalog::MOVES_BEGUN_MAX || chore(catalog, is_due) != Next::Nothing {
         return Next::Nothing;
     }
     // What ended a moment ago is still among what runs.
-    let fits = |open: &&Operation| {
-        !ids.contains(&open.id)
-            && ids.iter().all(|id| catalog.operations.get(id).is_none_or(|other| !other.meets(open)))
-    };
-    let mut queue = queue(catalog).into_iter().take_while(|open| matches!(open.kind, OperationKind::Move { .. }));
+    let running: Vec<&Operation> = ids.iter().filter_map(|id| catalog.operations.get(id)).collect();
+    let meets = |open: &Operation| running.iter().any(|other| other.meets(open));
+    let fits = |open: &&Operation| !ids.contains(&open.id) && !meets(open);
+    let mut queue = queue(catalog).into_iter().take_while(|open| open.kind.moves().is_some());
     queue.find(fits).map_or(Next::Nothing, |operation| Next::Operation(operation.id))
 }
 
@@ -246,10 +257,14 @@ mod tests {
     use super::*;
 
     fn founded(shards: u32) -> Catalog {
+        divided(shards, 8)
+    }
+
+    fn divided(shards: u32, partition_count: u32) -> Catalog {
         let mut catalog = Catalog::default();
         let init = Command::Init {
             cluster_id: "c".to_owned(),
-            partition_count: 8,
+            partition_count,
             replication_factor: 1,
             nodes: vec![(NodeId(1), "node-1".to_owned(), "127.0.0.1:1".to_owned())],
             incarnations: Default::default(),
@@ -330,6 +345,53 @@ mod tests {
         }
         assert_eq!(next(&catalog, &[], |_| true), Next::Operation(ids[0]));
         assert_eq!(next(&catalog, &run(&ids[..1]), |_| true), Next::Operation(ids[2]));
+    }
+
+    #[test]
+    fn splits_and_merges_go_side_by_side_and_before_moves_that_have_not_begun() {
+        let mut catalog = divided(4, 16);
+        for shard in 1..=4 {
+            catalog.apply(&Command::ActivateShard { shard: ShardId(shard), at: 1 }).unwrap();
+        }
+        let cause = Cause::Request("test".to_owned());
+        let shift = |(from, to): (u32, u32)| {
+            let partitions = vec![PartitionId(4 * from - 1)];
+            OperationKind::Move { from: ShardId(from), to: ShardId(to), partitions }
+        };
+        let moves = [(1, 2), (3, 4)].map(shift).to_vec();
+        catalog.apply(&Command::StartMoves { moves, cause: cause.clone(), reason: String::new(), at: 1 }).unwrap();
+        let ids: Vec<OperationId> = catalog.open_operations().map(|open| open.id).collect();
+        let mut start = |kind| {
+            let start = Command::StartOperation { kind, cause: cause.clone(), reason: String::new(), at: 1 };
+            catalog.apply(&start).unwrap().operation.unwrap()
+        };
+        let split = |from: u32, to: u32| {
+            let partitions = vec![PartitionId(4 * from - 4)];
+            OperationKind::Split { from: ShardId(from), to: ShardId(to), partitions }
+        };
+        let (one, other) = (start(split(1, 5)), start(split(2, 6)));
+        let run = |ids: &[OperationId]| ids.iter().copied().map(Next::Operation).collect::<Vec<_>>();
+        assert_eq!(next(&catalog, &[], |_| true), Next::Operation(one));
+        assert_eq!(next(&catalog, &run(&[one]), |_| true), Next::Operation(other));
+        assert_eq!(next(&catalog, &run(&[one, other]), |_| true), Next::Nothing, "there are enough");
+        assert_eq!(next(&catalog, &run(&[ids[0]]), |_| true), Next::Operation(ids[1]), "both splits need its shards");
+        assert_eq!(next(&catalog, &run(&[ids[1]]), |_| true), Next::Operation(one), "the others come after them");
+        let created = catalog.apply(&Command::StartOperation {
+            kind: OperationKind::Ddl {
+                effect: DdlEffect::CreateView(View {
+                    name: "v".to_owned(),
+                    sql: "CREATE VIEW v AS SELECT 1".to_owned(),
+                }),
+                sql: String::new(),
+                layout: 0,
+            },
+            cause: Cause::Request("test".to_owned()),
+            reason: String::new(),
+            at: 1,
+        });
+        created.unwrap();
+        assert_eq!(next(&catalog, &run(&[one]), |_| true), Next::Operation(other), "it was asked for before");
+        assert_eq!(next(&catalog, &run(&[other]), |_| true), Next::Operation(one));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! | part | does |
 //! | --- | --- |
-//! | `lead` | founds shards, then carries out operations, oldest first: one at a time, but for moves of different shards |
+//! | `lead` | founds shards, then carries out operations, oldest first: one at a time, but for splits, merges and moves of different shards |
 //! | `ddl` | a schema change on every shard |
 //! | `place` | gives a table another placement, while clients write |
 //! | `mover` | a split or a move of partitions, while clients write: start reading there |

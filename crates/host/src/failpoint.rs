@@ -13,7 +13,8 @@
 //!
 //! A process is told by the environment, `FAILPOINTS="coordinator.decided=abort"`, or while it runs, by
 //! `PUT /failpoints` with the same text. In general it is a list `name=actions; …` in the language of the crate `fail`:
-//! `2*off->abort` dies at the third time, `sleep(500)` is late by half a second, `off` does nothing. A name may
+//! `2*off->abort` dies at the third time, `sleep(500)` is late by half a second (the task alone: the thread that it ran on
+//! goes on with others, or the node would fall silent and lose its leads), `off` does nothing. A name may
 //! be narrowed to one shard: `participant.prepared@shard-2=abort`; those of operations to a step of the journal, or to what a
 //! shard is told to do: `operation.step-begun@copy=abort`, `shard.applying-effect@Fence=abort`.
 
@@ -108,10 +109,14 @@ pub use with_feature::{configure, from_environment, reach, reach_in};
 mod with_feature {
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use tokio::runtime::{Handle, RuntimeFlavor};
+
     use super::{OPERATION_PLACES, PLACES, ShardId};
 
     /// Whether this process was ever told anything.
     static ARMED: AtomicBool = AtomicBool::new(false);
+    /// Whether it was ever told to be late somewhere.
+    static LATE: AtomicBool = AtomicBool::new(false);
 
     /// The process is at this place, on behalf of a shard if there is one.
     pub fn reach(place: &'static str, shard: Option<ShardId>) {
@@ -137,7 +142,16 @@ mod with_feature {
         }
     }
 
+    /// A node may have a single worker thread, and all of its Raft groups live on it.
     fn die_at(name: &str) {
+        let is_worker = Handle::try_current().is_ok_and(|on| on.runtime_flavor() == RuntimeFlavor::MultiThread);
+        match LATE.load(Ordering::Relaxed) && is_worker {
+            true => tokio::task::block_in_place(|| met(name)),
+            false => met(name),
+        }
+    }
+
+    fn met(name: &str) {
         fail::fail_point!(name, |_| {
             eprintln!("died at {name}, as it was told");
             std::process::abort()
@@ -163,6 +177,7 @@ mod with_feature {
             }
             // What `return` does is up to the place: here it dies.
             fail::cfg(name, &actions.replace("abort", "return"))?;
+            LATE.fetch_or(["sleep", "delay", "pause"].iter().any(|one| actions.contains(one)), Ordering::Relaxed);
             ARMED.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -181,6 +196,16 @@ mod with_feature {
             }
             configure("ids.block@shard-99=1*off->sleep(1); ;ids.remembered=off").unwrap();
             reach("ids.block", None);
+        }
+
+        #[test]
+        fn who_is_late_leaves_the_only_worker_to_others() {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+            configure("ids.block@shard-98=pause").unwrap();
+            let late = runtime.spawn(async { reach("ids.block", Some(ShardId(98))) });
+            // It runs on the worker that the other one would keep to itself, and alone can end it.
+            let other = runtime.spawn(async { configure("ids.block@shard-98=off") });
+            runtime.block_on(async { tokio::try_join!(late, other).map(drop) }).unwrap();
         }
     }
 }

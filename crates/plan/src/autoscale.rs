@@ -7,7 +7,7 @@ use pleat_cluster::{
     Verdict,
 };
 
-use crate::hindrance::{full, hindrance, limit};
+use crate::hindrance::{full, hindrance, limit, of_split, under_way};
 use crate::scale_in::{self, Merge};
 use crate::{History, LOOKS_NEEDED, Metric, Observed, ShardLoad, Unsplittable, Weight, split};
 
@@ -58,15 +58,26 @@ pub fn autoscale(catalog: &Catalog, observed: &Observed, now: Millis, history: &
         hold: String::new(),
         load: observed.shards.iter().map(|(shard, load)| (*shard, load.partition_load.clone())).collect(),
     };
-    let exceeded = draft.measure(catalog, observed);
+    let mut exceeded = draft.measure(catalog, observed);
     if let Some(reason) = hindrance(catalog, observed, now) {
         history.forget();
         draft.turn_down_all(&exceeded, &reason);
         draft.hold = reason;
         return draft;
     }
-    scale_in::watch(catalog, observed, now, history);
     let is_calm = exceeded.is_empty();
+    let moving = under_way(catalog);
+    match &moving {
+        Some(_) => history.forget_peaks(),
+        None => scale_in::watch(catalog, observed, now, history),
+    }
+    exceeded.retain(|found| match of_split(catalog, found.subject, found.metric, now) {
+        Some(reason) => {
+            draft.turn_down_one(found, &reason);
+            false
+        }
+        None => true,
+    });
     match full(catalog) {
         Some(reason) => {
             history.forget_streaks();
@@ -75,7 +86,11 @@ pub fn autoscale(catalog: &Catalog, observed: &Observed, now: Millis, history: &
         }
         None => draft.weigh(catalog, observed, exceeded, history),
     }
-    if is_calm {
+    if let Some(reason) = moving {
+        if draft.candidates.is_empty() {
+            draft.hold = reason;
+        }
+    } else if is_calm {
         draft.merge = scale_in::find(catalog, observed, now, history, &mut draft.options);
     }
     if let Some(reason) = limit(catalog, now) {
@@ -143,7 +158,8 @@ impl Draft {
             });
         };
         let from = candidate.shard;
-        let owned = catalog.partitions_of(from);
+        // What a rebalance is about to take is as good as gone.
+        let owned = catalog.settled_partitions_of(from);
         if candidate.metric.is_noisy() && !self.weigh_load(from, &owned, &mut weights) {
             self.turn_down("all of its load is on one partition, and a split would not divide it");
             return Err(Box::new(self));
@@ -155,7 +171,7 @@ impl Draft {
                 return Err(Box::new(self));
             }
         };
-        Ok(self.choose(catalog, &candidate, owned.len(), partitions))
+        Ok(self.choose(catalog, &candidate, catalog.partitions_of(from).len(), partitions))
     }
 
     /// Nothing is done.
@@ -182,7 +198,7 @@ impl Draft {
                 what: format!("split {}", other.shard),
                 chosen: false,
                 why: format!(
-                    "{}, but {from} is further beyond its threshold, and one is split at a time",
+                    "{}, but {from} is further beyond its threshold, and one is chosen at a time",
                     other.reason
                 ),
             });
@@ -322,14 +338,16 @@ impl Draft {
     }
 
     fn turn_down_all(&mut self, exceeded: &[Exceeded], why: &str) {
-        for found in exceeded {
-            let (subject, metric) = (found.subject(), found.metric.name());
-            self.options.push(Option_ {
-                what: found.subject.map_or_else(|| "split a shard".to_owned(), |shard| format!("split {shard}")),
-                chosen: false,
-                why: format!("{metric} of {subject} is above {}, but {why}", found.threshold),
-            });
-        }
+        exceeded.iter().for_each(|found| self.turn_down_one(found, why));
+    }
+
+    fn turn_down_one(&mut self, found: &Exceeded, why: &str) {
+        let (subject, metric) = (found.subject(), found.metric.name());
+        self.options.push(Option_ {
+            what: found.subject.map_or_else(|| "split a shard".to_owned(), |shard| format!("split {shard}")),
+            chosen: false,
+            why: format!("{metric} of {subject} is above {}, but {why}", found.threshold),
+        });
     }
 }
 
@@ -358,7 +376,7 @@ fn heaviest(catalog: &Catalog, observed: &Observed, metric: Metric) -> Option<Sh
             Metric::Connections => load.connections as f64,
         })
     };
-    let splittable = catalog.active_shards().filter(|shard| catalog.partitions_of(shard.id).len() >= 2);
+    let splittable = catalog.active_shards().filter(|shard| catalog.settled_partitions_of(shard.id).len() >= 2);
     splittable.map(|shard| shard.id).max_by(|a, b| weight(*a).total_cmp(&weight(*b)).then(b.cmp(a)))
 }
 
@@ -380,7 +398,7 @@ fn count_looks(catalog: &Catalog, exceeded: &[Exceeded], history: &mut History) 
 
 /// Why a split of `shard` would not help with `metric`, as far as can be told without counting partitions.
 fn futile(catalog: &Catalog, shard: ShardId, load: &ShardLoad, metric: Metric) -> Option<String> {
-    let owned = catalog.partitions_of(shard);
+    let owned = catalog.settled_partitions_of(shard);
     if owned.len() < 2 {
         return Some(Unsplittable::OnePartition.to_string());
     }

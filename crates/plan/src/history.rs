@@ -78,6 +78,11 @@ impl History {
         self.streaks.clear();
     }
 
+    /// Begin watching anew: what was measured while partitions move says little about the time after it.
+    pub(crate) fn forget_peaks(&mut self) {
+        self.watched.clear();
+    }
+
     /// Forget everything: what was measured during a change says little about the time after it.
     pub(crate) fn forget(&mut self) {
         self.streaks.clear();

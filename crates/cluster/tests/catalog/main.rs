@@ -149,17 +149,6 @@ fn moves_that_make_no_sense_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn one_operation_moves_partitions_at_a_time() {
-    let mut catalog = founded(3, 1);
-    catalog.apply(&start(split(1, 2, 8..16))).unwrap();
-    let error = catalog.apply(&start(split(1, 3, 0..2))).unwrap_err();
-    assert_eq!(error.to_string(), "op-1 is still moving partitions; wait for it to end, or cancel it");
-    // A schema change waits in the journal behind it.
-    catalog.apply(&start(create("t", by_id()))).unwrap();
-    assert_eq!(catalog.open_operations().map(|o| o.id.0).collect::<Vec<_>>(), [1, 2]);
-}
-
-#[test]
 fn a_failed_split_leaves_its_shard_to_be_removed() {
     let mut catalog = founded(3, 1);
     let id = catalog.apply(&start(split(1, 2, 8..16))).unwrap().operation.unwrap();

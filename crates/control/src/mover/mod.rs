@@ -59,7 +59,7 @@
 //!
 //! # Side by side
 //!
-//! Moves between different shards may run at the same time; `lead` says how, and why no two have a shard in common. What
+//! Splits, merges and moves of different shards may run at the same time; `lead` says how, and why no two have a shard in common. What
 //! they share is the anchor's reference log, which each reads for its own target, and the nodes, whose throughput each leaves to clients.
 //! A transaction over shards of both meets one fence after the other: it is refused by either, and waits for none.
 //!

@@ -95,7 +95,7 @@ impl Plan {
         Self { before: before.clone(), after: after.clone(), number }
     }
 
-    /// Every shard takes part. None comes or goes meanwhile, since operations are carried out one at a time.
+    /// Every shard takes part. None comes or goes meanwhile, since nothing is carried out beside this.
     fn shards(&self, work: &Work) -> Vec<ShardId> {
         work.catalog().active_shards().map(|shard| shard.id).collect()
     }

@@ -47,8 +47,9 @@ mod watch;
 use std::time::Duration;
 
 use pleat_cluster::OperationKind;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
+use crate::lead::until_changed;
 use crate::work::Tools;
 
 /// A node that is to be rebuilt and does not answer for this long is given up for now.
@@ -85,7 +86,7 @@ async fn keep_carrying_out(tools: &Tools) {
             _ => None,
         });
         let Some((id, node, shard)) = next else {
-            let _ = timeout(RETRY_PAUSE, changes.changed()).await;
+            until_changed(&mut changes, RETRY_PAUSE).await;
             continue;
         };
         if let Err(stop) = carry_out::carry_out(tools, id, node, shard).await {

@@ -8,6 +8,7 @@ mod rebalance;
 mod rebuild;
 mod scale;
 mod schema;
+mod side_by_side;
 mod world;
 
 use std::sync::Arc;
