@@ -31,7 +31,8 @@
 //!
 //! # What is not here
 //!
-//! No sockets, no async, no Raft, no clock that a result depends on (only time limits of reads look at one).
+//! No sockets, no async, no Raft, no clock that a result depends on (only time limits of reads look at one). That is so for embedded
+//! shards: [`postgres`] is the way to a server, and has a chapter of its own, as [`scram`] has, the passwords of both of its ends.
 
 mod cancel;
 mod digest;
@@ -39,10 +40,12 @@ mod engine;
 mod error;
 pub mod limits;
 mod moves;
+pub mod postgres;
 mod proposal;
 mod request;
 mod room;
 mod rows;
+pub mod scram;
 mod sqlite;
 mod sqlstate;
 mod units;

@@ -3,7 +3,7 @@
 //! - [`session`] knows SQL, placement and retries, and no protocol. The protocols stand on it.
 //! - [`http`] knows JSON and no SQL.
 //! - [`pg`] knows the PostgreSQL protocol, its types, and what its clients ask the system catalog.
-//! - [`scram`] knows passwords, [`tls`] certificates.
+//! - [`tls`] knows certificates; passwords are the business of [`pleat_engine::scram`].
 //! - [`server`] accepts connections and knows their limits.
 //! - `backend` is all that both need of the cluster: in a node it is [`pleat_host::Host`].
 //!
@@ -17,7 +17,6 @@ mod metrics;
 mod observer;
 pub mod pg;
 mod recent;
-pub mod scram;
 pub mod server;
 pub mod session;
 pub mod settings;

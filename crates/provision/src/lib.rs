@@ -4,12 +4,14 @@
 //! little to make: the catalog already names the nodes that hold a replica, and each of them starts its
 //! replica when it sees its name. What remains is to *wait* until the replicas run and agree on a leader,
 //! and to say clearly what is missing when they don't. Servers of other kinds (started as processes, taken
-//! from a pool, asked for on Kubernetes) will be further implementations of the same two methods.
+//! from a pool, asked for on Kubernetes) will be further implementations of the same two methods. What a node does to have a
+//! PostgreSQL server of its own is there: [`process`].
 //!
 //! Both methods are idempotent: a new leader of the control group calls them again for an operation that
 //! it takes over.
 
 mod embedded;
+pub mod process;
 
 use std::time::Duration;
 

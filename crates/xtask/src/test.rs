@@ -9,6 +9,7 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
     c_compiler()?;
     faults()?;
     drivers()?;
+    postgresql()?;
     nextest()?;
     data::ensure_there(&run::target())?;
     run::cargo(&["test", "--workspace", "--doc", "--locked", "--quiet"])?;
@@ -80,6 +81,20 @@ fn drivers() -> anyhow::Result<()> {
     run::program("apt-get", &["update"])?;
     run::program("apt-get", &[&["install", "--yes", "--no-install-recommends"], &packages[..]].concat())
         .context("install psql and Python's drivers (as root, or install them yourself)")
+}
+
+/// PostgreSQL's server, which shards are made of: the version that Debian 12 has.
+fn postgresql() -> anyhow::Result<()> {
+    if run::answers("/usr/lib/postgresql/15/bin/postgres", &["--version"]) {
+        return Ok(());
+    }
+    if !run::answers("apt-get", &["--version"]) {
+        bail!("tests need PostgreSQL 15 in /usr/lib/postgresql/15/bin; install it");
+    }
+    eprintln!("tests need PostgreSQL 15; installing postgresql-15");
+    run::program("apt-get", &["update"])?;
+    run::program("apt-get", &["install", "--yes", "--no-install-recommends", "postgresql-15"])
+        .context("install PostgreSQL 15 (as root, or install it yourself)")
 }
 
 /// The runner that gives each test a process of its own, so that tests that start clusters can't disturb others.

@@ -1,12 +1,13 @@
 //! `/users`: who may connect over the PostgreSQL protocol.
 //!
-//! A password never comes here. What comes is the verifier that its owner's side has made of it ([`scram`](crate::scram)): this address
+//! A password never comes here. What comes is the verifier that its owner's side has made of it ([`scram`]): this address
 //! has no TLS yet, what a node is sent may end in a log, and what the catalog has is on every disk. It has the form that PostgreSQL
 //! keeps, so one that PostgreSQL has made can be taken along. What is there is never shown.
 
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use pleat_cluster::{Command, CommandError, Secret, User, rfc3339};
+use pleat_engine::scram;
 use pleat_host::HostError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json_;
@@ -15,7 +16,6 @@ use utoipa::ToSchema;
 use super::App;
 use super::extract::{Media, Query, body, media, object, unsupported};
 use super::problem::{CONFLICT, ErrorBody, Problem};
-use crate::scram;
 use crate::session::Failure;
 use crate::settings::STATUS_TIME_MAX;
 

@@ -17,8 +17,7 @@ use super::run::{Answer, fields};
 use super::session::Session;
 use super::types::Type;
 use super::types::value::{Format, read, read_number_as_text};
-use super::wire::decode::Bind;
-use super::wire::{Message, Target};
+use super::wire::{Bind, Message, Target};
 use crate::session::Failure;
 use crate::settings::PG_NAME_BYTES_MAX;
 

@@ -36,12 +36,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pleat_cluster::Catalog;
+use pleat_engine::scram::{self, Binding, Refused};
 
 use super::Shared;
 use super::client::{Client, Stop};
 use super::settings::Settings;
 use super::wire::{Broken, First, sasl_initial};
-use crate::scram::{self, Binding, Refused};
 use crate::session::Failure;
 use crate::settings::{PG_USERS_TIME_MAX, PgSettings};
 

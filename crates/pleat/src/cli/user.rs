@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
-use pleat_gateway::scram;
+use pleat_engine::scram;
 use serde_json::{Value, json};
 
 use super::{Target, output};

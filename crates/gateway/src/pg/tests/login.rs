@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use pleat_cluster::{Command, Secret};
+use pleat_engine::scram;
 use ring::{digest, hmac, pbkdf2};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -12,7 +13,6 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::*;
 use crate::backend::Backend;
-use crate::scram;
 use crate::testing::tls::{self, Files};
 use crate::tls::Tls;
 

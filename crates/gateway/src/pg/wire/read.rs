@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Broken;
-use super::decode::{First, Message, may_be_large};
+use super::{First, Message, may_be_large};
 use crate::settings::{
     BODY_TIME_MAX, PG_AHEAD_BYTES_MAX, PG_FIRST_BYTES_MAX, PG_MESSAGE_BYTES_MAX, PG_PROOF_BYTES_MAX,
     PG_SMALL_MESSAGE_BYTES_MAX,

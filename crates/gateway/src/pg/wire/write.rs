@@ -1,6 +1,7 @@
 //! What the server sends: messages, gathered until they are sent together.
 
 use bytes::{BufMut, BytesMut};
+use pleat_engine::postgres::wire::{message, text};
 
 use crate::session::Failure;
 
@@ -51,14 +52,9 @@ impl Out {
         self.bytes.split()
     }
 
-    /// Add a message, whose length is filled in afterwards.
+    /// Add a message.
     pub fn message(&mut self, tag: u8, body: impl FnOnce(&mut BytesMut)) {
-        self.bytes.put_u8(tag);
-        let start = self.bytes.len();
-        self.bytes.put_u32(0);
-        body(&mut self.bytes);
-        let length = u32::try_from(self.bytes.len() - start).unwrap_or(u32::MAX);
-        self.bytes[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        message(&mut self.bytes, tag, body);
     }
 
     /// The answer to a request for encryption, which is no message: no.
@@ -217,13 +213,6 @@ impl Out {
             body.put_u8(0);
         });
     }
-}
-
-/// A text with a zero at its end. One that has a zero in it ends there.
-fn text(body: &mut BytesMut, text: &str) {
-    let end = text.find('\0').unwrap_or(text.len());
-    body.put_slice(&text.as_bytes()[..end]);
-    body.put_u8(0);
 }
 
 /// The number of the letter at a line and column, all from 1.

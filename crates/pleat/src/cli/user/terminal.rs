@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
-use pleat_gateway::scram::PASSWORD_BYTES_MAX;
+use pleat_engine::scram::PASSWORD_BYTES_MAX;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Ask for a new password, twice.

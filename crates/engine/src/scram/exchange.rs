@@ -8,7 +8,7 @@ use subtle::ConstantTimeEq;
 use super::{hash, hmac};
 
 /// What a certificate's hash is called in a gs2 header.
-const BINDING: &str = "tls-server-end-point";
+pub(super) const BINDING: &str = "tls-server-end-point";
 
 /// The channel that the exchange goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,11 +126,11 @@ impl Challenge {
     }
 }
 
-fn text(message: &[u8]) -> Result<&str, Refused> {
+pub(super) fn text(message: &[u8]) -> Result<&str, Refused> {
     std::str::from_utf8(message).map_err(|_| malformed("it is not UTF-8"))
 }
 
-fn malformed(what: &str) -> Refused {
+pub(super) fn malformed(what: &str) -> Refused {
     Refused::Malformed(format!("a message of the SCRAM exchange can't be read: {what}"))
 }
 

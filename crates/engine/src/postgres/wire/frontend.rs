@@ -1,8 +1,8 @@
-//! What clients send, read field by field.
+//! What clients send, read field by field and written the same way.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::Broken;
+use super::{Broken, LENGTH, message, text};
 
 /// The protocol that is spoken: 3.0.
 const MAJOR: u16 = 3;
@@ -104,6 +104,113 @@ impl Message {
     }
 }
 
+impl Message {
+    /// Write it, letter and length included.
+    pub fn write(&self, out: &mut BytesMut) {
+        match self {
+            Message::Query(query) => message(out, b'Q', |body| text(body, query)),
+            Message::Parse { name, text: statement, types } => message(out, b'P', |body| {
+                text(body, name);
+                text(body, statement);
+                list(body, types, |body, oid| body.put_u32(*oid));
+            }),
+            Message::Bind(bind) => message(out, b'B', |body| bind.write(body)),
+            Message::Describe(target) => message(out, b'D', |body| target.write(body)),
+            Message::Close(target) => message(out, b'C', |body| target.write(body)),
+            Message::Execute { portal, rows } => message(out, b'E', |body| {
+                text(body, portal);
+                body.put_u32(*rows);
+            }),
+            Message::Flush => message(out, b'H', |_| {}),
+            Message::Sync => message(out, b'S', |_| {}),
+            Message::CopyData(data) => message(out, b'd', |body| body.put_slice(data)),
+            Message::CopyDone => message(out, b'c', |_| {}),
+            Message::CopyFail(why) => message(out, b'f', |body| text(body, why)),
+            Message::Terminate => message(out, b'X', |_| {}),
+        }
+    }
+}
+
+impl Bind {
+    fn write(&self, body: &mut BytesMut) {
+        text(body, &self.portal);
+        text(body, &self.statement);
+        list(body, &self.formats, |body, format| body.put_i16(*format));
+        list(body, &self.values, |body, value| match value {
+            Some(value) => {
+                body.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+                body.put_slice(value);
+            }
+            None => body.put_u32(u32::MAX),
+        });
+        list(body, &self.results, |body, format| body.put_i16(*format));
+    }
+}
+
+impl Target {
+    fn write(&self, body: &mut BytesMut) {
+        let (letter, name) = match self {
+            Target::Statement(name) => (b'S', name),
+            Target::Portal(name) => (b'P', name),
+        };
+        body.put_u8(letter);
+        text(body, name);
+    }
+}
+
+/// A number, and so many fields. What a message can hold of them is what one was read with.
+fn list<T>(body: &mut BytesMut, fields: &[T], write: impl Fn(&mut BytesMut, &T)) {
+    let count = u16::try_from(fields.len()).unwrap_or(u16::MAX);
+    body.put_u16(count);
+    fields.iter().take(usize::from(count)).for_each(|field| write(body, field));
+}
+
+impl First {
+    /// Write it. It has no letter.
+    pub fn write(&self, out: &mut BytesMut) {
+        let start = out.len();
+        out.put_u32(0);
+        let version = |out: &mut BytesMut, major: u16, minor: u16| {
+            out.put_u16(major);
+            out.put_u16(minor);
+        };
+        match self {
+            First::Ssl => version(out, REQUESTS, SSL),
+            First::Gss => version(out, REQUESTS, GSS),
+            First::Cancel { process, secret } => {
+                version(out, REQUESTS, CANCEL);
+                out.put_u32(*process);
+                out.put_u32(*secret);
+            }
+            First::Startup { minor, parameters } => {
+                version(out, MAJOR, *minor);
+                for (name, value) in parameters {
+                    text(out, name);
+                    text(out, value);
+                }
+                out.put_u8(0);
+            }
+            First::Version { major, minor } => version(out, *major, *minor),
+        }
+        let length = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
+        out[start..start + LENGTH].copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// Write a client's first answer to being asked for a proof: see [`sasl_initial`].
+pub fn write_sasl_initial(out: &mut BytesMut, mechanism: &str, begins: &str) {
+    message(out, b'p', |body| {
+        text(body, mechanism);
+        body.put_u32(u32::try_from(begins.len()).unwrap_or(u32::MAX));
+        body.put_slice(begins.as_bytes());
+    });
+}
+
+/// Write what follows it.
+pub fn write_sasl(out: &mut BytesMut, data: &str) {
+    message(out, b'p', |body| body.put_slice(data.as_bytes()));
+}
+
 /// Whether a message may be large. A length is looked at before any of the body is held.
 pub fn may_be_large(tag: u8) -> Result<bool, Broken> {
     match tag {
@@ -151,7 +258,7 @@ pub fn sasl_initial(body: Bytes) -> Result<(String, Bytes), Broken> {
 }
 
 /// What is left of a body.
-struct Body(Bytes);
+pub(super) struct Body(pub(super) Bytes);
 
 impl Body {
     fn need(&self, bytes: usize) -> Result<(), Broken> {
@@ -161,7 +268,7 @@ impl Body {
         }
     }
 
-    fn u32(&mut self) -> Result<u32, Broken> {
+    pub(super) fn u32(&mut self) -> Result<u32, Broken> {
         self.need(4)?;
         Ok(self.0.get_u32())
     }
@@ -172,7 +279,7 @@ impl Body {
     }
 
     /// A text with a zero at its end.
-    fn text(&mut self) -> Result<String, Broken> {
+    pub(super) fn text(&mut self) -> Result<String, Broken> {
         let end = self.0.iter().position(|byte| *byte == 0);
         let end = end.ok_or_else(|| Broken::Malformed("a text in a message has no end".to_owned()))?;
         let text = String::from_utf8(self.0.split_to(end).to_vec());
@@ -290,7 +397,62 @@ mod tests {
         }
     }
 
+    fn name() -> impl Strategy<Value = String> {
+        "[^\0]{0,8}"
+    }
+
+    fn any_message() -> impl Strategy<Value = Message> {
+        let bytes = || any::<Vec<u8>>().prop_map(Bytes::from);
+        let target = || {
+            (any::<bool>(), name()).prop_map(|(statement, name)| match statement {
+                true => Target::Statement(name),
+                false => Target::Portal(name),
+            })
+        };
+        let bind = (
+            name(),
+            name(),
+            any::<Vec<i16>>(),
+            prop::collection::vec(prop::option::of(bytes()), 0..5),
+            any::<Vec<i16>>(),
+        );
+        prop_oneof![
+            name().prop_map(Message::Query),
+            (name(), name(), any::<Vec<u32>>()).prop_map(|(name, text, types)| Message::Parse { name, text, types }),
+            bind.prop_map(|(portal, statement, formats, values, results)| {
+                Message::Bind(Bind { portal, statement, formats, values, results })
+            }),
+            target().prop_map(Message::Describe),
+            target().prop_map(Message::Close),
+            (name(), any::<u32>()).prop_map(|(portal, rows)| Message::Execute { portal, rows }),
+            bytes().prop_map(Message::CopyData),
+            name().prop_map(Message::CopyFail),
+            prop::sample::select(vec![Message::Flush, Message::Sync, Message::CopyDone, Message::Terminate]),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn what_is_written_is_read_back(wanted in any_message(), before in 0usize..3) {
+            let mut out = BytesMut::from(&b"xyz"[..before]);
+            wanted.write(&mut out);
+            let mut written = out.freeze().split_off(before);
+            let tag = written.get_u8();
+            prop_assert_eq!(usize::try_from(written.get_u32()).unwrap(), LENGTH + written.len());
+            prop_assert_eq!(Message::read(tag, written).unwrap(), wanted);
+        }
+
+        #[test]
+        fn what_comes_first_is_read_back(parameters in prop::collection::vec(("[^\0]{1,8}", name()), 0..3), process: u32, secret: u32) {
+            for wanted in [First::Ssl, First::Gss, First::Cancel { process, secret }, First::Startup { minor: 0, parameters }] {
+                let mut out = BytesMut::new();
+                wanted.write(&mut out);
+                let mut written = out.freeze();
+                prop_assert_eq!(usize::try_from(written.get_u32()).unwrap(), LENGTH + written.len());
+                prop_assert_eq!(First::read(written).unwrap(), wanted);
+            }
+        }
+
         #[test]
         fn arbitrary_bytes_are_a_message_or_an_error(tag: u8, body: Vec<u8>) {
             let _ = read(tag, &body);

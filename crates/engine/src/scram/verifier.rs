@@ -1,5 +1,6 @@
 //! What is kept of a password, and its text form, which is PostgreSQL's.
 
+use std::borrow::Cow;
 use std::num::NonZeroU32;
 
 use base64::Engine;
@@ -30,17 +31,27 @@ pub fn verifier_of(password: &[u8], salt: [u8; SALT_BYTES]) -> Result<Verifier, 
     if password.contains(&0) {
         return Err("the password has a zero byte, which no client can send".to_owned());
     }
-    let prepared = std::str::from_utf8(password).ok().and_then(|text| stringprep::saslprep(text).ok());
-    let prepared = prepared.as_ref().map_or(password, |text| if text.is_empty() { password } else { text.as_bytes() });
-    Ok(made(prepared, Verifier::ITERATIONS_MIN, salt.to_vec()))
+    let iterations = Verifier::ITERATIONS_MIN;
+    let salted = salted(&prepared(password), iterations, &salt);
+    let (client_key, server_key) = (hmac(&salted, b"Client Key"), hmac(&salted, b"Server Key"));
+    Ok(Verifier { iterations, salt: salt.to_vec(), stored_key: hash(&client_key), server_key })
 }
 
-fn made(prepared: &[u8], iterations: u32, salt: Vec<u8>) -> Verifier {
+/// A password as it is hashed.
+pub(super) fn prepared(password: &[u8]) -> Cow<'_, [u8]> {
+    let text = std::str::from_utf8(password).ok().and_then(|text| stringprep::saslprep(text).ok());
+    match text {
+        Some(text) if !text.is_empty() => Cow::Owned(text.into_owned().into_bytes()),
+        _ => Cow::Borrowed(password),
+    }
+}
+
+/// A password, hashed so often.
+pub(super) fn salted(prepared: &[u8], iterations: u32, salt: &[u8]) -> [u8; 32] {
     let mut salted = [0; 32];
     let times = NonZeroU32::new(iterations).unwrap_or(NonZeroU32::MIN);
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, times, &salt, prepared, &mut salted);
-    let client_key = hmac(&salted, b"Client Key");
-    Verifier { iterations, salt, stored_key: hash(&client_key), server_key: hmac(&salted, b"Server Key") }
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, times, salt, prepared, &mut salted);
+    salted
 }
 
 /// A verifier for a name that is no user's. No proof fits it but by chance.

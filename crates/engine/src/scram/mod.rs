@@ -12,7 +12,8 @@
 //! server: v=<HMAC(ServerKey, all of the above)>
 //! ```
 //!
-//! [`exchange`] has the server's side, as values: messages in, messages out.
+//! [`exchange`] has the server's side (Pleat before its clients), [`client`] the other one (Pleat before a server), both as values: messages in,
+//! messages out.
 //!
 //! # Channel binding
 //!
@@ -26,9 +27,12 @@
 //! every node; the proof is never right. (The made-up ones have PostgreSQL's iterations and salts of 16 bytes, as those have
 //! that `pleat user add` makes. A verifier that somebody brings along with others can be told apart by them.)
 
+pub mod client;
+mod end_point;
 mod exchange;
 mod verifier;
 
+pub use end_point::end_point;
 pub use exchange::{Binding, Challenge, Opening, Refused, open};
 pub use verifier::{PASSWORD_BYTES_MAX, mock, parse, text, verifier_of};
 

@@ -1,0 +1,78 @@
+//! What goes wrong between Pleat and a server, and what whoever hears of it should do.
+
+use super::wire::Broken;
+use super::wire::backend::{Failure, SqlState};
+
+/// Why there is no answer. What a server answers, errors included, is no error here.
+#[derive(Debug, thiserror::Error)]
+pub enum PostgresError {
+    /// No connection became free. Nothing was done.
+    #[error("{0}")]
+    Busy(String),
+    /// The server can't be reached, or takes nobody yet. Nothing was done.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The server does not let us in.
+    #[error("{message}")]
+    Refused { code: SqlState, message: String },
+    /// The connection ended in the middle. Whether what was sent was done is not known.
+    #[error("the connection to the server was lost: {0}")]
+    Lost(String),
+    /// What was to be sent is more than a connection takes.
+    #[error("{0}")]
+    TooMuch(String),
+    /// What was to be sent can't come now.
+    #[error("{0}")]
+    OutOfTurn(String),
+}
+
+impl PostgresError {
+    /// For the client.
+    pub fn sqlstate(&self) -> &str {
+        match self {
+            PostgresError::Busy(_) => "53300",
+            PostgresError::Unavailable(_) => "57P03",
+            PostgresError::Refused { code, .. } => code.as_str(),
+            PostgresError::Lost(_) => "08006",
+            PostgresError::TooMuch(_) => "54000",
+            PostgresError::OutOfTurn(_) => "08P01",
+        }
+    }
+
+    /// Nothing was done, and the same may do later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, PostgresError::Busy(_) | PostgresError::Unavailable(_))
+    }
+
+    /// What a server said instead of letting us in.
+    pub(super) fn refused(failure: Failure) -> PostgresError {
+        let Failure { code, message, .. } = failure;
+        match code.as_str() {
+            "53300" => PostgresError::Busy(format!("the server has no connection left for Pleat: {message}")),
+            "57P01" | "57P02" | "57P03" => {
+                PostgresError::Unavailable(format!("the server takes nobody now: {message}"))
+            }
+            _ => PostgresError::Refused { code, message: format!("the server refuses Pleat: {message}") },
+        }
+    }
+
+    /// What went wrong before a session began: nothing was done.
+    pub(super) fn before(broken: Broken) -> PostgresError {
+        match broken {
+            Broken::Socket(error) => PostgresError::Unavailable(format!("the server can't be reached: {error}")),
+            broken => PostgresError::Unavailable(format!("the server can't be used: {}", words(&broken))),
+        }
+    }
+
+    /// What went wrong in a session.
+    pub(super) fn within(broken: Broken) -> PostgresError {
+        PostgresError::Lost(words(&broken))
+    }
+}
+
+fn words(broken: &Broken) -> String {
+    match broken {
+        Broken::Socket(error) => error.to_string(),
+        broken => broken.tell().map_or_else(String::new, |(_, words)| words),
+    }
+}
