@@ -4,7 +4,7 @@ mod garbage;
 mod login;
 mod world;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::signal::{Signal, kill};
@@ -280,7 +280,7 @@ async fn a_server_that_comes_back_is_waited_for() {
     let State::Ready { pid } = *world.server.state().borrow() else { panic!("it is not ready") };
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
     let mut state = world.server.state();
-    timeout(LONG, state.wait_for(|state| *state == State::Starting)).await.unwrap().unwrap();
+    timeout(LONG, state.wait_for(|state| *state != State::Ready { pid })).await.unwrap().unwrap();
     // It is away. Who comes now waits, and its statements are there when it is back.
     let mut lease = pool.lease().await.unwrap();
     execute(&mut lease, &double, &["2"]);
@@ -299,23 +299,19 @@ async fn a_server_that_comes_back_is_waited_for() {
 #[tokio::test]
 async fn a_full_pool_says_so_and_recovers() {
     let world = World::start().await;
-    let pool = world.pool(Limits { connections: 2, waiting: 1, wait: Duration::from_millis(300) });
+    let pool = world.pool(Limits { connections: 2, waiting: 1, wait: Duration::from_secs(5) });
     let (one, two) = (pool.lease().await.unwrap(), pool.lease().await.unwrap());
-    let (waited, at_once) = tokio::join!(pool.lease(), async {
-        let begun = Instant::now();
-        let refused = pool.lease().await.err().unwrap();
-        (refused, begun.elapsed() < Duration::from_millis(300))
-    });
-    let waited = waited.err().unwrap();
+    let (waited, at_once) = tokio::join!(pool.lease(), pool.lease());
+    let (waited, at_once) = (waited.err().unwrap(), at_once.err().unwrap());
     assert_eq!((waited.sqlstate(), waited.is_retryable()), ("53300", true));
-    assert!(waited.to_string().contains("none became free within 300 ms"), "{waited}");
-    assert!(at_once.0.to_string().contains("1 transactions wait") && at_once.1, "{}", at_once.0);
+    assert!(waited.to_string().contains("none became free within 5000 ms"), "{waited}");
+    assert!(at_once.to_string().contains("1 transactions wait"), "{at_once}");
     drop(one);
     assert_eq!(ask(&pool, "SELECT 1").await, ["1"]);
     drop(two);
 
     // The server has no place: 10 connections, of which 2 are this pool's.
-    let greedy = world.pool(Limits { connections: 20, waiting: 1, wait: Duration::from_millis(300) });
+    let greedy = world.pool(Limits { connections: 20, waiting: 1, wait: Duration::from_secs(5) });
     let mut leases = Vec::new();
     let refused = loop {
         match greedy.lease().await {
@@ -344,7 +340,7 @@ async fn what_runs_is_cancelled_and_nobody_elses() {
 
     // The same connection, and another's turn.
     let mut lease = pool.lease().await.unwrap();
-    lease.push(Request::Query("SELECT pg_sleep(1)".to_owned())).unwrap();
+    lease.push(Request::Query("SELECT pg_sleep(5)".to_owned())).unwrap();
     let (slept, ()) = tokio::join!(answer(&mut lease), async {
         until(&admin, sleeping, "1").await;
         canceller.cancel().await;
