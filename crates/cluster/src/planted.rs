@@ -66,6 +66,16 @@ pub enum Bug {
     ForgottenEarly,
     /// A read of several shards does not look whether one is behind another.
     HalfVisible,
+    /// A move begins on a shard that has a part in another one.
+    MovesMeet,
+    /// A shard that was merged away is taken down before the other one has opened its gates.
+    RemovedEarly,
+    /// A node that has lost its disk takes part again before it was removed from its groups.
+    ForgetfulVoter,
+    /// A rebuild admits a node whose old promises are still counted on.
+    RebuiltUnremoved,
+    /// A node acts on the catalogs of the past while it replays its control log: it puts the replica of then in the place of today's.
+    PastBelieved,
 }
 
 impl Bug {
@@ -99,6 +109,11 @@ impl Bug {
         Bug::CommitUnprepared,
         Bug::ForgottenEarly,
         Bug::HalfVisible,
+        Bug::MovesMeet,
+        Bug::RemovedEarly,
+        Bug::ForgetfulVoter,
+        Bug::RebuiltUnremoved,
+        Bug::PastBelieved,
     ];
 }
 

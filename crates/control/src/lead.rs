@@ -32,6 +32,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Catalog, Command, Operation, OperationId, OperationKind, Phase, Shard, ShardState};
 use pleat_engine::Action;
 use tokio::sync::watch;
@@ -150,7 +151,7 @@ fn next(catalog: &Catalog, running: &[Next], is_due: impl Fn(&OperationId) -> bo
     }
     // What ended a moment ago is still among what runs.
     let running: Vec<&Operation> = ids.iter().filter_map(|id| catalog.operations.get(id)).collect();
-    let meets = |open: &Operation| running.iter().any(|other| other.meets(open));
+    let meets = |open: &Operation| running.iter().any(|other| other.meets(open)) && !planted::is(Bug::MovesMeet);
     let fits = |open: &&Operation| !ids.contains(&open.id) && !meets(open);
     let mut queue = queue(catalog).into_iter().take_while(|open| open.kind.moves().is_some());
     queue.find(fits).map_or(Next::Nothing, |operation| Next::Operation(operation.id))

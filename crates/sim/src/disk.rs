@@ -94,6 +94,11 @@ fn partly(synced: Vec<u8>, written: &[u8], chance: &mut impl Rng) -> Vec<u8> {
 }
 
 impl Frozen {
+    /// Nothing is left.
+    pub fn lost(dir: &Path) -> Self {
+        Frozen { dir: dir.to_owned(), files: Vec::new() }
+    }
+
     /// Put the files back.
     pub fn thaw(self) -> io::Result<()> {
         std::fs::remove_dir_all(&self.dir)?;

@@ -63,6 +63,48 @@ pub struct Planned {
 const DISKS_AT: u64 = 3;
 const DISKS_EVERY: u64 = 4;
 
+/// With these seeds, of every four, a node loses its disk, too, and replicas are made anew that have nothing wrong.
+const WIPES_AT: u64 = 2;
+/// With these the operator does all that it can: several operations at a time, and merges.
+const BUSY_AT: [u64; 2] = [1, WIPES_AT];
+/// The times at which a node loses its disk, in milliseconds after the first fault may happen.
+const WIPES_MS: std::ops::Range<u64> = 500..6_000;
+/// How soon, in milliseconds, a node dies again after something of it was rebuilt: while the log that it will replay still begins before that.
+const AGAIN_MS: std::ops::Range<u64> = 0..1_500;
+
+/// Whether a node loses its disk with a seed.
+pub fn with_wipes(seed: u64) -> bool {
+    seed % DISKS_EVERY == WIPES_AT
+}
+
+/// Whether the operator is a busy one with a seed.
+pub fn with_busy_operator(seed: u64) -> bool {
+    BUSY_AT.contains(&(seed % DISKS_EVERY))
+}
+
+/// A node that loses its disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Wipe {
+    /// Not before this, and not before all replicas are there: of three nodes one may lose its disk at a time.
+    pub at: Duration,
+    pub node: u64,
+    /// How long it is down.
+    pub lasts: Duration,
+}
+
+/// The node that loses its disk in a run.
+pub fn plan_wipe(chance: &mut ChaCha8Rng, from: Duration) -> Wipe {
+    let mut ms = |range| Duration::from_millis(chance.random_range(range));
+    let (at, lasts) = (from + ms(WIPES_MS), ms(LASTS_MS));
+    Wipe { at, node: NODES[chance.random_range(0..NODES.len())], lasts }
+}
+
+/// How soon a node dies again of which something was rebuilt, and for how long.
+pub fn draw_again(chance: &mut ChaCha8Rng) -> (Duration, Duration) {
+    let mut ms = |range| Duration::from_millis(chance.random_range(range));
+    (ms(AGAIN_MS), ms(LASTS_MS))
+}
+
 /// Whether disks go wrong with a seed.
 pub fn with_disks(seed: u64) -> bool {
     seed % DISKS_EVERY == DISKS_AT

@@ -13,9 +13,9 @@ use pleat_host::{Founding, Host, Settings, StoreLimits};
 use turmoil::net::{TcpListener, TcpStream};
 
 use crate::client::{Answer, Ask};
-use crate::lone;
 use crate::net::{self, CLIENTS, PEERS, Peers};
 use crate::world::World;
+use crate::{faults, lone};
 
 /// The founding nodes.
 pub const NODES: [u64; 3] = [1, 2, 3];
@@ -45,7 +45,10 @@ pub async fn run(world: World, node: u64) -> turmoil::Result {
     let transport = Arc::new(Peers { node, trace: world.trace.clone() });
     let consensus = Consensus::open(config, transport.clone()).await?;
     let host = Host::start(settings(&world, node), consensus.clone(), transport).await?;
-    lone::run(&world, id, &consensus).await?;
+    if !faults::with_wipes(world.seed) {
+        // Nobody could bring back what a lone voter has lost.
+        lone::run(&world, id, &consensus).await?;
+    }
     let _control = Control::start(host.clone(), pleat_control::Settings::default());
     let spill_dir = dir.join("spill");
     let gateway = Gateway::new(host.clone(), pleat_gateway::Settings { spill_dir, ..Default::default() });
@@ -70,7 +73,7 @@ fn settings(world: &World, node: u64) -> Settings {
         data_dir: world.dir_of(node),
         founders: founders.collect(),
         founding: Founding { partition_count: PARTITIONS, replication_factor: 3, shards: SHARDS, policy },
-        incarnation: 100 + node,
+        incarnation: world.incarnation(node),
         verify_every: Some(VERIFY_EVERY),
         store: StoreLimits::default(),
     }

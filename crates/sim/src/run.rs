@@ -1,16 +1,19 @@
 //! One run: found a cluster, let things go wrong, let it heal, and look at what is left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use pleat_cluster::NodeId;
+use pleat_cluster::{NodeId, OperationId, OperationKind, Phase as OfOperation};
 use pleat_consensus::DiskState;
 use pleat_engine::{Store, StoreConfig};
 use rand_chacha::ChaCha8Rng;
 
 use crate::disk::{Death, Frozen, freeze};
-use crate::faults::{Fault, Planned, Whom, plan, plan_disks, plan_slow_disks, with_disks};
+use crate::faults::{
+    Fault, Planned, Whom, Wipe, draw_again, plan, plan_disks, plan_slow_disks, plan_wipe, with_busy_operator,
+    with_disks, with_wipes,
+};
 use crate::invariants::Invariants;
 use crate::net::name;
 use crate::node::{self, NODES, PARTITIONS};
@@ -44,7 +47,11 @@ const OF_FAULTS: u64 = 1_000;
 const OF_DISKS: u64 = 1_001;
 const OF_DISK_FAULTS: u64 = 1_002;
 const OF_SLOW_DISKS: u64 = 1_003;
+const OF_WIPES: u64 = 1_004;
+const OF_DEATHS_AGAIN: u64 = 1_005;
 
+/// Of so many faults one happens where the operator is a busy one.
+const FAULTS_SPARED: usize = 3;
 /// How long a node is down whose disk failed.
 const DOWN_AFTER_FAILURE: Duration = Duration::from_millis(400);
 
@@ -143,10 +150,12 @@ fn fast_dir() -> std::path::PathBuf {
     if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
 }
 
-/// What undoes a fault.
+/// What undoes a fault, or comes after one.
 #[derive(Clone, Copy, Debug)]
 enum Undo {
     Start(u64),
+    /// The node dies: it will be undone, too.
+    Die(u64),
     Repair,
     Speed,
     /// The node's disk works again, and has room.
@@ -166,6 +175,13 @@ struct Run<'a> {
     undo: Vec<(Duration, Undo)>,
     checked: Duration,
     disks: ChaCha8Rng,
+    /// The disk that will be lost.
+    wipe: Option<Wipe>,
+    /// Rebuilds that were seen to end, and when a node dies again after one.
+    rebuilt: BTreeSet<OperationId>,
+    again: ChaCha8Rng,
+    /// Nothing goes wrong any more.
+    heals: bool,
     dir: std::path::PathBuf,
     happened: usize,
     healed_in: Duration,
@@ -189,7 +205,7 @@ impl Run<'_> {
         }
         let of_clients = world.clone();
         sim.host(CLIENTS, move || workload::run(of_clients.clone()));
-        let disks = chance(world.seed, OF_DISKS);
+        let (disks, again) = (chance(world.seed, OF_DISKS), chance(world.seed, OF_DEATHS_AGAIN));
         Run {
             world,
             sim,
@@ -199,6 +215,10 @@ impl Run<'_> {
             undo: Vec::new(),
             checked: Duration::ZERO,
             disks,
+            wipe: None,
+            rebuilt: BTreeSet::new(),
+            again,
+            heals: false,
             dir: dir.to_owned(),
             happened: 0,
             healed_in: Duration::ZERO,
@@ -223,10 +243,48 @@ impl Run<'_> {
         due.into_iter().try_for_each(|undo| self.undo(undo))?;
         if now >= self.checked + CHECK_EVERY {
             self.checked = now;
+            self.see_to_disk(now)?;
+            self.see_to_rebuilt(now);
             let news = self.invariants.check(&self.world.hosts(), &self.world.log, &self.boots)?;
             news.iter().for_each(|line| self.note(line));
         }
         self.world.verdict().map_or(Ok(()), Err)
+    }
+
+    /// A disk is lost when its time has come and the cluster can bear it.
+    fn see_to_disk(&mut self, now: Duration) -> Outcome {
+        let due = |wipe: &Wipe| now >= wipe.at && self.is_whole();
+        let Some(Wipe { node, lasts, .. }) = self.wipe.filter(due) else { return Ok(()) };
+        self.wipe = None;
+        self.note(format_args!("FAULT the disk of {node} is lost"));
+        self.happened += 1;
+        self.kill(node, Death::Power)?;
+        self.down.insert(node, Frozen::lost(&self.world.dir_of(node)));
+        self.world.loses_disk(node);
+        self.invariants.lose(node, self.world.log.lose(NodeId(node)));
+        self.undo.push((now + lasts, Undo::Start(node)));
+        Ok(())
+    }
+
+    /// A node of which something was rebuilt dies once more: what it replays when it starts again is from before that.
+    fn see_to_rebuilt(&mut self, now: Duration) {
+        if !with_wipes(self.world.seed) || self.heals {
+            return;
+        }
+        for catalog in self.world.hosts().into_values().map(|host| host.catalog()) {
+            for operation in catalog.operations.values().filter(|one| one.phase == OfOperation::Successful) {
+                let OperationKind::Rebuild { node, .. } = operation.kind else { continue };
+                if self.rebuilt.insert(operation.id) {
+                    self.note(format_args!("{} has rebuilt what {node} had", operation.id));
+                    let (after, lasts) = draw_again(&mut self.again);
+                    self.undo.extend([(now + after, Undo::Die(node.0)), (now + after + lasts, Undo::Start(node.0))]);
+                }
+            }
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.down.is_empty() && Invariants::whole(&self.world.hosts(), NODES.len())
     }
 
     /// Nodes whose disk failed end, as their process does. What could not be made durable is gone.
@@ -265,6 +323,13 @@ impl Run<'_> {
         }
         planned.extend(plan_slow_disks(&mut chance(self.world.seed, OF_SLOW_DISKS), begin, begin + FAULTS_LAST));
         planned.sort_by_key(|next| next.at);
+        if with_busy_operator(self.world.seed) {
+            // What is under way is to end now and then.
+            planned = planned.into_iter().step_by(FAULTS_SPARED).collect();
+        }
+        if with_wipes(self.world.seed) {
+            self.wipe = Some(plan_wipe(&mut chance(self.world.seed, OF_WIPES), begin));
+        }
         for next in planned {
             while self.sim.elapsed() < next.at {
                 self.step()?;
@@ -395,6 +460,7 @@ impl Run<'_> {
                 *self.boots.entry(node).or_default() += 1;
                 self.sim.bounce(name(node));
             }
+            Undo::Die(node) => self.kill(node, Death::Process)?,
             Undo::Repair => {
                 self.note("the network is whole again");
                 for one in NODES {
@@ -415,6 +481,7 @@ impl Run<'_> {
 
     /// Nothing goes wrong any more: all must be well within a while, and clients be served as ever.
     fn heal(&mut self) -> Outcome {
+        (self.wipe, self.heals) = (None, true);
         for (_, undo) in std::mem::take(&mut self.undo) {
             self.undo(undo)?;
         }

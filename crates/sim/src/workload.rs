@@ -1,5 +1,5 @@
 //! What clients do: deposits on one account, transfers between two, reads of one and of all; and an operator, who splits
-//! shards and moves partitions meanwhile.
+//! and merges shards and moves partitions meanwhile.
 //!
 //! A client that gave its write an idempotency key sends it again, to any node, until it knows; a client without one leaves
 //! it at that. Everything that is drawn comes from the seed.
@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use pleat_cluster::{Catalog, OperationKind, PartitionId, Shard, Value};
+use pleat_cluster::{Catalog, NodeId, OperationKind, PartitionId, Shard, ShardId, ShardState, Value};
 use pleat_oracle::{Account, BALANCE, Seen, Token, Wrong};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -15,6 +15,8 @@ use rand_chacha::ChaCha8Rng;
 use tokio::time::Instant;
 
 use crate::client::{self, Answer, Ask, Told};
+use crate::faults::{with_busy_operator, with_wipes};
+use crate::invariants::Invariants;
 use crate::node::NODES;
 use crate::world::{ACCOUNTS, Phase, World};
 
@@ -34,8 +36,16 @@ const REPEATED: f64 = 0.3;
 const REPEATED_AFTER: Duration = Duration::from_secs(2);
 /// The pause between two operations, in milliseconds.
 const OPERATE_MS: std::ops::Range<u64> = 200..1_500;
+/// A busy operator rests for this part of that.
+const BUSY_SHARE: u64 = 4;
 /// The cluster is split up to this many shards.
 const SHARDS_MAX: usize = 4;
+/// It is not merged down to fewer than this.
+const SHARDS_MIN: usize = 2;
+/// How much of what the operator asks for is that a replica is made anew, where nodes lose their disks.
+const RENEWED: f64 = 0.3;
+/// Operations that a busy operator has under way: more than may begin at a time.
+const OPEN_MAX: usize = 3;
 
 const TABLES: [&str; 2] = [
     "CREATE TABLE accounts (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL, items TEXT NOT NULL) SHARD BY (id)",
@@ -295,15 +305,22 @@ fn seen(row: &[Value]) -> Result<Seen, Wrong> {
     }
 }
 
-/// Split shards and move partitions, now and then.
+/// Split shards and move partitions, now and then; a busy operator also merges shards, and does several at a time.
 async fn operate(world: &World, mut chance: ChaCha8Rng) {
+    let busy = with_busy_operator(world.seed);
     loop {
-        tokio::time::sleep(Duration::from_millis(chance.random_range(OPERATE_MS))).await;
+        let pause = chance.random_range(OPERATE_MS);
+        tokio::time::sleep(Duration::from_millis(if busy { pause / BUSY_SHARE } else { pause })).await;
         if !world.operates() {
             continue;
         }
         let newest = world.hosts().into_values().map(|host| host.catalog()).max_by_key(|catalog| catalog.generation);
-        let Some(kind) = newest.and_then(|catalog| operation(&catalog, &mut chance)) else { continue };
+        let renews = with_wipes(world.seed) && chance.random_bool(RENEWED);
+        let found = newest.and_then(|catalog| match renews {
+            true => Invariants::whole(&world.hosts(), NODES.len()).then(|| rebuild(&catalog, &mut chance)).flatten(),
+            false => operation(&catalog, &mut chance, busy),
+        });
+        let Some(kind) = found else { continue };
         let node = NODES[chance.random_range(0..NODES.len())];
         world.trace.note(format_args!("operator asks {node}: {kind:?}"));
         let told = client::ask(node, Ask::Start(kind)).await;
@@ -311,23 +328,38 @@ async fn operate(world: &World, mut chance: ChaCha8Rng) {
     }
 }
 
-/// Something to do, unless something is being done.
-fn operation(catalog: &Catalog, chance: &mut ChaCha8Rng) -> Option<OperationKind> {
-    if catalog.moving().is_some() {
+/// A replica that is made anew from the others.
+fn rebuild(catalog: &Catalog, chance: &mut ChaCha8Rng) -> Option<OperationKind> {
+    let shards: Vec<&Shard> = catalog.active_shards().collect();
+    let (node, shard) = (NodeId(NODES[chance.random_range(0..NODES.len())]), shards.choose(chance)?.id);
+    Some(OperationKind::Rebuild { node, shard: Some(shard) })
+}
+
+/// Something to do, unless as much is being done as may be.
+fn operation(catalog: &Catalog, chance: &mut ChaCha8Rng, busy: bool) -> Option<OperationKind> {
+    if catalog.open_moves().count() >= if busy { OPEN_MAX } else { 1 } {
         return None;
     }
     let shards: Vec<&Shard> = catalog.active_shards().collect();
     let from = shards.choose(chance)?.id;
-    let mut partitions = catalog.partitions_of(from);
+    let mut partitions = catalog.settled_partitions_of(from);
     let taken = chance.random_range(1..=partitions.len().clamp(1, 4));
     partitions = partitions.choose_multiple(chance, taken).copied().collect::<Vec<PartitionId>>();
     partitions.sort_unstable();
+    let all = catalog.shards.values().filter(|shard| shard.state != ShardState::Removed).count();
+    let others: Vec<&&Shard> = shards.iter().filter(|shard| shard.id != from).collect();
+    if busy && all > SHARDS_MIN && catalog.kept_because(from).is_none() && chance.random_bool(0.7) {
+        let (partitions, to) = (catalog.partitions_of(from), others.choose(chance)?.id);
+        let part =
+            |(one, other, _): (ShardId, ShardId, &[PartitionId])| [from, to].iter().any(|id| [one, other].contains(id));
+        let is_free = !catalog.open_moves().filter_map(|open| open.kind.moves()).any(part);
+        return is_free.then_some(OperationKind::Merge { from, to, partitions });
+    }
     if partitions.is_empty() {
         return None;
     }
-    if shards.len() < SHARDS_MAX && chance.random_bool(0.4) {
+    if all < SHARDS_MAX && chance.random_bool(if busy { 0.7 } else { 0.4 }) {
         return Some(OperationKind::Split { from, to: catalog.next_shard(), partitions });
     }
-    let others: Vec<&&Shard> = shards.iter().filter(|shard| shard.id != from).collect();
     Some(OperationKind::Move { from, to: others.choose(chance)?.id, partitions })
 }

@@ -53,6 +53,8 @@ struct Shared {
     operates: bool,
     /// Requests that clients wait for.
     asking: usize,
+    /// How often each node lost its disk.
+    lost: BTreeMap<u64, u64>,
     wrong: Option<Wrong>,
 }
 
@@ -64,6 +66,7 @@ impl World {
             hosts: BTreeMap::new(),
             operates: true,
             asking: 0,
+            lost: BTreeMap::new(),
             wrong: None,
         };
         let (log, lone) = (MemoryDisk::new(LOG_LATENCY), Arc::default());
@@ -92,6 +95,16 @@ impl World {
     /// A node is about to die. Nothing outside of it may keep it alive.
     pub fn dies(&self, node: u64) {
         drop(self.shared.lock().hosts.remove(&node));
+    }
+
+    /// A node that is down has lost its disk.
+    pub fn loses_disk(&self, node: u64) {
+        *self.shared.lock().lost.entry(node).or_default() += 1;
+    }
+
+    /// Which life of its directory a node is in.
+    pub fn incarnation(&self, node: u64) -> u64 {
+        100 * (1 + self.shared.lock().lost.get(&node).copied().unwrap_or(0)) + node
     }
 
     /// The nodes that run.

@@ -66,6 +66,14 @@ impl MemoryDisk {
         self.slow.lock().get(&node).copied().unwrap_or(self.latency)
     }
 
+    /// A node's disk is lost. Gives the last index of each group that was on it.
+    pub fn lose(&self, node: NodeId) -> BTreeMap<GroupId, u64> {
+        let groups: Vec<GroupId> = self.groups.lock().keys().filter(|(of, _)| *of == node).map(|(_, id)| *id).collect();
+        let last = groups.iter().map(|group| (*group, self.last_index(node, *group).unwrap_or(0))).collect();
+        self.groups.lock().retain(|(of, _), _| *of != node);
+        last
+    }
+
     /// The index of the last entry that a node has durably, in its log or purged.
     pub fn last_index(&self, node: NodeId, group: GroupId) -> Option<u64> {
         let groups = self.groups.lock();

@@ -90,6 +90,7 @@ pub(crate) mod throttle;
 
 use std::time::Duration;
 
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Command, Operation, OperationKind, PartitionId, Phase, ShardId, ShardState};
 use tokio::time::{Instant, sleep};
 
@@ -216,7 +217,9 @@ async fn finish(work: &Work, plan: &Plan, mut hand_over: HandOver) -> Result<(),
 async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) -> Result<(), Stop> {
     if plan.removes {
         if !is_removed(work, plan.from) {
-            cut_over::open_target(work, plan, hand_over).await?;
+            if !planted::is(Bug::RemovedEarly) {
+                cut_over::open_target(work, plan, hand_over).await?;
+            }
             work.begin(REMOVE_SHARD).await?;
             remove_shard(work, plan.from).await?;
         }

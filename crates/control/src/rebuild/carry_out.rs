@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Command, NodeId, OperationId, Phase, ShardId, ShardState};
 use pleat_host::failpoint::reach;
 use pleat_host::{GroupView, MemberChange, NodeReplicas};
@@ -42,7 +43,9 @@ struct Rebuild<'a> {
 impl Rebuild<'_> {
     async fn run(&self, committed: bool) -> Result<String, Stop> {
         if !committed {
-            self.remove_all().await?;
+            if !planted::is(Bug::RebuiltUnremoved) {
+                self.remove_all().await?;
+            }
             let (operation, epoch) = (self.work.id, self.work.tools.epochs.term());
             let at = self.work.cluster().now_ms();
             reach("operation.before-commit", None);
