@@ -217,14 +217,14 @@ fn fetch(tokens: &Tokens<'_>, shown: bool) -> Result<Command, Failure> {
         at += 1;
     } else if tokens.is(at, "NEXT") && !forward {
         at += 1;
-    } else if !tokens.is(at, "FROM") && !tokens.is(at, "IN") {
+    } else if at < tokens.len() && !tokens.is(at, "FROM") && !tokens.is(at, "IN") {
         let hint = "FETCH takes NEXT, a number, ALL or FORWARD; declare the query in the other order to go back";
         return Err(Failure::new("55000", "cursor can only scan forward", hint));
     }
     if !is_last(at) && (tokens.is(at, "FROM") || tokens.is(at, "IN")) {
         at += 1;
     }
-    match is_last(at) {
+    match is_last(at) && !tokens.is(at, "FROM") && !tokens.is(at, "IN") {
         true => Ok(Command::Fetch { name: name(tokens, at)?, most, shown }),
         false => Err(syntax(tokens, at, "a cursor's name")),
     }
@@ -383,6 +383,8 @@ mod tests {
             ("FETCH PRIOR FROM c", "55000"),
             ("FETCH BACKWARD 2 FROM c", "55000"),
             ("FETCH 1 FROM", "42601"),
+            ("FETCH IN", "42601"),
+            ("FETCH", "42601"),
             ("CLOSE", "42601"),
         ] {
             assert_eq!(read_(text), Err(code.to_owned()), "{text}");
