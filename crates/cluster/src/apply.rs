@@ -21,9 +21,13 @@ impl Catalog {
                 nodes,
                 incarnations,
                 shards,
+                engine,
                 policy,
                 at,
             } => {
+                if !self.is_initialised() {
+                    self.engine = *engine;
+                }
                 self.init(cluster_id, *partition_count, *replication_factor, nodes, *shards, policy, *at)?;
                 self.note_incarnations(incarnations);
             }
@@ -31,6 +35,7 @@ impl Catalog {
             Command::RegisterNode { id, name, address, incarnation, at } => {
                 self.register_node(*id, name, address, *incarnation, *at)?;
             }
+            Command::NoteServer { shard, node, address, .. } => self.note_server(*shard, *node, *address)?,
             Command::ActivateShard { shard, at } => self.activate_shard(*shard, *at)?,
             Command::RemoveShard { shard, at } => self.remove_shard(*shard, *at)?,
             Command::SetPolicy { policy, .. } => {
@@ -164,6 +169,7 @@ impl Catalog {
             numbers: Default::default(),
             distrusted: Default::default(),
             disagreement: None,
+            server: None,
         };
         self.shards.insert(id, shard);
     }
@@ -291,6 +297,7 @@ impl Catalog {
             return Err(busy(format!("{} is still changing a table that a foreign key of this concerns", other.id)));
         }
         match effect {
+            DdlEffect::Servers { changes, .. } => self.admit_on_servers(changes),
             DdlEffect::CreateTable(table) => {
                 self.free_name(name)?;
                 if self.tables.len() >= Self::TABLES_MAX {
@@ -537,6 +544,9 @@ impl Catalog {
     }
 
     fn change_schema(&mut self, effect: &DdlEffect) -> Applied {
+        if let DdlEffect::Servers { changes, .. } = effect {
+            return self.change_on_servers(changes);
+        }
         let name = effect.table().to_ascii_lowercase();
         if let DdlEffect::CreateTable(table) = effect {
             if self.tables.contains_key(&name) {
@@ -561,7 +571,10 @@ impl Catalog {
         }
         let table = self.tables.get_mut(&name).ok_or_else(|| unknown(format!("table {name}")))?;
         match effect {
-            DdlEffect::CreateTable(_) | DdlEffect::CreateView(_) | DdlEffect::DropView { .. } => {}
+            DdlEffect::CreateTable(_)
+            | DdlEffect::CreateView(_)
+            | DdlEffect::DropView { .. }
+            | DdlEffect::Servers { .. } => {}
             DdlEffect::CreateTrigger { trigger, .. } => table.set_trigger(&trigger.name, TriggerState::Ready),
             DdlEffect::DropTrigger { trigger, .. } => table.set_trigger(trigger, TriggerState::Going),
             DdlEffect::DropTable { .. } => {

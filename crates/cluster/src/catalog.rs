@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, DecisionId, Generation, Node, NodeId, NodeState, Operation, OperationId, OperationKind, PartitionId,
-    Phase, Policy, Secret, Shard, ShardId, ShardState, Table, TableId, TableKind, Tables, Users, View, Views,
+    Decision, DecisionId, Engine, Generation, Node, NodeId, NodeState, Operation, OperationId, OperationKind,
+    PartitionId, Phase, Policy, Secret, Shard, ShardId, ShardState, Table, TableId, TableKind, Tables, Users, View,
+    Views,
 };
 
 /// The state of the control group. Changed by [`Catalog::apply`] alone.
@@ -15,6 +16,8 @@ pub struct Catalog {
     /// Empty until the cluster is set up.
     pub cluster_id: String,
     pub generation: Generation,
+    /// What the shards are.
+    pub engine: Engine,
     pub partition_count: u32,
     pub replication_factor: u32,
     pub nodes: BTreeMap<NodeId, Node>,
@@ -187,6 +190,10 @@ impl Catalog {
             })
             .collect();
         load.sort();
-        load.into_iter().take(self.replication_factor as usize).map(|(_, node)| node).collect()
+        let copies = match self.engine {
+            Engine::Sqlite => self.replication_factor as usize,
+            Engine::Postgres => 1,
+        };
+        load.into_iter().take(copies).map(|(_, node)| node).collect()
     }
 }

@@ -1,12 +1,13 @@
 //! Commands: the only way to change a catalog.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cause, Decision, DecisionId, Generation, Millis, NodeId, OperationId, OperationKind, Phase, Policy, Receipt,
-    Secret, ShardId, Verifier,
+    Cause, Decision, DecisionId, Engine, Generation, Millis, NodeId, OperationId, OperationKind, Phase, Policy,
+    Receipt, Secret, ShardId, Verifier,
 };
 
 /// One change, as it stands in the control group's log.
@@ -24,6 +25,7 @@ pub enum Command {
         incarnations: BTreeMap<NodeId, u64>,
         /// How many shards to start with; partitions are dealt out evenly.
         shards: u32,
+        engine: Engine,
         policy: Policy,
         at: Millis,
     },
@@ -34,6 +36,14 @@ pub enum Command {
         name: String,
         address: String,
         incarnation: u64,
+        at: Millis,
+    },
+    /// The node that supervises a shard's server has started it, and it listens there. Another address than the catalog has
+    /// makes routers connect anew.
+    NoteServer {
+        shard: ShardId,
+        node: NodeId,
+        address: SocketAddr,
         at: Millis,
     },
     /// The shard's replicas run, its schema is there: route to it.

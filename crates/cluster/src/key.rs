@@ -27,6 +27,8 @@ pub enum KeyType {
     Integer,
     Text,
     Bytes,
+    /// Of servers: SQLite has none.
+    Uuid,
 }
 
 impl KeyType {
@@ -36,6 +38,7 @@ impl KeyType {
             KeyType::Integer => "integer",
             KeyType::Text => "text",
             KeyType::Bytes => "blob",
+            KeyType::Uuid => "uuid",
         }
     }
 }
@@ -63,6 +66,7 @@ pub fn partition_of(key: &Value, key_type: KeyType, partition_count: u32) -> Res
         (KeyType::Text, Value::Text(text)) => text.clone(),
         (KeyType::Text, Value::Integer(number)) => number.to_string(),
         (KeyType::Bytes, Value::Blob(bytes)) => bytes_text(bytes),
+        (KeyType::Uuid, Value::Text(text)) => uuid_text(text).ok_or_else(wrong)?,
         _ => return Err(wrong()),
     };
     Ok(partition_of_text(text.as_bytes(), partition_count))
@@ -85,6 +89,20 @@ fn exact_integer(real: f64) -> Option<i64> {
 /// such as `1e3` are refused instead of guessed at.
 fn integer_of_text(text: &str) -> Option<i64> {
     text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']).parse().ok()
+}
+
+/// The lower-case hyphenated form of a UUID in one of the forms that PostgreSQL reads: with hyphens behind any four digits or
+/// none, perhaps in braces.
+fn uuid_text(text: &str) -> Option<String> {
+    let inner = text.strip_prefix('{').map_or(Some(text), |inner| inner.strip_suffix('}'))?;
+    let groups = inner.split('-').all(|group| !group.is_empty() && group.len() % 4 == 0);
+    let mut digits: String = inner.chars().filter(|c| *c != '-').collect();
+    if !groups || digits.len() != 32 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    digits.make_ascii_lowercase();
+    let part = |from: usize, to: usize| &digits[from..to];
+    Some(format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)))
 }
 
 fn bytes_text(bytes: &[u8]) -> String {
@@ -121,6 +139,22 @@ mod tests {
     fn bytes_hash_as_their_hex_text() {
         let partition = partition_of(&Value::Blob(vec![0xde, 0xad]), KeyType::Bytes, 256);
         assert_eq!(partition, Ok(partition_of_text(b"\\xdead", 256)));
+    }
+
+    #[test]
+    fn a_uuid_hashes_as_its_canonical_text() {
+        let canonical = partition_of_text(b"a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", 256);
+        for form in [
+            "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+            "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11",
+            "{a0eebc99-9c0b4ef8-bb6d6bb9-bd380a11}",
+            "a0eebc999c0b4ef8bb6d6bb9bd380a11",
+        ] {
+            assert_eq!(partition_of(&Value::from(form), KeyType::Uuid, 256), Ok(canonical), "{form}");
+        }
+        for wrong in ["", "a0eebc99", "{a0eebc999c0b4ef8bb6d6bb9bd380a11", "g0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"] {
+            assert!(partition_of(&Value::from(wrong), KeyType::Uuid, 256).is_err(), "{wrong}");
+        }
     }
 
     #[test]

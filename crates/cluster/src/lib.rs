@@ -11,6 +11,7 @@
 //! as an argument ([`Millis`]) and ids are handed out by the catalog itself.
 
 mod apply;
+mod apply_servers;
 mod apply_trigger;
 mod catalog;
 mod check;
@@ -46,8 +47,10 @@ pub use node::{Node, NodeState};
 pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, ScaleIn, Strategy, Thresholds};
 pub use receipt::{Digest, RECEIPT_TABLES_MAX, Receipt, TableReceipt};
-pub use shard::{Shard, ShardState};
-pub use table::{Column, DdlEffect, Index, Table, TableKind, Tables, Tried, concerns_others, tied};
+pub use shard::{Engine, Shard, ShardState};
+pub use table::{
+    Column, DdlEffect, Index, Table, TableChange, TableKind, Tables, Tried, concerns_others, table_key, tied,
+};
 pub use time::rfc3339;
 pub use trigger::{
     Retold, Trigger, TriggerEvent, TriggerState, newest_trigger, reached, trigger_about, trigger_named, trigger_naming,

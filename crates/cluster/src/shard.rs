@@ -1,10 +1,33 @@
 //! Shards: the databases that own partitions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Generation, Millis, NodeId, ShardId};
+
+/// What a shard's data is kept in. All shards of a cluster are of one engine: a cluster of two could neither join nor finish a
+/// query by one database's rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// SQLite, replicated by Raft inside Pleat.
+    #[default]
+    Sqlite,
+    /// A PostgreSQL server, which a node supervises.
+    Postgres,
+}
+
+impl Engine {
+    /// `sqlite` or `postgres`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Sqlite => "sqlite",
+            Engine::Postgres => "postgres",
+        }
+    }
+}
 
 /// A shard's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +48,7 @@ pub enum ShardState {
 pub struct Shard {
     pub id: ShardId,
     pub state: ShardState,
-    /// The nodes that hold a replica. The first one starts the group.
+    /// The nodes that hold a replica. The first one starts the group. Of a shard that is a server: the node that supervises it.
     pub replicas: Vec<NodeId>,
     /// The generation at which the set of partitions that it owns last changed. A shard keeps the same
     /// number beside its data, so that a scatter read whose router thinks otherwise is refused.
@@ -38,6 +61,8 @@ pub struct Shard {
     pub distrusted: BTreeSet<NodeId>,
     /// The replicas differ and no majority says which is right: how, for people.
     pub disagreement: Option<String>,
+    /// Where the shard's server listens, if it is one and has been started.
+    pub server: Option<SocketAddr>,
 }
 
 impl Shard {

@@ -206,6 +206,13 @@ pub enum DdlEffect {
     DropView {
         view: String,
     },
+    /// A schema change of shards that are servers: what one of them told of its tables when the change was tried there. What
+    /// Pleat keeps of a schema is of tables alone, so one of a view, an index or a function changes nothing here.
+    Servers {
+        /// For people: `create table flights`.
+        about: String,
+        changes: Vec<TableChange>,
+    },
     /// The same table, with its rows elsewhere: `ALTER TABLE … SHARD BY`, `… REFERENCE`, `… SINGLE`.
     PlaceTable {
         /// As it was when this was planned; if it isn't any more, this is refused.
@@ -213,6 +220,23 @@ pub enum DdlEffect {
         /// The same but for its `kind`.
         after: Box<Table>,
     },
+}
+
+/// A table before a schema change and after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableChange {
+    /// `None`: there was none. If the catalog has another one by then, the change is refused.
+    pub before: Option<Table>,
+    /// `None`: it is dropped. A new table's id is assigned by the catalog.
+    pub after: Option<Table>,
+}
+
+/// The name by which a table of a server is known: `name`, or `schema.name` where the schema is not `public`.
+pub fn table_key(schema: &str, name: &str) -> String {
+    match schema {
+        "public" => name.to_ascii_lowercase(),
+        schema => format!("{schema}.{name}").to_ascii_lowercase(),
+    }
 }
 
 /// What a schema change comes to, as SQLite tells when it is tried out.
@@ -240,6 +264,10 @@ impl DdlEffect {
             DdlEffect::AlterTable { before, .. } | DdlEffect::PlaceTable { before, .. } => &before.name,
             DdlEffect::CreateView(view) => &view.name,
             DdlEffect::DropView { view } => view,
+            DdlEffect::Servers { changes, .. } => {
+                let table = changes.first().and_then(|change| change.after.as_ref().or(change.before.as_ref()));
+                table.map_or("", |table| &table.name)
+            }
         }
     }
 
@@ -264,6 +292,10 @@ impl DdlEffect {
             DdlEffect::DropIndex { index, .. } => Some(index.as_str()),
             _ => None,
         };
+        if let DdlEffect::Servers { changes, .. } = self {
+            let tables = changes.iter().flat_map(|change| [&change.before, &change.after]);
+            return tables.flatten().map(|table| table.name.as_str()).collect();
+        }
         let (about, retold): (&[Table], &[Retold]) = match self {
             DdlEffect::CreateTrigger { about, .. } => (about, &[]),
             DdlEffect::AlterTable { triggers, .. } => (&[], triggers),

@@ -454,6 +454,7 @@ fn put_after(catalog: &Catalog, effect: &DdlEffect) -> Result<SchemaChange, Stop
         }
         // Made with the table, in the catalog already, after the commit, or not on shards.
         DdlEffect::CreateTable(_)
+        | DdlEffect::Servers { .. }
         | DdlEffect::CreateTrigger { .. }
         | DdlEffect::DropTrigger { .. }
         | DdlEffect::CreateView(_)
@@ -485,6 +486,7 @@ fn undoing(catalog: &Catalog, effect: &DdlEffect) -> Result<(String, SchemaChang
             SchemaChange::Put(known(catalog, effect)?.clone()),
         ),
         DdlEffect::DropTable { .. }
+        | DdlEffect::Servers { .. }
         | DdlEffect::DropIndex { .. }
         | DdlEffect::DropTrigger { .. }
         | DdlEffect::AlterTable { .. }
@@ -518,6 +520,7 @@ fn describe(effect: &DdlEffect) -> String {
         DdlEffect::DropTrigger { table, trigger } => format!("trigger {trigger} of {table} was dropped"),
         DdlEffect::CreateView(view) => format!("view {} was created", view.name),
         DdlEffect::DropView { view } => format!("view {view} was dropped"),
+        DdlEffect::Servers { about, .. } => format!("{about}: done"),
     }
 }
 

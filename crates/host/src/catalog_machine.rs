@@ -235,6 +235,7 @@ mod tests {
             nodes: vec![(NodeId(1), "node-1".into(), "127.0.0.1:1".into())],
             incarnations: Default::default(),
             shards: 1,
+            engine: Default::default(),
             policy: Policy::default(),
             at: 1,
         };

@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use parking_lot::RwLock;
 use pleat_cluster::planted::{self, Bug};
-use pleat_cluster::{Catalog, Command, Generation, Ledger, Millis, NodeId, Policy, Shard, ShardId, ShardState};
+use pleat_cluster::{Catalog, Command, Engine, Generation, Ledger, Millis, NodeId, Policy, Shard, ShardId, ShardState};
 use pleat_consensus::{Consensus, Disk, Group, GroupId, Status, Transport};
 use pleat_engine::{Store, StoreConfig, UnitSet};
 use tokio::sync::watch;
@@ -70,6 +70,7 @@ pub struct Founding {
     pub partition_count: u32,
     pub replication_factor: u32,
     pub shards: u32,
+    pub engine: Engine,
     pub policy: Policy,
 }
 
@@ -364,6 +365,7 @@ impl Host {
                 _ => BTreeMap::from([(self.node(), self.incarnation())]),
             },
             shards: founding.shards,
+            engine: founding.engine,
             policy: founding.policy.clone(),
             at: now_ms(),
         }
@@ -398,7 +400,8 @@ impl Host {
     async fn reconcile_once(&self, catalog: &Catalog) -> bool {
         let mut done = true;
         for shard in catalog.shards.values() {
-            let wanted = shard.state != ShardState::Removed && shard.replicas.contains(&self.node());
+            let embedded = catalog.engine == Engine::Sqlite && shard.state != ShardState::Removed;
+            let wanted = embedded && shard.replicas.contains(&self.node());
             let number = shard.number(self.node());
             let running = self.replica(shard.id).map(|replica| replica.number);
             let outcome = match (wanted, running) {

@@ -20,8 +20,17 @@ fn cluster(shards: u32, change: impl FnOnce(&mut Policy)) -> Catalog {
     let cluster_id = "test".to_owned();
     let incarnations = Default::default();
     let (partition_count, replication_factor) = (16, 3);
-    let init =
-        Command::Init { cluster_id, partition_count, replication_factor, nodes, incarnations, shards, policy, at: 1 };
+    let init = Command::Init {
+        cluster_id,
+        partition_count,
+        replication_factor,
+        nodes,
+        incarnations,
+        shards,
+        engine: Default::default(),
+        policy,
+        at: 1,
+    };
     run(&mut catalog, init);
     for shard in 1..=shards {
         run(&mut catalog, Command::ActivateShard { shard: ShardId(shard), at: 1 });

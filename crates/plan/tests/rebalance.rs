@@ -111,6 +111,7 @@ fn shards_that_are_not_well_neither_give_nor_take() {
         nodes: vec![(NodeId(1), "node-1".to_owned(), "127.0.0.1:1".to_owned())],
         incarnations: BTreeMap::new(),
         shards: 5,
+        engine: Default::default(),
         policy: Policy::default(),
         at: 1,
     };

@@ -234,6 +234,7 @@ fn settings(
             partition_count: config.partition_count,
             replication_factor: replicas,
             shards: options.initial_shards,
+            engine: Default::default(),
             policy: config.founding_policy(options.initial_shards),
         },
         incarnation,

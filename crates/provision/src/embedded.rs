@@ -106,6 +106,7 @@ mod tests {
             numbers: Default::default(),
             distrusted: Default::default(),
             disagreement: None,
+            server: None,
         }
     }
 

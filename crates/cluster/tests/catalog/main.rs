@@ -26,6 +26,7 @@ fn init(cluster_id: &str, nodes: u64, shards: u32) -> Command {
         nodes: (1..=nodes).map(|n| (NodeId(n), format!("node-{n}"), format!("127.0.0.1:{}", 8079 + n))).collect(),
         incarnations: (1..=nodes).map(|n| (NodeId(n), 100 + n)).collect(),
         shards,
+        engine: Default::default(),
         policy: Policy::default(),
         at: 1,
     }

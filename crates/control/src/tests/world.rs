@@ -140,6 +140,7 @@ impl World {
             nodes: (1..=nodes).map(|n| (NodeId(n), format!("node-{n}"), format!("127.0.0.1:{n}"))).collect(),
             incarnations: (1..=nodes).map(|n| (NodeId(n), n)).collect(),
             shards,
+            engine: Default::default(),
             policy: Policy::default(),
             at: 1,
         };

@@ -242,6 +242,8 @@ pub(crate) fn key_type_number(key_type: KeyType) -> u8 {
         KeyType::Integer => 0,
         KeyType::Text => 1,
         KeyType::Bytes => 2,
+        // No SQLite shard has a key of this type.
+        KeyType::Uuid => 3,
     }
 }
 

@@ -196,6 +196,7 @@ mod tests {
             nodes: vec![(NodeId(1), "node-1".to_owned(), "127.0.0.1:8080".to_owned())],
             incarnations: Default::default(),
             shards: 1,
+            engine: Default::default(),
             policy: Policy::default(),
             at: 1,
         };

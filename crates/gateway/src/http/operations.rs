@@ -297,6 +297,7 @@ fn describe(kind: &OperationKind) -> String {
             DdlEffect::DropTrigger { table, trigger } => format!("drop trigger {trigger} of {table}"),
             DdlEffect::CreateView(view) => format!("create view {}", view.name),
             DdlEffect::DropView { view } => format!("drop view {view}"),
+            DdlEffect::Servers { about, .. } => about.clone(),
             DdlEffect::AlterTable { before, statement, .. } => format!("alter table {}: {statement}", before.name),
         },
     }

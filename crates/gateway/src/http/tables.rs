@@ -144,6 +144,7 @@ fn key_type_name(key_type: KeyType) -> &'static str {
         KeyType::Integer => "integer",
         KeyType::Text => "text",
         KeyType::Bytes => "bytes",
+        KeyType::Uuid => "uuid",
     }
 }
 

@@ -117,6 +117,7 @@ mod tests {
                 numbers: Default::default(),
                 distrusted: Default::default(),
                 disagreement: None,
+                server: None,
             };
             catalog.shards.insert(id, shard);
         }

@@ -108,6 +108,7 @@ impl Cluster {
             nodes: vec![(NODE, "node-1".to_owned(), "127.0.0.1:8080".to_owned())],
             incarnations: Default::default(),
             shards,
+            engine: Default::default(),
             policy: Policy::default(),
             at: 1,
         };

@@ -24,8 +24,17 @@ pub fn cluster(shards: u32, change: impl FnOnce(&mut Policy)) -> Catalog {
     let nodes = (1..=3).map(|n| (NodeId(n), format!("node-{n}"), format!("127.0.0.1:{n}"))).collect();
     let (cluster_id, incarnations) = ("test".to_owned(), Default::default());
     let (partition_count, replication_factor) = (PARTITIONS, 3);
-    let init =
-        Command::Init { cluster_id, partition_count, replication_factor, nodes, incarnations, shards, policy, at: 1 };
+    let init = Command::Init {
+        cluster_id,
+        partition_count,
+        replication_factor,
+        nodes,
+        incarnations,
+        shards,
+        engine: Default::default(),
+        policy,
+        at: 1,
+    };
     run(&mut catalog, init);
     for shard in 1..=shards {
         run(&mut catalog, Command::ActivateShard { shard: ShardId(shard), at: 1 });

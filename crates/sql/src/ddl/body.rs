@@ -335,7 +335,7 @@ fn slot_of(
 fn made_up(key_type: KeyType, number: i64) -> Value {
     match key_type {
         KeyType::Integer => Value::Integer(number),
-        KeyType::Text => Value::Text(format!("made up {number}")),
+        KeyType::Text | KeyType::Uuid => Value::Text(format!("made up {number}")),
         KeyType::Bytes => Value::Blob(format!("made up {number}").into_bytes()),
     }
 }
