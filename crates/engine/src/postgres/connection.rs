@@ -67,6 +67,17 @@ pub enum Reply {
     Answered,
 }
 
+/// The settings of a session, as the SETs that make them. Two sessions with the same may have the same connection without a word in between.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile(Option<Arc<str>>);
+
+impl Profile {
+    /// SETs, with semicolons between them. They must be alone what the session differs by.
+    pub fn new(sets: &str) -> Profile {
+        Profile((!sets.is_empty()).then(|| Arc::from(sets)))
+    }
+}
+
 /// A connection.
 pub struct Connection {
     stream: Box<dyn Stream>,
@@ -88,6 +99,8 @@ pub struct Connection {
     /// Something was left in the session that the next client must not find.
     stained: bool,
     parameters: BTreeMap<String, String>,
+    /// The settings that the session has.
+    profile: Profile,
     pub(super) turn: Turn,
 }
 
@@ -109,6 +122,7 @@ impl Connection {
             portals: false,
             stained: false,
             parameters,
+            profile: Profile::default(),
             turn: Turn::new(server.address.clone(), process, secret),
         })
     }
@@ -121,6 +135,43 @@ impl Connection {
     /// Ends what this connection runs, until it is somebody else's.
     pub fn canceller(&self) -> Canceller {
         self.turn.canceller()
+    }
+
+    /// Whether something failed, so that nothing but a Sync is answered.
+    pub fn is_skipping(&self) -> bool {
+        self.exchange.is_skipping()
+    }
+
+    /// Give the session these settings, and no others. Nothing is sent when it has them.
+    pub async fn assume(&mut self, profile: &Profile) -> Result<(), PostgresError> {
+        if self.profile == *profile {
+            return Ok(());
+        }
+        let text = match profile.0.as_deref() {
+            None => "RESET ALL".to_owned(),
+            Some(sets) => format!("RESET ALL; {sets}"),
+        };
+        let stained = self.stained;
+        self.push(Request::Query(text))?;
+        let error = loop {
+            match self.receive().await? {
+                Reply::Ready { error, .. } => break error,
+                Reply::Bytes(_) | Reply::CopyIn | Reply::Answered => {}
+            }
+        };
+        match error {
+            None => {
+                // What was left before is still there; the settings themselves are known.
+                self.stained = stained;
+                self.profile = profile.clone();
+                Ok(())
+            }
+            Some(code) => {
+                self.stained = true;
+                let message = "the server does not take the settings of the session".to_owned();
+                Err(PostgresError::Refused { code, message })
+            }
+        }
     }
 
     /// Send this with what is sent next. While the server skips what follows an error, nothing but a Sync is.
@@ -459,6 +510,7 @@ impl Connection {
             }
         }
         self.stained = false;
+        self.profile = Profile::default();
         Ok(())
     }
 }

@@ -49,7 +49,7 @@ mod statement;
 pub mod wire;
 
 pub use cancel::Canceller;
-pub use connection::{Connection, Reply, Request};
+pub use connection::{Connection, Profile, Reply, Request};
 pub use error::PostgresError;
 pub use pool::{Lease, Limits, Pool};
 pub use server::{Address, Password, Server, Tls};
