@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pleat_cluster::Engine;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 
 use super::Shared;
 use super::cancel::Key;
 use super::client::{Client, Stop};
+use super::relay;
 use super::session::Session;
+use super::settings::Settings;
 use super::start::{Started, start};
 use super::wire::write::{Severity, sqlstate};
 use super::wire::{Broken, Message};
@@ -39,17 +42,36 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, places: Arc<Semaphore
         return dismiss(client, full.into(), None).await;
     };
     let key = shared.cancels.key();
-    let Started { settings, user, database } = started;
-    let mut session = Session::new(shared.clone(), settings, user, database, key.process);
     shared.app.metrics.pg_connected(true);
-    greet(&mut client, &session, &key);
-    let ended = talk(&mut client, &mut session, &key, stopping).await;
-    session.close().await;
+    let ended = match shared.app.backend.catalog().engine {
+        Engine::Sqlite => embedded(&mut client, &shared, started, &key, stopping).await,
+        Engine::Postgres => relay::serve(&mut client, &shared, started, &key, stopping).await,
+    };
     shared.app.metrics.pg_connected(false);
     drop(key);
     if let Err(stop) = ended {
         dismiss(client, stop, Some(&shared)).await;
     }
+}
+
+/// A session on embedded shards.
+async fn embedded(
+    client: &mut Client,
+    shared: &Arc<Shared>,
+    started: Started,
+    key: &Key,
+    stopping: watch::Receiver<()>,
+) -> Result<(), Stop> {
+    let Started { user, database, settings: asked } = started;
+    let mut settings = Settings::new(&user);
+    for (name, value) in asked {
+        settings.start_with(&name, &value)?;
+    }
+    let mut session = Session::new(shared.clone(), settings, user, database, key.process);
+    greet(client, &session, key);
+    let ended = talk(client, &mut session, key, stopping).await;
+    session.close().await;
+    ended
 }
 
 /// Tell a client why it has to go, if it can still hear it.
@@ -163,11 +185,31 @@ async fn next(
     session: &Session,
     stopping: &mut watch::Receiver<()>,
 ) -> Result<Option<Message>, Stop> {
-    let patience = match session.in_block() {
-        true => Some(session.settings.time("idle_in_transaction_session_timeout").unwrap_or(SESSION_IDLE_DEFAULT)),
-        false if session.holds_rows() => Some(session.shared.app.settings.limits.client_stall),
-        false => session.settings.time("idle_session_timeout"),
+    let (patience, told) = match session.in_block() {
+        true => (
+            Some(session.settings.time("idle_in_transaction_session_timeout").unwrap_or(SESSION_IDLE_DEFAULT)),
+            IDLE_IN_TRANSACTION,
+        ),
+        false if session.holds_rows() => (
+            Some(session.shared.app.settings.limits.client_stall),
+            ("57P05", "terminating connection because rows of a portal are not fetched"),
+        ),
+        false => (session.settings.time("idle_session_timeout"), IDLE),
     };
+    next_within(client, patience, told, stopping).await
+}
+
+/// What a client is told that idles for too long: in a transaction, and outside of one.
+pub const IDLE_IN_TRANSACTION: (&str, &str) = ("25P03", "terminating connection due to idle-in-transaction timeout");
+pub const IDLE: (&str, &str) = ("57P05", "terminating connection due to idle-session timeout");
+
+/// The next message, if it begins to come within a time (`None`: whenever it does); the client is told what `told` says otherwise.
+pub async fn next_within(
+    client: &mut Client,
+    patience: Option<Duration>,
+    told: (&'static str, &'static str),
+    stopping: &mut watch::Receiver<()>,
+) -> Result<Option<Message>, Stop> {
     let idle = async {
         match patience {
             Some(patience) => tokio::time::sleep(patience.min(Duration::from_secs(86_400))).await,
@@ -182,11 +224,7 @@ async fn next(
             return Err(Failure::new("57P01", "terminating connection because the node stops", hint).into());
         }
         () = idle => {
-            let (code, what) = match session.in_block() {
-                true => ("25P03", "terminating connection due to idle-in-transaction timeout"),
-                false if session.holds_rows() => ("57P05", "terminating connection because rows of a portal are not fetched"),
-                false => ("57P05", "terminating connection due to idle-session timeout"),
-            };
+            let (code, what) = told;
             return Err(Failure::new(code, what, "").into());
         }
     }
@@ -194,7 +232,7 @@ async fn next(
 }
 
 /// For the metrics.
-fn kind(message: &Message) -> &'static str {
+pub fn kind(message: &Message) -> &'static str {
     match message {
         Message::Query(_) => "query",
         Message::Parse { .. } => "parse",

@@ -309,7 +309,7 @@ impl Session {
     }
 }
 
-fn check_name(name: &str) -> Result<(), Failure> {
+pub(super) fn check_name(name: &str) -> Result<(), Failure> {
     match name.len() > PG_NAME_BYTES_MAX {
         true => Err(Failure::new(
             "42622",

@@ -40,7 +40,6 @@ use pleat_engine::scram::{self, Binding, Refused};
 
 use super::Shared;
 use super::client::{Client, Stop};
-use super::settings::Settings;
 use super::wire::{Broken, First, sasl_initial};
 use crate::session::Failure;
 use crate::settings::{PG_USERS_TIME_MAX, PgSettings};
@@ -50,9 +49,10 @@ const SCRAM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 
 /// A session that may begin.
 pub struct Started {
-    pub settings: Settings,
     pub user: String,
     pub database: String,
+    /// Settings that the first message asks for.
+    pub settings: Vec<(String, String)>,
 }
 
 /// Everything up to the session. `None`: there will be none.
@@ -229,7 +229,7 @@ fn told(refused: Refused, user: &str) -> Failure {
 /// What the first message asks for.
 fn startup(user: String, parameters: Vec<(String, String)>) -> Result<Started, Failure> {
     let database = of(&parameters, "database").unwrap_or_else(|| user.clone());
-    let mut settings = Settings::new(&user);
+    let mut settings = Vec::new();
     for (name, value) in parameters {
         match name.as_str() {
             "user" | "database" => {}
@@ -242,15 +242,11 @@ fn startup(user: String, parameters: Vec<(String, String)>) -> Result<Started, F
                     "GET /events tells of changes",
                 ));
             }
-            "options" => {
-                for (name, value) in command_line(&value)? {
-                    settings.start_with(&name, &value)?;
-                }
-            }
-            name => settings.start_with(name, &value)?,
+            "options" => settings.extend(command_line(&value)?),
+            _ => settings.push((name, value)),
         }
     }
-    Ok(Started { settings, user, database })
+    Ok(Started { user, database, settings })
 }
 
 /// Settings in the form `-c name=value`, or `--name=value`.

@@ -52,6 +52,11 @@ impl Out {
         self.bytes.split()
     }
 
+    /// Add what is made of messages already.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.put_slice(bytes);
+    }
+
     /// Add a message.
     pub fn message(&mut self, tag: u8, body: impl FnOnce(&mut BytesMut)) {
         message(&mut self.bytes, tag, body);

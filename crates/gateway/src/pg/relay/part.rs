@@ -1,0 +1,192 @@
+//! The session's connection to one shard, and a statement that goes to that shard alone.
+
+use pleat_cluster::ShardId;
+use pleat_engine::postgres::wire::backend::Status;
+use pleat_engine::postgres::{Lease, PostgresError, Reply, Request};
+
+use super::{LEASE_TIME_MAX, Relay};
+use crate::pg::cancel::Key;
+use crate::pg::client::{Client, Stop};
+use crate::pg::wire::{Broken, Message};
+use crate::session::Failure;
+
+/// A connection that the session has.
+pub struct Part {
+    pub lease: Lease,
+    /// The block's transaction was begun on it.
+    pub open: bool,
+    /// Something was executed on it since the last Sync, outside of a block.
+    pub executed: bool,
+}
+
+/// Where a server's answers ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// At ReadyForQuery.
+    Ready { failed: bool },
+    /// All is answered, and no Sync was sent. `failed`: nothing more is answered up to one.
+    Answered { failed: bool },
+}
+
+impl Ended {
+    pub fn failed(self) -> bool {
+        match self {
+            Ended::Ready { failed } | Ended::Answered { failed } => failed,
+        }
+    }
+}
+
+impl From<PostgresError> for Failure {
+    fn from(error: PostgresError) -> Self {
+        pleat_host::HostError::from(error).into()
+    }
+}
+
+impl From<PostgresError> for Stop {
+    fn from(error: PostgresError) -> Self {
+        Stop::Failed(error.into())
+    }
+}
+
+impl Relay {
+    /// A connection to a shard, with the session's settings.
+    pub(super) async fn lease(&self, shard: ShardId) -> Result<Lease, Failure> {
+        let mut lease = self.shared.app.backend.lease(shard, LEASE_TIME_MAX).await?;
+        lease.assume(self.settings.profile()).await?;
+        Ok(lease)
+    }
+
+    /// The session's connection to a shard, in the session's block if there is one.
+    pub(super) async fn part(&mut self, shard: ShardId) -> Result<&mut Part, Failure> {
+        let mut part = match self.parts.remove(&shard) {
+            Some(part) => part,
+            None => Part { lease: self.lease(shard).await?, open: false, executed: false },
+        };
+        if let Some(block) = &self.block
+            && !part.open
+        {
+            part.lease.ask(&block.beginning()).await?;
+            part.open = true;
+        }
+        Ok(self.parts.entry(shard).or_insert(part))
+    }
+
+    /// Send a statement to one shard as it is, in the simple protocol, and pass its answer on.
+    pub(super) async fn through(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        shard: ShardId,
+        text: &str,
+    ) -> Result<Ended, Stop> {
+        self.part(shard).await?.lease.push(Request::Query(text.to_owned()))?;
+        self.pump(client, key, shard).await
+    }
+
+    /// Pass on what a shard answers, to the end of it. An error of the server is passed on as well, and told by the result.
+    pub(super) async fn pump(&mut self, client: &mut Client, key: &Key, shard: ShardId) -> Result<Ended, Stop> {
+        let pumped = self.pumped(client, key, shard).await;
+        match &pumped {
+            Ok(ended) => {
+                if ended.failed() {
+                    self.fail_block();
+                }
+                if matches!(ended, Ended::Ready { .. }) {
+                    self.settle_part(shard);
+                }
+            }
+            Err(_) => {
+                // Its state is not known any more.
+                self.parts.remove(&shard);
+                self.fail_block();
+            }
+        }
+        pumped
+    }
+
+    async fn pumped(&mut self, client: &mut Client, key: &Key, shard: ShardId) -> Result<Ended, Stop> {
+        let Some(part) = self.parts.get_mut(&shard) else {
+            return Err(Failure::internal(format!("the session has no connection to {shard}")).into());
+        };
+        let lease = &mut part.lease;
+        let canceller = lease.canceller();
+        let mut cancelled = false;
+        loop {
+            let reply = tokio::select! {
+                biased;
+                reply = lease.receive() => reply?,
+                () = key.requested(), if !cancelled => {
+                    cancelled = true;
+                    let canceller = canceller.clone();
+                    // The server answers with the error that tells of it.
+                    pleat_consensus::spawn(async move { canceller.cancel().await });
+                    continue;
+                }
+                () = client.reader.gone() => {
+                    return Err(Broken::Socket(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)).into());
+                }
+            };
+            match reply {
+                Reply::Bytes(bytes) => {
+                    client.out.raw(&bytes);
+                    client.flush_much().await?;
+                }
+                Reply::CopyIn => {
+                    client.flush().await?;
+                    take_rows(client, key, lease).await?;
+                }
+                Reply::Ready { error, .. } => return Ok(Ended::Ready { failed: error.is_some() }),
+                Reply::Answered => return Ok(Ended::Answered { failed: lease.is_skipping() }),
+            }
+        }
+    }
+
+    /// A shard is ready again: outside of a block, its connection is another's.
+    fn settle_part(&mut self, shard: ShardId) {
+        if let Some(part) = self.parts.get_mut(&shard) {
+            part.executed = false;
+        }
+        if self.block.is_none() && self.pinned != Some(shard) {
+            self.parts.remove(&shard);
+        }
+    }
+
+    /// Something failed: a block takes nothing but its end.
+    pub(super) fn fail_block(&mut self) {
+        if let Some(block) = &mut self.block {
+            block.failed = true;
+        }
+    }
+}
+
+/// Hand the client's rows to a server that waits for them.
+async fn take_rows(client: &mut Client, key: &Key, lease: &mut Lease) -> Result<(), Stop> {
+    loop {
+        let message = tokio::select! {
+            message = client.reader.message() => message?,
+            () = key.requested() => {
+                lease.copy_fail("cancelled by its user");
+                return Ok(());
+            }
+        };
+        match message {
+            Some(Message::CopyData(data)) => lease.copy_data(data).await?,
+            Some(Message::CopyDone) => {
+                lease.copy_done();
+                return Ok(());
+            }
+            Some(Message::CopyFail(why)) => {
+                lease.copy_fail(&why);
+                return Ok(());
+            }
+            Some(Message::Flush | Message::Sync) => {}
+            Some(_) => return Err(Broken::Malformed("a COPY takes rows, and its end".to_owned()).into()),
+            None => return Err(Broken::Socket(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)).into()),
+        }
+    }
+}
+
+/// Whether a connection is in a transaction that has failed.
+pub fn has_failed(status: Status) -> bool {
+    status == Status::Failed
+}

@@ -1,0 +1,274 @@
+//! The simple protocol: a Query message with statements in it, each answered as it comes, in text.
+
+use std::sync::Arc;
+
+use pleat_cluster::{KeyType, ShardId};
+use pleat_engine::postgres::Statement;
+use pleat_engine::postgres::wire::frontend::Bind;
+use pleat_sql::postgres::{Planned, Query, What};
+
+use super::block::Answered;
+use super::spread::Call;
+use super::{Relay, Way};
+use crate::pg::cancel::Key;
+use crate::pg::client::{Client, Stop};
+use crate::pg::wire::write::Severity;
+use crate::session::Failure;
+use crate::settings::STATEMENTS_MAX;
+
+impl Relay {
+    /// Carry out the statements of a Query message. A failure ends it, and what is implicit about its transaction.
+    pub(super) async fn query(&mut self, client: &mut Client, key: &Key, text: &str) -> Result<(), Stop> {
+        // Messages that no Sync ended belong to it.
+        self.sync(client, key).await?;
+        let done = self.statements_of(client, key, text).await;
+        // Also when the connection is gone: half of a message is never committed.
+        if !matches!(done, Ok(false)) {
+            self.fail_block();
+        }
+        let ended = self.end_implicitly(client, key).await;
+        done?;
+        ended
+    }
+
+    /// True: a server's error was passed on.
+    async fn statements_of(&mut self, client: &mut Client, key: &Key, text: &str) -> Result<bool, Stop> {
+        let plan = self.plan(text)?;
+        if plan.is_empty() {
+            client.out.plain(b'I');
+            return Ok(false);
+        }
+        if plan.len() > STATEMENTS_MAX {
+            let hint = "send them in several messages, or load rows with COPY";
+            let message = format!("a message has {} statements; the limit is {STATEMENTS_MAX}", plan.len());
+            return Err(Failure::new("54000", message, hint).into());
+        }
+        let alone = plan.len() == 1;
+        for planned in plan.iter() {
+            if !alone && !planned.what.controls() && !matches!(planned.what, What::Ddl(_)) {
+                self.begin_implicitly();
+            }
+            // A schema change before it may have changed what the text means.
+            let fresh = if alone { plan.clone() } else { self.plan(&planned.text)? };
+            let planned = fresh.first().filter(|_| fresh.len() == 1).unwrap_or(planned);
+            if self.statement(client, key, planned).await? {
+                return Ok(true);
+            }
+            client.flush_much().await?;
+        }
+        Ok(false)
+    }
+
+    /// One statement, answered in text. True: a server's error was passed on.
+    async fn statement(&mut self, client: &mut Client, key: &Key, planned: &Planned) -> Result<bool, Stop> {
+        match &planned.what {
+            What::Query(query) => {
+                self.check_block()?;
+                if !query.keys().is_empty() {
+                    let hint = "send values with the extended protocol, as drivers do for statements with parameters";
+                    return Err(Failure::new("42P02", "there is no parameter $1", hint).into());
+                }
+                let catalog = self.catalog();
+                match self.way_of(&catalog, query, &|_| None)? {
+                    Way::One(shard) => {
+                        let failed = self.through(client, key, shard, &planned.text).await?.failed();
+                        self.pin(shard, query.pins && !failed);
+                        Ok(failed)
+                    }
+                    Way::Several(route) => {
+                        let statement = Statement::new(planned.text.clone(), Vec::new());
+                        let bind = Bind::default();
+                        let call = Call { query, statement: &statement, types: &[], bind: &bind, describe: true };
+                        self.several(client, key, &call, route).await
+                    }
+                }
+            }
+            What::Copy(copy) => {
+                self.check_block()?;
+                self.copy(client, key, planned, copy).await
+            }
+            _ => match self.other(client, key, planned).await? {
+                Answered::Tag(tag) => {
+                    client.out.complete(&tag);
+                    Ok(false)
+                }
+                Answered::Already(done) => Ok(!done),
+            },
+        }
+    }
+
+    /// Statements without parameters and rows of their own, in either protocol.
+    pub(super) async fn other(&mut self, client: &mut Client, key: &Key, planned: &Planned) -> Result<Answered, Stop> {
+        if planned.what.controls() {
+            return self.control(client, key, planned).await;
+        }
+        self.check_block()?;
+        let tag = |tag: &str| Ok(Answered::Tag(tag.to_owned()));
+        match &planned.what {
+            What::Ddl(ddl) => self.ddl(client, key, planned, ddl).await,
+            What::Set { name, local } => self.set(client, key, planned, name, *local).await,
+            What::SetTransaction => match self.block {
+                Some(_) => {
+                    self.locally(&planned.text).await?;
+                    tag("SET")
+                }
+                None => {
+                    let message = "SET TRANSACTION can only be used in transaction blocks";
+                    client.out.notice(Severity::Warning, "25P01", message);
+                    tag("SET")
+                }
+            },
+            What::SetSessionCharacteristics => self.set(client, key, planned, "session characteristics", false).await,
+            What::Reset(name) => {
+                let shard = self.any(&self.catalog())?;
+                let failed = self.through(client, key, shard, &planned.text).await?.failed();
+                if !failed {
+                    self.settings.reset(name.as_deref())?;
+                }
+                Ok(Answered::Already(!failed))
+            }
+            What::Discard { all } => {
+                if *all {
+                    if self.block.is_some() {
+                        let hint = "end the transaction first";
+                        let message = "DISCARD ALL cannot run inside a transaction block";
+                        return Err(Failure::new("25001", message, hint).into());
+                    }
+                    self.settings.reset(None)?;
+                    self.statements.clear();
+                    self.portals.clear();
+                    self.pinned = None;
+                    self.parts.clear();
+                    return tag("DISCARD ALL");
+                }
+                match self.pinned {
+                    Some(shard) => Ok(Answered::Already(!self.through(client, key, shard, &planned.text).await?.failed())),
+                    // A session that is not pinned has nothing to discard.
+                    None => tag(&planned.text.to_ascii_uppercase()),
+                }
+            }
+            What::Deallocate(name) => {
+                match name {
+                    Some(name) => drop(self.statements.remove(name).ok_or_else(|| super::extended::no_statement(name))?),
+                    None => self.statements.clear(),
+                }
+                tag(if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" })
+            }
+            What::Listen => {
+                let shard = self.catalog().anchor().map_or_else(|| self.any(&self.catalog()), Ok)?;
+                let failed = self.through(client, key, shard, &planned.text).await?.failed();
+                self.pin(shard, !failed);
+                Ok(Answered::Already(!failed))
+            }
+            What::Declare { name, hold, query } => {
+                let catalog = self.catalog();
+                let Way::One(shard) = self.way_of(&catalog, query, &|_| None)? else {
+                    let message = format!("the rows of cursor \"{name}\" are on several shards");
+                    return Err(Failure::new("0A000", message, "cursors are for rows of one shard: give its key, or fetch without a cursor").into());
+                };
+                let failed = self.through(client, key, shard, &planned.text).await?.failed();
+                if !failed {
+                    self.cursors.insert(name.clone(), shard);
+                    self.pin(shard, *hold);
+                }
+                Ok(Answered::Already(!failed))
+            }
+            What::Fetch { cursor } => self.on_cursor(client, key, planned, Some(cursor)).await,
+            What::Close(cursor) => self.on_cursor(client, key, planned, cursor.as_deref()).await,
+            What::Prepare { .. } | What::Execute { .. } => {
+                let hint = "drivers prepare statements by the protocol itself, which works";
+                Err(Failure::new("0A000", "PREPARE and EXECUTE as statements are not supported on PostgreSQL shards yet", hint).into())
+            }
+            What::PrepareTransaction => {
+                let hint = "COMMIT does it where several shards were written to";
+                Err(Failure::new("0A000", "two-phase commit is Pleat's own to do", hint).into())
+            }
+            _ => Err(Failure::internal("a statement is of no kind that is known").into()),
+        }
+    }
+
+    async fn on_cursor(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        planned: &Planned,
+        cursor: Option<&str>,
+    ) -> Result<Answered, Stop> {
+        let known = cursor.and_then(|cursor| self.cursors.get(cursor).copied());
+        let shard = match known {
+            Some(shard) => shard,
+            None => self.any(&self.catalog())?,
+        };
+        let failed = self.through(client, key, shard, &planned.text).await?.failed();
+        Ok(Answered::Already(!failed))
+    }
+
+    /// SET. A server says whether it can be; then it is every connection's that the session uses.
+    async fn set(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        planned: &Planned,
+        name: &str,
+        local: bool,
+    ) -> Result<Answered, Stop> {
+        if local && self.block.is_none() {
+            client.out.notice(Severity::Warning, "25P01", "SET LOCAL can only be used in transaction blocks");
+            return Ok(Answered::Tag("SET".to_owned()));
+        }
+        let shard = self.any(&self.catalog())?;
+        let others: Vec<ShardId> = self.parts.keys().copied().filter(|other| *other != shard).collect();
+        let failed = self.through(client, key, shard, &planned.text).await?.failed();
+        if failed {
+            return Ok(Answered::Already(false));
+        }
+        for other in others {
+            if let Some(part) = self.parts.get_mut(&other)
+                && let Err(error) = part.lease.ask(&planned.text).await
+            {
+                self.fail_block();
+                return Err(Stop::Failed(error.into()));
+            }
+        }
+        match local {
+            true => self.remember_locally(&planned.text),
+            false => self.settings.set(name, &planned.text)?,
+        }
+        Ok(Answered::Already(true))
+    }
+
+    /// Keep the connection to a shard, because the session left something there.
+    pub(super) fn pin(&mut self, shard: ShardId, pins: bool) {
+        // One that has gone back already was reset.
+        if pins {
+            self.pinned.get_or_insert(shard);
+        }
+    }
+
+    /// Where a query goes.
+    pub(super) fn way_of<'q>(
+        &self,
+        catalog: &Arc<pleat_cluster::Catalog>,
+        query: &'q Query,
+        value: &dyn Fn(usize) -> Option<pleat_cluster::Value>,
+    ) -> Result<Way<'q>, Failure> {
+        // One shard has everything.
+        let mut active = catalog.active_shards().map(|shard| shard.id);
+        if let (Some(sole), None) = (active.next(), active.next()) {
+            return Ok(Way::One(sole));
+        }
+        let count = catalog.partition_count;
+        let route = query.route(value, count)?;
+        self.way(catalog, route, || query.scatter(value, count))
+    }
+}
+
+/// What a key is read as.
+pub fn key_name(of: KeyType) -> &'static str {
+    match of {
+        KeyType::Integer => "an integer",
+        KeyType::Text => "a text",
+        KeyType::Bytes => "bytes",
+        KeyType::Uuid => "a UUID",
+    }
+}
