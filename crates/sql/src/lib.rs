@@ -39,6 +39,7 @@ mod outputs;
 mod params;
 mod parse;
 mod partial;
+pub mod postgres;
 mod read;
 mod scope;
 mod shard_sql;

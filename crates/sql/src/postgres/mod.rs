@@ -1,0 +1,39 @@
+//! Planning for clusters whose shards are PostgreSQL servers: where a statement goes, and how one that concerns several
+//! shards is taken apart and put together again.
+//!
+//! Two rules stand above all others. **A statement that one shard can answer goes there as the client wrote it**: nothing of
+//! it is printed from a syntax tree. **Nothing is guessed**: what isn't understood for certain is gathered into one
+//! server's session, which runs the client's own statement over the rows, or refused with `0A000`.
+//!
+//! ```text
+//! text ── lex ── split ── statement ─┬─ (BEGIN, SET, PREPARE, FETCH …: from the tokens)
+//!         tokens                     ├─ copy, ddl
+//!                                    └─ parse ── analysis ─┬─ read ── spread ─┬─ the client's text on every shard
+//!                                               mentions,  │                  ├─ rows to sort, or to merge (partial)
+//!                                               keys, ties └─ write           └─ gather: tables, then the statement itself
+//! ```
+//!
+//! [`prepare`] depends on the text and the schema alone, so its plans can be kept by text and catalog generation. A plan is asked
+//! for its route each time, with the parameters: [`Query::route`].
+//!
+//! Tokens are cut as PostgreSQL does with `standard_conforming_strings = on`: whoever lets clients turn that off plans wrongly.
+
+mod compose;
+mod lex;
+mod plan;
+mod route;
+
+pub use plan::{
+    Copy, CopyFormat, Ddl, Direction, Fetch, Part, Placement, Planned, Query, Route, Source, Spread, UniqueIndex, Verb, What,
+};
+
+use crate::{Schema, SqlError};
+
+/// Plans the statements of one message, in order; empty ones are left out.
+///
+/// The error is of the first statement that can't be planned: `42601` for what is no SQL, `0A000` for what Pleat can't
+/// route, `54000` and `54001` for what is too long or nested too deeply.
+pub fn prepare(text: &str, schema: &Schema<'_>) -> Result<Vec<Planned>, SqlError> {
+    let _ = (text, schema);
+    Err(SqlError::unsupported("statements for PostgreSQL shards are not planned yet"))
+}
