@@ -1,0 +1,640 @@
+//! Statements of several shards.
+//!
+//! Each shard gets its part in the extended protocol, all before any is waited for. What they answer is either appended, or the rows go into
+//! temporary tables of one more session, which finishes the statement: it is a session of a shard, so types, collations and functions mean what
+//! they mean there. Rows travel as bytes: a row of the protocol's binary format is a row of COPY's.
+//!
+//! # What is held at a time
+//!
+//! One connection to each shard, taken in the order of the shards, so that two statements don't wait for each other; and for gathering one
+//! more, which is why only so many gather at a time. Rows are not held: a shard waits until its rows are taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use pleat_cluster::{PartitionId, ShardId};
+use pleat_engine::postgres::wire::frontend::Bind;
+use pleat_engine::postgres::{Lease, Reply, Request, Statement};
+use pleat_sql::postgres::{Fetch, Part as Piece, Query, Route, Source, Spread};
+
+use super::Relay;
+use super::messages::{Messages, Whole, columns, counted, with_formats, words};
+use crate::pg::cancel::Key;
+use crate::pg::client::{Client, Stop};
+use crate::session::Failure;
+use crate::settings::GATHER_WAIT_MAX;
+
+/// Rows are handed to the finishing session in pieces of so many bytes.
+const FILL_BYTES: usize = 64 << 10;
+/// What begins the rows of a COPY in binary format, and what ends them.
+const BINARY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const BINARY_END: &[u8] = &[0xff, 0xff];
+/// Types from here on are users' own; their numbers differ between servers.
+const FIRST_USER_TYPE: u32 = 16_384;
+
+/// A statement to carry out.
+pub struct Call<'a> {
+    pub query: &'a Query,
+    /// As the client wrote it.
+    pub statement: &'a Statement,
+    /// Of its parameters, as the client named them.
+    pub types: &'a [u32],
+    pub bind: &'a Bind,
+    /// Whether the client is told of the columns with the rows.
+    pub describe: bool,
+}
+
+/// What one shard does.
+struct Run {
+    shard: ShardId,
+    statement: std::sync::Arc<Statement>,
+    bind: Bind,
+}
+
+impl Relay {
+    /// Carry out a statement of several shards. True: a server's error was passed on.
+    pub(super) async fn several(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        call: &Call<'_>,
+        route: Route<'_>,
+    ) -> Result<bool, Stop> {
+        let catalog = self.catalog();
+        let active = || -> Vec<ShardId> { catalog.active_shards().map(|shard| shard.id).collect() };
+        let owners = |partitions: &Option<BTreeSet<PartitionId>>| -> BTreeSet<ShardId> {
+            match partitions {
+                Some(partitions) => partitions.iter().filter_map(|partition| catalog.owner(*partition)).collect(),
+                None => catalog.owners.iter().copied().collect(),
+            }
+        };
+        let types = match call.bind.values.is_empty() {
+            true => Vec::new(),
+            false => self.types(call).await?,
+        };
+        let whole = Piece { text: call.statement.text().into(), params: (0..call.bind.values.len()).collect() };
+        match route {
+            Route::Spread { plan: Spread::Concat(piece), prune } => {
+                let mut shards = owners(&prune);
+                if shards.is_empty() {
+                    shards.insert(self.any(&catalog)?);
+                }
+                let runs = shards.into_iter().map(|shard| run(shard, piece, call.bind, &types)).collect();
+                self.append(client, key, runs, call.describe, false).await
+            }
+            Route::Spread { plan: Spread::Gather { fetches, finish }, prune } => {
+                let shards = owners(&prune);
+                self.gather(client, key, call, &types, fetches, finish, &shards).await
+            }
+            Route::Every { reference, prune } => {
+                let shards = match (&prune, reference) {
+                    (Some(_), false) => owners(&prune).into_iter().collect(),
+                    _ => active(),
+                };
+                let shards = match shards.is_empty() {
+                    true => vec![self.any(&catalog)?],
+                    false => shards,
+                };
+                if shards.len() > 1 && call.query.in_transaction {
+                    self.begin_implicitly();
+                }
+                let runs = shards.into_iter().map(|shard| run(shard, &whole, call.bind, &types)).collect();
+                self.append(client, key, runs, call.describe, reference).await
+            }
+            Route::Rows(rows) => {
+                let mut by_shard: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
+                for (partition, rows) in rows {
+                    let owner = catalog.owner(partition);
+                    let owner = owner.ok_or_else(|| Failure::internal(format!("partition {partition} has no owner")))?;
+                    by_shard.entry(owner).or_default().extend(rows);
+                }
+                if by_shard.len() > 1 {
+                    self.begin_implicitly();
+                }
+                let runs = by_shard.into_iter().map(|(shard, mut rows)| {
+                    rows.sort_unstable();
+                    run(shard, &call.query.rows(&rows), call.bind, &types)
+                });
+                let runs = runs.collect();
+                self.append(client, key, runs, call.describe, false).await
+            }
+            Route::Any | Route::Partitions(_) | Route::Single(_) => {
+                Err(Failure::internal("a statement of one shard was taken for one of several").into())
+            }
+        }
+    }
+
+    /// A statement that turns out to be one shard's.
+    pub(super) async fn alone(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        call: &Call<'_>,
+        shard: ShardId,
+    ) -> Result<bool, Stop> {
+        let types = self.types(call).await?;
+        let whole = Piece { text: call.statement.text().into(), params: (0..call.bind.values.len()).collect() };
+        let runs = vec![run(shard, &whole, call.bind, &types)];
+        self.append(client, key, runs, call.describe, false).await
+    }
+
+    /// The types of the parameters. Those that the client left open are what a server infers from the whole statement: from a piece of it, it might
+    /// infer others.
+    async fn types(&mut self, call: &Call<'_>) -> Result<Vec<u32>, Failure> {
+        let declared = |at: usize| call.types.get(at).copied().unwrap_or(0);
+        let count = call.bind.values.len();
+        if (0..count).all(|at| declared(at) != 0) {
+            return Ok((0..count).map(declared).collect());
+        }
+        let described = self.described(call.statement).await?;
+        let Some(types) = described.iter().find(|message| message.tag == b't').map(Whole::body) else {
+            return Err(Failure::internal("a server described no parameters"));
+        };
+        let inferred: Vec<u32> = types.get(2..).unwrap_or_default().chunks_exact(4).map(|oid| {
+            u32::from_be_bytes(<[u8; 4]>::try_from(oid).unwrap_or_default())
+        }).collect();
+        // Users' own types have other numbers on other servers.
+        let known = |oid: u32| if oid < FIRST_USER_TYPE { oid } else { 0 };
+        Ok((0..count).map(|at| inferred.get(at).copied().map_or_else(|| declared(at), known)).collect())
+    }
+
+    /// What a server says to a statement that it prepares: its parameters and its columns.
+    async fn described(&mut self, statement: &Statement) -> Result<Vec<Whole>, Failure> {
+        let shard = self.any(&self.catalog())?;
+        let mut lease = self.lease(shard).await?;
+        lease.push(Request::DescribeStatement(statement.shared()))?;
+        lease.push(Request::Sync)?;
+        let mut messages = Messages::default();
+        let mut found = Vec::new();
+        loop {
+            match lease.receive().await? {
+                Reply::Bytes(bytes) => messages.push(&bytes),
+                Reply::Ready { .. } => break,
+                Reply::CopyIn | Reply::Answered => {}
+            }
+        }
+        while let Some(whole) = messages.next()? {
+            if whole.tag == b'E' {
+                return Err(said(&whole));
+            }
+            found.push(whole);
+        }
+        Ok(found)
+    }
+
+    /// Tell the client of the columns of a portal that is here.
+    pub(super) async fn describe_here(
+        &mut self,
+        client: &mut Client,
+        _: &Key,
+        statement: &Statement,
+        formats: &[i16],
+    ) -> Result<bool, Stop> {
+        for message in self.described(statement).await? {
+            match message.tag {
+                b'T' => client.out.raw(&with_formats(&message, formats)),
+                b'n' => client.out.raw(&message.bytes),
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Have shards do their parts, and append what they answer. `same`: all do the same, and one answer counts.
+    async fn append(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        runs: Vec<Run>,
+        describe: bool,
+        same: bool,
+    ) -> Result<bool, Stop> {
+        let mut canceller = Vec::new();
+        let shards: Vec<ShardId> = runs.iter().map(|run| run.shard).collect();
+        for run in runs {
+            let part = self.part(run.shard).await?;
+            part.lease.push(Request::Bind(run.statement, run.bind))?;
+            if describe {
+                part.lease.push(Request::DescribePortal(String::new()))?;
+            }
+            part.lease.push(Request::Execute { portal: String::new(), rows: 0 })?;
+            part.lease.push(Request::Sync)?;
+            canceller.push(part.lease.canceller());
+        }
+        let done = self.appended(client, key, &shards, same, &canceller).await;
+        match &done {
+            Ok(failed) => {
+                if *failed {
+                    self.fail_block();
+                }
+                if self.block.is_none() {
+                    let pinned = self.pinned;
+                    self.parts.retain(|shard, _| Some(*shard) == pinned);
+                }
+            }
+            Err(_) => {
+                // What runs there is cancelled, and the connections closed.
+                shards.iter().for_each(|shard| drop(self.parts.remove(shard)));
+                if let Some(block) = &mut self.block {
+                    (block.failed, block.lost) = (true, true);
+                }
+            }
+        }
+        done
+    }
+
+    async fn appended(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        shards: &[ShardId],
+        same: bool,
+        cancellers: &[pleat_engine::postgres::Canceller],
+    ) -> Result<bool, Stop> {
+        // All of them begin before one is waited for.
+        for shard in shards {
+            if let Some(part) = self.parts.get_mut(shard) {
+                part.lease.send().await?;
+            }
+        }
+        let (mut failed, mut described, mut cancelled) = (false, false, false);
+        let mut tag: Option<(String, u64)> = None;
+        for (at, shard) in shards.iter().enumerate() {
+            let Some(part) = self.parts.get_mut(shard) else {
+                return Err(Failure::internal(format!("the session has no connection to {shard}")).into());
+            };
+            let quiet = same && at > 0;
+            let mut messages = Messages::default();
+            loop {
+                let reply = tokio::select! {
+                    biased;
+                    reply = part.lease.receive() => reply?,
+                    () = key.requested(), if !cancelled => {
+                        cancelled = true;
+                        for canceller in cancellers {
+                            let canceller = canceller.clone();
+                            pleat_consensus::spawn(async move { canceller.cancel().await });
+                        }
+                        continue;
+                    }
+                    () = client.reader.gone() => return Err(gone()),
+                };
+                match reply {
+                    Reply::Bytes(bytes) => messages.push(&bytes),
+                    Reply::CopyIn => part.lease.copy_fail("rows are not taken here"),
+                    Reply::Answered => {}
+                    Reply::Ready { .. } => break,
+                }
+                while let Some(whole) = messages.next()? {
+                    match whole.tag {
+                        b'E' if !failed => {
+                            failed = true;
+                            client.out.raw(&whole.bytes);
+                        }
+                        _ if failed => {}
+                        b'T' if !described => {
+                            described = true;
+                            client.out.raw(&whole.bytes);
+                        }
+                        b'D' | b'N' if !quiet => client.out.raw(&whole.bytes),
+                        b'C' => {
+                            let body = whole.body();
+                            let (_, count) = tag.get_or_insert_with(|| (words(&body), 0));
+                            if !quiet {
+                                *count += counted(&body);
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                client.flush_much().await?;
+            }
+        }
+        if let Some((words, count)) = tag.filter(|_| !failed) {
+            // A tag without a number is told as it is.
+            match matches!(words.as_str(), "SELECT" | "INSERT 0" | "UPDATE" | "DELETE" | "MERGE" | "COPY") {
+                true => client.out.complete(&format!("{words} {count}")),
+                false => client.out.complete(&words),
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Fetch rows into a session that finishes the statement.
+    #[allow(clippy::too_many_arguments)] // a statement, its plan, and who is to answer
+    async fn gather(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        call: &Call<'_>,
+        types: &[u32],
+        fetches: &[Fetch],
+        finish: &Piece,
+        shards: &BTreeSet<ShardId>,
+    ) -> Result<bool, Stop> {
+        let gathers = self.shared.relayed_gathers.clone();
+        let place = tokio::time::timeout(GATHER_WAIT_MAX, gathers.acquire_owned()).await;
+        let _place = place.ok().and_then(Result::ok).ok_or_else(|| {
+            let hint = "try again, with fewer at once; limits.gathers in the configuration raises it";
+            Failure::passing("53000", "as many queries as may gather rows on this node", hint).at_limit("gathers")
+        })?;
+        let home = self.any(&self.catalog())?;
+        let mut finisher = self.lease(home).await?;
+        finisher.ask("BEGIN").await?;
+        for fetch in fetches {
+            let text = format!("CREATE TEMP TABLE {} ON COMMIT DROP AS {} WITH NO DATA", quoted(&fetch.table), fetch.part.text);
+            let piece = Piece { text: text.into(), params: fetch.part.params.clone() };
+            let Run { statement, bind, .. } = run(home, &piece, call.bind, types);
+            finisher.push(Request::Bind(statement, Bind { results: Vec::new(), ..bind }))?;
+            finisher.push(Request::Execute { portal: String::new(), rows: 0 })?;
+        }
+        finisher.push(Request::Sync)?;
+        if self.finished(client, key, &mut finisher, false).await? {
+            return Ok(true);
+        }
+        for fetch in fetches {
+            let from = match fetch.from {
+                Source::Single(shard) => BTreeSet::from([shard]),
+                Source::Sharded => shards.clone(),
+            };
+            if !from.is_empty() && self.fetch(client, key, call, types, fetch, from, &mut finisher).await? {
+                return Ok(true);
+            }
+        }
+        if fetches.iter().any(|fetch| !fetch.primary_key.is_empty()) {
+            for fetch in fetches.iter().filter(|fetch| !fetch.primary_key.is_empty()) {
+                let key: Vec<String> = fetch.primary_key.iter().map(|column| quoted(column)).collect();
+                finisher.ask(&format!("ALTER TABLE {} ADD PRIMARY KEY ({})", quoted(&fetch.table), key.join(", "))).await?;
+            }
+        }
+        let Run { statement, bind, .. } = run(home, finish, call.bind, types);
+        finisher.push(Request::Bind(statement, bind))?;
+        if call.describe {
+            finisher.push(Request::DescribePortal(String::new()))?;
+        }
+        finisher.push(Request::Execute { portal: String::new(), rows: 0 })?;
+        finisher.push(Request::Sync)?;
+        let failed = self.finished(client, key, &mut finisher, true).await?;
+        // Its tables go with the transaction.
+        finisher.ask("ROLLBACK").await?;
+        Ok(failed)
+    }
+
+    /// What the finishing session answers; with `told` to the client, else only what went wrong.
+    async fn finished(&mut self, client: &mut Client, key: &Key, finisher: &mut Lease, told: bool) -> Result<bool, Stop> {
+        let canceller = finisher.canceller();
+        let (mut messages, mut failed, mut cancelled) = (Messages::default(), false, false);
+        loop {
+            let reply = tokio::select! {
+                biased;
+                reply = finisher.receive() => reply?,
+                () = key.requested(), if !cancelled => {
+                    cancelled = true;
+                    let canceller = canceller.clone();
+                    pleat_consensus::spawn(async move { canceller.cancel().await });
+                    continue;
+                }
+                () = client.reader.gone() => return Err(gone()),
+            };
+            match reply {
+                Reply::Bytes(bytes) => messages.push(&bytes),
+                Reply::CopyIn => finisher.copy_fail("rows are not taken here"),
+                Reply::Answered => {}
+                Reply::Ready { .. } => break,
+            }
+            while let Some(whole) = messages.next()? {
+                match whole.tag {
+                    b'E' => {
+                        failed = true;
+                        client.out.raw(&whole.bytes);
+                    }
+                    b'T' | b'D' | b'C' | b'N' if told => client.out.raw(&whole.bytes),
+                    _ => {}
+                }
+            }
+            client.flush_much().await?;
+        }
+        if failed {
+            self.fail_block();
+        }
+        Ok(failed)
+    }
+
+    /// Bring the rows of one fetch to the finishing session. True: a server's error was passed on.
+    #[allow(clippy::too_many_arguments)] // as above
+    async fn fetch(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        call: &Call<'_>,
+        types: &[u32],
+        fetch: &Fetch,
+        from: BTreeSet<ShardId>,
+        finisher: &mut Lease,
+    ) -> Result<bool, Stop> {
+        let table = quoted(&fetch.table);
+        let asked = format!("SELECT coalesce(max(atttypid::oid::int8), 0) FROM pg_attribute WHERE attrelid = '{}'::regclass AND attnum > 0", table.replace('\'', "''"));
+        let newest = finisher.ask(&asked).await?;
+        let newest = newest.rows.first().and_then(|row| row.first()?.as_deref()?.parse::<u32>().ok()).unwrap_or(u32::MAX);
+        let binary = newest < FIRST_USER_TYPE;
+        let results = if binary { vec![1] } else { Vec::new() };
+        for shard in &from {
+            let Run { statement, bind, .. } = run(*shard, &fetch.part, call.bind, types);
+            let part = self.part(*shard).await?;
+            part.lease.push(Request::Bind(statement, Bind { results: results.clone(), ..bind }))?;
+            part.lease.push(Request::Execute { portal: String::new(), rows: 0 })?;
+            part.lease.push(Request::Sync)?;
+        }
+        let filled = self.fill(client, key, &table, binary, &from, finisher).await;
+        match &filled {
+            Ok(failed) => {
+                if *failed {
+                    self.fail_block();
+                }
+                if self.block.is_none() {
+                    let pinned = self.pinned;
+                    self.parts.retain(|shard, _| Some(*shard) == pinned);
+                }
+            }
+            Err(_) => {
+                from.iter().for_each(|shard| drop(self.parts.remove(shard)));
+                if let Some(block) = &mut self.block {
+                    (block.failed, block.lost) = (true, true);
+                }
+            }
+        }
+        filled
+    }
+
+    async fn fill(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        table: &str,
+        binary: bool,
+        from: &BTreeSet<ShardId>,
+        finisher: &mut Lease,
+    ) -> Result<bool, Stop> {
+        for shard in from {
+            if let Some(part) = self.parts.get_mut(shard) {
+                part.lease.send().await?;
+            }
+        }
+        let form = if binary { " (FORMAT binary)" } else { "" };
+        finisher.push(Request::Query(format!("COPY {table} FROM STDIN{form}")))?;
+        let mut answers = Messages::default();
+        loop {
+            match finisher.receive().await? {
+                Reply::CopyIn => break,
+                Reply::Bytes(bytes) => answers.push(&bytes),
+                Reply::Answered => {}
+                Reply::Ready { .. } => return refused(client, &mut answers),
+            }
+        }
+        let (mut failed, mut cancelled) = (false, false);
+        let mut rows = BytesMut::new();
+        if binary {
+            rows.put_slice(BINARY_HEAD);
+        }
+        for shard in from {
+            let Some(part) = self.parts.get_mut(shard) else {
+                return Err(Failure::internal(format!("the session has no connection to {shard}")).into());
+            };
+            let canceller = part.lease.canceller();
+            let mut messages = Messages::default();
+            loop {
+                let reply = tokio::select! {
+                    biased;
+                    reply = part.lease.receive() => reply?,
+                    () = key.requested(), if !cancelled => {
+                        cancelled = true;
+                        let canceller = canceller.clone();
+                        pleat_consensus::spawn(async move { canceller.cancel().await });
+                        continue;
+                    }
+                    () = client.reader.gone() => return Err(gone()),
+                };
+                match reply {
+                    Reply::Bytes(bytes) => messages.push(&bytes),
+                    Reply::CopyIn => part.lease.copy_fail("rows are not taken here"),
+                    Reply::Answered => {}
+                    Reply::Ready { .. } => break,
+                }
+                while let Some(whole) = messages.next()? {
+                    match whole.tag {
+                        b'D' if failed => {}
+                        b'D' if binary => rows.put_slice(&whole.body()),
+                        b'D' => put_text(&mut rows, whole.body()),
+                        b'E' if !failed => {
+                            failed = true;
+                            client.out.raw(&whole.bytes);
+                        }
+                        _ => {}
+                    }
+                }
+                if rows.len() >= FILL_BYTES {
+                    finisher.copy_data(rows.split().freeze()).await?;
+                }
+            }
+        }
+        match failed || cancelled {
+            true => finisher.copy_fail("the rows are not whole"),
+            false => {
+                if binary {
+                    rows.put_slice(BINARY_END);
+                }
+                finisher.copy_data(rows.freeze()).await?;
+                finisher.copy_done();
+            }
+        }
+        loop {
+            match finisher.receive().await? {
+                Reply::Bytes(bytes) => answers.push(&bytes),
+                Reply::CopyIn | Reply::Answered => {}
+                Reply::Ready { error, .. } if failed || error.is_none() => return Ok(failed),
+                Reply::Ready { .. } => return refused(client, &mut answers),
+            }
+        }
+    }
+}
+
+/// Pass on the error that is among what a server has said.
+fn refused(client: &mut Client, answers: &mut Messages) -> Result<bool, Stop> {
+    while let Some(whole) = answers.next()? {
+        if whole.tag == b'E' {
+            client.out.raw(&whole.bytes);
+            return Ok(true);
+        }
+    }
+    Err(Failure::internal("a server refused rows and did not say why").into())
+}
+
+/// A shard's part of a statement.
+fn run(shard: ShardId, piece: &Piece, bind: &Bind, types: &[u32]) -> Run {
+    let of = |list: &[i16], at: usize| match list {
+        [] => 0,
+        [one] => *one,
+        all => all.get(at).copied().unwrap_or(0),
+    };
+    let params = || piece.params.iter().copied();
+    let bind = Bind {
+        portal: String::new(),
+        statement: String::new(),
+        formats: params().map(|at| of(&bind.formats, at)).collect(),
+        values: params().map(|at| bind.values.get(at).cloned().flatten()).collect(),
+        results: bind.results.clone(),
+    };
+    let types = params().map(|at| types.get(at).copied().unwrap_or(0)).collect();
+    Run { shard, statement: Statement::new(piece.text.to_string(), types), bind }
+}
+
+/// Add a row in the text format of COPY.
+fn put_text(rows: &mut BytesMut, mut body: Bytes) {
+    use bytes::Buf;
+    if body.remaining() < 2 {
+        return;
+    }
+    let count = body.get_u16();
+    for at in 0..count {
+        if at > 0 {
+            rows.put_u8(b'\t');
+        }
+        if body.remaining() < 4 {
+            return;
+        }
+        let Ok(length) = usize::try_from(body.get_i32()) else {
+            rows.put_slice(b"\\N");
+            continue;
+        };
+        for byte in body.split_to(length.min(body.remaining())) {
+            match byte {
+                b'\\' => rows.put_slice(b"\\\\"),
+                b'\n' => rows.put_slice(b"\\n"),
+                b'\r' => rows.put_slice(b"\\r"),
+                b'\t' => rows.put_slice(b"\\t"),
+                byte => rows.put_u8(byte),
+            }
+        }
+    }
+    rows.put_u8(b'\n');
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn gone() -> Stop {
+    crate::pg::wire::Broken::Socket(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)).into()
+}
+
+/// What a server said.
+fn said(whole: &Whole) -> Failure {
+    let failure = pleat_engine::postgres::wire::backend::Failure::read(&whole.body());
+    Failure::new(failure.code.as_str().to_owned(), failure.message, String::new())
+}
+
+/// Whether columns have types of users.
+#[cfg(test)]
+fn has_user_types(body: Bytes) -> bool {
+    columns(body).iter().any(|column| column.oid >= FIRST_USER_TYPE)
+}
