@@ -47,7 +47,7 @@ pub use node::{Node, NodeState};
 pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, ScaleIn, Strategy, Thresholds};
 pub use receipt::{Digest, RECEIPT_TABLES_MAX, Receipt, TableReceipt};
-pub use shard::{Engine, Shard, ShardState};
+pub use shard::{Engine, SERVER_NAME, Shard, ShardState};
 pub use table::{
     Column, DdlEffect, Index, Table, TableChange, TableKind, Tables, Tried, concerns_others, table_key, tied,
 };

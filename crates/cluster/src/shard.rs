@@ -19,6 +19,9 @@ pub enum Engine {
     Postgres,
 }
 
+/// The user and the database of every server that Pleat makes.
+pub const SERVER_NAME: &str = "pleat";
+
 impl Engine {
     /// `sqlite` or `postgres`.
     pub fn name(self) -> &'static str {

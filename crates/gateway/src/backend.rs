@@ -14,6 +14,7 @@ use pleat_cluster::{
     ShardId,
 };
 use pleat_consensus::{Disk, Status};
+use pleat_engine::postgres::Lease;
 use pleat_engine::{Action, ReadRequest};
 use pleat_host::{
     Freshness, Host, HostError, InDoubt, NodeObservation, PartitionWeight, Progress, RowStream, TxnPart, TxnReply,
@@ -53,6 +54,8 @@ pub trait Backend: Send + Sync + 'static {
         freshness: Freshness,
         within: Duration,
     ) -> Result<RowStream, HostError>;
+    /// A connection to a shard that is a server, for a transaction.
+    async fn lease(&self, shard: ShardId, within: Duration) -> Result<Lease, HostError>;
     /// The time that a transaction which begins now carries.
     fn txn_clock(&self) -> Millis;
     async fn ledger_command(&self, command: LedgerCommand, within: Duration) -> Result<LedgerReply, HostError>;
@@ -139,6 +142,10 @@ impl Backend for Host {
         within: Duration,
     ) -> Result<RowStream, HostError> {
         Host::read(self, shard, request, freshness, within).await
+    }
+
+    async fn lease(&self, shard: ShardId, within: Duration) -> Result<Lease, HostError> {
+        Host::lease(self, shard, within).await
     }
 
     fn txn_clock(&self) -> Millis {

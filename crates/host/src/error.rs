@@ -1,6 +1,7 @@
 //! What can go wrong between asking a shard and getting an answer, sorted by what the caller should do.
 
 use pleat_cluster::{CommandError, LedgerError};
+use pleat_engine::postgres::PostgresError;
 use pleat_engine::{EngineError, Refusal};
 use serde::{Deserialize, Serialize};
 
@@ -40,12 +41,47 @@ pub enum HostError {
     /// The ledger refused a command.
     #[error("{0}")]
     Ledger(LedgerError),
+    /// A shard's server said no, or can't be used. Of what it was asked nothing was done, unless the transaction was ended before.
+    #[error("{0}")]
+    Server(ServerError),
     #[error("{0}")]
     TooLarge(String),
     #[error("{0}")]
     Timeout(String),
     #[error("{0}")]
     Internal(String),
+}
+
+/// What a shard's server, or the way to it, says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ServerError {
+    /// The SQLSTATE.
+    pub code: String,
+    pub message: String,
+    /// More of it; empty where there is none.
+    pub detail: String,
+    /// The same may do later.
+    pub retryable: bool,
+}
+
+impl From<PostgresError> for HostError {
+    fn from(error: PostgresError) -> Self {
+        let (code, message, retryable) = (error.sqlstate().to_owned(), error.to_string(), error.is_retryable());
+        match error {
+            PostgresError::Unavailable(why) => HostError::Unavailable(why),
+            PostgresError::Lost(_) => HostError::OutcomeUnknown(message),
+            PostgresError::Answered { detail, .. } => {
+                HostError::Server(ServerError { code, message, detail, retryable })
+            }
+            PostgresError::Busy(_)
+            | PostgresError::Refused { .. }
+            | PostgresError::TooMuch(_)
+            | PostgresError::OutOfTurn(_) => {
+                HostError::Server(ServerError { code, message, detail: String::new(), retryable })
+            }
+        }
+    }
 }
 
 /// What has too much to do.
@@ -99,6 +135,7 @@ impl HostError {
             HostError::Ledger(LedgerError::Full) => "53400",
             HostError::Ledger(LedgerError::NoMoreIds { .. }) => "2200H",
             HostError::Ledger(LedgerError::BlockTooLarge { .. }) => "54000",
+            HostError::Server(error) => &error.code,
             HostError::TooLarge(_) => "54000",
             HostError::Timeout(_) => "57014",
             HostError::Internal(_) => "XX000",
@@ -129,6 +166,8 @@ impl HostError {
             HostError::Ledger(LedgerError::Full) => "look at GET /txns: participants don't answer".into(),
             HostError::Ledger(LedgerError::NoMoreIds { .. }) => "give the rows ids of your own".into(),
             HostError::Ledger(LedgerError::BlockTooLarge { .. }) => "insert fewer rows at once".into(),
+            HostError::Server(ServerError { retryable: true, .. }) => "try again after a short pause".into(),
+            HostError::Server(error) => error.detail.clone(),
             HostError::TooLarge(_) => "split it up; for many rows use POST /tables/{table}/rows".into(),
             HostError::Timeout(_) => "narrow the statement, or raise timeout_ms".into(),
             HostError::Internal(_) => "see the node's log".into(),
@@ -154,6 +193,7 @@ impl HostError {
             HostError::Refused(Refusal::Conflict { .. }) => false,
             HostError::Refused(_) | HostError::Unavailable(_) | HostError::Overloaded(_) | HostError::NoRoom(_) => true,
             HostError::Engine(error) => error.is_retryable(),
+            HostError::Server(error) => error.retryable,
             HostError::Command(error) => matches!(error, CommandError::Busy { .. }),
             _ => false,
         }

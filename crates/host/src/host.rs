@@ -33,6 +33,7 @@ use crate::incarnation::{self, Admission};
 use crate::observe::ResourceSampler;
 use crate::progress::Board;
 use crate::replica::Replica;
+use crate::servers::Servers;
 use crate::shard_machine::ShardMachine;
 use crate::verify::Digests;
 
@@ -97,6 +98,7 @@ pub struct Host {
     leaders: RwLock<BTreeMap<GroupId, NodeId>>,
     sampler: ResourceSampler,
     board: Board,
+    servers: Servers,
     stop: watch::Sender<bool>,
 }
 
@@ -122,6 +124,7 @@ impl Host {
             leaders: RwLock::default(),
             sampler,
             board: Board::default(),
+            servers: Servers::default(),
             stop: watch::channel(false).0,
         });
         match incarnation::read(&host.settings.data_dir, host.incarnation())? {
@@ -223,6 +226,10 @@ impl Host {
 
     pub(crate) fn board(&self) -> &Board {
         &self.board
+    }
+
+    pub(crate) fn servers(&self) -> &Servers {
+        &self.servers
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -399,6 +406,7 @@ impl Host {
 
     async fn reconcile_once(&self, catalog: &Catalog) -> bool {
         let mut done = true;
+        self.servers.keep_to(catalog);
         for shard in catalog.shards.values() {
             let embedded = catalog.engine == Engine::Sqlite && shard.state != ShardState::Removed;
             let wanted = embedded && shard.replicas.contains(&self.node());

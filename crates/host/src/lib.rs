@@ -12,6 +12,7 @@
 //! - A write to *reference* tables is put in order by one shard and spread to all: see `reference`.
 //! - A node that has lost its disk takes part in nothing until it was admitted again: see `incarnation`.
 //! - Replicas are compared now and then: see `verify`.
+//! - A shard that is a server is reached through a pool in each node: see `servers`.
 //! - What is measured is measured here (`meter`, `observe`), by the node that serves it.
 
 mod calls;
@@ -33,16 +34,18 @@ mod replica;
 mod route;
 mod rpc;
 mod serve;
+mod servers;
 mod shard_machine;
 mod txn;
 mod verify;
 
 pub use calls::{Freshness, RowStream};
-pub use error::HostError;
+pub use error::{HostError, ServerError};
 pub use host::{Founding, Host, Settings, StoreLimits};
 pub use members::{GroupView, MemberChange};
 pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};
 pub use progress::Progress;
 pub use rpc::{Piece, Written};
+pub use servers::POOL_CONNECTIONS;
 pub use txn::{InDoubt, TxnEnd, TxnHandle, TxnPart, TxnReply, TxnStep};
 pub use verify::{NodeReplicas, ReplicaReport};

@@ -3,7 +3,7 @@
 use super::wire::Broken;
 use super::wire::backend::{Failure, SqlState};
 
-/// Why there is no answer. What a server answers, errors included, is no error here.
+/// Why there is no answer. What a server answers a client, errors included, is no error here.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
     /// No connection became free. Nothing was done.
@@ -15,6 +15,9 @@ pub enum PostgresError {
     /// The server does not let us in.
     #[error("{message}")]
     Refused { code: SqlState, message: String },
+    /// The server answered a statement of Pleat's own with an error. What the transaction did is taken back, or will be.
+    #[error("{message}")]
+    Answered { code: SqlState, message: String, detail: String },
     /// The connection ended in the middle. Whether what was sent was done is not known.
     #[error("the connection to the server was lost: {0}")]
     Lost(String),
@@ -32,7 +35,7 @@ impl PostgresError {
         match self {
             PostgresError::Busy(_) => "53300",
             PostgresError::Unavailable(_) => "57P03",
-            PostgresError::Refused { code, .. } => code.as_str(),
+            PostgresError::Refused { code, .. } | PostgresError::Answered { code, .. } => code.as_str(),
             PostgresError::Lost(_) => "08006",
             PostgresError::TooMuch(_) => "54000",
             PostgresError::OutOfTurn(_) => "08P01",
@@ -54,6 +57,12 @@ impl PostgresError {
             }
             _ => PostgresError::Refused { code, message: format!("the server refuses Pleat: {message}") },
         }
+    }
+
+    /// What a server said to a statement.
+    pub(super) fn answered(failure: Failure) -> PostgresError {
+        let Failure { code, message, detail, .. } = failure;
+        PostgresError::Answered { code, message, detail }
     }
 
     /// What went wrong before a session began: nothing was done.

@@ -38,6 +38,7 @@
 //! What a statement leaves in a session is known by its command tag and by what the server reports. A function that changes a setting, takes an
 //! advisory lock or makes a temporary table inside of a SELECT is not noticed: whoever routes refuses it, or keeps the lease.
 
+mod ask;
 mod cancel;
 mod connection;
 mod error;
@@ -48,6 +49,7 @@ mod start;
 mod statement;
 pub mod wire;
 
+pub use ask::{ANSWER_BYTES_MAX, Asked};
 pub use cancel::Canceller;
 pub use connection::{Connection, Profile, Reply, Request};
 pub use error::PostgresError;

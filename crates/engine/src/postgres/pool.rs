@@ -58,8 +58,13 @@ impl Pool {
 
     /// A connection, for a transaction. Given up when the limits are reached.
     pub async fn lease(&self) -> Result<Lease, PostgresError> {
-        let deadline = Instant::now() + self.shared.limits.wait;
-        let place = self.place(deadline).await?;
+        self.lease_within(self.shared.limits.wait).await
+    }
+
+    /// The same, with another time to wait.
+    pub async fn lease_within(&self, wait: Duration) -> Result<Lease, PostgresError> {
+        let deadline = Instant::now() + wait;
+        let place = self.place(deadline, wait).await?;
         let idle = self.alive();
         let connection = match idle {
             Some(connection) => connection,
@@ -68,7 +73,7 @@ impl Pool {
         Ok(Lease { connection: Some(connection), pool: self.shared.clone(), place: Some(place) })
     }
 
-    async fn place(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, PostgresError> {
+    async fn place(&self, deadline: Instant, wait: Duration) -> Result<OwnedSemaphorePermit, PostgresError> {
         let Shared { places, waiting, limits, .. } = &*self.shared;
         if let Ok(place) = places.clone().try_acquire_owned() {
             return Ok(place);
@@ -84,7 +89,7 @@ impl Pool {
             Ok(Err(_)) | Err(_) => Err(PostgresError::Busy(format!(
                 "all {} connections to the server are in use, and none became free within {} ms; try again",
                 limits.connections,
-                limits.wait.as_millis()
+                wait.as_millis()
             ))),
         }
     }

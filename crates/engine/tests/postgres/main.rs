@@ -41,6 +41,29 @@ async fn a_query_is_answered_by_the_servers_own_bytes() {
 }
 
 #[tokio::test]
+async fn pleats_own_statements_are_read() {
+    let world = World::start().await;
+    let pool = world.pool(Limits { connections: 1, ..LIMITS });
+    let mut lease = pool.lease().await.unwrap();
+    let asked = lease.ask("SELECT 1; SELECT 'é' AS a, NULL AS b UNION ALL SELECT '', 'c' ORDER BY 1").await.unwrap();
+    assert_eq!(asked.columns, ["a", "b"]);
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(asked.rows, [vec![text(""), text("c")], vec![text("é"), None]]);
+    assert_eq!(asked.tag, "SELECT 2");
+    assert_eq!(lease.ask("CREATE TABLE t (a int PRIMARY KEY)").await.unwrap().tag, "CREATE TABLE");
+    let twice = lease.ask("INSERT INTO t VALUES (1); INSERT INTO t VALUES (1)").await.unwrap_err();
+    let PostgresError::Answered { code, detail, .. } = &twice else { panic!("{twice}") };
+    assert_eq!((code.as_str(), detail.as_str()), ("23505", "Key (a)=(1) already exists."));
+    let copy = lease.ask("COPY t FROM STDIN").await.unwrap_err();
+    assert_eq!(copy.sqlstate(), "57014");
+    assert_eq!(lease.ask("SELECT count(*) FROM t").await.unwrap().rows, [[text("0")]]);
+    let much = lease.ask("SELECT repeat('x', 30000000)").await.unwrap_err();
+    assert_eq!(much.sqlstate(), "54000");
+    drop(lease);
+    assert_eq!(ask(&pool, "SELECT 1").await, ["1"], "that connection is no more, and its place is free");
+}
+
+#[tokio::test]
 async fn prepared_statements_are_there_on_every_connection() {
     let world = World::start().await;
     let pool = world.pool(LIMITS);

@@ -20,6 +20,7 @@ use pleat_cluster::{
     OperationKind, PartitionId, Phase, Planned, Policy, Reply, ShardId, ShardState, TableKind, TxnId,
 };
 use pleat_consensus::Status;
+use pleat_engine::postgres::Lease;
 use pleat_engine::{
     Action, Outcome, Proposal, ReadRequest, Readers, Refusal, SchemaChange, SqlFailure, Store, StoreConfig,
 };
@@ -441,6 +442,10 @@ impl Backend for Cluster {
             pleat_engine::EngineError::Refused(refusal) => HostError::Refused(refusal),
             error => HostError::Engine(error),
         })
+    }
+
+    async fn lease(&self, shard: ShardId, _: Duration) -> Result<Lease, HostError> {
+        Err(HostError::Internal(format!("{shard} is no server")))
     }
 
     fn txn_clock(&self) -> Millis {

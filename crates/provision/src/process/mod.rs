@@ -53,12 +53,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use directory::Directory;
+pub use pleat_cluster::SERVER_NAME as NAME;
 pub use settings::Size;
 
 /// Where Debian has PostgreSQL 15.
 pub const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
-/// The user and the database of every server that is made here.
-pub const NAME: &str = "pleat";
 /// How long a server may take until it takes connections, recovery and the making of its data included.
 const READY_WITHIN: Duration = Duration::from_secs(300);
 

@@ -14,8 +14,8 @@ pub struct Size {
 }
 
 impl Size {
-    /// For a laptop, or for several shards on one machine.
-    pub const SMALL: Size = Size { memory_mib: 512, connections: 100 };
+    /// For a laptop, or for several shards on one machine, and for the pools of four nodes.
+    pub const SMALL: Size = Size { memory_mib: 512, connections: 300 };
 
     pub const MEMORY_MIB_MIN: u32 = 128;
     pub const CONNECTIONS_MIN: u32 = 10;

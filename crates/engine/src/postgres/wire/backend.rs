@@ -79,12 +79,15 @@ pub struct Failure {
     pub code: SqlState,
     /// For people; cut where it is long.
     pub message: String,
+    /// More of it; empty where there is none.
+    pub detail: String,
 }
 
 impl Failure {
     /// Read the beginning of an error's body.
     pub fn read(mut body: &[u8]) -> Failure {
-        let mut failure = Failure { fatal: false, code: SqlState::UNKNOWN, message: String::new() };
+        let (message, detail) = (String::new(), String::new());
+        let mut failure = Failure { fatal: false, code: SqlState::UNKNOWN, message, detail };
         while let Some((&letter @ 1.., rest)) = body.split_first() {
             let end = rest.iter().position(|byte| *byte == 0);
             let value = &rest[..end.unwrap_or(rest.len())];
@@ -93,6 +96,7 @@ impl Failure {
                 b'V' => failure.fatal = matches!(value, b"FATAL" | b"PANIC"),
                 b'C' => failure.code = <[u8; 5]>::try_from(value).map_or(SqlState::UNKNOWN, SqlState),
                 b'M' => failure.message = String::from_utf8_lossy(value).into_owned(),
+                b'D' => failure.detail = String::from_utf8_lossy(value).into_owned(),
                 _ => {}
             }
             body = end.and_then(|end| rest.get(end + 1..)).unwrap_or_default();
@@ -161,6 +165,29 @@ pub fn parameter(body: Bytes) -> Result<(String, String), Broken> {
     Ok((body.text()?, body.text()?))
 }
 
+/// The names in a RowDescription.
+pub fn columns(body: Bytes) -> Result<Vec<String>, Broken> {
+    Body(body).list(|body| {
+        let name = body.text()?;
+        // Of a table and its column, of its type, and how that is sent.
+        body.skip(18)?;
+        Ok(name)
+    })
+}
+
+/// The values of a DataRow that are texts. `None` is NULL.
+pub fn values(body: Bytes) -> Result<Vec<Option<String>>, Broken> {
+    Body(body).list(|body| {
+        let value = body.value()?.map(|value| String::from_utf8(value.to_vec()));
+        value.transpose().map_err(|_| Broken::Malformed("a value is not UTF-8".to_owned()))
+    })
+}
+
+/// What a CommandComplete says.
+pub fn tag(body: Bytes) -> Result<String, Broken> {
+    Body(body).text()
+}
+
 /// A BackendKeyData: the number of the server's process, and the secret that a cancel request needs.
 pub fn key(body: Bytes) -> Result<(u32, u32), Broken> {
     let mut body = Body(body);
@@ -204,6 +231,7 @@ mod tests {
             let bytes = Bytes::from(bytes);
             let _ = Asked::read(bytes.clone());
             let _ = parameter(bytes.clone());
+            let _ = (columns(bytes.clone()), values(bytes.clone()), tag(bytes.clone()));
             let _ = key(bytes);
         }
     }

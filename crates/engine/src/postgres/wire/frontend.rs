@@ -273,6 +273,12 @@ impl Body {
         Ok(self.0.get_u32())
     }
 
+    pub(super) fn skip(&mut self, bytes: usize) -> Result<(), Broken> {
+        self.need(bytes)?;
+        self.0.advance(bytes);
+        Ok(())
+    }
+
     fn i16(&mut self) -> Result<i16, Broken> {
         self.need(2)?;
         Ok(self.0.get_i16())
@@ -288,14 +294,14 @@ impl Body {
     }
 
     /// So many fields as a number in front of them says.
-    fn list<T>(&mut self, field: impl Fn(&mut Self) -> Result<T, Broken>) -> Result<Vec<T>, Broken> {
+    pub(super) fn list<T>(&mut self, field: impl Fn(&mut Self) -> Result<T, Broken>) -> Result<Vec<T>, Broken> {
         // Unsigned: drivers send up to 65,535 values.
         let count = u16::from_be_bytes(self.i16()?.to_be_bytes());
         (0..count).map(|_| field(self)).collect()
     }
 
     /// A value of a parameter; `None` is NULL.
-    fn value(&mut self) -> Result<Option<Bytes>, Broken> {
+    pub(super) fn value(&mut self) -> Result<Option<Bytes>, Broken> {
         let length = self.u32()?;
         if length == u32::MAX {
             return Ok(None);
