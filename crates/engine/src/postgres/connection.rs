@@ -282,6 +282,14 @@ impl Connection {
         }
     }
 
+    /// Send what was pushed, so that the server begins with it. [`receive`](Self::receive) does so, too.
+    pub async fn send(&mut self) -> Result<(), PostgresError> {
+        match self.output.is_empty() {
+            true => Ok(()),
+            false => self.drive(Until::Written).await,
+        }
+    }
+
     /// What comes next. It may be given up and called again.
     pub async fn receive(&mut self) -> Result<Reply, PostgresError> {
         loop {

@@ -28,6 +28,10 @@ pub struct Statement {
 }
 
 impl Statement {
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     pub fn new(text: String, types: Vec<u32>) -> Arc<Statement> {
         let mut hash = digest::Context::new(&digest::SHA256);
         hash.update(text.as_bytes());

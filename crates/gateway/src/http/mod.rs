@@ -26,6 +26,7 @@ mod query;
 mod rebalance;
 mod rows;
 mod scrape;
+mod servers;
 mod sessions;
 mod shards;
 mod statements;

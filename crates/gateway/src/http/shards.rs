@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::App;
+use super::servers::{self, ServerFigures, Servers};
 use crate::observer::{Look, ShardLook};
 use pleat_cluster::rfc3339;
 
@@ -23,7 +24,7 @@ pub struct ShardBody {
     pub memory_percent: Option<f64>,
     /// How full the file system of the leader's data directory is.
     pub disk_percent: Option<f64>,
-    /// Rows over all tables.
+    /// Rows over all tables; of a server as its statistics estimate them.
     pub total_entries: Option<u64>,
     /// Statements served or waiting at one time: the peak of the last ten seconds.
     pub connection_count: Option<u64>,
@@ -33,6 +34,11 @@ pub struct ShardBody {
     pub table_counts: Option<BTreeMap<String, u64>>,
     /// `healthy`, `unhealthy`, or `creating`.
     pub status: String,
+    /// `sqlite` or `postgres`.
+    pub engine: String,
+    /// Where a shard that is a server listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
     /// When it was measured.
     pub last_updated: Option<String>,
     /// `creating` or `active`.
@@ -76,7 +82,7 @@ pub struct LatencyBody {
 }
 
 /// Every shard that was not removed.
-pub fn bodies(catalog: &Catalog, look: &Look) -> Vec<ShardBody> {
+pub fn bodies(catalog: &Catalog, look: &Look, servers: &Servers) -> Vec<ShardBody> {
     let mut partitions: BTreeMap<_, u32> = BTreeMap::new();
     catalog.owners.iter().for_each(|owner| *partitions.entry(*owner).or_default() += 1);
     (catalog.shards.values())
@@ -87,9 +93,11 @@ pub fn bodies(catalog: &Catalog, look: &Look) -> Vec<ShardBody> {
                 single_tables: single_tables(catalog, shard),
                 ..known(catalog, shard)
             };
-            match look.shard(shard.id) {
-                Some(seen) => with_figures(known, &seen),
-                None => ShardBody { error: Some(look.trouble(&shard.replicas)), ..known },
+            match (look.shard(shard.id), servers.get(&shard.id)) {
+                (_, Some(Ok(figures))) => with_server(known, look, shard, figures),
+                (_, Some(Err(error))) => ShardBody { error: Some(error.clone()), ..known },
+                (Some(seen), None) => with_figures(known, &seen),
+                (None, None) => ShardBody { error: Some(look.trouble(&shard.replicas)), ..known },
             }
         })
         .collect()
@@ -109,6 +117,8 @@ fn known(catalog: &Catalog, shard: &Shard) -> ShardBody {
         state: state.to_owned(),
         replicas: shard.replicas.iter().map(name).collect(),
         ownership: shard.ownership,
+        engine: catalog.engine.name().to_owned(),
+        server: shard.server.map(|server| server.to_string()),
         ..ShardBody::default()
     }
 }
@@ -154,9 +164,30 @@ fn with_figures(known: ShardBody, seen: &ShardLook<'_>) -> ShardBody {
     }
 }
 
+/// What a server says of itself, and its node of the machine.
+fn with_server(known: ShardBody, look: &Look, shard: &Shard, figures: &ServerFigures) -> ShardBody {
+    let supervisor = shard.replicas.first().copied();
+    let seen = supervisor.and_then(|node| look.nodes.get(&node)?.as_ref().ok());
+    let resources = seen.map(|seen| &seen.resources);
+    ShardBody {
+        status: if known.state == "active" { "healthy".to_owned() } else { known.status },
+        total_entries: Some(figures.rows_per_table.values().sum()),
+        connection_count: Some(figures.connections),
+        database_size_bytes: Some(figures.database_bytes),
+        table_counts: Some(figures.rows_per_table.clone()),
+        last_updated: seen.map(|seen| rfc3339(seen.at)),
+        node: supervisor.map(|node| node.to_string()),
+        errors: Some(figures.rolled_back),
+        disk_percent: resources.map(|resources| resources.disk_percent),
+        system_cpu_percent: resources.map(|resources| resources.system_cpu_percent),
+        ..known
+    }
+}
+
 /// List shards with what is measured now.
 #[utoipa::path(get, path = "/shards", tag = "cluster", responses((status = 200, body = Vec<ShardBody>)))]
 pub async fn list(State(app): State<App>) -> Json<Vec<ShardBody>> {
-    let look = app.observer.look().await;
-    Json(bodies(&app.backend.catalog(), &look))
+    let catalog = app.backend.catalog();
+    let (look, servers) = tokio::join!(app.observer.look(), servers::look(app.backend.as_ref(), &catalog));
+    Json(bodies(&catalog, &look, &servers))
 }

@@ -100,14 +100,21 @@ pub(crate) struct Shared {
     /// Places for large messages.
     large: Arc<Semaphore>,
     guesses: guesses::Guesses,
+    /// Plans of what goes to PostgreSQL servers.
+    relayed: relay::Plans,
+    /// Places for those who gather rows of several servers.
+    relayed_gathers: Arc<Semaphore>,
     /// The node's catalog was once up to date since it started.
     caught_up: OnceCell<()>,
 }
 
 impl Shared {
     pub fn new(app: App) -> Arc<Self> {
+        let relayed_gathers = Arc::new(Semaphore::new(app.settings.limits.gathers.clamp(1, Semaphore::MAX_PERMITS)));
         Arc::new(Self {
             app,
+            relayed: relay::Plans::new(),
+            relayed_gathers,
             cancels: Arc::default(),
             known: Plans::new(),
             describer: known::Describer::default(),

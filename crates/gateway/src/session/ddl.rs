@@ -11,7 +11,8 @@
 use std::time::Duration;
 
 use pleat_cluster::{
-    Catalog, Cause, Command, CommandError, Operation, OperationId, OperationKind, Phase, ShardId, TableKind, Tried,
+    Catalog, Cause, Command, CommandError, DdlEffect, Operation, OperationId, OperationKind, Phase, ShardId, TableKind,
+    Tried,
 };
 use pleat_host::HostError;
 use pleat_sql::{DdlAction, DdlPlan, Placement};
@@ -49,12 +50,8 @@ impl Executor {
             (DdlAction::AddColumn { .. }, Some(statement)) => statement.clone(),
             _ => run.request.text.clone(),
         };
-        let command = Command::StartOperation {
-            kind: OperationKind::Ddl { effect, sql, layout: catalog.layout },
-            cause: Cause::Request(run.request.origin.to_owned()),
-            reason: reason(&run.request.text),
-            at: self.backend.now_ms(),
-        };
+        let kind = OperationKind::Ddl { effect, sql, layout: catalog.layout };
+        let command = self.starting(kind, run.request.origin, &run.request.text);
         let reply = match self.backend.command(command, run.deadline.left()).await {
             Ok(reply) => reply,
             Err(HostError::Command(busy @ CommandError::Busy { .. })) => {
@@ -71,6 +68,27 @@ impl Executor {
             _ => Touched::Many(catalog.active_shards().map(|shard| shard.id).collect()),
         };
         Ok(done(&catalog, touched, waits.or_else(|| plan.notice.clone()), Some(id)))
+    }
+
+    fn starting(&self, kind: OperationKind, origin: &str, text: &str) -> Command {
+        let (cause, reason, at) = (Cause::Request(origin.to_owned()), reason(text), self.backend.now_ms());
+        Command::StartOperation { kind, cause, reason, at }
+    }
+
+    /// Have a schema change of shards that are servers carried out, and wait for its end. Gives a notice for people when something is left.
+    pub(crate) async fn change_servers(
+        &self,
+        effect: DdlEffect,
+        sql: String,
+        text: &str,
+        within: Duration,
+    ) -> Result<Option<String>, Failure> {
+        let deadline = Deadline::after(within);
+        let layout = self.backend.catalog().layout;
+        let command = self.starting(OperationKind::Ddl { effect, sql, layout }, "postgresql", text);
+        let reply = self.backend.command(command, deadline.left()).await?;
+        let id = reply.operation.ok_or_else(|| Failure::internal("the catalog started no operation"))?;
+        self.wait_for(id, &deadline).await
     }
 
     /// What the change comes to, as SQLite has it; no table when it is dropped.

@@ -60,7 +60,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, Millis, ShardId};
+use pleat_cluster::{Catalog, Engine, Millis, ShardId};
 use pleat_engine::{Room, RoomTaken};
 use pleat_sql::{Hint, Statement};
 use tokio::sync::Semaphore;
@@ -70,6 +70,7 @@ pub use bulk::{BulkRequest, BulkResponse, Rejected};
 pub use failure::{Failure, IDEMPOTENCY_CONFLICT, OVERLOADED};
 pub(crate) use interactive::{Control, read_control};
 pub use interactive::{Mode, OpenTxn, SessionInfo, SessionOptions};
+pub(crate) use place::anchor;
 pub use request::{Consistency, Effect, Output, Params, Request, Response, Rows, Touched};
 pub use token::Token;
 
@@ -226,6 +227,7 @@ impl Executor {
     }
 
     fn plan(&self, text: &str, catalog: &Arc<Catalog>) -> Result<Arc<Statement>, Failure> {
+        check_engine(catalog)?;
         let schema = pleat_sql::Schema {
             tables: &catalog.tables,
             views: &catalog.views,
@@ -234,6 +236,18 @@ impl Executor {
         let (plan, known) = self.plans.get(text, catalog, || pleat_sql::prepare(text, &schema))?;
         self.metrics.planned(known);
         Ok(plan)
+    }
+}
+
+/// What is carried out here is SQLite's.
+fn check_engine(catalog: &Catalog) -> Result<(), Failure> {
+    match catalog.engine {
+        Engine::Sqlite => Ok(()),
+        Engine::Postgres => Err(Failure::new(
+            "0A000",
+            "this cluster's shards are PostgreSQL servers, and statements for them come over the PostgreSQL protocol",
+            "connect with psql or a driver to the PostgreSQL address of any node (port 6432 unless configured otherwise)",
+        )),
     }
 }
 

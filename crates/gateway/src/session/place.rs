@@ -84,7 +84,7 @@ pub(super) fn would_scatter<'a>(shards: impl Iterator<Item = &'a ShardId>) -> Fa
 }
 
 /// The shard that puts writes to reference tables in order, and answers for them.
-pub(super) fn anchor(catalog: &Catalog) -> Result<ShardId, Failure> {
+pub(crate) fn anchor(catalog: &Catalog) -> Result<ShardId, Failure> {
     catalog.anchor().ok_or_else(|| {
         Failure::passing("57P03", "no shard is active yet", "the cluster is starting: try again in a moment")
     })

@@ -15,6 +15,7 @@ mod moves_under_load;
 mod moving;
 mod operations_killed_at_every_step;
 mod place;
+mod postgres_shards;
 mod postgresql;
 mod rebalance;
 mod rebuild;

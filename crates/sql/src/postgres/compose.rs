@@ -44,7 +44,9 @@ impl Composer {
     /// The tokens `from..to`, some runs of which are written otherwise. Replacements are in order and don't overlap; those outside are left out.
     pub fn replaced(&mut self, tokens: &Tokens, from: usize, to: usize, replacements: &[Replacement]) {
         let mut at = from;
-        for Replacement { from: start, to: end, with } in replacements.iter().filter(|one| one.from >= from && one.to <= to) {
+        for Replacement { from: start, to: end, with } in
+            replacements.iter().filter(|one| one.from >= from && one.to <= to)
+        {
             if at < *start {
                 self.tokens(tokens, at, *start);
                 self.text(" ");

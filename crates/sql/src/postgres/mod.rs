@@ -24,7 +24,8 @@ mod plan;
 mod route;
 
 pub use plan::{
-    Copy, CopyFormat, Ddl, Direction, Fetch, Part, Placement, Planned, Query, Route, Source, Spread, UniqueIndex, Verb, What,
+    Copy, CopyFormat, Ddl, Direction, Fetch, Part, Placement, Planned, Query, Route, Source, Spread, UniqueIndex, Verb,
+    What,
 };
 
 use crate::{Schema, SqlError};

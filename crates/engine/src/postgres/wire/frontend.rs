@@ -58,7 +58,7 @@ pub enum Message {
 }
 
 /// A portal's making.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Default, Clone, Debug, PartialEq, Eq)]
 pub struct Bind {
     pub portal: String,
     pub statement: String,

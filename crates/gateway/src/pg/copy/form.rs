@@ -31,6 +31,12 @@ pub struct Record {
 const ESCAPES: [(u8, u8); 6] = [(b'b', 8), (b'f', 12), (b'n', b'\n'), (b'r', b'\r'), (b't', b'\t'), (b'v', 11)];
 
 impl Form {
+    /// The fields of a row as it came.
+    pub fn fields(&self, whole: &[u8]) -> Vec<Option<Vec<u8>>> {
+        let row = without_end(whole);
+        if self.csv { csv(self, row) } else { text(self, row) }
+    }
+
     /// Add a row.
     pub fn put(&self, body: &mut BytesMut, values: &[Option<Cow<'_, str>>]) {
         for (at, value) in values.iter().enumerate() {
@@ -96,6 +102,12 @@ impl<'a> Decoder<'a> {
 
     /// The next record; `None` when it is not whole yet. With `last`, what is left is one.
     pub fn record(&mut self, last: bool) -> Result<Option<Record>, Failure> {
+        let raw = self.raw(last)?;
+        Ok(raw.map(|(line, whole)| Record { line, fields: self.form.fields(&whole) }))
+    }
+
+    /// The next record as it came, with the end of its line, and the number of that.
+    pub fn raw(&mut self, last: bool) -> Result<Option<(u64, BytesMut)>, Failure> {
         if self.ended {
             return Ok(None);
         }
@@ -113,17 +125,14 @@ impl<'a> Decoder<'a> {
             None => return Ok(None),
         };
         let whole = self.held.split_to((end + 1).min(self.held.len()));
-        let row = whole.strip_suffix(b"\n").unwrap_or(&whole);
-        let row = row.strip_suffix(b"\r").unwrap_or(row);
         let line = self.line;
         self.line += whole.iter().filter(|byte| **byte == b'\n').count() as u64;
         (self.looked, self.quoted) = (0, false);
-        if row == b"\\." {
+        if without_end(&whole) == b"\\." {
             self.ended = true;
             return Ok(None);
         }
-        let fields = if self.form.csv { csv(self.form, row) } else { text(self.form, row) };
-        Ok(Some(Record { line, fields }))
+        Ok(Some((line, whole)))
     }
 
     /// Where the record ends that `held` begins with.
@@ -148,6 +157,12 @@ impl<'a> Decoder<'a> {
         }
         None
     }
+}
+
+/// A row without the end of its line.
+fn without_end(whole: &[u8]) -> &[u8] {
+    let row = whole.strip_suffix(b"\n").unwrap_or(whole);
+    row.strip_suffix(b"\r").unwrap_or(row)
 }
 
 fn text(form: &Form, row: &[u8]) -> Vec<Option<Vec<u8>>> {

@@ -10,7 +10,7 @@
 mod form;
 mod read;
 
-pub use form::Form;
+pub use form::{Decoder, Form};
 pub use read::{Command, Source, read};
 
 use pleat_cluster::{Column, Value};
@@ -27,7 +27,7 @@ use super::wire::write::Severity;
 use super::wire::{Broken, Message};
 use crate::session::{BulkRequest, Failure};
 use crate::settings::{PG_COPY_BATCH_BYTES, PG_COPY_BATCH_ROWS};
-use form::{Decoder, Record};
+use form::Record;
 
 /// Rows on their way into a table.
 struct Load<'a> {

@@ -67,6 +67,19 @@ pub enum Answered {
     Already(bool),
 }
 
+/// Whether a statement is one about transactions: those a failed block takes as well.
+pub fn controls(what: &What) -> bool {
+    matches!(
+        what,
+        What::Begin { .. }
+            | What::Commit { .. }
+            | What::Rollback { .. }
+            | What::Savepoint(_)
+            | What::Release(_)
+            | What::RollbackTo(_)
+    )
+}
+
 impl Block {
     fn new(begin: &str, implicit: bool) -> Block {
         Block { implicit, failed: false, lost: false, begin: begin.to_owned(), told: Vec::new() }
@@ -131,7 +144,12 @@ impl Relay {
     }
 
     /// BEGIN, COMMIT and their like.
-    pub(super) async fn control(&mut self, client: &mut Client, key: &Key, planned: &Planned) -> Result<Answered, Stop> {
+    pub(super) async fn control(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        planned: &Planned,
+    ) -> Result<Answered, Stop> {
         let mut warn = |code, message: &str| client.out.notice(Severity::Warning, code, message);
         let tag = |tag: &str| Ok(Answered::Tag(tag.to_owned()));
         match &planned.what {
@@ -215,7 +233,8 @@ impl Relay {
     }
 
     fn in_block(&self, what: &str) -> Result<&Block, Failure> {
-        let none = || Failure::new("25P01", format!("{what} can only be used in transaction blocks"), "BEGIN opens one");
+        let none =
+            || Failure::new("25P01", format!("{what} can only be used in transaction blocks"), "BEGIN opens one");
         self.block.as_ref().filter(|block| !block.implicit).ok_or_else(none)
     }
 
@@ -259,7 +278,9 @@ impl Relay {
         let word = if commit { "COMMIT" } else { "ROLLBACK" };
         let ended = match (open.as_slice(), commit) {
             ([], _) => Ok(Answered::Tag(word.to_owned())),
-            ([shard], true) if told => self.through(client, key, *shard, "COMMIT").await.map(|ended| Answered::Already(!ended.failed())),
+            ([shard], true) if told => {
+                self.through(client, key, *shard, "COMMIT").await.map(|ended| Answered::Already(!ended.failed()))
+            }
             (_, true) => self.commit(&open).await.map(|()| Answered::Tag(word.to_owned())).map_err(Stop::Failed),
             (_, false) => {
                 for shard in &open {
@@ -288,7 +309,11 @@ impl Relay {
                 1 => writers.push(*shard),
                 _ => {
                     let asked = part.lease.ask("SELECT pg_current_xact_id_if_assigned() IS NOT NULL").await?;
-                    let wrote = asked.rows.first().and_then(|row| row.first()).is_none_or(|value| value.as_deref() != Some("f"));
+                    let wrote = asked
+                        .rows
+                        .first()
+                        .and_then(|row| row.first())
+                        .is_none_or(|value| value.as_deref() != Some("f"));
                     if wrote {
                         writers.push(*shard);
                     }
@@ -308,10 +333,17 @@ impl Relay {
             },
             several => {
                 if let Some(pinned) = self.pinned.filter(|pinned| several.contains(pinned)) {
-                    let message = format!("a transaction that uses what its session has on {pinned} can't be committed on several shards");
-                    return Err(Failure::new("0A000", message, "keep temporary tables out of transactions over several shards"));
+                    let message = format!(
+                        "a transaction that uses what its session has on {pinned} can't be committed on several shards"
+                    );
+                    return Err(Failure::new(
+                        "0A000",
+                        message,
+                        "keep temporary tables out of transactions over several shards",
+                    ));
                 }
-                let parts = several.iter().filter_map(|shard| Some((*shard, self.parts.remove(shard)?.lease))).collect();
+                let parts =
+                    several.iter().filter_map(|shard| Some((*shard, self.parts.remove(shard)?.lease))).collect();
                 let backend = self.shared.app.backend.clone();
                 let task = pleat_consensus::spawn(async move { two_phase(backend, parts).await });
                 task.await.map_err(|error| Failure::internal(format!("a commit broke off: {error}")))?
@@ -333,7 +365,9 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Lease)>) 
         match vote {
             // A transaction that had failed is rolled back by it, and says so.
             Ok(asked) if asked.tag == "PREPARE TRANSACTION" => prepared.push(lease),
-            Ok(_) => refused = refused.or_else(|| Some(Failure::new("40000", "a shard had rolled the transaction back", ""))),
+            Ok(_) => {
+                refused = refused.or_else(|| Some(Failure::new("40000", "a shard had rolled the transaction back", "")))
+            }
             Err(error) => refused = refused.or(Some(error.into())),
         }
     }
@@ -351,7 +385,11 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Lease)>) 
         Ok(_) => return Err(Failure::internal("the ledger answered another question")),
         Err(error) => {
             let message = format!("whether the transaction was committed is not known: {error}");
-            return Err(Failure::new("08007", message, format!("look for what it wrote; `pleat txns` lists it as {txn} until it is decided")));
+            return Err(Failure::new(
+                "08007",
+                message,
+                format!("look for what it wrote; `pleat txns` lists it as {txn} until it is decided"),
+            ));
         }
     };
     let word = if commit { "COMMIT" } else { "ROLLBACK" };
@@ -359,7 +397,11 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Lease)>) 
     let tell = parts.iter_mut().map(|(shard, lease)| tell(backend.as_ref(), *shard, lease, &told));
     let told = join_all(tell).await;
     if !commit {
-        return Err(Failure::passing("40001", "the transaction took too long to commit, and was rolled back", "begin it again"));
+        return Err(Failure::passing(
+            "40001",
+            "the transaction took too long to commit, and was rolled back",
+            "begin it again",
+        ));
     }
     if told.into_iter().all(|told| told) {
         let backend = backend.clone();

@@ -13,14 +13,14 @@ use pleat_engine::postgres::wire::frontend::Bind;
 use pleat_engine::postgres::{Request, Statement};
 use pleat_sql::postgres::{Planned, What};
 
-use super::block::Answered;
+use super::block::{Answered, controls};
 use super::part::Ended;
 use super::spread::Call;
 use super::{Relay, Way};
 use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
-use crate::pg::extended::{check_name, no_portal};
-pub use crate::pg::extended::no_statement;
+
+use crate::pg::extended::{check_name, no_portal, no_statement};
 use crate::pg::wire::{Message, Target};
 use crate::session::Failure;
 use crate::settings::{PG_HELD_BYTES_MAX, PG_STATEMENTS_MAX};
@@ -69,7 +69,14 @@ impl Relay {
         }
     }
 
-    async fn parse(&mut self, client: &mut Client, key: &Key, name: String, text: String, types: Vec<u32>) -> Result<bool, Stop> {
+    async fn parse(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        name: String,
+        text: String,
+        types: Vec<u32>,
+    ) -> Result<bool, Stop> {
         check_name(&name)?;
         let plan = self.plan(&text)?;
         if plan.len() > 1 {
@@ -81,7 +88,7 @@ impl Relay {
             return Err(Failure::new("42P05", format!("prepared statement \"{name}\" already exists"), hint).into());
         }
         let routed = matches!(plan.first(), None | Some(Planned { what: What::Query(_), .. }));
-        if !plan.first().is_some_and(|planned| planned.what.controls()) {
+        if !plan.first().is_some_and(|planned| controls(&planned.what)) {
             self.check_block()?;
         }
         self.check_room(text.len() + types.len() * 4)?;
@@ -132,7 +139,7 @@ impl Relay {
                 (Place::On(shard), failed)
             }
             Some(planned) => {
-                if !planned.what.controls() {
+                if !controls(&planned.what) {
                     self.check_block()?;
                 }
                 (Place::Other, self.own(client, key, b'2').await?)
@@ -209,8 +216,13 @@ impl Relay {
                 if client.reader.peek().await? != Some(b'S') {
                     self.begin_implicitly();
                 }
-                let call =
-                    Call { query, statement: &prepared.statement, types: &prepared.types, bind: &bind, describe: false };
+                let call = Call {
+                    query,
+                    statement: &prepared.statement,
+                    types: &prepared.types,
+                    bind: &bind,
+                    describe: false,
+                };
                 match self.way_of(&catalog, query, &value)? {
                     Way::Several(route) => self.several(client, key, &call, route).await,
                     // Partitions have moved together meanwhile.
@@ -230,7 +242,10 @@ impl Relay {
                 }
                 Answered::Already(done) => Ok(!done),
             },
-            _ => Err(Failure::new("0A000", "cached plan must not change result type", "prepare the statement again").into()),
+            _ => {
+                Err(Failure::new("0A000", "cached plan must not change result type", "prepare the statement again")
+                    .into())
+            }
         }
     }
 
@@ -505,7 +520,10 @@ mod tests {
         assert_eq!(read(&bytes, 1, oid::UUID, KeyType::Uuid), Some(Value::from(uuid)));
         assert_eq!(read(b"\\xdead", 0, 0, KeyType::Bytes), Some(Value::Blob(vec![0xde, 0xad])));
         assert_eq!(read(b"\\xdea", 0, 0, KeyType::Bytes), None);
-        assert_eq!(key_value(&Bind { values: vec![None], ..Bind::default() }, &[], 0, KeyType::Text), Some(Value::Null));
+        assert_eq!(
+            key_value(&Bind { values: vec![None], ..Bind::default() }, &[], 0, KeyType::Text),
+            Some(Value::Null)
+        );
         assert_eq!(key_value(&Bind::default(), &[], 0, KeyType::Text), None);
     }
 }

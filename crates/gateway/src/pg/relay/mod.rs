@@ -170,7 +170,8 @@ impl Relay {
             return Ok(shard);
         }
         let active: Vec<ShardId> = catalog.active_shards().map(|shard| shard.id).collect();
-        let starting = || Failure::passing("57P03", "no shard is active yet", "the cluster is starting: try again in a moment");
+        let starting =
+            || Failure::passing("57P03", "no shard is active yet", "the cluster is starting: try again in a moment");
         active.get(self.turn % active.len().max(1)).copied().ok_or_else(starting)
     }
 

@@ -1,7 +1,6 @@
 //! The session's connection to one shard, and a statement that goes to that shard alone.
 
 use pleat_cluster::ShardId;
-use pleat_engine::postgres::wire::backend::Status;
 use pleat_engine::postgres::{Lease, PostgresError, Reply, Request};
 
 use super::{LEASE_TIME_MAX, Relay};
@@ -184,9 +183,4 @@ async fn take_rows(client: &mut Client, key: &Key, lease: &mut Lease) -> Result<
             None => return Err(Broken::Socket(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)).into()),
         }
     }
-}
-
-/// Whether a connection is in a transaction that has failed.
-pub fn has_failed(status: Status) -> bool {
-    status == Status::Failed
 }

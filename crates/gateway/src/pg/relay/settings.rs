@@ -37,6 +37,7 @@ impl Settings {
                 }
                 continue;
             }
+            check(&name.to_ascii_lowercase(), value)?;
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
             if name.is_empty() || !name.chars().all(plain) {
                 return Err(Failure::new("42704", format!("unrecognized configuration parameter \"{name}\""), ""));
@@ -99,6 +100,39 @@ impl Settings {
     }
 }
 
+/// Settings by which the same text would mean something else than the planner takes it for.
+pub fn check(name: &str, value: &str) -> Result<(), Failure> {
+    let bare = |text: &str| text.trim().trim_matches(['\'', '"']).to_ascii_lowercase();
+    match name {
+        "standard_conforming_strings" if !["on", "true", "yes", "1", "default"].contains(&bare(value).as_str()) => {
+            let hint = "write backslashes in E'' strings";
+            Err(Failure::new("0A000", "standard_conforming_strings has to stay on", hint))
+        }
+        "search_path" => {
+            let mut schemas = value.split(',').map(bare);
+            let first = schemas.find(|schema| !matches!(schema.as_str(), "$user" | "pg_catalog" | ""));
+            match first.as_deref() {
+                None | Some("public" | "default") => Ok(()),
+                Some(other) => Err(Failure::new(
+                    "0A000",
+                    format!(
+                        "names without a schema are looked for in public, and this search_path begins with {other}"
+                    ),
+                    format!("write {other}.name for tables of that schema"),
+                )),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a SET gives its setting: what follows TO or the equals sign.
+pub fn value_of(text: &str) -> &str {
+    let lower = text.to_ascii_lowercase();
+    let words = [" to ", "="].iter().filter_map(|word| Some(lower.find(word)? + word.len()));
+    words.min().and_then(|at| text.get(at..)).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,7 +144,8 @@ mod tests {
 
     #[test]
     fn what_was_set_goes_along_and_a_rollback_undoes_it() {
-        let mut settings = Settings::new(&started(&[("application_name", "it's"), ("client_encoding", "utf-8")])).unwrap();
+        let mut settings =
+            Settings::new(&started(&[("application_name", "it's"), ("client_encoding", "utf-8")])).unwrap();
         let first = Profile::new("SET application_name TO E'it''s'");
         assert_eq!(settings.profile(), &first);
         settings.begin();
@@ -124,6 +159,22 @@ mod tests {
         settings.end(true);
         settings.reset(Some("timezone")).unwrap();
         assert_eq!(settings.profile(), &first);
+    }
+
+    #[test]
+    fn what_would_change_the_meaning_of_texts_is_refused() {
+        for (text, fine) in [
+            ("SET search_path TO public", true),
+            ("SET search_path = \"$user\", public, other", true),
+            ("set search_path to ''", true),
+            ("SET search_path TO other, public", false),
+            ("SET search_path = 'other'", false),
+        ] {
+            assert_eq!(check("search_path", value_of(text)).is_ok(), fine, "{text}");
+        }
+        assert!(check("standard_conforming_strings", "on").is_ok());
+        assert_eq!(check("standard_conforming_strings", " off").unwrap_err().code, "0A000");
+        assert!(check("timezone", "other").is_ok());
     }
 
     #[test]

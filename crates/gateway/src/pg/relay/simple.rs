@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use pleat_cluster::{KeyType, ShardId};
+use pleat_cluster::ShardId;
 use pleat_engine::postgres::Statement;
 use pleat_engine::postgres::wire::frontend::Bind;
 use pleat_sql::postgres::{Planned, Query, What};
 
-use super::block::Answered;
+use super::block::{Answered, controls};
 use super::spread::Call;
 use super::{Relay, Way};
 use crate::pg::cancel::Key;
@@ -45,7 +45,7 @@ impl Relay {
         }
         let alone = plan.len() == 1;
         for planned in plan.iter() {
-            if !alone && !planned.what.controls() && !matches!(planned.what, What::Ddl(_)) {
+            if !alone && !controls(&planned.what) && !matches!(planned.what, What::Ddl(_)) {
                 self.begin_implicitly();
             }
             // A schema change before it may have changed what the text means.
@@ -99,7 +99,7 @@ impl Relay {
 
     /// Statements without parameters and rows of their own, in either protocol.
     pub(super) async fn other(&mut self, client: &mut Client, key: &Key, planned: &Planned) -> Result<Answered, Stop> {
-        if planned.what.controls() {
+        if controls(&planned.what) {
             return self.control(client, key, planned).await;
         }
         self.check_block()?;
@@ -142,14 +142,18 @@ impl Relay {
                     return tag("DISCARD ALL");
                 }
                 match self.pinned {
-                    Some(shard) => Ok(Answered::Already(!self.through(client, key, shard, &planned.text).await?.failed())),
+                    Some(shard) => {
+                        Ok(Answered::Already(!self.through(client, key, shard, &planned.text).await?.failed()))
+                    }
                     // A session that is not pinned has nothing to discard.
                     None => tag(&planned.text.to_ascii_uppercase()),
                 }
             }
             What::Deallocate(name) => {
                 match name {
-                    Some(name) => drop(self.statements.remove(name).ok_or_else(|| super::extended::no_statement(name))?),
+                    Some(name) => {
+                        drop(self.statements.remove(name).ok_or_else(|| crate::pg::extended::no_statement(name))?)
+                    }
                     None => self.statements.clear(),
                 }
                 tag(if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" })
@@ -160,11 +164,16 @@ impl Relay {
                 self.pin(shard, !failed);
                 Ok(Answered::Already(!failed))
             }
-            What::Declare { name, hold, query } => {
+            What::Declare { name, hold, query, .. } => {
                 let catalog = self.catalog();
                 let Way::One(shard) = self.way_of(&catalog, query, &|_| None)? else {
                     let message = format!("the rows of cursor \"{name}\" are on several shards");
-                    return Err(Failure::new("0A000", message, "cursors are for rows of one shard: give its key, or fetch without a cursor").into());
+                    return Err(Failure::new(
+                        "0A000",
+                        message,
+                        "cursors are for rows of one shard: give its key, or fetch without a cursor",
+                    )
+                    .into());
                 };
                 let failed = self.through(client, key, shard, &planned.text).await?.failed();
                 if !failed {
@@ -177,7 +186,12 @@ impl Relay {
             What::Close(cursor) => self.on_cursor(client, key, planned, cursor.as_deref()).await,
             What::Prepare { .. } | What::Execute { .. } => {
                 let hint = "drivers prepare statements by the protocol itself, which works";
-                Err(Failure::new("0A000", "PREPARE and EXECUTE as statements are not supported on PostgreSQL shards yet", hint).into())
+                Err(Failure::new(
+                    "0A000",
+                    "PREPARE and EXECUTE as statements are not supported on PostgreSQL shards yet",
+                    hint,
+                )
+                .into())
             }
             What::PrepareTransaction => {
                 let hint = "COMMIT does it where several shards were written to";
@@ -216,6 +230,7 @@ impl Relay {
             client.out.notice(Severity::Warning, "25P01", "SET LOCAL can only be used in transaction blocks");
             return Ok(Answered::Tag("SET".to_owned()));
         }
+        super::settings::check(name, super::settings::value_of(&planned.text))?;
         let shard = self.any(&self.catalog())?;
         let others: Vec<ShardId> = self.parts.keys().copied().filter(|other| *other != shard).collect();
         let failed = self.through(client, key, shard, &planned.text).await?.failed();
@@ -260,15 +275,5 @@ impl Relay {
         let count = catalog.partition_count;
         let route = query.route(value, count)?;
         self.way(catalog, route, || query.scatter(value, count))
-    }
-}
-
-/// What a key is read as.
-pub fn key_name(of: KeyType) -> &'static str {
-    match of {
-        KeyType::Integer => "an integer",
-        KeyType::Text => "a text",
-        KeyType::Bytes => "bytes",
-        KeyType::Uuid => "a UUID",
     }
 }

@@ -10,6 +10,7 @@
 //! more, which is why only so many gather at a time. Rows are not held: a shard waits until its rows are taken.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use pleat_cluster::{PartitionId, ShardId};
@@ -18,7 +19,7 @@ use pleat_engine::postgres::{Lease, Reply, Request, Statement};
 use pleat_sql::postgres::{Fetch, Part as Piece, Query, Route, Source, Spread};
 
 use super::Relay;
-use super::messages::{Messages, Whole, columns, counted, with_formats, words};
+use super::messages::{Messages, Whole, counted, with_formats, words};
 use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
 use crate::session::Failure;
@@ -36,7 +37,7 @@ const FIRST_USER_TYPE: u32 = 16_384;
 pub struct Call<'a> {
     pub query: &'a Query,
     /// As the client wrote it.
-    pub statement: &'a Statement,
+    pub statement: &'a Arc<Statement>,
     /// Of its parameters, as the client named them.
     pub types: &'a [u32],
     pub bind: &'a Bind,
@@ -47,7 +48,7 @@ pub struct Call<'a> {
 /// What one shard does.
 struct Run {
     shard: ShardId,
-    statement: std::sync::Arc<Statement>,
+    statement: Arc<Statement>,
     bind: Bind,
 }
 
@@ -105,17 +106,20 @@ impl Relay {
                 let mut by_shard: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
                 for (partition, rows) in rows {
                     let owner = catalog.owner(partition);
-                    let owner = owner.ok_or_else(|| Failure::internal(format!("partition {partition} has no owner")))?;
+                    let owner =
+                        owner.ok_or_else(|| Failure::internal(format!("partition {partition} has no owner")))?;
                     by_shard.entry(owner).or_default().extend(rows);
                 }
                 if by_shard.len() > 1 {
                     self.begin_implicitly();
                 }
-                let runs = by_shard.into_iter().map(|(shard, mut rows)| {
+                let mut runs = Vec::new();
+                for (shard, mut rows) in by_shard {
                     rows.sort_unstable();
-                    run(shard, &call.query.rows(&rows), call.bind, &types)
-                });
-                let runs = runs.collect();
+                    let piece = call.query.rows(&rows);
+                    let piece = piece.ok_or_else(|| Failure::internal("an INSERT could not be taken apart"))?;
+                    runs.push(run(shard, &piece, call.bind, &types));
+                }
                 self.append(client, key, runs, call.describe, false).await
             }
             Route::Any | Route::Partitions(_) | Route::Single(_) => {
@@ -150,19 +154,22 @@ impl Relay {
         let Some(types) = described.iter().find(|message| message.tag == b't').map(Whole::body) else {
             return Err(Failure::internal("a server described no parameters"));
         };
-        let inferred: Vec<u32> = types.get(2..).unwrap_or_default().chunks_exact(4).map(|oid| {
-            u32::from_be_bytes(<[u8; 4]>::try_from(oid).unwrap_or_default())
-        }).collect();
+        let inferred: Vec<u32> = types
+            .get(2..)
+            .unwrap_or_default()
+            .chunks_exact(4)
+            .map(|oid| u32::from_be_bytes(<[u8; 4]>::try_from(oid).unwrap_or_default()))
+            .collect();
         // Users' own types have other numbers on other servers.
         let known = |oid: u32| if oid < FIRST_USER_TYPE { oid } else { 0 };
         Ok((0..count).map(|at| inferred.get(at).copied().map_or_else(|| declared(at), known)).collect())
     }
 
     /// What a server says to a statement that it prepares: its parameters and its columns.
-    async fn described(&mut self, statement: &Statement) -> Result<Vec<Whole>, Failure> {
+    async fn described(&mut self, statement: &Arc<Statement>) -> Result<Vec<Whole>, Failure> {
         let shard = self.any(&self.catalog())?;
         let mut lease = self.lease(shard).await?;
-        lease.push(Request::DescribeStatement(statement.shared()))?;
+        lease.push(Request::DescribeStatement(statement.clone()))?;
         lease.push(Request::Sync)?;
         let mut messages = Messages::default();
         let mut found = Vec::new();
@@ -187,7 +194,7 @@ impl Relay {
         &mut self,
         client: &mut Client,
         _: &Key,
-        statement: &Statement,
+        statement: &Arc<Statement>,
         formats: &[i16],
     ) -> Result<bool, Stop> {
         for message in self.described(statement).await? {
@@ -342,7 +349,11 @@ impl Relay {
         let mut finisher = self.lease(home).await?;
         finisher.ask("BEGIN").await?;
         for fetch in fetches {
-            let text = format!("CREATE TEMP TABLE {} ON COMMIT DROP AS {} WITH NO DATA", quoted(&fetch.table), fetch.part.text);
+            let text = format!(
+                "CREATE TEMP TABLE {} ON COMMIT DROP AS {} WITH NO DATA",
+                quoted(&fetch.table),
+                fetch.part.text
+            );
             let piece = Piece { text: text.into(), params: fetch.part.params.clone() };
             let Run { statement, bind, .. } = run(home, &piece, call.bind, types);
             finisher.push(Request::Bind(statement, Bind { results: Vec::new(), ..bind }))?;
@@ -364,7 +375,9 @@ impl Relay {
         if fetches.iter().any(|fetch| !fetch.primary_key.is_empty()) {
             for fetch in fetches.iter().filter(|fetch| !fetch.primary_key.is_empty()) {
                 let key: Vec<String> = fetch.primary_key.iter().map(|column| quoted(column)).collect();
-                finisher.ask(&format!("ALTER TABLE {} ADD PRIMARY KEY ({})", quoted(&fetch.table), key.join(", "))).await?;
+                finisher
+                    .ask(&format!("ALTER TABLE {} ADD PRIMARY KEY ({})", quoted(&fetch.table), key.join(", ")))
+                    .await?;
             }
         }
         let Run { statement, bind, .. } = run(home, finish, call.bind, types);
@@ -381,7 +394,13 @@ impl Relay {
     }
 
     /// What the finishing session answers; with `told` to the client, else only what went wrong.
-    async fn finished(&mut self, client: &mut Client, key: &Key, finisher: &mut Lease, told: bool) -> Result<bool, Stop> {
+    async fn finished(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        finisher: &mut Lease,
+        told: bool,
+    ) -> Result<bool, Stop> {
         let canceller = finisher.canceller();
         let (mut messages, mut failed, mut cancelled) = (Messages::default(), false, false);
         loop {
@@ -433,9 +452,13 @@ impl Relay {
         finisher: &mut Lease,
     ) -> Result<bool, Stop> {
         let table = quoted(&fetch.table);
-        let asked = format!("SELECT coalesce(max(atttypid::oid::int8), 0) FROM pg_attribute WHERE attrelid = '{}'::regclass AND attnum > 0", table.replace('\'', "''"));
+        let asked = format!(
+            "SELECT coalesce(max(atttypid::oid::int8), 0) FROM pg_attribute WHERE attrelid = '{}'::regclass AND attnum > 0",
+            table.replace('\'', "''")
+        );
         let newest = finisher.ask(&asked).await?;
-        let newest = newest.rows.first().and_then(|row| row.first()?.as_deref()?.parse::<u32>().ok()).unwrap_or(u32::MAX);
+        let newest =
+            newest.rows.first().and_then(|row| row.first()?.as_deref()?.parse::<u32>().ok()).unwrap_or(u32::MAX);
         let binary = newest < FIRST_USER_TYPE;
         let results = if binary { vec![1] } else { Vec::new() };
         for shard in &from {
@@ -631,10 +654,4 @@ fn gone() -> Stop {
 fn said(whole: &Whole) -> Failure {
     let failure = pleat_engine::postgres::wire::backend::Failure::read(&whole.body());
     Failure::new(failure.code.as_str().to_owned(), failure.message, String::new())
-}
-
-/// Whether columns have types of users.
-#[cfg(test)]
-fn has_user_types(body: Bytes) -> bool {
-    columns(body).iter().any(|column| column.oid >= FIRST_USER_TYPE)
 }

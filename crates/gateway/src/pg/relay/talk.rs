@@ -47,7 +47,12 @@ impl Relay {
     }
 
     /// To the session's end. An error is the connection's.
-    pub(super) async fn talk(&mut self, client: &mut Client, key: &Key, mut stopping: watch::Receiver<()>) -> Result<(), Stop> {
+    pub(super) async fn talk(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        mut stopping: watch::Receiver<()>,
+    ) -> Result<(), Stop> {
         // After an error everything up to the next Sync is skipped.
         let mut skipping = false;
         loop {

@@ -39,7 +39,7 @@ use uuid::Uuid;
 use super::deadline::Deadline;
 use super::reroute::Setback;
 use super::write::{Key, fingerprint_of};
-use super::{Attempt, Executor, Failure, Request, Run};
+use super::{Attempt, Executor, Failure, Request, Run, check_engine};
 use crate::settings::STATEMENT_TIMEOUT_MAX;
 use split::Piece;
 
@@ -102,6 +102,7 @@ struct PieceDone {
 impl Executor {
     /// Insert a batch. `Err` when nothing of it was tried.
     pub async fn bulk(&self, request: BulkRequest) -> Result<BulkResponse, Failure> {
+        check_engine(&self.backend.catalog())?;
         let limit = request.timeout.unwrap_or(self.settings.limits.statement_timeout).min(STATEMENT_TIMEOUT_MAX);
         let run = self.batch(&request, limit);
         let (deadline, key) = (run.deadline, &run.key);

@@ -1,0 +1,264 @@
+//! Shards that are PostgreSQL servers, used as one would use a PostgreSQL server: by psql, pgbench and drivers.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::harness::{Cluster, Options};
+
+/// What a program answered.
+struct Said {
+    out: String,
+    err: String,
+    fine: bool,
+}
+
+fn psql(cluster: &Cluster, args: &[&str], input: &str) -> Said {
+    run("psql", &["-X"], cluster, args, input)
+}
+
+fn run(program: &str, first: &[&str], cluster: &Cluster, args: &[&str], input: &str) -> Said {
+    let mut child = Command::new(program)
+        .args(first)
+        .args(["-h", "127.0.0.1", "-U", "pleat", "-p", &cluster.pg_port(1).to_string()])
+        .args(args)
+        .env("PGCONNECT_TIMEOUT", "30")
+        .env("PGDATABASE", "pleat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("Debian's postgresql-15 is there: `cargo xtask test` installs it");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Said { out: text(&done.stdout), err: text(&done.stderr), fine: done.status.success() }
+}
+
+/// The rows of a query, as psql prints them without decoration.
+fn rows(cluster: &Cluster, query: &str) -> String {
+    let said = psql(cluster, &["-qAt", "-c", query], "");
+    assert!(said.fine, "{query}: {}\n{}", said.err, cluster.tail());
+    said.out.trim_end().to_owned()
+}
+
+/// The SQLSTATE with which a statement fails.
+fn refused(cluster: &Cluster, statement: &str) -> String {
+    let said = psql(cluster, &["-qAt", "-v", "VERBOSITY=sqlstate", "-c", statement], "");
+    assert!(!said.fine, "{statement} was carried out: {}", said.out);
+    said.err.trim().trim_start_matches("ERROR:").trim().to_owned()
+}
+
+async fn three_servers() -> Cluster {
+    let config = json!({ "engine": "postgres" });
+    Cluster::start(Options { nodes: 1, shards: 3, config, ..Options::default() }).await
+}
+
+#[tokio::test]
+async fn psql_works_over_servers() {
+    let cluster = three_servers().await;
+    assert_eq!(rows(&cluster, "SELECT 1"), "1");
+    let script = "CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL DEFAULT 'x', born timestamptz, tags text[]) SHARD BY (id);
+        CREATE TABLE kinds (kind int PRIMARY KEY, label text) REFERENCE;
+        CREATE TABLE notes (id serial PRIMARY KEY, note text);
+        CREATE INDEX by_name ON users (name);
+        INSERT INTO kinds VALUES (1, 'one'), (2, 'two');
+        INSERT INTO notes (note) VALUES ('a'), ('b');
+        INSERT INTO users (id, name) VALUES (1,'a'),(2,'b'),(3,'c'),(4,'d'),(5,'e'),(6,'f'),(7,'g'),(8,'h'),(9,'i'),(10,'j');
+        UPDATE users SET tags = ARRAY['x', name] WHERE id IN (1, 2, 3);
+        SELECT id, name, tags FROM users WHERE id = 2;
+        SELECT count(*), sum(id), avg(id), min(name), max(name) FROM users;
+        SELECT name FROM users ORDER BY name DESC LIMIT 3 OFFSET 1;
+        SELECT id % 3 AS rest, count(*) FROM users GROUP BY rest HAVING count(*) > 2 ORDER BY rest;
+        SELECT u.name, k.label FROM users u JOIN kinds k ON k.kind = u.id ORDER BY 1;
+        SELECT a.id, b.name FROM users a JOIN users b ON b.id = a.id + 1 WHERE a.id < 3 ORDER BY a.id;
+        DELETE FROM users WHERE name > 'h';
+        UPDATE kinds SET label = 'ONE' WHERE kind = 1;
+        SELECT count(*) FROM notes;\n";
+    let said = psql(&cluster, &["-At"], script);
+    let wanted = "CREATE TABLE\nCREATE TABLE\nCREATE TABLE\nCREATE INDEX\nINSERT 0 2\nINSERT 0 2\nINSERT 0 10\nUPDATE 3\n2|b|{x,b}\n\
+                  10|55|5.5000000000000000|a|j\ni\nh\ng\n0|3\n1|4\n2|3\na|one\nb|two\n1|b\n2|c\nDELETE 2\nUPDATE 1\n2\n";
+    assert_eq!(said.out, wanted, "{}\n{}", said.err, cluster.tail());
+
+    // The rows are where their keys say: every server has some, and all have the reference table.
+    let shards = cluster.get("/shards").await;
+    let servers: Vec<String> =
+        shards.as_array().unwrap().iter().map(|shard| shard["server"].as_str().unwrap().to_owned()).collect();
+    let direct = |server: &str, query: &str| {
+        let (host, port) = server.split_once(':').unwrap();
+        let done = Command::new("psql")
+            .args(["-XqAt", "-h", host, "-p", port, "-U", "pleat", "-d", "pleat", "-c", query])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&done.stdout).trim().to_owned()
+    };
+    let counts: Vec<u32> =
+        servers.iter().map(|server| direct(server, "SELECT count(*) FROM users").parse().unwrap()).collect();
+    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    assert_eq!(counts.iter().sum::<u32>(), 8);
+    for server in &servers {
+        assert_eq!(direct(server, "SELECT label FROM kinds ORDER BY kind"), "ONE\ntwo");
+    }
+
+    // Transactions over several servers.
+    let script = "BEGIN;
+        UPDATE users SET name = name || '!';
+        SAVEPOINT a;
+        DELETE FROM users;
+        SELECT count(*) FROM users;
+        ROLLBACK TO a;
+        SELECT count(*) FROM users WHERE name LIKE '%!';
+        COMMIT;
+        BEGIN; DELETE FROM users WHERE id = 1; DELETE FROM users WHERE id = 2; ROLLBACK;
+        BEGIN; SELECT nothing FROM users WHERE id = 1; SELECT 1; COMMIT;
+        SELECT count(*) FROM users WHERE name LIKE '%!';\n";
+    let said = psql(&cluster, &["-At"], script);
+    let wanted = "BEGIN\nUPDATE 8\nSAVEPOINT\nDELETE 8\n0\nROLLBACK\n8\nCOMMIT\nBEGIN\nDELETE 1\nDELETE 1\nROLLBACK\nBEGIN\nROLLBACK\n8\n";
+    assert_eq!(said.out, wanted, "{}\n{}", said.err, cluster.tail());
+    assert!(said.err.contains("nothing") && said.err.contains("current transaction is aborted"), "{}", said.err);
+    for server in &servers {
+        assert_eq!(direct(server, "SELECT count(*) FROM pg_prepared_xacts"), "0");
+    }
+    // Several statements in one message are done all or not at all.
+    let both = "INSERT INTO users (id) VALUES (100), (101), (102); INSERT INTO users (id) VALUES (1)";
+    assert_eq!(refused(&cluster, both), "23505");
+    assert_eq!(rows(&cluster, "SELECT count(*) FROM users"), "8");
+
+    // What the servers know of themselves.
+    for (command, part) in [
+        ("\\dt", "users"),
+        ("\\l", "UTF8"),
+        ("\\d users", "timestamp with time zone"),
+        ("\\d users", "by_name"),
+        ("\\conninfo", "pleat"),
+    ] {
+        let said = psql(&cluster, &["-c", command], "");
+        assert!(said.fine && said.out.contains(part), "{command}: {}{}", said.out, said.err);
+    }
+
+    // What can't hold is refused when it is declared.
+    for (statement, code) in [
+        ("CREATE TABLE bad (id bigint, mail text UNIQUE) SHARD BY (id)", "0A000"),
+        ("CREATE UNIQUE INDEX u ON users (name)", "0A000"),
+        ("CREATE TABLE bad (id numeric) SHARD BY (id)", "0A000"),
+        ("CREATE TABLE bad (id bigint REFERENCES notes (id)) SHARD BY (id)", "42804"),
+        ("CREATE TABLE bad (id bigint, n int REFERENCES notes (id)) SHARD BY (id)", "0A000"),
+        ("ALTER TABLE users DROP COLUMN id", "0A000"),
+        ("UPDATE users SET id = 5 WHERE id = 1", "0A000"),
+        ("INSERT INTO users (name) VALUES ('no key')", "0A000"),
+        ("INSERT INTO users (id) VALUES (NULL)", "23502"),
+        ("CREATE INDEX CONCURRENTLY c ON users (name)", "0A000"),
+        ("CREATE TABLE users (id int)", "42P07"),
+        ("SELEC 1", "42601"),
+    ] {
+        assert_eq!(refused(&cluster, statement), code, "{statement}");
+    }
+    assert_eq!(rows(&cluster, "SELECT count(*) FROM pg_tables WHERE tablename = 'bad'"), "0");
+
+    // Settings go along, whatever server a statement lands on.
+    let script = "SET TIME ZONE 'Asia/Tokyo';
+        INSERT INTO users (id, born) VALUES (200, '2024-01-01 00:00:00Z'), (201, '2024-01-01 00:00:00Z'), (202, '2024-01-01 00:00:00Z');
+        SELECT id, born FROM users WHERE id >= 200 ORDER BY id;
+        SELECT born FROM users WHERE id = 201;
+        BEGIN; SET LOCAL TIME ZONE 'UTC'; SELECT born FROM users WHERE id = 200; SELECT born FROM users WHERE id = 202; COMMIT;
+        SHOW timezone;
+        RESET ALL;\n";
+    let said = psql(&cluster, &["-qAt"], script);
+    let tokyo = "2024-01-01 09:00:00+09";
+    let utc = "2024-01-01 00:00:00+00";
+    assert_eq!(
+        said.out,
+        format!("200|{tokyo}\n201|{tokyo}\n202|{tokyo}\n{tokyo}\n{utc}\n{utc}\nAsia/Tokyo\n"),
+        "{}",
+        said.err
+    );
+
+    // A session that makes a temporary table keeps its connection.
+    let said = psql(
+        &cluster,
+        &["-qAt"],
+        "CREATE TEMP TABLE t (a int); INSERT INTO t VALUES (1), (2);\nSELECT sum(a) FROM t;\n",
+    );
+    assert_eq!(said.out, "3\n", "{}", said.err);
+
+    // HTTP says where to go instead.
+    let error = cluster.try_query("SELECT 1").await.unwrap_err();
+    assert_eq!(error.code(), "0A000");
+}
+
+#[tokio::test]
+async fn rows_are_copied_to_the_servers_of_their_keys() {
+    let cluster = three_servers().await;
+    rows(&cluster, "CREATE TABLE t (id bigint PRIMARY KEY, name text, weight float8, raw bytea) SHARD BY (id)");
+    rows(&cluster, "CREATE TABLE r (id int PRIMARY KEY, name text) REFERENCE");
+    let file = cluster.dir.path().join("in.csv");
+    let mut text = "id,name,weight,raw\n".to_owned();
+    for id in 0..12_000 {
+        text += &format!("{id},\"a \"\"{id}\"\",\n b\",{}.5,NA\n", id % 100);
+    }
+    std::fs::write(&file, text).unwrap();
+    let copied = psql(&cluster, &["-c", &format!("\\copy t FROM '{}' csv header null 'NA'", file.display())], "");
+    assert_eq!(copied.out.trim(), "COPY 12000", "{}\n{}", copied.err, cluster.tail());
+    let sums = "SELECT count(*), sum(id), count(raw), min(name) FROM t";
+    assert_eq!(rows(&cluster, sums), "12000|71994000|0|a \"0\",\n b");
+
+    // There and back, in each format.
+    let given = "20000\ttab\\tnew\\nline\\\\\t\\N\t\\\\x00ff\n20001\t\t1.5\t\\N\n";
+    let copied = psql(&cluster, &["-c", "COPY t FROM STDIN"], given);
+    assert_eq!(copied.out.trim(), "COPY 2", "{}", copied.err);
+    let back = psql(&cluster, &["-c", "COPY (SELECT * FROM t WHERE id = 20000) TO STDOUT"], "");
+    assert_eq!(back.out, given.split_inclusive('\n').next().unwrap());
+    for (number, form) in ["(FORMAT text)", "(FORMAT csv, HEADER)", "(FORMAT binary)"].iter().enumerate() {
+        let file = cluster.dir.path().join(format!("out{number}"));
+        let out = psql(&cluster, &["-c", &format!("\\copy t TO '{}' {form}", file.display())], "");
+        assert_eq!(out.out.trim(), "COPY 12002", "{form}: {}", out.err);
+        rows(&cluster, "TRUNCATE t");
+        assert_eq!(rows(&cluster, "SELECT count(*) FROM t"), "0");
+        let back = psql(&cluster, &["-c", &format!("\\copy t FROM '{}' {form}", file.display())], "");
+        assert_eq!(back.out.trim(), "COPY 12002", "{form}: {}\n{}", back.err, cluster.tail());
+        assert_eq!(rows(&cluster, sums), "12002|72034001|1|", "{form}");
+        assert_eq!(rows(&cluster, "SELECT encode(raw, 'hex'), weight FROM t WHERE id = 20000"), "00ff|");
+    }
+    let copied = psql(&cluster, &["-c", "COPY r FROM STDIN"], "1\ta\n2\tb\n");
+    assert_eq!(copied.out.trim(), "COPY 2", "{}", copied.err);
+
+    // All or nothing: COPY is part of its transaction.
+    for (input, code) in
+        [("30000\ta\nx\tb\n", "22P02"), ("40000\ta\n40000\tb\n", "23505"), ("50000\n", "22P04"), ("\\N\ta\n", "23502")]
+    {
+        let wrong = psql(&cluster, &["-v", "VERBOSITY=sqlstate", "-c", "COPY t (id, name) FROM STDIN"], input);
+        assert!(!wrong.fine && wrong.err.contains(code), "{input}: {}", wrong.err);
+    }
+    assert_eq!(rows(&cluster, "SELECT count(*) FROM t"), "12002");
+}
+
+/// pgbench's own tables, sharded by the configuration, and all of its scripts in each way of sending statements.
+#[tokio::test]
+async fn pgbench_runs_over_servers() {
+    let config = json!({
+        "engine": "postgres",
+        "table_shard_keys": {
+            "pgbench_accounts": "aid", "pgbench_tellers": "tid", "pgbench_branches": "bid", "pgbench_history": "aid",
+        },
+    });
+    let cluster = Cluster::start(Options { nodes: 1, shards: 3, config, ..Options::default() }).await;
+    let made = run("pgbench", &[], &cluster, &["-i", "-s", "1", "-q"], "");
+    assert!(made.fine, "{}\n{}", made.err, cluster.tail());
+    assert_eq!(rows(&cluster, "SELECT count(*) FROM pgbench_accounts"), "100000");
+    for mode in ["simple", "extended", "prepared"] {
+        for script in ["tpcb-like", "simple-update", "select-only"] {
+            let said = run("pgbench", &[], &cluster, &["-n", "-M", mode, "-b", script, "-c", "4", "-t", "25"], "");
+            assert!(said.fine, "{mode} {script}: {}\n{}", said.err, cluster.tail());
+            assert!(said.out.contains("100/100"), "{mode} {script}: {}{}", said.out, said.err);
+        }
+    }
+    // tpcb-like adds each delta to one account, one teller and one branch; simple-update to an account alone.
+    assert_eq!(rows(&cluster, "SELECT count(*) FROM pgbench_history"), "600");
+    let sums = rows(
+        &cluster,
+        "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history), \
+         (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(bbalance) FROM pgbench_branches)",
+    );
+    assert_eq!(sums, "t|t");
+}
