@@ -97,7 +97,8 @@ impl From<ReadError> for Declined {
                 HostError::Unavailable("the leader could not confirm that it still leads".into()).into()
             }
             ReadError::Overloaded => HostError::Overloaded(Overload::Reads).into(),
-            ReadError::Stopped(why) => HostError::Unavailable(format!("the replica has stopped: {why}")).into(),
+            // Whatever it stopped for, it leads no more, and reading elsewhere does no harm.
+            ReadError::Stopped(_) => Declined::NotLeader { leader: None },
         }
     }
 }
