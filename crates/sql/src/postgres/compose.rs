@@ -44,7 +44,9 @@ impl Composer {
     /// The tokens `from..to`, some runs of which are written otherwise. Replacements are in order and don't overlap; those outside are left out.
     pub fn replaced(&mut self, tokens: &Tokens, from: usize, to: usize, replacements: &[Replacement]) {
         let mut at = from;
-        for Replacement { from: start, to: end, with } in replacements.iter().filter(|one| one.from >= from && one.to <= to) {
+        for Replacement { from: start, to: end, with } in
+            replacements.iter().filter(|one| one.from >= from && one.to <= to)
+        {
             if at < *start {
                 self.tokens(tokens, at, *start);
                 self.text(" ");
@@ -75,6 +77,16 @@ impl Piece {
     /// Text without parameters.
     pub fn text(text: impl Into<String>) -> Piece {
         Piece { texts: vec![text.into()], params: Vec::new() }
+    }
+
+    /// Puts another piece behind this one.
+    pub fn append(&mut self, other: Piece) {
+        let mut texts = other.texts.into_iter();
+        if let Some(last) = self.texts.last_mut() {
+            last.push_str(&texts.next().unwrap_or_default());
+        }
+        self.texts.extend(texts);
+        self.params.extend(other.params);
     }
 
     /// The tokens `from..to` as they are written.

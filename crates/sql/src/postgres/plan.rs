@@ -23,35 +23,60 @@ pub struct Planned {
 #[allow(clippy::large_enum_variant)] // kept behind an Arc, never moved around in bulk
 pub enum What {
     /// BEGIN, START TRANSACTION.
-    Begin { read_only: bool },
+    Begin {
+        read_only: bool,
+    },
     /// COMMIT, END; `chain`: AND CHAIN.
-    Commit { chain: bool },
+    Commit {
+        chain: bool,
+    },
     /// ROLLBACK, ABORT; `chain`: AND CHAIN.
-    Rollback { chain: bool },
+    Rollback {
+        chain: bool,
+    },
     Savepoint(String),
     Release(String),
     RollbackTo(String),
     /// PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED.
     PrepareTransaction,
     /// SET of a setting, under the name that SHOW knows (`timezone` for SET TIME ZONE); `local`: SET LOCAL.
-    Set { name: String, local: bool },
+    Set {
+        name: String,
+        local: bool,
+    },
     /// SET TRANSACTION, SET CONSTRAINTS: they end with the transaction.
     SetTransaction,
     SetSessionCharacteristics,
     /// RESET name; `None`: RESET ALL.
     Reset(Option<String>),
     /// DISCARD; `all`: DISCARD ALL.
-    Discard { all: bool },
+    Discard {
+        all: bool,
+    },
     /// PREPARE name (types) AS statement. The types are as written.
-    Prepare { name: String, types: Vec<String>, statement: Box<Planned> },
+    Prepare {
+        name: String,
+        types: Vec<String>,
+        statement: Box<Planned>,
+    },
     /// EXECUTE name (values). The values are expressions, as written.
-    Execute { name: String, values: Vec<String> },
+    Execute {
+        name: String,
+        values: Vec<String>,
+    },
     /// DEALLOCATE name; `None`: ALL.
     Deallocate(Option<String>),
     /// DECLARE name CURSOR FOR query; `hold`: WITH HOLD. `text` is the query's own text, whose plan `query` is.
-    Declare { name: String, hold: bool, text: String, query: Query },
+    Declare {
+        name: String,
+        hold: bool,
+        text: String,
+        query: Query,
+    },
     /// FETCH, MOVE.
-    Fetch { cursor: String },
+    Fetch {
+        cursor: String,
+    },
     /// CLOSE name; `None`: ALL.
     Close(Option<String>),
     /// LISTEN, UNLISTEN, NOTIFY.
@@ -125,7 +150,9 @@ pub(super) enum Constant {
 pub(super) enum Several {
     /// Nothing of it is spread: any shard.
     Any,
-    Every { reference: bool },
+    Every {
+        reference: bool,
+    },
     Spread(Box<Spread>),
     /// INSERT … VALUES: `keyed` has the keys of its rows in order.
     Rows(Rows),

@@ -157,7 +157,9 @@ fn unreadable(key: &Constant) -> SqlError {
 
 fn not_stored(error: KeyError) -> SqlError {
     match error {
-        KeyError::Null => SqlError::new(Code::NullKey, error.to_string()).hint("give every row a value for its shard key"),
+        KeyError::Null => {
+            SqlError::new(Code::NullKey, error.to_string()).hint("give every row a value for its shard key")
+        }
         KeyError::Type { .. } => {
             SqlError::new(Code::KeyType, error.to_string()).hint("send the value with the type of the key's column")
         }
