@@ -79,6 +79,16 @@ impl Piece {
         Piece { texts: vec![text.into()], params: Vec::new() }
     }
 
+    /// Puts another piece behind this one.
+    pub fn append(&mut self, other: Piece) {
+        let mut texts = other.texts.into_iter();
+        if let Some(last) = self.texts.last_mut() {
+            last.push_str(&texts.next().unwrap_or_default());
+        }
+        self.texts.extend(texts);
+        self.params.extend(other.params);
+    }
+
     /// The tokens `from..to` as they are written.
     pub fn of(tokens: &Tokens, from: usize, to: usize) -> Piece {
         if from >= to {

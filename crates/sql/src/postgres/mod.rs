@@ -18,10 +18,28 @@
 //!
 //! Tokens are cut as PostgreSQL does with `standard_conforming_strings = on`: whoever lets clients turn that off plans wrongly.
 
+mod analysis;
+mod clauses;
 mod compose;
+mod copy;
+mod ddl;
+mod functions;
+mod gather;
+mod keys;
 mod lex;
+mod local;
+mod outputs;
+mod parse;
+mod partial;
 mod plan;
+mod query;
+mod read;
 mod route;
+mod spread;
+mod statement;
+mod tree;
+mod types;
+mod write;
 
 pub use plan::{
     Copy, CopyFormat, Ddl, Direction, Fetch, Part, Placement, Planned, Query, Route, Source, Spread, UniqueIndex, Verb,
@@ -35,6 +53,5 @@ use crate::{Schema, SqlError};
 /// The error is of the first statement that can't be planned: `42601` for what is no SQL, `0A000` for what Pleat can't
 /// route, `54000` and `54001` for what is too long or nested too deeply.
 pub fn prepare(text: &str, schema: &Schema<'_>) -> Result<Vec<Planned>, SqlError> {
-    let _ = (text, schema);
-    Err(SqlError::unsupported("statements for PostgreSQL shards are not planned yet"))
+    statement::prepare(text, schema)
 }

@@ -1,0 +1,286 @@
+//! Statements that are routed by the tables that they mention.
+
+use std::collections::BTreeSet;
+
+use pleat_cluster::{KeyType, Table, TableKind};
+use sqlparser::ast::{SetExpr, Statement};
+
+use super::analysis::Analysis;
+use super::functions::{self, Purity};
+use super::lex::{Kind, Tokens};
+use super::plan::{Constant, Plan, Query, Several, Verb};
+use super::statement::Reader;
+use super::{parse, read, write};
+use crate::error::{Code, SqlError};
+
+/// Plans the statement that the tokens `from..to` spell.
+pub(super) fn plan(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
+    let tokens = reader.tokens;
+    let word = match tokens.kind(from) {
+        Some(Kind::Word) => tokens.str(from).to_ascii_uppercase(),
+        _ => String::new(),
+    };
+    match word.as_str() {
+        "EXPLAIN" => explain(reader, from, to),
+        "SHOW" | "CHECKPOINT" => Ok(any(false, false)),
+        "DO" | "CALL" => opaque(reader, from, to),
+        "TRUNCATE" | "LOCK" => maintained(reader, from, to, true),
+        "VACUUM" => maintained(reader, from, to, false),
+        "ANALYZE" | "ANALYSE" => maintained(reader, from, to, true),
+        "SELECT" | "VALUES" | "WITH" | "TABLE" | "INSERT" | "UPDATE" | "DELETE" => routed(reader, from, to),
+        _ if tokens.is_symbol(from, "(") => routed(reader, from, to),
+        _ => not_parsed(reader, from, to, || {
+            SqlError::unsupported(format!(
+                "{} is not supported",
+                if word.is_empty() { "this statement" } else { &word }
+            ))
+            .hint("use SELECT, INSERT, UPDATE or DELETE")
+        }),
+    }
+}
+
+fn routed(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
+    let mut analysis = Analysis::new(reader.schema, reader.tokens);
+    let understood = parse::statement(reader.tokens, from, to).and_then(|statement| {
+        analysis.statement(&statement)?;
+        nothing_missed(&analysis, from, to)?;
+        Ok(statement)
+    });
+    match understood {
+        Ok(statement) => of_statement(&analysis, &statement, (from, to)),
+        Err(error) if error.code == Code::Unsupported => not_parsed(reader, from, to, || error),
+        Err(error) => Err(error),
+    }
+}
+
+fn of_statement(analysis: &Analysis, statement: &Statement, range: (usize, usize)) -> Result<Query, SqlError> {
+    let plan = match statement {
+        Statement::Query(query) if analysis.targets == 0 && analysis.into.is_none() => {
+            read::plan(analysis, query, range)
+        }
+        _ => write::plan(analysis, statement, range)?,
+    };
+    let tables: BTreeSet<String> = analysis.mentions.iter().map(|mention| mention.key.clone()).collect();
+    Ok(Query {
+        verb: verb(statement),
+        writes: analysis.writes || analysis.purity == Purity::Unknown,
+        pins: analysis.pins,
+        in_transaction: true,
+        tables: tables.into_iter().collect(),
+        keys: keys(&plan),
+        plan,
+    })
+}
+
+fn verb(statement: &Statement) -> Verb {
+    match statement {
+        Statement::Insert(_) => Verb::Insert,
+        Statement::Update(_) => Verb::Update,
+        Statement::Delete(_) => Verb::Delete,
+        Statement::Query(query) => match query.body.as_ref() {
+            SetExpr::Insert(inner) | SetExpr::Update(inner) | SetExpr::Delete(inner) => verb(inner),
+            _ => Verb::Select,
+        },
+        _ => Verb::Other,
+    }
+}
+
+/// The parameters among the keys.
+fn keys(plan: &Plan) -> Vec<(usize, KeyType)> {
+    let mut found: Vec<(usize, KeyType)> = Vec::new();
+    for keyed in &plan.keyed {
+        for key in keyed.keys.iter().flatten() {
+            if let Constant::Param(at) = key
+                && !found.contains(&(*at, keyed.key_type))
+            {
+                found.push((*at, keyed.key_type));
+            }
+        }
+    }
+    found
+}
+
+/// A table's name behind FROM, JOIN, INTO, UPDATE or ONLY that the tree doesn't have as a table: the parser read it as something else.
+fn nothing_missed(analysis: &Analysis, from: usize, to: usize) -> Result<(), SqlError> {
+    let tokens = analysis.tokens;
+    let behind =
+        |at: usize| ["FROM", "JOIN", "INTO", "UPDATE", "ONLY"].iter().any(|word| at > from && tokens.is(at - 1, word));
+    let known = |at: usize, name: &str| {
+        let mentioned = analysis
+            .mentions
+            .iter()
+            .any(|mention| mention.tokens.is_some_and(|(start, end)| (start..end).contains(&at)));
+        mentioned || analysis.is_cte(name)
+    };
+    let missed = (from..to).filter(|at| behind(*at) && !tokens.is_symbol(at + 1, ".")).find_map(|at| {
+        let name = tokens.name(at)?;
+        (analysis.schema.tables.contains_key(&name.to_ascii_lowercase()) && !known(at, &name)).then_some(at)
+    });
+    match missed {
+        Some(at) => Err(SqlError::unsupported(format!("it is not understood what {} is here", tokens.str(at)))
+            .hint("name the table without ONLY, and a column of the table's name with a qualifier")
+            .at(tokens.text, tokens.start(at))),
+        None => Ok(()),
+    }
+}
+
+// ---- what is not parsed ----
+
+/// The tables of the catalog that a text's words name, whatever they stand for there: those inside of strings, too.
+pub(super) fn named<'s>(reader: &Reader<'s>, from: usize, to: usize) -> Vec<&'s Table> {
+    let word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+    let text = reader.tokens.slice(from, to).to_ascii_lowercase();
+    let words: BTreeSet<&str> = text.split(|c| !word(c)).collect();
+    // A name with other characters in it is looked for as it is.
+    let names = |name: &str| if name.chars().all(word) { words.contains(name) } else { text.contains(name) };
+    let tables = reader.schema.tables.iter();
+    tables.filter(|(key, _)| names(key.rsplit('.').next().unwrap_or(key))).map(|(_, table)| table).collect()
+}
+
+fn any(writes: bool, pins: bool) -> Query {
+    let plan = Plan { keyed: Vec::new(), singles: BTreeSet::new(), several: Several::Any };
+    Query { verb: Verb::Other, writes, pins, in_transaction: true, tables: Vec::new(), keys: Vec::new(), plan }
+}
+
+/// A statement that isn't understood may go to any shard if nothing of the cluster's is in it.
+fn not_parsed(reader: &Reader, from: usize, to: usize, error: impl FnOnce() -> SqlError) -> Result<Query, SqlError> {
+    let tokens = reader.tokens;
+    let reads = ["SELECT", "VALUES", "TABLE", "WITH"].iter().any(|word| tokens.is(from, word))
+        && !(from..to).any(|at| ["INSERT", "UPDATE", "DELETE", "MERGE", "INTO"].iter().any(|word| tokens.is(at, word)));
+    let tables = named(reader, from, to);
+    let harmless = |table: &&Table| reads && table.kind == TableKind::Reference;
+    let view =
+        reader.schema.views.keys().any(|view| (from..to).any(|at| tokens.name(at).is_some_and(|name| name == *view)));
+    let escaped = (from..to).any(|at| tokens.kind(at) == Some(Kind::Opaque) && tokens.str(at).ends_with('"'));
+    let into = tokens.is(from, "SELECT") && (from..to).any(|at| tokens.is(at, "INTO"));
+    if !tables.iter().all(harmless) || view || escaped || into {
+        return Err(error());
+    }
+    let called = (from..to).filter(|at| tokens.is_symbol(at + 1, "(")).filter_map(|at| tokens.name(at));
+    let pins = called.clone().any(|name| functions::pins(&name));
+    let pure = called.into_iter().all(|name| functions::purity(&name) <= Purity::Volatile || is_word(&name));
+    Ok(Query { verb: if reads { Verb::Select } else { Verb::Other }, ..any(!(reads && pure), pins) })
+}
+
+/// Words that brackets follow without a call.
+fn is_word(name: &str) -> bool {
+    matches!(
+        name,
+        "and"
+            | "or"
+            | "not"
+            | "in"
+            | "exists"
+            | "any"
+            | "all"
+            | "some"
+            | "values"
+            | "as"
+            | "on"
+            | "using"
+            | "over"
+            | "filter"
+            | "where"
+            | "select"
+            | "from"
+            | "by"
+            | "when"
+            | "then"
+            | "else"
+            | "array"
+            | "row"
+            | "cast"
+            | "lateral"
+            | "materialized"
+            | "union"
+    )
+}
+
+/// DO and CALL: what they do is not known, so they must not name a table whose rows are on several shards.
+fn opaque(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
+    match named(reader, from, to).first() {
+        None => Ok(any(true, true)),
+        Some(table) => Err(SqlError::unsupported(format!(
+            "{} names the table {}: what it does would happen on one shard only",
+            reader.tokens.str(from).to_ascii_uppercase(),
+            table.name
+        ))
+        .hint("send its statements one by one, in a transaction")),
+    }
+}
+
+/// TRUNCATE, LOCK, VACUUM, ANALYZE: of the tables that they name, or of all.
+fn maintained(reader: &Reader, from: usize, to: usize, in_transaction: bool) -> Result<Query, SqlError> {
+    let tokens = reader.tokens;
+    let names: BTreeSet<String> = (from + 1..to).filter_map(|at| Some(tokens.name(at)?.to_ascii_lowercase())).collect();
+    let all = reader.schema.tables.iter();
+    let found: Vec<(&String, &Table)> =
+        all.filter(|(key, _)| names.contains(key.rsplit('.').next().unwrap_or(key))).collect();
+    let single = |table: &&(&String, &Table)| matches!(table.1.kind, TableKind::Single { .. });
+    let singles: BTreeSet<_> = found
+        .iter()
+        .filter_map(|(_, table)| match table.kind {
+            TableKind::Single { shard } => Some(shard),
+            _ => None,
+        })
+        .collect();
+    let of_all = found.is_empty() && !tokens.is(from, "TRUNCATE") && !tokens.is(from, "LOCK");
+    let mixed = !singles.is_empty() && !found.iter().all(|table| single(&table)) || singles.len() > 1;
+    let several = match () {
+        () if mixed => Several::Refused(Box::new(
+            SqlError::unsupported("the tables are not all on the same shards")
+                .hint("send one statement for each table"),
+        )),
+        () if singles.is_empty() && (of_all || !found.is_empty()) => Several::Every { reference: true },
+        () => Several::Any,
+    };
+    let tables = found.iter().map(|(key, _)| (*key).clone()).collect();
+    // A refusal must not be taken for "all on one shard".
+    let singles = if mixed { BTreeSet::new() } else { singles };
+    let plan = Plan { keyed: Vec::new(), singles, several };
+    if let Several::Refused(error) = plan.several {
+        return Err(*error);
+    }
+    Ok(Query { in_transaction, tables, plan, ..any(true, false) })
+}
+
+// ---- EXPLAIN ----
+
+fn explain(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
+    let tokens = reader.tokens;
+    let mut at = from + 1;
+    let mut analyze = false;
+    if tokens.is_symbol(at, "(") {
+        let close = tokens.closing(at);
+        analyze = (at..close).any(|at| analyzes(tokens, at));
+        at = close + 1;
+    }
+    while at < to && ["ANALYZE", "ANALYSE", "VERBOSE"].iter().any(|word| tokens.is(at, word)) {
+        analyze |= !tokens.is(at, "VERBOSE");
+        at += 1;
+    }
+    let known =
+        ["SELECT", "VALUES", "WITH", "TABLE", "INSERT", "UPDATE", "DELETE"].iter().any(|word| tokens.is(at, word));
+    if at >= to || !known && !tokens.is_symbol(at, "(") {
+        return Err(
+            SqlError::unsupported("EXPLAIN of this statement is not supported").hint("explain the query itself")
+        );
+    }
+    let inner = plan(reader, at, to)?;
+    let mut plan = inner.plan;
+    plan.several = match plan.several {
+        Several::Every { reference: true } if !analyze => Several::Any,
+        kept @ (Several::Any | Several::Every { reference: true } | Several::Refused(_)) => kept,
+        Several::Every { .. } | Several::Spread(_) | Several::Rows(_) => Several::Refused(Box::new(
+            SqlError::unsupported("EXPLAIN of a statement that concerns several shards is not supported yet")
+                .hint("say what the shard key is: the plan is much the same on every shard"),
+        )),
+    };
+    Ok(Query { verb: Verb::Other, writes: analyze && inner.writes, plan, ..inner })
+}
+
+/// Whether token `at` of EXPLAIN's options is ANALYZE, and not turned off.
+fn analyzes(tokens: &Tokens, at: usize) -> bool {
+    let off = ["OFF", "FALSE"].iter().any(|word| tokens.is(at + 1, word)) || tokens.str(at + 1) == "0";
+    (tokens.is(at, "ANALYZE") || tokens.is(at, "ANALYSE")) && !off
+}
