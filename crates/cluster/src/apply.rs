@@ -202,6 +202,7 @@ impl Catalog {
     }
 
     fn start(&mut self, kind: &OperationKind, cause: Cause, reason: &str, at: Millis) -> Applied<OperationId> {
+        self.admit_engine(kind)?;
         self.admit_open(1)?;
         self.admit_beside_waiting(kind)?;
         self.admit_beside_moves(kind)?;

@@ -26,6 +26,7 @@ mod node;
 mod operation;
 pub mod planted;
 mod policy;
+mod prepared;
 mod rebuild;
 mod receipt;
 mod shard;
@@ -46,6 +47,7 @@ pub use ledger::{CommitNumber, Decided, Ledger, LedgerCommand, LedgerError, Ledg
 pub use node::{Node, NodeState};
 pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, ScaleIn, Strategy, Thresholds};
+pub use prepared::PreparedName;
 pub use receipt::{Digest, RECEIPT_TABLES_MAX, Receipt, TableReceipt};
 pub use shard::{Engine, SERVER_NAME, Shard, ShardState};
 pub use table::{

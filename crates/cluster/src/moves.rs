@@ -45,6 +45,7 @@ impl Catalog {
             let OperationKind::Move { from, to, partitions } = kind else {
                 return Err(invalid(format!("a {} is started by itself", kind.name())));
             };
+            self.admit_engine(kind)?;
             self.admit_beside_waiting(kind)?;
             self.admit_move(*from, *to, partitions)?;
             if let Some(twice) = partitions.iter().find(|partition| !named.insert(**partition)) {

@@ -1,11 +1,16 @@
 //! Shards: the databases that own partitions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Generation, Millis, NodeId, ShardId};
+
+/// The user and the database of every server that Pleat makes.
+pub const SERVER_NAME: &str = "pleat";
 
 /// What a shard's data is kept in. All shards of a cluster are of one engine: a cluster of two could neither join nor finish a
 /// query by one database's rules.
@@ -19,15 +24,30 @@ pub enum Engine {
     Postgres,
 }
 
-/// The user and the database of every server that Pleat makes.
-pub const SERVER_NAME: &str = "pleat";
-
 impl Engine {
     /// `sqlite` or `postgres`.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Sqlite => "sqlite",
             Engine::Postgres => "postgres",
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Engine {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "sqlite" => Ok(Engine::Sqlite),
+            "postgres" => Ok(Engine::Postgres),
+            other => Err(format!("'{other}' is neither sqlite nor postgres")),
         }
     }
 }

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pleat_cluster::{Catalog, Command, Millis, NodeId, OperationId, PartitionId, Reply, ShardId};
+use pleat_cluster::{Catalog, Command, Engine, Millis, NodeId, OperationId, PartitionId, Reply, ShardId};
+use pleat_engine::postgres::Asked;
 use pleat_engine::{
     Action, ContentDigest, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest,
 };
@@ -37,7 +38,9 @@ pub trait Cluster: Send + Sync + 'static {
     async fn write(&self, shard: ShardId, action: Action, within: Duration) -> Result<Outcome, HostError>;
     /// Ask a shard's leader, after a round of its quorum.
     async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError>;
-    /// Whether the shard has a leader that a majority follows, be it busy or not.
+    /// Have a shard's server carry out texts, one after the other on one connection: see [`Host::ask_server`].
+    async fn ask(&self, shard: ShardId, texts: Vec<String>, within: Duration) -> Result<Vec<Asked>, HostError>;
+    /// Whether the shard has a leader that a majority follows, be it busy or not; of a server: whether it answers.
     async fn reach(&self, shard: ShardId, within: Duration) -> Result<(), HostError>;
     /// Whether the shard answers a read; otherwise what is missing, for people.
     async fn probe(&self, shard: ShardId, within: Duration) -> Result<(), String>;
@@ -69,6 +72,9 @@ pub trait Cluster: Send + Sync + 'static {
         within: Duration,
     ) -> Result<GroupView, HostError>;
 }
+
+/// Who answers this, serves.
+const ANYTHING: &str = "SELECT 1";
 
 /// The real cluster.
 pub struct HostCluster(pub Arc<Host>);
@@ -104,13 +110,23 @@ impl Cluster for HostCluster {
         self.0.move_read(shard, request, within).await
     }
 
+    async fn ask(&self, shard: ShardId, texts: Vec<String>, within: Duration) -> Result<Vec<Asked>, HostError> {
+        self.0.ask_server(shard, &texts, within).await
+    }
+
     async fn reach(&self, shard: ShardId, within: Duration) -> Result<(), HostError> {
-        self.0.has_quorum(shard, within).await
+        match self.0.catalog().engine {
+            Engine::Sqlite => self.0.has_quorum(shard, within).await,
+            Engine::Postgres => self.ask(shard, vec![ANYTHING.to_owned()], within).await.map(drop),
+        }
     }
 
     async fn probe(&self, shard: ShardId, within: Duration) -> Result<(), String> {
+        if self.0.catalog().engine == Engine::Postgres {
+            return self.reach(shard, within).await.map_err(|error| error.to_string());
+        }
         let request = ReadRequest {
-            queries: vec![Query::new("SELECT 1")],
+            queries: vec![Query::new(ANYTHING)],
             check: OwnershipCheck::None,
             layout: None,
             now_ms: self.0.now_ms(),

@@ -1,4 +1,4 @@
-//! Schema changes on every shard.
+//! Schema changes on every embedded shard. (Those of servers: `ddl_servers`.)
 //!
 //! A statement is routed by the catalog's tables, and a shard refuses what it doesn't own, so what matters is
 //! the order in which the shards and the catalog learn of a change:
@@ -94,7 +94,7 @@ pub(crate) const SETTLE_STEP: &str = "settle reference tables";
 /// The pause before a shard that did not carry out its part is asked again.
 const INSIST_PAUSE: Duration = Duration::from_millis(500);
 /// SQLSTATE: a shard can't be reached.
-const UNREACHED: &str = "57P03";
+pub(crate) const UNREACHED: &str = "57P03";
 
 /// Carry out a schema change, or take it up where an earlier leader left it.
 pub(crate) async fn carry_out(work: &Work, effect: &DdlEffect, sql: &str) -> Result<(), Stop> {
@@ -137,6 +137,11 @@ async fn prepare_and_commit(work: &Work, effect: &DdlEffect, sql: &str) -> Resul
         }
         _ => change_shards(work, effect, sql).await?,
     }
+    commit(work).await
+}
+
+/// The commit itself, in an order with a cancellation.
+pub(crate) async fn commit(work: &Work) -> Result<(), Stop> {
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
     work.begin("commit").await?;
     work.decide();

@@ -33,14 +33,16 @@ use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use pleat_cluster::planted::{self, Bug};
-use pleat_cluster::{Catalog, Command, Operation, OperationId, OperationKind, Phase, Shard, ShardState};
+use pleat_cluster::{
+    Catalog, Command, DdlEffect, Engine, Operation, OperationId, OperationKind, Phase, Shard, ShardState,
+};
 use pleat_engine::Action;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::stop::Stop;
 use crate::work::{COMMAND_LIMIT, Tools, Work};
-use crate::{ddl, mover, place};
+use crate::{ddl, ddl_servers, mover, place};
 
 /// The pause after something failed, at first and at most.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -207,10 +209,12 @@ async fn found(tools: &Tools, shards: &[Shard]) -> Result<(), Stop> {
 async fn found_one(tools: &Tools, shard: &Shard) -> Result<(), Stop> {
     let provided = tools.provisioner.provide(shard, tools.settings.provision_limit).await;
     provided.map_err(|error| Stop::Again(error.to_string()))?;
-    let units = tools.cluster.catalog().units_of(shard.id);
-    let layout = tools.cluster.catalog().layout;
-    let own = Action::Own { units, ownership: shard.ownership, layout };
-    crate::stop::took_effect(tools.cluster.write(shard.id, own, crate::work::EFFECT_LIMIT).await?)?;
+    let catalog = tools.cluster.catalog();
+    // A server does not know what is its own: routers do.
+    if catalog.engine == Engine::Sqlite {
+        let own = Action::Own { units: catalog.units_of(shard.id), ownership: shard.ownership, layout: catalog.layout };
+        crate::stop::took_effect(tools.cluster.write(shard.id, own, crate::work::EFFECT_LIMIT).await?)?;
+    }
     let activate = Command::ActivateShard { shard: shard.id, at: tools.cluster.now_ms() };
     tools.cluster.command(activate, COMMAND_LIMIT).await?;
     tracing::info!(shard = %shard.id, "shard founded");
@@ -240,6 +244,9 @@ pub(crate) async fn carry_out(tools: &Tools, id: OperationId) -> Result<(), Stop
     let operation = work.operation()?;
     tracing::info!(operation = %id, kind = operation.kind.name(), reason = operation.reason, "operation taken up");
     if let Some((effect, sql)) = ddl::of(&operation.kind) {
+        if let DdlEffect::Servers { about, .. } = effect {
+            return ddl_servers::carry_out(&work, about, sql).await;
+        }
         if let Some((before, after)) = place::of(effect) {
             return place::carry_out(&work, before, after).await;
         }
@@ -253,7 +260,7 @@ pub(crate) async fn carry_out(tools: &Tools, id: OperationId) -> Result<(), Stop
 
 #[cfg(test)]
 mod tests {
-    use pleat_cluster::{Cause, DdlEffect, NodeId, PartitionId, Policy, ShardId, View};
+    use pleat_cluster::{Cause, NodeId, PartitionId, Policy, ShardId, View};
 
     use super::*;
 

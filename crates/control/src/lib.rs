@@ -7,7 +7,7 @@
 //! | part | does |
 //! | --- | --- |
 //! | `lead` | founds shards, then carries out operations, oldest first: one at a time, but for splits, merges and moves of different shards |
-//! | `ddl` | a schema change on every shard |
+//! | `ddl` | a schema change on every shard; `ddl_servers` where these are servers |
 //! | `place` | gives a table another placement, while clients write |
 //! | `mover` | a split or a move of partitions, while clients write: start reading there |
 //! | `rebuild` | brings back nodes that lost their disk, and replicas that differ; beside the others |
@@ -22,6 +22,7 @@
 
 mod cluster;
 mod ddl;
+mod ddl_servers;
 mod lead;
 mod mover;
 mod observer;

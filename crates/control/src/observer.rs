@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{Catalog, Command, PartitionId, TableKind};
+use pleat_cluster::{Catalog, Command, Engine, PartitionId, TableKind};
 use pleat_host::{HostError, NodeObservation, PartitionWeight, ShardObservation};
 use pleat_plan::{Conclusion, History, Observed, ShardLoad, Weight, autoscale, worth_recording};
 use tokio::time::sleep;
@@ -27,7 +27,8 @@ pub(crate) async fn keep_observing(tools: Tools) {
     let mut history = History::default();
     loop {
         let catalog = tools.cluster.catalog();
-        if !catalog.is_initialised() {
+        // Servers are not measured yet, and can't be split.
+        if !catalog.is_initialised() || catalog.engine == Engine::Postgres {
             // Its policy is not known yet, the interval included.
             sleep(INTERVAL_MIN).await;
             continue;

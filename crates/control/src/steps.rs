@@ -12,6 +12,7 @@
 //! | `fence` | the same, and closed gates | the gates are opened first |
 //! | `take back`, between two attempts | some of that | the rest of it is taken back |
 //! | `check`, `reach shards`, `change shards`, `settle reference tables` | a schema change on some shards | it is undone there |
+//! | `prepare` | a schema change that some servers have prepared | it is rolled back there |
 //! | `commit` | nobody knows yet whether it took place | a cancellation is put in order with the commit by the catalog: whichever is there first refuses the other. No limit applies |
 //! | `activate`, `release`, `switch`, `open`, `own`, `clean up` | the result is in the catalog | nothing breaks these off; a cancellation is refused |
 //!
@@ -39,6 +40,7 @@ use pleat_cluster::Catalog;
 use tokio::time::{Instant, sleep_until};
 
 use crate::ddl::{CHANGE_STEP, REACH_STEP, SETTLE_STEP};
+use crate::ddl_servers::PREPARE;
 use crate::mover::attempt::{CAPTURE, CATCH_UP, COPY_SCHEMA, CREATE_SHARD, VERIFY};
 use crate::mover::clean_up::TAKE_BACK;
 use crate::mover::copy::COPY;
@@ -60,7 +62,7 @@ fn limit_of(step: &str) -> Option<Duration> {
     match step {
         CHECK | REACH_STEP | CREATE_SHARD | CAPTURE | FENCE => Some(BRIEF_LIMIT),
         COPY_SCHEMA | VERIFY | SETTLE_STEP => Some(SCAN_LIMIT),
-        COPY_REFERENCE | COPY | CATCH_UP | TAKE_BACK | CHANGE_STEP => Some(CARRY_LIMIT),
+        COPY_REFERENCE | COPY | CATCH_UP | TAKE_BACK | CHANGE_STEP | PREPARE => Some(CARRY_LIMIT),
         _ => None,
     }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use pleat_cluster::planted::{self, Bug};
-use pleat_cluster::{CommitNumber, Decided, LedgerCommand, LedgerReply, Millis, ShardId, ShardState, TxnId};
+use pleat_cluster::{CommitNumber, Decided, Engine, LedgerCommand, LedgerReply, Millis, ShardId, ShardState, TxnId};
 use pleat_engine::{Action, Outcome, PreparedTxn};
 
 use crate::calls::{group_of, mismatch};
@@ -33,7 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a prepared transaction is left to its coordinator.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long finding out about one may take.
-const DECIDE_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const DECIDE_LIMIT: Duration = Duration::from_secs(5);
 /// How often the control leader looks for commits that nobody had forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// How long a commit is left to its coordinator, in milliseconds of the ledger's time.
@@ -55,6 +55,9 @@ impl Host {
     }
 
     async fn in_doubt_on(&self, shard: ShardId, within: Duration) -> Result<Vec<InDoubt>, HostError> {
+        if self.catalog().engine == Engine::Postgres {
+            return self.in_doubt_on_server(shard, within).await;
+        }
         let ask = || Request::InDoubt(shard);
         let (Response::InDoubt(prepared), _) = self.ask_leader(group_of(shard), Effect::None, within, ask).await?
         else {
@@ -128,6 +131,9 @@ impl Host {
     }
 
     async fn carry_out(&self, shard: ShardId, txn: TxnId, commit: Option<CommitNumber>) -> Result<(), HostError> {
+        if self.catalog().engine == Engine::Postgres {
+            return self.carry_out_on_server(shard, txn, commit.is_some()).await;
+        }
         let planned = self.catalog().planned();
         match self.write(shard, planned, Action::Decide { txn, commit }, DECIDE_LIMIT).await?.outcome {
             Outcome::Done { .. } => Ok(()),

@@ -12,7 +12,7 @@
 //! | between removing a replaced replica's log and its files | the next start finds files of an older number, and removes both |
 //! | at any time after it has replaced a replica | its log of the control group is replayed, and shows catalogs that want the replica which was replaced: files of a newer number say that these catalogs are of the past |
 //! | anywhere in a write | Raft and the write's idempotency key decide; see `route` |
-//! | anywhere in a transaction over shards | the ledger decides; see `decide` |
+//! | anywhere in a transaction over shards | the ledger decides; see `decide`, and `decide_servers` |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -140,6 +140,7 @@ impl Host {
         pleat_consensus::spawn(host.clone().keep_spreading());
         pleat_consensus::spawn(host.clone().keep_verifying());
         pleat_consensus::spawn(host.clone().keep_deciding());
+        pleat_consensus::spawn(host.clone().keep_deciding_on_servers());
         pleat_consensus::spawn(host.clone().keep_forgetting());
         pleat_consensus::spawn(host.clone().keep_expiring());
         Ok(host)
@@ -203,9 +204,10 @@ impl Host {
         (status.is_leader && status.ready).then_some(status.term)
     }
 
-    /// The state of this node's replica of a shard, if it holds one.
+    /// The state of this node's replica of a shard, or of the server that it supervises, if it has one.
     pub fn shard_status(&self, shard: ShardId) -> Option<Status> {
-        self.replica(shard).map(|replica| replica.group.status())
+        let replica = self.replica(shard).map(|replica| replica.group.status());
+        replica.or_else(|| self.servers.status(shard, self.node()))
     }
 
     /// What this node's replica of a shard accepts writes for, as of which entry of the shard's log. `None`: it has no

@@ -18,6 +18,7 @@
 mod calls;
 mod catalog_machine;
 mod decide;
+mod decide_servers;
 mod error;
 pub mod failpoint;
 mod host;

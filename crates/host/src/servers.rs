@@ -1,5 +1,8 @@
 //! The way to shards that are servers: one pool for each, in every node.
 //!
+//! Pleat's own statements (recovery, schema changes, probes) have a few connections of their own: those of clients may all be waiting for
+//! just what these statements end.
+//!
 //! A pool belongs to an address. When the catalog has another one for the shard, there is a new pool, and the old one ends with the last
 //! transaction that is open in it.
 
@@ -8,40 +11,71 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pleat_cluster::{Catalog, Engine, SERVER_NAME, ShardId, ShardState};
+use pleat_cluster::{Catalog, Engine, NodeId, SERVER_NAME, ShardId, ShardState};
+use pleat_consensus::Status;
 use pleat_engine::Refusal;
-use pleat_engine::postgres::{Address, Lease, Limits, Pool, Server};
+use pleat_engine::postgres::{Address, Asked, Lease, Limits, Pool, Server};
 
 use crate::{Host, HostError};
 
 /// Connections that one node has to one server at most. A server has to have room for those of all nodes.
-pub const POOL_CONNECTIONS: usize = 64;
-const LIMITS: Limits = Limits { connections: POOL_CONNECTIONS, waiting: 10_000, wait: Duration::from_secs(10) };
+pub const POOL_CONNECTIONS: usize = CLIENTS.connections + OWN.connections;
+const CLIENTS: Limits = Limits { connections: 60, waiting: 10_000, wait: Duration::from_secs(10) };
+const OWN: Limits = Limits { connections: 4, ..CLIENTS };
 
 /// The pools of a node.
 #[derive(Default)]
 pub(crate) struct Servers {
-    pools: Mutex<BTreeMap<ShardId, (SocketAddr, Pool)>>,
+    pools: Mutex<BTreeMap<ShardId, Pools>>,
+    /// What this node supervises: what is wrong with it, if anything is.
+    supervised: Mutex<BTreeMap<ShardId, Option<String>>>,
+}
+
+struct Pools {
+    address: SocketAddr,
+    clients: Pool,
+    own: Pool,
+}
+
+/// Whose statement it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Clients,
+    Own,
+}
+
+impl Pools {
+    fn new(address: SocketAddr) -> Pools {
+        let name = || SERVER_NAME.to_owned();
+        let server = Server { address: Address::Tcp(address), user: name(), database: name(), password: None };
+        Pools { address, clients: Pool::new(server.clone(), CLIENTS), own: Pool::new(server, OWN) }
+    }
 }
 
 impl Servers {
-    fn pool(&self, shard: ShardId, address: SocketAddr) -> Pool {
-        let mut pools = self.pools.lock();
-        if let Some((known, pool)) = pools.get(&shard)
-            && *known == address
-        {
-            return pool.clone();
+    fn pool(&self, shard: ShardId, address: SocketAddr, whose: Whose) -> Pool {
+        let mut all = self.pools.lock();
+        let pools = all.entry(shard).or_insert_with(|| Pools::new(address));
+        if pools.address != address {
+            *pools = Pools::new(address);
         }
-        let name = || SERVER_NAME.to_owned();
-        let server = Server { address: Address::Tcp(address), user: name(), database: name(), password: None };
-        let pool = Pool::new(server, LIMITS);
-        pools.insert(shard, (address, pool.clone()));
-        pool
+        match whose {
+            Whose::Clients => pools.clients.clone(),
+            Whose::Own => pools.own.clone(),
+        }
+    }
+
+    /// How this node's server of a shard is, in the words for a replica. A server has no term and no log.
+    pub(crate) fn status(&self, shard: ShardId, node: NodeId) -> Option<Status> {
+        let stopped = self.supervised.lock().get(&shard)?.clone();
+        let runs = stopped.is_none();
+        Some(Status { leader: runs.then_some(node), is_leader: runs, ready: runs, stopped, ..Status::default() })
     }
 
     /// Close what leads to servers that are not there any more.
     pub(crate) fn keep_to(&self, catalog: &Catalog) {
-        self.pools.lock().retain(|shard, (address, _)| server_of(catalog, *shard) == Ok(Some(*address)));
+        self.pools.lock().retain(|shard, pools| server_of(catalog, *shard) == Ok(Some(pools.address)));
+        self.supervised.lock().retain(|shard, _| server_of(catalog, *shard).is_ok());
     }
 }
 
@@ -61,7 +95,40 @@ impl Host {
     /// A connection to a shard's server, for a transaction. A server that was not started yet, is starting again or has no connection left is waited
     /// for; [`HostError::Unavailable`] then says that nothing was done. A shard that was removed is [`HostError::Refused`].
     pub async fn lease(&self, shard: ShardId, within: Duration) -> Result<Lease, HostError> {
-        let deadline = Instant::now() + within.min(LIMITS.wait);
+        self.lease_for(Whose::Clients, shard, within).await
+    }
+
+    /// Have a shard's server carry out texts of Pleat's own, one after the other on one connection, up to the first that fails. What they have left open
+    /// is then taken back.
+    ///
+    /// # Errors
+    /// [`HostError::Server`] is the server's own word, [`HostError::Unavailable`] says that nothing was done, and
+    /// [`HostError::OutcomeUnknown`] that the server was lost in the middle, or did not answer in time.
+    pub async fn ask_server(
+        &self,
+        shard: ShardId,
+        texts: &[String],
+        within: Duration,
+    ) -> Result<Vec<Asked>, HostError> {
+        let deadline = Instant::now() + within;
+        let mut lease = self.lease_for(Whose::Own, shard, within).await?;
+        let mut answers = Vec::new();
+        for text in texts {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let answer = tokio::time::timeout(left, lease.ask(text)).await;
+            let late = |_| HostError::OutcomeUnknown(format!("the server of {shard} did not answer within {within:?}"));
+            answers.push(answer.map_err(late)??);
+        }
+        Ok(answers)
+    }
+
+    /// What this node's supervision says of a server: what is wrong with it, if anything is.
+    pub fn note_server_state(&self, shard: ShardId, trouble: Option<String>) {
+        self.servers().supervised.lock().insert(shard, trouble);
+    }
+
+    async fn lease_for(&self, whose: Whose, shard: ShardId, within: Duration) -> Result<Lease, HostError> {
+        let deadline = Instant::now() + within.min(CLIENTS.wait);
         let mut catalog = self.watch_catalog();
         loop {
             let known = catalog.borrow_and_update().clone();
@@ -82,7 +149,7 @@ impl Host {
                     Err(_) => return Err(HostError::Unavailable(format!("the server of {shard} was not started yet"))),
                 }
             };
-            let pool = self.servers().pool(shard, server);
+            let pool = self.servers().pool(shard, server, whose);
             tokio::select! {
                 // What is free is taken.
                 biased;
@@ -95,7 +162,7 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
-    use pleat_cluster::{Command, NodeId, Policy};
+    use pleat_cluster::{Command, Policy};
 
     use super::*;
 
@@ -122,19 +189,30 @@ mod tests {
         let mut catalog = catalog();
         let (shard, servers) = (ShardId(1), Servers::default());
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let known = |servers: &Servers| servers.pools.lock().get(&shard).map(|(address, _)| *address);
+        let known = |servers: &Servers| servers.pools.lock().get(&shard).map(|pools| pools.address);
         let note = |catalog: &mut Catalog, address| {
             catalog.apply(&Command::NoteServer { shard, node: NodeId(1), address, at: 2 }).unwrap();
         };
         note(&mut catalog, address(1));
-        servers.pool(shard, address(1));
+        servers.pool(shard, address(1), Whose::Clients);
         servers.keep_to(&catalog);
         assert_eq!(known(&servers), Some(address(1)));
         note(&mut catalog, address(2));
         servers.keep_to(&catalog);
         assert_eq!(known(&servers), None);
-        servers.pool(shard, address(1));
-        servers.pool(shard, address(2));
+        servers.pool(shard, address(1), Whose::Clients);
+        servers.pool(shard, address(2), Whose::Own);
         assert_eq!(known(&servers), Some(address(2)), "another address takes its place");
+    }
+
+    #[test]
+    fn a_server_that_is_down_is_told_of_as_a_replica_that_has_stopped() {
+        let (servers, shard, node) = (Servers::default(), ShardId(1), NodeId(1));
+        assert_eq!(servers.status(shard, node), None);
+        servers.supervised.lock().insert(shard, None);
+        assert!(servers.status(shard, node).is_some_and(|status| status.ready && status.leader == Some(node)));
+        servers.supervised.lock().insert(shard, Some("it died".to_owned()));
+        let down = servers.status(shard, node).unwrap();
+        assert_eq!((down.ready, down.leader, down.stopped.as_deref()), (false, None, Some("it died")));
     }
 }

@@ -20,7 +20,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use pleat_cluster::{Mode, PARTITION_COUNT_DEFAULT, Policy, ScaleIn, Strategy, Thresholds};
+use pleat_cluster::{Engine, Mode, PARTITION_COUNT_DEFAULT, Policy, ScaleIn, Strategy, Thresholds};
+use pleat_provision::process::{PROGRAMS, Size};
 use serde_json::Value;
 
 use crate::options::PgListen;
@@ -32,6 +33,9 @@ pub struct Config {
     pub nodes: Option<u32>,
     /// How many shards a new cluster starts with.
     pub initial_shards: Option<u32>,
+    /// What the shards of a new cluster are.
+    pub engine: Option<Engine>,
+    pub postgres: PostgresConfig,
     /// How many shards are left at least. None: as many as the cluster starts with.
     pub min_shards: Option<u32>,
     /// Where node 1 of `pleat up` listens.
@@ -47,6 +51,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The shard key of tables whose CREATE TABLE names none.
     pub table_shard_keys: BTreeMap<String, String>,
+    /// Whether the autoscaler acts. None: it does, if the shards can be split.
+    pub scaling_mode: Option<Mode>,
     /// When and how the autoscaler acts.
     pub policy: Policy,
     /// Hash buckets of keys. Fixed when the cluster is made.
@@ -98,6 +104,15 @@ pub struct TlsConfig {
     pub required: bool,
 }
 
+/// How the servers of PostgreSQL shards are run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostgresConfig {
+    /// The folder of `postgres` and `initdb`.
+    pub programs: PathBuf,
+    /// For everything that one server does.
+    pub memory_mib: u32,
+}
+
 /// How a node logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
@@ -111,6 +126,8 @@ impl Default for Config {
         Self {
             nodes: None,
             initial_shards: None,
+            engine: None,
+            postgres: PostgresConfig::default(),
             min_shards: None,
             listen: None,
             coordinator_listen: None,
@@ -119,6 +136,7 @@ impl Default for Config {
             insecure: false,
             tls: TlsConfig::default(),
             table_shard_keys: BTreeMap::new(),
+            scaling_mode: None,
             policy: Policy::default(),
             partition_count: PARTITION_COUNT_DEFAULT,
             replication_factor: 3,
@@ -159,6 +177,12 @@ impl TlsConfig {
             _ => return Ok(()),
         };
         Err(missing.to_owned())
+    }
+}
+
+impl Default for PostgresConfig {
+    fn default() -> Self {
+        Self { programs: PathBuf::from(PROGRAMS), memory_mib: Size::SMALL.memory_mib }
     }
 }
 
@@ -220,10 +244,16 @@ impl Config {
     }
 
     /// The policy of a new cluster that starts with so many shards. What somebody has asked for is not merged away: where the configuration
-    /// does not say how many are left at least, these are.
-    pub fn founding_policy(&self, shards: u32) -> Policy {
+    /// does not say how many are left at least, these are. PostgreSQL shards can't be split yet, so nothing is decided about them
+    /// unless somebody asks for that.
+    pub fn founding_policy(&self, shards: u32, engine: Engine) -> Policy {
         let min_shards = self.min_shards.unwrap_or(shards).min(self.policy.max_shards);
-        Policy { min_shards, ..self.policy.clone() }
+        let mode = match (self.scaling_mode, engine) {
+            (Some(mode), _) => mode,
+            (None, Engine::Sqlite) => self.policy.mode,
+            (None, Engine::Postgres) => Mode::Manual,
+        };
+        Policy { min_shards, mode, ..self.policy.clone() }
     }
 
     /// The values of a tree that [`keys::check`] found nothing wrong with.
@@ -241,6 +271,11 @@ impl Config {
         Config {
             nodes: small("nodes"),
             initial_shards: small("initial_shards"),
+            engine: text("engine").and_then(|engine| engine.parse().ok()),
+            postgres: PostgresConfig {
+                programs: text("postgres.programs").map_or(default.postgres.programs, PathBuf::from),
+                memory_mib: small("postgres.memory_mib").unwrap_or(default.postgres.memory_mib),
+            },
             min_shards: small("min_shards"),
             listen: text("listen").and_then(|address| address.parse().ok()),
             coordinator_listen: text("coordinator_listen").and_then(|address| address.parse().ok()),
@@ -253,6 +288,7 @@ impl Config {
                 required: find(tree, "tls.required").and_then(Value::as_bool).unwrap_or(false),
             },
             table_shard_keys,
+            scaling_mode: scaling_mode(tree),
             policy: policy(tree),
             partition_count: small("partition_count").unwrap_or(default.partition_count),
             replication_factor: small("replication_factor").unwrap_or(default.replication_factor),
@@ -279,6 +315,13 @@ impl Config {
     }
 }
 
+fn scaling_mode(tree: &Value) -> Option<Mode> {
+    match find(tree, "scaling_mode").and_then(Value::as_str)? {
+        "manual" => Some(Mode::Manual),
+        _ => Some(Mode::Automatic),
+    }
+}
+
 fn policy(tree: &Value) -> Policy {
     let default = Policy::default();
     let number = |path: &str| find(tree, path).and_then(Value::as_f64);
@@ -298,10 +341,7 @@ fn policy(tree: &Value) -> Policy {
         total_entries_per_shard: count("scaling_thresholds.total_entry_threshold_per_shard"),
     };
     Policy {
-        mode: match find(tree, "scaling_mode").and_then(Value::as_str) {
-            Some("manual") => Mode::Manual,
-            _ => Mode::Automatic,
-        },
+        mode: scaling_mode(tree).unwrap_or(Mode::Automatic),
         strategy: match find(tree, "scaling_strategy").and_then(Value::as_str) {
             Some("cold") => Strategy::Cold,
             _ => Strategy::Hot,

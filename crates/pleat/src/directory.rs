@@ -5,6 +5,7 @@
 //! DIR/cluster.json       which cluster this is, and what was fixed when it was made
 //! DIR/node-k/lock        held by node k while it runs
 //! DIR/node-k/node.json   which node of which cluster this is, and which life of its directory
+//! DIR/node-k/shards/     the servers of PostgreSQL shards, each in a directory of its own
 //! DIR/node-k/spill/      where queries have what doesn't fit into memory, in files without names
 //! ```
 //!
@@ -18,6 +19,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use pleat_cluster::Engine;
 use serde::{Deserialize, Serialize};
 
 use crate::options::PgListen;
@@ -37,6 +39,9 @@ pub struct ClusterIdentity {
     pub pg_listen: Option<PgListen>,
     pub initial_shards: u32,
     pub partition_count: u32,
+    /// What its shards are. Older clusters have none but SQLite.
+    #[serde(default)]
+    pub engine: Engine,
 }
 
 /// Which node of which cluster a node's directory belongs to.
@@ -207,6 +212,7 @@ mod tests {
             pg_listen: None,
             initial_shards: 1,
             partition_count: 256,
+            engine: Engine::Sqlite,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod directory;
 pub mod logging;
 pub mod node;
 pub mod options;
+mod servers;
 pub mod shutdown;
 mod sigbus;
 pub mod up;

@@ -29,6 +29,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::options::NodeOptions;
+use crate::servers::Servers;
 use crate::shutdown::Shutdown;
 
 /// How long requests that are being served may go on when the node is told to stop.
@@ -76,6 +77,7 @@ pub struct Node {
     control: ControlHandle,
     gateway: Gateway,
     servers: Vec<JoinHandle<()>>,
+    postgres: Servers,
     /// Tells the other nodes to end what they keep open here.
     closing: watch::Sender<bool>,
 }
@@ -116,6 +118,7 @@ impl Node {
         tokio::spawn(follow_addresses(host.clone(), addresses));
         let control = Control::start(host.clone(), pleat_control::Settings::default());
 
+        let postgres = Servers::start(host.clone(), &absolute(&options.data_dir), options.config.postgres.clone());
         let gateway = Gateway::new(host.clone(), gateway_settings(&options, tls));
         // Paths that nobody serves are the gateway's to answer.
         let (closing, is_closing) = watch::channel(false);
@@ -130,7 +133,7 @@ impl Node {
             servers.push(tokio::spawn(gateway.serve_postgresql(listener, connections(&options.config), requested)));
         }
         tracing::info!(node = %options.name, listen = %options.listen, "ready for connections");
-        Ok(Self { host, control, gateway, servers, closing })
+        Ok(Self { host, control, gateway, servers, postgres, closing })
     }
 
     /// The node's part of the cluster.
@@ -147,6 +150,8 @@ impl Node {
             tracing::warn!("requests were still being served after {DRAIN_LIMIT:?} and are broken off");
         }
         self.control.shutdown().await;
+        // Nobody needs them here any more, and while they stop the host can still be asked by others.
+        self.postgres.stop().await;
         self.host.shutdown().await;
     }
 }
@@ -234,8 +239,8 @@ fn settings(
             partition_count: config.partition_count,
             replication_factor: replicas,
             shards: options.initial_shards,
-            engine: Default::default(),
-            policy: config.founding_policy(options.initial_shards),
+            engine: options.engine,
+            policy: config.founding_policy(options.initial_shards, options.engine),
         },
         incarnation,
         verify_every: (config.verify_interval_s > 0).then(|| Duration::from_secs(config.verify_interval_s)),
@@ -243,7 +248,7 @@ fn settings(
     }
 }
 
-fn absolute(dir: &Path) -> std::path::PathBuf {
+pub fn absolute(dir: &Path) -> std::path::PathBuf {
     std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf())
 }
 

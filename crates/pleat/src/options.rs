@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
+use pleat_cluster::Engine;
 use pleat_gateway::tls::Tls;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ pub struct NodeOptions {
     pub founders: Vec<(u64, String)>,
     /// How many shards a new cluster starts with. Ignored by one that exists.
     pub initial_shards: u32,
+    /// What the shards of a new cluster are. Ignored by one that exists.
+    pub engine: Engine,
     pub config: Config,
     /// Started by `pleat up`: stop when standard input ends.
     pub supervised: bool,
@@ -116,6 +119,9 @@ pub struct NodeArgs {
     /// How many shards a new cluster starts with
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub shards: u32,
+    /// What the shards of a new cluster are: sqlite or postgres
+    #[arg(long, value_name = "ENGINE", default_value_t = Engine::Sqlite)]
+    pub engine: Engine,
     #[command(flatten)]
     pub common: ServeArgs,
     /// Stop when standard input ends (set by `pleat up`)
@@ -199,6 +205,7 @@ impl NodeArgs {
             cluster_id: self.cluster_id,
             founders: self.founders.0,
             initial_shards: self.shards,
+            engine: self.engine,
             config,
             supervised: self.supervised,
         })

@@ -19,12 +19,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use pleat_cluster::Engine;
+use pleat_provision::process;
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::cli::client::Client;
 use crate::cli::output;
+use crate::config::Config;
 use crate::directory::{Claim, InUse};
+use crate::node::absolute;
 use crate::options::{PgListen, ServeArgs};
 use crate::shutdown::Shutdown;
 use plan::Plan;
@@ -45,6 +49,9 @@ pub struct UpArgs {
     /// How many shards a new cluster starts with [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub shards: Option<u32>,
+    /// What the shards of a new cluster are: sqlite or postgres [default: sqlite]
+    #[arg(long, value_name = "ENGINE")]
+    pub engine: Option<Engine>,
     /// Where the data is kept [default: pleat-data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -75,12 +82,15 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
     let dir = args.data_dir.clone().or_else(|| config.data_dir.clone()).unwrap_or_else(|| PathBuf::from("pleat-data"));
     if !dir.join("cluster.json").exists() {
         // A command line that can't be carried out leaves no directory behind.
-        ports::check(&Plan::new(&args, &config, dir.clone(), None)?)?;
+        let plan = Plan::new(&args, &config, dir.clone(), None)?;
+        check_servers(&plan, &config)?;
+        ports::check(&plan)?;
     }
     let claim = Claim::take(&dir)?;
     let existing = claim.cluster()?;
     let is_new = existing.is_none();
     let plan = Plan::new(&args, &config, dir, existing)?;
+    check_servers(&plan, &config)?;
     wait_for_leftovers(&plan).await?;
     ports::check(&plan)?;
     if is_new {
@@ -111,6 +121,14 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
     stop(nodes, &now, &mut seen).await;
     drop(claim);
     outcome
+}
+
+/// What the nodes would find out when the cluster runs: that servers can't be started here.
+fn check_servers(plan: &Plan, config: &Config) -> anyhow::Result<()> {
+    match plan.identity.engine {
+        Engine::Sqlite => Ok(()),
+        Engine::Postgres => Ok(process::check(&config.postgres.programs, &absolute(&plan.dir))?),
+    }
 }
 
 /// The nodes of an `up` that was killed notice it, but need a moment to close their files.

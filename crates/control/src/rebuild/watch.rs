@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{Catalog, Cause, Command, NodeId, Operation, OperationKind, Phase, Shard, ShardId, ShardState};
+use pleat_cluster::{
+    Catalog, Cause, Command, Engine, NodeId, Operation, OperationKind, Phase, Shard, ShardId, ShardState,
+};
 use pleat_host::{GroupView, HostError, MemberChange, NodeReplicas};
 use pleat_plan::{Comparison, compare};
 use tokio::time::sleep;
@@ -35,6 +37,8 @@ struct Seen {
     joint: BTreeMap<Option<ShardId>, u32>,
     /// How often in a row the replicas of a shard were seen to differ, with no majority.
     undecided: BTreeMap<ShardId, u32>,
+    /// Nodes of servers that were told of as lost.
+    lost: BTreeSet<NodeId>,
 }
 
 type Told = BTreeMap<NodeId, NodeReplicas>;
@@ -44,13 +48,28 @@ pub(super) async fn keep_watching(tools: &Tools) {
     let mut seen = Seen::default();
     loop {
         sleep(LOOK_EVERY).await;
-        if !tools.cluster.catalog().is_initialised() {
+        let catalog = tools.cluster.catalog();
+        if !catalog.is_initialised() {
+            continue;
+        }
+        if catalog.engine == Engine::Postgres {
+            tell_of_lost(&catalog, &mut seen);
             continue;
         }
         if let Err(error) = look(tools, &mut seen).await {
             tracing::warn!(%error, "rebuild: what was found was not journaled; looking again");
         }
     }
+}
+
+/// A server's data is on its node alone: when that has lost its disk, nothing can be rebuilt from others.
+fn tell_of_lost(catalog: &Catalog, seen: &mut Seen) {
+    let lost: BTreeSet<NodeId> =
+        catalog.active_nodes().filter(|node| node.waiting.is_some()).map(|node| node.id).collect();
+    for node in lost.difference(&seen.lost) {
+        tracing::error!(%node, "the node came back without its data, and its shards are lost; bring its directory back from a copy");
+    }
+    seen.lost = lost;
 }
 
 async fn look(tools: &Tools, seen: &mut Seen) -> Result<(), HostError> {

@@ -8,6 +8,7 @@ mod rebalance;
 mod rebuild;
 mod scale;
 mod schema;
+mod servers;
 mod side_by_side;
 mod world;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use pleat_cluster::*;
+use pleat_cluster::{Engine, *};
 use pleat_engine::*;
 use pleat_host::{
     GroupView, HostError, MemberChange, NodeObservation, NodeReplicas, PartitionWeight, Progress, Resources,
@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 pub mod cities;
 mod items;
 mod messages;
+pub mod servers;
 
 use super::members::Members;
 use crate::Cluster;
@@ -114,6 +115,7 @@ pub struct Inner {
     index: u64,
     pub random: u64,
     pub users: BTreeMap<i64, String>,
+    pub servers: servers::Servers,
     pub cities: BTreeMap<i64, String>,
     pub city_txn: cities::CityTxn,
     pub items: items::Items,
@@ -132,6 +134,10 @@ impl World {
     }
 
     pub fn with_nodes(nodes: u64, shards: u32) -> Arc<Self> {
+        Self::founded(nodes, shards, Engine::Sqlite)
+    }
+
+    pub fn founded(nodes: u64, shards: u32, engine: Engine) -> Arc<Self> {
         let mut catalog = Catalog::default();
         let init = Command::Init {
             cluster_id: "test".to_owned(),
@@ -140,7 +146,7 @@ impl World {
             nodes: (1..=nodes).map(|n| (NodeId(n), format!("node-{n}"), format!("127.0.0.1:{n}"))).collect(),
             incarnations: (1..=nodes).map(|n| (NodeId(n), n)).collect(),
             shards,
-            engine: Default::default(),
+            engine,
             policy: Policy::default(),
             at: 1,
         };
@@ -178,6 +184,7 @@ impl World {
             index: 0,
             random: 42,
             users: BTreeMap::new(),
+            servers: servers::Servers::default(),
             cities: BTreeMap::new(),
             city_txn: cities::CityTxn::default(),
             items: items::Items::default(),
@@ -571,20 +578,6 @@ impl Inner {
         }
     }
 
-    /// A write to a reference table, spread as `host` does it.
-    pub fn put_city(&mut self) {
-        let (key, value) = (self.random(40) as i64, format!("{:x}", self.random(u64::from(u32::MAX))));
-        let sql = "INSERT OR REPLACE INTO cities(id, name) VALUES (?1, ?2)";
-        if self.write_cities(Statement::new(sql, [Value::Integer(key), Value::Text(value.clone())])) {
-            self.cities.insert(key, value);
-        }
-    }
-
-    fn delete_city(&mut self) {
-        let Some((key, _)) = self.cities.pop_first() else { return };
-        self.write_cities(Statement::new("DELETE FROM cities WHERE id = ?1", [Value::Integer(key)]));
-    }
-
     /// Whether the write was accepted.
     fn write_cities(&mut self, statement: Statement) -> bool {
         let anchor = self.catalog.anchor().unwrap();
@@ -712,6 +705,10 @@ impl Cluster for World {
 
     async fn move_read(&self, shard: ShardId, request: MoveRead, _: Duration) -> Result<MoveChunk, HostError> {
         self.call(false, |inner| inner.reach(shard).and_then(|()| inner.move_read(shard, &request))).await
+    }
+
+    async fn ask(&self, shard: ShardId, texts: Vec<String>, _: Duration) -> Result<Vec<postgres::Asked>, HostError> {
+        self.call(true, |inner| inner.reach(shard).and_then(|()| inner.servers.ask(shard, &texts))).await
     }
 
     async fn reach(&self, shard: ShardId, _: Duration) -> Result<(), HostError> {

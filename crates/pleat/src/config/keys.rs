@@ -1,6 +1,7 @@
 //! The table of known keys, and the one function that holds a tree against it.
 
 use pleat_engine::limits::FINISHER_BYTES_MIN;
+use pleat_provision::process::Size;
 use serde_json::Value;
 
 use crate::options::PgListen;
@@ -35,6 +36,9 @@ const DISK_BYTES_MAX: u64 = 64 << 40;
 pub const KEYS: &[(&str, Kind)] = &[
     ("nodes", Kind::Integer(1, 64)),
     ("initial_shards", Kind::Integer(1, 1024)),
+    ("engine", Kind::Choice(&["sqlite", "postgres"])),
+    ("postgres.programs", Kind::Path),
+    ("postgres.memory_mib", Kind::Integer(Size::MEMORY_MIB_MIN as u64, 1 << 22)),
     ("listen", Kind::Address),
     ("coordinator_listen", Kind::Address),
     ("pg_listen", Kind::AddressOrOff),
@@ -127,7 +131,8 @@ fn check_within(value: &Value, path: &mut Vec<String>) -> Result<(), Wrong> {
 /// `unknown key 'x'; did you mean 'y'?`
 pub fn unknown(dotted: &str) -> String {
     let known = KEYS.iter().map(|(key, _)| *key);
-    match nearest(dotted, known.chain(["shards", "scaling_thresholds", "scale_in", "limits", "log", "tls"])) {
+    match nearest(dotted, known.chain(["shards", "scaling_thresholds", "scale_in", "limits", "log", "tls", "postgres"]))
+    {
         Some(near) => format!("unknown key '{dotted}'; did you mean '{near}'?"),
         None => format!("unknown key '{dotted}'; the guide's page on configuration lists the keys there are"),
     }

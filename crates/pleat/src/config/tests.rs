@@ -162,7 +162,8 @@ fn every_key_arrives() {
 
 #[test]
 fn shards_that_a_cluster_starts_with_are_not_merged_away_unless_it_is_said() {
-    let least = |toml: &str, shards| load("pleat.toml", toml).unwrap().founding_policy(shards).min_shards;
+    let least =
+        |toml: &str, shards| load("pleat.toml", toml).unwrap().founding_policy(shards, Engine::Sqlite).min_shards;
     assert_eq!((least("", 1), least("", 5), least("max_shards = 3", 5)), (1, 5, 3));
     assert_eq!(least("min_shards = 2", 5), 2);
     let refused = refused("c.toml", "min_shards = 5\nmax_shards = 3");

@@ -33,6 +33,7 @@ impl Plan {
     ) -> anyhow::Result<Plan> {
         let nodes = args.nodes.or(config.nodes);
         let shards = args.shards.or(config.initial_shards);
+        let engine = args.engine.or(config.engine);
         let listen = args.listen.or(config.listen);
         let coordinator = args.coordinator.or(config.coordinator_listen);
         let pg_listen = args.pg_listen.or(config.pg_listen);
@@ -41,6 +42,7 @@ impl Plan {
             Some(found) => {
                 agree(&dir, "--nodes", nodes, found.nodes)?;
                 agree(&dir, "--shards", shards, found.initial_shards)?;
+                agree(&dir, "--engine", engine, found.engine)?;
                 agree(&dir, "--listen", listen, found.listen)?;
                 // A default is no wish: only a count that was asked for can contradict.
                 let partitions =
@@ -58,6 +60,7 @@ impl Plan {
                     pg_listen,
                     initial_shards: shards.unwrap_or(1),
                     partition_count: config.partition_count,
+                    engine: engine.unwrap_or_default(),
                 }
             }
         };
@@ -167,6 +170,8 @@ fn agree<T: PartialEq + std::fmt::Display>(
 
 #[cfg(test)]
 mod tests {
+    use pleat_cluster::Engine;
+
     use super::*;
 
     fn plan(args: UpArgs, existing: Option<&Plan>) -> Result<Plan, String> {
@@ -202,6 +207,8 @@ mod tests {
             "{message}"
         );
         assert!(refused(UpArgs { shards: Some(1), ..UpArgs::default() }).starts_with("--shards 1 contradicts"));
+        let engine = Some(Engine::Postgres);
+        assert!(refused(UpArgs { engine, ..UpArgs::default() }).starts_with("--engine postgres contradicts"));
         assert!(refused(UpArgs { listen: at("127.0.0.1:7001"), ..UpArgs::default() }).contains("--data-dir"));
     }
 

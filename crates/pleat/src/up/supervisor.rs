@@ -85,6 +85,7 @@ impl Program {
         option("--cluster-id", plan.identity.cluster_id.clone().into());
         option("--founders", format_founders(&plan.founders()).into());
         option("--shards", plan.identity.initial_shards.to_string().into());
+        option("--engine", plan.identity.engine.name().into());
         if let Some(config) = &args.common.config {
             option("--config", config.into());
         }

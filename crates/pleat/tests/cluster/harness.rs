@@ -1,8 +1,8 @@
 //! Starting a cluster, asking it, killing parts of it, and cleaning up.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -67,6 +67,10 @@ impl Cluster {
         let ports = Ports::claim();
         let urls = (1..=options.nodes).map(|node| format!("http://127.0.0.1:{}", ports.http(node))).collect();
         let mut cluster = Self { supervisor: None, ports: Some(ports), urls, options, dir, http };
+        if cluster.has_servers() {
+            // They run as another user when we are root.
+            std::fs::set_permissions(cluster.dir.path(), Permissions::from_mode(0o755)).unwrap();
+        }
         cluster.start_again().await;
         cluster
     }
@@ -84,6 +88,12 @@ impl Cluster {
 
     /// Start (again) on the same directory and ports.
     pub async fn start_again(&mut self) {
+        self.launch();
+        self.wait_healthy().await;
+    }
+
+    /// The same without waiting.
+    pub fn launch(&mut self) {
         assert!(self.supervisor.is_none(), "it runs");
         let config = self.dir.path().join("config.json");
         std::fs::write(&config, self.options.config.to_string()).unwrap();
@@ -105,7 +115,6 @@ impl Cluster {
             .spawn()
             .unwrap();
         self.supervisor = Some(child);
-        self.wait_healthy().await;
     }
 
     /// `pleat`, in a mount namespace of its own if nodes have disks of their own.
@@ -182,7 +191,14 @@ impl Cluster {
     async fn shards_healthy(&self) -> bool {
         let Ok(shards) = self.try_get("/shards").await else { return false };
         let shards = shards.as_array().cloned().unwrap_or_default();
-        shards.len() >= usize::from(self.options.shards) && shards.iter().all(|shard| shard["status"] == "healthy")
+        // Servers are not measured yet.
+        let (key, value) = if self.has_servers() { ("state", "active") } else { ("status", "healthy") };
+        shards.len() >= usize::from(self.options.shards) && shards.iter().all(|shard| shard[key] == value)
+    }
+
+    /// Whether the shards are PostgreSQL servers.
+    fn has_servers(&self) -> bool {
+        self.options.config["engine"] == "postgres"
     }
 
     /// The end of what the cluster printed, for a test that fails.

@@ -23,6 +23,7 @@ mod reference;
 mod scale_out;
 mod scaling;
 mod scripts;
+mod servers;
 mod side_by_side;
 mod snapshots;
 mod sqlite;

@@ -92,6 +92,7 @@ async fn start_node(dir: &Path, ports: &Ports, id: u16, (shards, replicas): (u32
     let mut config = Config { partition_count: PARTITIONS, replication_factor: replicas, ..Config::default() };
     config.policy.mode = Mode::Manual;
     let options = NodeOptions {
+        engine: Default::default(),
         id: id.into(),
         name: format!("node-{id}"),
         listen: address(id).parse().unwrap(),

@@ -43,14 +43,7 @@ impl Directory {
     /// Take the directory, and end what an earlier server left running in it. Nothing is started yet.
     pub async fn open(mut config: ProcessConfig) -> Result<Directory, ProcessError> {
         config.size.check().map_err(ProcessError::Unfit)?;
-        for program in ["initdb", "postgres"] {
-            if !config.programs.join(program).is_file() {
-                return Err(ProcessError::Unfit(format!(
-                    "there is no program {program} in {}; install PostgreSQL 15 (Debian: apt-get install postgresql-15)",
-                    config.programs.display()
-                )));
-            }
-        }
+        programs_are_there(&config.programs)?;
         let password = config.password_file.as_deref().map(password).transpose()?;
         folder(&config.dir, 0o755)?;
         config.dir = config.dir.canonicalize().map_err(ProcessError::io("find", &config.dir))?;
@@ -150,6 +143,17 @@ impl Directory {
         // SAFETY: it runs between fork and exec, and does nothing but two system calls.
         unsafe { command.pre_exec(before) };
         command
+    }
+}
+
+pub fn programs_are_there(folder: &Path) -> Result<(), ProcessError> {
+    match ["initdb", "postgres"].into_iter().find(|program| !folder.join(program).is_file()) {
+        None => Ok(()),
+        Some(program) => Err(ProcessError::Unfit(format!(
+            "there is no program {program} in {}; install PostgreSQL 15 (Debian: apt-get install postgresql-15), or name its \
+             folder (postgres.programs in the configuration)",
+            folder.display()
+        ))),
     }
 }
 

@@ -112,6 +112,16 @@ impl ProcessError {
     }
 }
 
+/// Whether servers can be run here at all: the programs are there, and whoever runs them can get at what is in `dir`, as far as that is there.
+pub fn check(programs: &Path, dir: &Path) -> Result<(), ProcessError> {
+    directory::programs_are_there(programs)?;
+    let there = dir.ancestors().find(|folder| folder.is_dir());
+    match (account::of(&dir.join("data"))?, there) {
+        (Some(account), Some(there)) => account.reaches(there),
+        _ => Ok(()),
+    }
+}
+
 /// A server under supervision. Dropping it stops the server, without waiting for that.
 #[derive(Debug)]
 pub struct Server {

@@ -24,6 +24,20 @@ pub struct CityTxn {
 }
 
 impl Inner {
+    /// A write to a reference table, spread as `host` does it.
+    pub fn put_city(&mut self) {
+        let (key, value) = (self.random(40) as i64, format!("{:x}", self.random(u64::from(u32::MAX))));
+        let sql = "INSERT OR REPLACE INTO cities(id, name) VALUES (?1, ?2)";
+        if self.write_cities(Statement::new(sql, [Value::Integer(key), Value::Text(value.clone())])) {
+            self.cities.insert(key, value);
+        }
+    }
+
+    pub fn delete_city(&mut self) {
+        let Some((key, _)) = self.cities.pop_first() else { return };
+        self.write_cities(Statement::new("DELETE FROM cities WHERE id = ?1", [Value::Integer(key)]));
+    }
+
     /// What is due at this call of a transaction that begins before call `at`.
     pub fn city_txn(&mut self, call: u64, at: u64, pause: u64, runs_late: bool) {
         match call.checked_sub(at) {
