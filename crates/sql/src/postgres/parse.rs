@@ -51,7 +51,9 @@ fn convert(tokens: &Tokens, at: usize) -> Result<TokenWithSpan, SqlError> {
     let text = tokens.str(at);
     let not_read = || {
         let shown: String = text.chars().take(40).collect();
-        SqlError::unsupported(format!("Pleat does not understand {shown}")).at(tokens.text, tokens.start(at))
+        SqlError::unsupported(format!("Pleat does not understand {shown}"))
+            .hint("write names without Unicode escapes, and operators as functions")
+            .at(tokens.text, tokens.start(at))
     };
     let token = match tokens.kind(at).ok_or_else(not_read)? {
         Kind::Word => Theirs::make_word(&text.to_ascii_lowercase(), None),
