@@ -45,7 +45,7 @@ pub struct Index {
 
 /// A table.
 ///
-/// Invariants: a sharded table's key is one of its columns; every sharded table has a primary key.
+/// Invariants: a sharded table's key is one of its columns; every sharded table of SQLite has a primary key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     pub id: TableId,

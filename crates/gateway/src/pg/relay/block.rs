@@ -295,8 +295,7 @@ impl Relay {
             }
         };
         self.settings.end(commit && matches!(ended, Ok(Answered::Tag(_) | Answered::Already(true))));
-        let pinned = self.pinned;
-        self.parts.retain(|shard, _| Some(*shard) == pinned);
+        self.keep_pinned();
         ended
     }
 

@@ -376,8 +376,7 @@ impl Relay {
                     self.fail_block();
                 }
                 if self.block.is_none() {
-                    let pinned = self.pinned;
-                    self.parts.retain(|shard, _| Some(*shard) == pinned);
+                    self.keep_pinned();
                 }
             }
             Err(_) => {

@@ -97,8 +97,7 @@ impl Relay {
     ) -> Result<Answered, Stop> {
         if ddl.temporary {
             let shard = self.any(&self.catalog())?;
-            let failed = self.through(client, key, shard, &planned.text).await?.failed();
-            self.pin(shard, !failed);
+            let failed = self.through_kept(client, key, shard, &planned.text).await?.failed();
             return Ok(Answered::Already(!failed));
         }
         if !ddl.in_transaction {

@@ -195,7 +195,10 @@ impl Relay {
             }
             let plan = self.plan(&prepared.text)?;
             if let Some(Planned { what: What::Query(query), .. }) = plan.first() {
-                self.pin(shard, query.pins);
+                // Whether it fails shows only later: a connection too much is kept then.
+                if query.pins {
+                    self.pinned.get_or_insert(shard);
+                }
             }
             return Ok(failed);
         }
@@ -291,8 +294,7 @@ impl Relay {
         let ended = self.end_implicitly(client, key).await;
         if self.block.is_none() {
             self.portals.clear();
-            let pinned = self.pinned;
-            self.parts.retain(|shard, _| Some(*shard) == pinned);
+            self.keep_pinned();
         }
         ended
     }

@@ -180,7 +180,7 @@ impl Relay {
         &self,
         catalog: &Catalog,
         route: Route<'a>,
-        scatter: impl FnOnce() -> Result<Route<'a>, pleat_sql::SqlError>,
+        scatter: &dyn Fn() -> Result<Route<'a>, pleat_sql::SqlError>,
     ) -> Result<Way<'a>, Failure> {
         match route {
             Route::Any => Ok(Way::One(self.any(catalog)?)),
@@ -189,13 +189,8 @@ impl Relay {
                 Some(shard) => Ok(Way::One(shard)),
                 None => match scatter()? {
                     Route::Partitions(_) => Err(Failure::internal("a statement that was to be scattered was not")),
-                    route => self.way(catalog, route, || Ok(Route::Any)),
+                    route => self.way(catalog, route, scatter),
                 },
-            },
-            Route::Spread { plan, prune } => match &prune {
-                // No row can match: any shard has as many of them.
-                Some(partitions) if partitions.is_empty() => Ok(Way::Several(Route::Spread { plan, prune })),
-                _ => Ok(Way::Several(Route::Spread { plan, prune })),
             },
             route => Ok(Way::Several(route)),
         }

@@ -82,6 +82,32 @@ impl Relay {
         self.pump(client, key, shard).await
     }
 
+    /// The same, for what leaves something in its session when it does not fail: the connection is kept from then on.
+    pub(super) async fn through_kept(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        shard: ShardId,
+        text: &str,
+    ) -> Result<Ended, Stop> {
+        let before = self.pinned;
+        self.pinned.get_or_insert(shard);
+        let ended = self.through(client, key, shard, text).await;
+        if !matches!(ended, Ok(ended) if !ended.failed()) {
+            self.pinned = before;
+            if self.block.is_none() {
+                self.keep_pinned();
+            }
+        }
+        ended
+    }
+
+    /// Outside of a block, a session keeps the connection that it is pinned to.
+    pub(super) fn keep_pinned(&mut self) {
+        let pinned = self.pinned;
+        self.parts.retain(|shard, _| Some(*shard) == pinned);
+    }
+
     /// Pass on what a shard answers, to the end of it. An error of the server is passed on as well, and told by the result.
     pub(super) async fn pump(&mut self, client: &mut Client, key: &Key, shard: ShardId) -> Result<Ended, Stop> {
         let pumped = self.pumped(client, key, shard).await;

@@ -71,9 +71,11 @@ impl Relay {
                 let catalog = self.catalog();
                 match self.way_of(&catalog, query, &|_| None)? {
                     Way::One(shard) => {
-                        let failed = self.through(client, key, shard, &planned.text).await?.failed();
-                        self.pin(shard, query.pins && !failed);
-                        Ok(failed)
+                        let ended = match query.pins {
+                            true => self.through_kept(client, key, shard, &planned.text).await?,
+                            false => self.through(client, key, shard, &planned.text).await?,
+                        };
+                        Ok(ended.failed())
                     }
                     Way::Several(route) => {
                         let statement = Statement::new(planned.text.clone(), Vec::new());
@@ -160,8 +162,7 @@ impl Relay {
             }
             What::Listen => {
                 let shard = self.catalog().anchor().map_or_else(|| self.any(&self.catalog()), Ok)?;
-                let failed = self.through(client, key, shard, &planned.text).await?.failed();
-                self.pin(shard, !failed);
+                let failed = self.through_kept(client, key, shard, &planned.text).await?.failed();
                 Ok(Answered::Already(!failed))
             }
             What::Declare { name, hold, query, .. } => {
@@ -175,12 +176,14 @@ impl Relay {
                     )
                     .into());
                 };
-                let failed = self.through(client, key, shard, &planned.text).await?.failed();
-                if !failed {
+                let ended = match hold {
+                    true => self.through_kept(client, key, shard, &planned.text).await?,
+                    false => self.through(client, key, shard, &planned.text).await?,
+                };
+                if !ended.failed() {
                     self.cursors.insert(name.clone(), shard);
-                    self.pin(shard, *hold);
                 }
-                Ok(Answered::Already(!failed))
+                Ok(Answered::Already(!ended.failed()))
             }
             What::Fetch { cursor } => self.on_cursor(client, key, planned, Some(cursor)).await,
             What::Close(cursor) => self.on_cursor(client, key, planned, cursor.as_deref()).await,
@@ -252,14 +255,6 @@ impl Relay {
         Ok(Answered::Already(true))
     }
 
-    /// Keep the connection to a shard, because the session left something there.
-    pub(super) fn pin(&mut self, shard: ShardId, pins: bool) {
-        // One that has gone back already was reset.
-        if pins {
-            self.pinned.get_or_insert(shard);
-        }
-    }
-
     /// Where a query goes.
     pub(super) fn way_of<'q>(
         &self,
@@ -274,6 +269,6 @@ impl Relay {
         }
         let count = catalog.partition_count;
         let route = query.route(value, count)?;
-        self.way(catalog, route, || query.scatter(value, count))
+        self.way(catalog, route, &|| query.scatter(value, count))
     }
 }

@@ -235,8 +235,7 @@ impl Relay {
                     self.fail_block();
                 }
                 if self.block.is_none() {
-                    let pinned = self.pinned;
-                    self.parts.retain(|shard, _| Some(*shard) == pinned);
+                    self.keep_pinned();
                 }
             }
             Err(_) => {
@@ -475,8 +474,7 @@ impl Relay {
                     self.fail_block();
                 }
                 if self.block.is_none() {
-                    let pinned = self.pinned;
-                    self.parts.retain(|shard, _| Some(*shard) == pinned);
+                    self.keep_pinned();
                 }
             }
             Err(_) => {
