@@ -304,6 +304,18 @@ impl Connection {
         }
     }
 
+    /// What the server says without being asked: notices, and notifications that LISTEN asked for. To be waited for while all is answered; it
+    /// may be given up and called again.
+    pub async fn unasked(&mut self) -> Result<Bytes, PostgresError> {
+        loop {
+            match self.scan()? {
+                Some(Reply::Bytes(bytes)) => return Ok(bytes),
+                Some(_) => {}
+                None => self.drive(Until::Read).await?,
+            }
+        }
+    }
+
     /// What was read and is to be handed out.
     fn scan(&mut self) -> Result<Option<Reply>, PostgresError> {
         if let Some(next) = self.next.take() {

@@ -103,6 +103,65 @@ impl Relay {
         }
     }
 
+    /// PREPARE, as a statement.
+    pub(super) async fn prepare_by_name(
+        &mut self,
+        name: &str,
+        types: &[String],
+        statement: &Planned,
+    ) -> Result<(), Failure> {
+        check_name(name)?;
+        if self.statements.contains_key(name) {
+            let hint = "DEALLOCATE it first, or use another name";
+            return Err(Failure::new("42P05", format!("prepared statement \"{name}\" already exists"), hint));
+        }
+        if !matches!(statement.what, What::Query(_)) {
+            return Err(Failure::new("42601", "only SELECT, INSERT, UPDATE, DELETE and VALUES can be prepared", ""));
+        }
+        self.check_room(statement.text.len() + types.len() * 4)?;
+        let types: Vec<u32> = types.iter().map(|name| oid::of(name)).collect();
+        let prepared = Statement::new(statement.text.clone(), types.clone());
+        // The server looks at it now, as a client expects.
+        self.described(&prepared).await?;
+        let text = statement.text.clone();
+        self.statements.insert(name.to_owned(), Arc::new(Prepared { text, statement: prepared, types }));
+        Ok(())
+    }
+
+    /// EXECUTE, as a statement. A server computes the values, which may be any expressions. True: a server's error was passed on.
+    pub(super) async fn execute_by_name(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        name: &str,
+        values: &[String],
+    ) -> Result<bool, Stop> {
+        let prepared = self.statements.get(name).cloned().ok_or_else(|| no_statement(name))?;
+        let values = match values {
+            [] => Vec::new(),
+            values => {
+                let shard = self.any(&self.catalog())?;
+                let asked = self.lease(shard).await?.ask(&format!("SELECT {}", values.join(", "))).await?;
+                asked.rows.into_iter().next().unwrap_or_default()
+            }
+        };
+        let bind = Bind { values: values.into_iter().map(|value| value.map(Bytes::from)).collect(), ..Bind::default() };
+        let plan = self.plan(&prepared.text)?;
+        let Some(Planned { what: What::Query(query), .. }) = plan.first() else {
+            return Err(no_statement(name).into());
+        };
+        let catalog = self.catalog();
+        let value = |at: usize| {
+            let of = query.keys().iter().find(|(known, _)| *known == at).map(|(_, of)| *of)?;
+            key_value(&bind, &prepared.types, at, of)
+        };
+        let call = Call { query, statement: &prepared.statement, types: &prepared.types, bind: &bind, describe: true };
+        match self.way_of(&catalog, query, &value)? {
+            Way::Several(route) => self.several(client, key, &call, route).await,
+            Way::One(shard) => self.alone(client, key, &call, shard).await,
+        }
+    }
+
     async fn bind(&mut self, client: &mut Client, key: &Key, bind: Bind) -> Result<bool, Stop> {
         check_name(&bind.portal)?;
         let prepared = self.statements.get(&bind.statement).cloned().ok_or_else(|| no_statement(&bind.statement))?;
@@ -439,6 +498,28 @@ mod oid {
     pub const UNKNOWN: u32 = 705;
     pub const VARCHAR: u32 = 1043;
     pub const UUID: u32 = 2950;
+
+    /// Of a type's name in SQL; 0, which leaves it to the server, where it is another.
+    pub fn of(name: &str) -> u32 {
+        let name = name.split('(').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match name.as_str() {
+            "smallint" | "int2" => INT2,
+            "integer" | "int" | "int4" => INT4,
+            "bigint" | "int8" => INT8,
+            "text" => TEXT,
+            "varchar" | "character varying" => VARCHAR,
+            "uuid" => UUID,
+            "bytea" => BYTEA,
+            "boolean" | "bool" => 16,
+            "real" | "float4" => 700,
+            "double precision" | "float8" => 701,
+            "date" => 1082,
+            "timestamp" => 1114,
+            "timestamptz" | "timestamp with time zone" => 1184,
+            "numeric" | "decimal" => 1700,
+            _ => 0,
+        }
+    }
 }
 
 /// A parameter's value, where it is compared with a key of this type. `None`: it can't be told what the server makes of it.

@@ -50,8 +50,8 @@
 //!
 //! # What is not here yet
 //!
-//! Cursors over several shards, LISTEN between sessions, COPY of a query that has to be gathered, serial keys of sharded tables, limits of rows in
-//! an Execute over several shards (all rows come at once).
+//! Cursors over several shards, COPY of a query that has to be gathered, serial keys of sharded tables, limits of rows in an Execute over
+//! several shards (all rows come at once).
 
 mod block;
 mod copy;

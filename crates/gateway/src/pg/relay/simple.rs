@@ -187,14 +187,12 @@ impl Relay {
             }
             What::Fetch { cursor } => self.on_cursor(client, key, planned, Some(cursor)).await,
             What::Close(cursor) => self.on_cursor(client, key, planned, cursor.as_deref()).await,
-            What::Prepare { .. } | What::Execute { .. } => {
-                let hint = "drivers prepare statements by the protocol itself, which works";
-                Err(Failure::new(
-                    "0A000",
-                    "PREPARE and EXECUTE as statements are not supported on PostgreSQL shards yet",
-                    hint,
-                )
-                .into())
+            What::Prepare { name, types, statement } => {
+                self.prepare_by_name(name, types, statement).await?;
+                tag("PREPARE")
+            }
+            What::Execute { name, values } => {
+                Ok(Answered::Already(!self.execute_by_name(client, key, name, values).await?))
             }
             What::PrepareTransaction => {
                 let hint = "COMMIT does it where several shards were written to";

@@ -166,7 +166,7 @@ impl Relay {
     }
 
     /// What a server says to a statement that it prepares: its parameters and its columns.
-    async fn described(&mut self, statement: &Arc<Statement>) -> Result<Vec<Whole>, Failure> {
+    pub(super) async fn described(&mut self, statement: &Arc<Statement>) -> Result<Vec<Whole>, Failure> {
         let shard = self.any(&self.catalog())?;
         let mut lease = self.lease(shard).await?;
         lease.push(Request::DescribeStatement(statement.clone()))?;

@@ -61,7 +61,23 @@ impl Relay {
                 Some(_) => (Some(SESSION_IDLE_DEFAULT), IDLE_IN_TRANSACTION),
                 None => (None, IDLE),
             };
-            let Some(message) = next_within(client, patience, told, &mut stopping).await? else { return Ok(()) };
+            let message = loop {
+                let pinned = self.pinned.and_then(|shard| self.parts.get_mut(&shard));
+                let unasked = async {
+                    match pinned {
+                        Some(part) => part.lease.unasked().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    message = next_within(client, patience, told, &mut stopping) => break message?,
+                    // What LISTEN has asked for. A session whose connection is lost has lost what it kept there.
+                    heard = unasked => client.out.raw(&heard?),
+                }
+                client.flush().await?;
+            };
+            let Some(message) = message else { return Ok(()) };
             key.run(true);
             let begun = Instant::now();
             let kind = kind(&message);
