@@ -1,4 +1,5 @@
 //! A catalog of PostgreSQL tables, and plans written out.
+#![allow(dead_code)] // each test has a use for a part of it
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -57,13 +58,37 @@ pub fn world() -> World {
             &["tailnum", "id"],
             "id bigint, tailnum text, dest text, dist integer, price numeric(10,2), delay double precision, at timestamp with time zone",
         ),
-        table(2, "planes", by("tailnum", KeyType::Text), &["tailnum"], "tailnum character varying(8), seats integer, maker text"),
-        table(3, "users", by("id", KeyType::Integer), &["id"], "id bigint, name text, org integer, made timestamp with time zone default"),
-        table(4, "orders", by("user_id", KeyType::Integer), &["user_id", "id"], "id bigint, user_id bigint, total numeric, qty smallint, note text"),
+        table(
+            2,
+            "planes",
+            by("tailnum", KeyType::Text),
+            &["tailnum"],
+            "tailnum character varying(8), seats integer, maker text",
+        ),
+        table(
+            3,
+            "users",
+            by("id", KeyType::Integer),
+            &["id"],
+            "id bigint, name text, org integer, made timestamp with time zone default",
+        ),
+        table(
+            4,
+            "orders",
+            by("user_id", KeyType::Integer),
+            &["user_id", "id"],
+            "id bigint, user_id bigint, total numeric, qty smallint, note text",
+        ),
         table(5, "airports", TableKind::Reference, &["code"], "code text, name text, since date default"),
         table(6, "settings", single(), &["k"], "k text, v text"),
         table(7, "docs", by("id", KeyType::Uuid), &["id"], "id uuid, body jsonb"),
-        table(8, "app.events", by("user_id", KeyType::Integer), &["user_id", "n"], "user_id integer, n integer, kind text"),
+        table(
+            8,
+            "app.events",
+            by("user_id", KeyType::Integer),
+            &["user_id", "n"],
+            "user_id integer, n integer, kind text",
+        ),
     ];
     let view = View { name: "rich".into(), sql: "CREATE VIEW rich AS SELECT * FROM users".into() };
     World {
@@ -135,7 +160,9 @@ fn explained(query: &Query) -> String {
         && partitions.len() > 1
     {
         shown += "  if they are on several shards:\n";
-        shown += &query.scatter(&value(query), PARTITIONS).map_or_else(|error| refused(&error), |route| routed(query, &route));
+        shown += &query
+            .scatter(&value(query), PARTITIONS)
+            .map_or_else(|error| refused(&error), |route| routed(query, &route));
     }
     shown
 }
@@ -144,7 +171,8 @@ fn routed(query: &Query, route: &Route) -> String {
     let numbers = |partitions: &std::collections::BTreeSet<pleat_cluster::PartitionId>| {
         partitions.iter().map(|partition| partition.0.to_string()).collect::<Vec<_>>().join(", ")
     };
-    let pruned = |prune: &Option<_>| prune.as_ref().map_or(String::new(), |prune| format!(" of partitions {}", numbers(prune)));
+    let pruned =
+        |prune: &Option<_>| prune.as_ref().map_or(String::new(), |prune| format!(" of partitions {}", numbers(prune)));
     match route {
         Route::Any => "  any shard\n".to_owned(),
         Route::Partitions(partitions) => format!("  partitions {}\n", numbers(partitions)),
@@ -168,8 +196,13 @@ fn routed(query: &Query, route: &Route) -> String {
                     Source::Sharded => "every shard".to_owned(),
                     Source::Single(shard) => shard.to_string(),
                 };
-                let key = if fetch.primary_key.is_empty() { String::new() } else { format!(" key {:?}", fetch.primary_key) };
-                let _ = writeln!(shown, "    {}{key} from {from}: {} {:?}", fetch.table, fetch.part.text, fetch.part.params);
+                let key =
+                    if fetch.primary_key.is_empty() { String::new() } else { format!(" key {:?}", fetch.primary_key) };
+                let _ = writeln!(
+                    shown,
+                    "    {}{key} from {from}: {} {:?}",
+                    fetch.table, fetch.part.text, fetch.part.params
+                );
             }
             shown + &format!("    finish: {} {:?}\n", finish.text, finish.params)
         }
