@@ -112,6 +112,8 @@ pub(super) struct Analysis<'s, 't> {
     pub targets: usize,
     /// Sharded rows that are inserted without a key that can be known.
     pub keyless: Option<SqlError>,
+    /// It names a relation that the catalog doesn't know: a temporary table, or one of the system's.
+    pub unknown: bool,
     /// The scope of each SELECT, by the token of its keyword.
     selects: BTreeMap<usize, usize>,
     ctes: Vec<BTreeSet<String>>,
@@ -135,6 +137,7 @@ impl<'s, 't> Analysis<'s, 't> {
             groups: false,
             targets: 0,
             keyless: None,
+            unknown: false,
             selects: BTreeMap::new(),
             ctes: Vec::new(),
             all_ctes: BTreeSet::new(),
@@ -505,6 +508,7 @@ impl<'s, 't> Analysis<'s, 't> {
             return Err(SqlError::unsupported(format!("{name} is a view: views are not routed yet"))
                 .hint("write the view's query in its place"));
         }
+        self.unknown = true;
         Ok(unknown)
     }
 

@@ -87,6 +87,11 @@ pub(super) fn is_aggregate(name: &str) -> bool {
     listed(AGGREGATES, name)
 }
 
+/// Whether an aggregate's value may depend on the order in which it gets the rows.
+pub(super) fn minds_order(name: &str) -> bool {
+    name.ends_with("_agg") || matches!(name, "xmlagg" | "mode")
+}
+
 /// Whether each row may become several, or none.
 pub(super) fn gives_sets(name: &str) -> bool {
     listed(SETS, name)

@@ -37,7 +37,7 @@ pub(super) fn plan(analysis: &Analysis, query: &Query, range: Span) -> Option<Sp
     local::driver(analysis, scope)?;
     let with_ties = query.fetch.as_ref().is_some_and(|fetch| fetch.with_ties);
     let plain = select.distinct.is_none() && !local::has_windows(select) && query.with.is_none() && !with_ties;
-    if !plain || analysis.purity > Purity::Stable {
+    if !plain || analysis.unknown || analysis.purity > Purity::Stable {
         return None;
     }
     let clauses = Clauses::of(query, analysis.tokens, range)?;

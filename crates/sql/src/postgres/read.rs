@@ -26,6 +26,10 @@ pub(super) fn located(analysis: &Analysis) -> Plan {
 pub(super) fn plan(analysis: &Analysis, query: &Ast, range: (usize, usize)) -> Plan {
     let mut plan = located(analysis);
     if plan.keyed.is_empty() && plan.singles.len() <= 1 {
+        // A lock on one shard's copy would keep nobody off the others.
+        if plan.singles.is_empty() && analysis.writes && analysis.bound.is_some() && !analysis.mentions.is_empty() {
+            plan.several = Several::Every { reference: true };
+        }
         return plan;
     }
     plan.several = match over_several(analysis, query, range) {

@@ -18,7 +18,7 @@ use super::tree::bare;
 pub(super) fn plan(analysis: &Analysis, query: &Query, range: Span) -> Option<Spread> {
     let sqlparser::ast::SetExpr::Select(select) = query.body.as_ref() else { return None };
     let scope = analysis.scope_of(select)?;
-    if analysis.purity > Purity::Stable {
+    if analysis.unknown || analysis.purity > Purity::Stable {
         return None;
     }
     driver(analysis, scope)?;
@@ -116,18 +116,31 @@ impl Sorted<'_, '_, '_, '_> {
 
     /// How many rows of a shard can be among the result's: LIMIT and OFFSET together.
     fn limit(&self, tokens: &Tokens) -> Option<Piece> {
-        use sqlparser::ast::LimitClause as L;
-        let L::LimitOffset { limit: Some(limit), offset, limit_by } = self.clauses.query.limit_clause.as_ref()? else {
-            return None;
+        use sqlparser::ast::{LimitClause as L, Value};
+        let query = self.clauses.query;
+        let (limit, offset) = match (&query.limit_clause, &query.fetch) {
+            (Some(L::LimitOffset { limit: Some(limit), offset, limit_by }), None) if limit_by.is_empty() => {
+                (Some(limit).filter(|limit| is_constant(limit))?, offset.as_ref())
+            }
+            (Some(L::LimitOffset { limit: None, offset, .. }), Some(fetch)) if !fetch.percent => {
+                (fetch.quantity.as_ref()?, offset.as_ref())
+            }
+            (None, Some(fetch)) if !fetch.percent => (fetch.quantity.as_ref()?, None),
+            _ => return None,
         };
-        let offset = offset.as_ref().map(|offset| &offset.value);
-        if !limit_by.is_empty() || !is_constant(limit) || offset.is_some_and(|offset| !is_constant(offset)) {
+        if offset.is_some_and(|offset| !is_constant(&offset.value)) {
             return None;
         }
-        let limit = self.clauses.limit?;
         let cut = |(from, to): Span| Piece::of(tokens, from, to);
         let mut piece = Piece::text("least((");
-        piece.append(cut(limit));
+        piece.append(match (self.clauses.limit, limit) {
+            (Some(span), _) => cut(span),
+            (None, Expr::Value(value)) => match &value.value {
+                Value::Number(digits, _) => Piece::text(digits),
+                _ => return None,
+            },
+            _ => return None,
+        });
         piece.append(Piece::text(")::numeric"));
         if offset.is_some() {
             piece.append(Piece::text(" + coalesce(("));

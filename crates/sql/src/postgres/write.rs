@@ -8,7 +8,7 @@ use pleat_cluster::{KeyType, Table, TableKind};
 use sqlparser::ast::{Insert, Query as Ast, Select, SelectItem, SetExpr, Statement, Values};
 
 use super::analysis::{Analysis, is_default};
-use super::functions::Purity;
+use super::functions::{self, Purity};
 use super::lex::Tokens;
 use super::local;
 use super::plan::{Constant, Keyed, Piece, Plan, Rows, Several};
@@ -65,7 +65,7 @@ pub(super) fn plan(analysis: &Analysis, statement: &Statement, range: (usize, us
     let targets: Vec<usize> = (0..analysis.mentions.len()).filter(|at| analysis.mentions[*at].target).collect();
     let kind = |at: &usize| &analysis.mentions[*at].table.kind;
     if targets.iter().any(|at| *kind(at) == TableKind::Reference) {
-        return to_reference(analysis, statement, &targets);
+        return to_reference(analysis, statement, &targets, range);
     }
     let mut plan = super::read::located(analysis);
     let [target] = targets.as_slice() else {
@@ -119,6 +119,9 @@ fn changing(analysis: &Analysis, target: usize) -> Result<(), SqlError> {
         return Err(one_shard("a write that reads other sharded tables")
             .hint("tie the tables by their shard keys (a.key = b.key), or give the key"));
     }
+    if analysis.unknown {
+        return Err(one_shard("a write that reads a table which the catalog doesn't know"));
+    }
     if analysis.purity == Purity::Unknown {
         let names: Vec<&str> = analysis.impure.iter().map(String::as_str).collect();
         return Err(SqlError::unsupported(format!(
@@ -148,7 +151,8 @@ fn inserting(
         source.filter(|source| source.with.is_none()).map(|source| source.body.as_ref())
     {
         plan.several = refused(one_shard("an INSERT whose values read sharded tables"));
-        if others().all(|(_, mention)| mention.table.kind == TableKind::Reference)
+        if !analysis.unknown
+            && others().all(|(_, mention)| mention.table.kind == TableKind::Reference)
             && let Some(rows) = pieces(analysis.tokens, insert, values, range)
         {
             let keyed = plan.keyed.pop().ok_or_else(|| one_shard("this INSERT"))?;
@@ -202,6 +206,7 @@ fn from_query(analysis: &Analysis, insert: &Insert, target: usize) -> Result<(Ke
     let plain = query.with.is_none() && query.limit_clause.is_none() && query.fetch.is_none();
     let tied = |at: usize| at == target || !analysis.mentions[at].is_sharded() || analysis.tied(at, source);
     let together = plain
+        && !analysis.unknown
         && (0..analysis.mentions.len()).all(tied)
         && analysis.purity <= Purity::Volatile
         && local::rows_apart(analysis, select, scope);
@@ -253,17 +258,23 @@ fn pieces(tokens: &Tokens, insert: &Insert, values: &Values, (from, to): (usize,
 
 // ---- reference tables ----
 
-fn to_reference(analysis: &Analysis, statement: &Statement, targets: &[usize]) -> Result<Plan, SqlError> {
+fn to_reference(
+    analysis: &Analysis,
+    statement: &Statement,
+    targets: &[usize],
+    range: (usize, usize),
+) -> Result<Plan, SqlError> {
     let name = targets.first().map_or("", |at| analysis.mentions[*at].table.name.as_str());
     if analysis.mentions.iter().any(|mention| mention.table.kind != TableKind::Reference)
         || analysis.targets != targets.len()
+        || analysis.unknown
     {
         return Err(SqlError::unsupported(format!(
             "a write to the reference table {name} can't depend on tables that aren't reference tables"
         ))
         .hint("read the rows first, and write them as constants or parameters"));
     }
-    if analysis.purity != Purity::Immutable {
+    if analysis.purity != Purity::Immutable || depends_on_order(analysis, range) {
         return Err(SqlError::unsupported(format!(
             "every shard would compute this write to the reference table {name} for itself, with another result"
         ))
@@ -276,6 +287,16 @@ fn to_reference(analysis: &Analysis, statement: &Statement, targets: &[usize]) -
         .hint(format!("give {column} a value")));
     }
     Ok(Plan { keyed: Vec::new(), singles: Default::default(), several: Several::Every { reference: true } })
+}
+
+/// Whether something in the statement may depend on the order of rows, which is each shard's own.
+fn depends_on_order(analysis: &Analysis, (from, to): (usize, usize)) -> bool {
+    let tokens = analysis.tokens;
+    let called = |at: usize| tokens.name(at).filter(|_| tokens.is_symbol(at + 1, "("));
+    (from..to).any(|at| {
+        let cuts = tokens.is(at, "LIMIT") || tokens.is(at, "FETCH") || tokens.is(at, "OFFSET") || tokens.is(at, "OVER");
+        cuts || tokens.are(at, &["DISTINCT", "ON"]) || called(at).is_some_and(|name| functions::minds_order(&name))
+    })
 }
 
 /// A column of a reference table that an INSERT leaves to its default.
