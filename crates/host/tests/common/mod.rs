@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
-use pleat_cluster::{Catalog, Command, NodeId, PartitionId, Planned, Policy, ShardId, Value};
+use pleat_cluster::{Catalog, Command, Engine, NodeId, PartitionId, Planned, Policy, ShardId, Value};
 use pleat_consensus::grpc::{self, GrpcTransport};
 use pleat_consensus::{Config, Consensus, SnapshotChunks, Transport, TransportError};
 use pleat_engine::{
@@ -45,6 +45,10 @@ pub async fn cluster_with(store: StoreLimits) -> (Vec<Node>, Founders) {
 }
 
 pub async fn cluster_of(nodes: u64, store: StoreLimits) -> (Vec<Node>, Founders) {
+    founded(nodes, store, Engine::Sqlite).await
+}
+
+pub async fn founded(nodes: u64, store: StoreLimits, engine: Engine) -> (Vec<Node>, Founders) {
     let mut listeners = Vec::new();
     for _ in 0..nodes {
         listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -55,13 +59,13 @@ pub async fn cluster_of(nodes: u64, store: StoreLimits) -> (Vec<Node>, Founders)
         .collect();
     let mut nodes = Vec::new();
     for (listener, (id, ..)) in listeners.into_iter().zip(&founders) {
-        nodes.push(start_with(listener, *id, &founders, tempfile::tempdir().unwrap(), store.clone()).await);
+        nodes.push(start_with(listener, *id, &founders, tempfile::tempdir().unwrap(), store.clone(), engine).await);
     }
     (nodes, founders)
 }
 
 pub async fn start(listener: TcpListener, id: NodeId, founders: &Founders, dir: tempfile::TempDir) -> Node {
-    start_with(listener, id, founders, dir, StoreLimits::default()).await
+    start_with(listener, id, founders, dir, StoreLimits::default(), Engine::Sqlite).await
 }
 
 async fn start_with(
@@ -70,6 +74,7 @@ async fn start_with(
     founders: &Founders,
     dir: tempfile::TempDir,
     store: StoreLimits,
+    engine: Engine,
 ) -> Node {
     let known: BTreeMap<NodeId, String> = founders.iter().map(|(id, _, address)| (*id, address.clone())).collect();
     let address = known[&id].clone();
@@ -89,7 +94,7 @@ async fn start_with(
             partition_count: 4,
             replication_factor: 3,
             shards: SHARDS,
-            engine: Default::default(),
+            engine,
             policy: Policy::default(),
         },
         incarnation: id.0 + 100,
