@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{LedgerCommand, LedgerReply, ShardId, TxnId};
+use pleat_cluster::{LedgerCommand, LedgerReply, PreparedName, ShardId, TxnId};
 use pleat_engine::postgres::Lease;
 use pleat_sql::postgres::{Planned, What};
 use uuid::Uuid;
@@ -355,7 +355,8 @@ impl Relay {
 async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Lease)>) -> Result<(), Failure> {
     let txn = TxnId(Uuid::new_v4().as_u128());
     let began = backend.txn_clock();
-    let name = name(txn);
+    // By it whoever finds a part knows whom to ask.
+    let name = PreparedName::Txn(txn);
     let prepare = format!("PREPARE TRANSACTION '{name}'");
     let votes = join_all(parts.iter_mut().map(|(_, lease)| lease.ask(&prepare))).await;
     let mut refused = None;
@@ -431,9 +432,4 @@ async fn tell(backend: &dyn Backend, shard: ShardId, lease: &mut Lease, text: &s
         }
     }
     false
-}
-
-/// What a transaction's parts are called on servers.
-fn name(txn: TxnId) -> String {
-    format!("pleat_{txn}")
 }

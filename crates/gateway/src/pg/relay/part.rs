@@ -9,6 +9,10 @@ use crate::pg::client::{Client, Stop};
 use crate::pg::wire::{Broken, Message};
 use crate::session::Failure;
 
+/// In a transaction over several shards: two that wait for each other on two servers are noticed by neither of these. So none waits
+/// for long (unless the session has said how long).
+const PATIENCE: &str = "SET LOCAL lock_timeout = '10s'";
+
 /// A connection that the session has.
 pub struct Part {
     pub lease: Lease,
@@ -64,7 +68,17 @@ impl Relay {
         if let Some(block) = &self.block
             && !part.open
         {
-            part.lease.ask(&block.beginning()).await?;
+            let mut open = self.parts.values_mut().filter(|part| part.open);
+            let beginning = match (open.next(), open.next()) {
+                _ if self.settings.has("lock_timeout") => block.beginning(),
+                (None, _) => block.beginning(),
+                (Some(first), None) => {
+                    first.lease.ask(PATIENCE).await?;
+                    format!("{}; {PATIENCE}", block.beginning())
+                }
+                (Some(_), Some(_)) => format!("{}; {PATIENCE}", block.beginning()),
+            };
+            part.lease.ask(&beginning).await?;
             part.open = true;
         }
         Ok(self.parts.entry(shard).or_insert(part))

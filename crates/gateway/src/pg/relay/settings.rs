@@ -56,6 +56,11 @@ impl Settings {
         &self.profile
     }
 
+    /// Whether the session has set it.
+    pub fn has(&self, name: &str) -> bool {
+        self.set.contains_key(name) || self.first.iter().any(|(known, _)| known == name)
+    }
+
     /// A transaction begins.
     pub fn begin(&mut self) {
         self.before.get_or_insert_with(|| self.set.clone());
