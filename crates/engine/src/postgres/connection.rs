@@ -137,6 +137,11 @@ impl Connection {
         self.turn.canceller()
     }
 
+    /// Whether all is answered that was sent, and nothing waits to be.
+    pub fn is_settled(&self) -> bool {
+        self.exchange.is_over() && self.output.is_empty()
+    }
+
     /// Whether something failed, so that nothing but a Sync is answered.
     pub fn is_skipping(&self) -> bool {
         self.exchange.is_skipping()

@@ -8,6 +8,7 @@ mod fault_run;
 mod faults;
 mod flights_test;
 mod generated;
+mod generated_on_servers;
 mod growth;
 mod harness;
 mod killed_at_every_step;

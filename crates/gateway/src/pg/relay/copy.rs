@@ -96,6 +96,9 @@ impl Relay {
         shards: &[ShardId],
     ) -> Result<bool, Stop> {
         for shard in shards {
+            self.part(*shard).await?;
+        }
+        for shard in shards {
             self.part(*shard).await?.lease.push(Request::Query(text.to_owned()))?;
         }
         let done = self.copied_out(client, key, copy, shards).await;
@@ -189,6 +192,10 @@ impl Relay {
     ) -> Result<bool, Stop> {
         let mut load = Load::new(copy, table, &planned.text)?;
         self.begin_implicitly();
+        // First all connections: taking one may say something on those that are there.
+        for shard in shards {
+            self.part(*shard).await?;
+        }
         if load.key.is_none() {
             for shard in shards {
                 self.open(&mut load, *shard).await?;

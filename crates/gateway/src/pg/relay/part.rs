@@ -73,7 +73,10 @@ impl Relay {
                 _ if self.settings.has("lock_timeout") => block.beginning(),
                 (None, _) => block.beginning(),
                 (Some(first), None) => {
-                    first.lease.ask(PATIENCE).await?;
+                    // One in the middle of something else is the only one that waits for long.
+                    if first.lease.is_settled() {
+                        first.lease.ask(PATIENCE).await?;
+                    }
                     format!("{}; {PATIENCE}", block.beginning())
                 }
                 (Some(_), Some(_)) => format!("{}; {PATIENCE}", block.beginning()),

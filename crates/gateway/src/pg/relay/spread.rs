@@ -218,6 +218,10 @@ impl Relay {
     ) -> Result<bool, Stop> {
         let mut canceller = Vec::new();
         let shards: Vec<ShardId> = runs.iter().map(|run| run.shard).collect();
+        // First all connections: taking one may say something on those that are there.
+        for shard in &shards {
+            self.part(*shard).await?;
+        }
         for run in runs {
             let part = self.part(run.shard).await?;
             part.lease.push(Request::Bind(run.statement, run.bind))?;
@@ -460,6 +464,9 @@ impl Relay {
             newest.rows.first().and_then(|row| row.first()?.as_deref()?.parse::<u32>().ok()).unwrap_or(u32::MAX);
         let binary = newest < FIRST_USER_TYPE;
         let results = if binary { vec![1] } else { Vec::new() };
+        for shard in &from {
+            self.part(*shard).await?;
+        }
         for shard in &from {
             let Run { statement, bind, .. } = run(*shard, &fetch.part, call.bind, types);
             let part = self.part(*shard).await?;
