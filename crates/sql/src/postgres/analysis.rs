@@ -17,7 +17,7 @@ use super::keys::{Condition, Reach};
 use super::lex::Tokens;
 use super::parse::token_of;
 use super::plan::Constant;
-use super::tree::{Found, function_name, last_ident, schema_and_name};
+use super::tree::{Found, column_name, function_name, last_ident, schema_and_name};
 use crate::Schema;
 use crate::error::{Code, SqlError};
 
@@ -112,6 +112,8 @@ pub(super) struct Analysis<'s, 't> {
     pub targets: usize,
     /// Sharded rows that are inserted without a key that can be known.
     pub keyless: Option<SqlError>,
+    /// An aggregate in a subquery is of rows around it: it makes groups of those.
+    pub outer_aggregate: bool,
     /// It names a relation that the catalog doesn't know: a temporary table, or one of the system's.
     pub unknown: bool,
     /// The scope of each SELECT, by the token of its keyword.
@@ -137,6 +139,7 @@ impl<'s, 't> Analysis<'s, 't> {
             groups: false,
             targets: 0,
             keyless: None,
+            outer_aggregate: false,
             unknown: false,
             selects: BTreeMap::new(),
             ctes: Vec::new(),
@@ -519,11 +522,30 @@ impl<'s, 't> Analysis<'s, 't> {
         let found = Found::of(node);
         for function in &found.functions {
             self.function_called(function_name(function).map(str::to_owned), Some(function));
+            self.outer_aggregate |= scope.is_some_and(|scope| self.is_of_outer_rows(function, scope));
         }
         for column in &found.columns {
             self.whole_row(column, scope);
         }
         found.queries.iter().try_for_each(|query| self.query(query, scope).map(|_| ()))
+    }
+
+    /// Whether a call in `scope` is an aggregate of nothing but columns of scopes around it.
+    fn is_of_outer_rows(&self, function: &Function, scope: usize) -> bool {
+        let level = &self.scopes[scope];
+        let own = |column: &Expr| {
+            let Some((qualifier, name)) = column_name(column) else { return true };
+            level.sources.iter().any(|source| match qualifier {
+                Some(qualifier) => source.alias == qualifier.value,
+                None => {
+                    source.columns.as_ref().is_none_or(|columns| columns.contains(&name.value))
+                        || source.alias == name.value
+                }
+            })
+        };
+        let aggregate = function.over.is_none() && function_name(function).is_some_and(functions::is_aggregate);
+        let columns = Found::of(&function.args).columns;
+        level.parent.is_some() && aggregate && !columns.is_empty() && !columns.iter().any(own)
     }
 
     /// A table's name where a column's is expected stands for its rows.

@@ -142,8 +142,8 @@ fn is(tokens: &Tokens, (from, to): Span, expr: &Expr) -> Option<()> {
 }
 
 fn rank(tokens: &Tokens, at: usize) -> usize {
-    let rank = |word: &&str| tokens.is(at, word);
-    WORDS.iter().position(|word| rank(word)).unwrap_or(WORDS.len())
+    let is = |word: &&str| tokens.is(at, word);
+    WORDS.iter().position(is).unwrap_or(WORDS.len())
 }
 
 /// Where clauses start outside of brackets; `None` if there is one that isn't known (FOR UPDATE).

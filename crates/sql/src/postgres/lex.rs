@@ -142,8 +142,8 @@ fn unquoted(text: &str, quote: char) -> String {
 /// The value of `'…'`, `E'…'`, `N'…'` or `$tag$…$tag$`; of several parts that go on in the next line their concatenation. `None` for
 /// escapes that PostgreSQL would refuse.
 fn string_value(text: &str) -> Option<String> {
-    if text.starts_with('$') {
-        let tag = text[1..].find('$')? + 2;
+    if let Some(rest) = text.strip_prefix('$') {
+        let tag = rest.find('$')? + 2;
         return text.get(tag..text.len().checked_sub(tag)?).map(str::to_owned);
     }
     let escapes = text.starts_with(['e', 'E']);

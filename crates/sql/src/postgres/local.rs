@@ -46,6 +46,9 @@ pub(super) fn rows_apart(analysis: &Analysis, select: &Select, scope: usize) -> 
 
 /// The same but for DISTINCT.
 pub(super) fn grouped_apart(analysis: &Analysis, select: &Select, scope: usize) -> bool {
+    if analysis.outer_aggregate {
+        return false;
+    }
     let grouped = match &select.group_by {
         GroupByExpr::All(_) => return false,
         GroupByExpr::Expressions(_, modifiers) if !modifiers.is_empty() => return false,

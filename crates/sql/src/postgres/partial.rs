@@ -37,7 +37,7 @@ pub(super) fn plan(analysis: &Analysis, query: &Query, range: Span) -> Option<Sp
     local::driver(analysis, scope)?;
     let with_ties = query.fetch.as_ref().is_some_and(|fetch| fetch.with_ties);
     let plain = select.distinct.is_none() && !local::has_windows(select) && query.with.is_none() && !with_ties;
-    if !plain || analysis.unknown || analysis.purity > Purity::Stable {
+    if !plain || analysis.outer_aggregate || analysis.unknown || analysis.purity > Purity::Stable {
         return None;
     }
     let clauses = Clauses::of(query, analysis.tokens, range)?;
@@ -197,6 +197,7 @@ impl<'q> Merge<'_, '_, '_, 'q> {
         let FunctionArguments::List(list) = &function.args else { return None };
         let distinct = list.duplicate_treatment == Some(DuplicateTreatment::Distinct);
         let plain = list.clauses.is_empty()
+            && function.over.is_none()
             && function.within_group.is_empty()
             && function.null_treatment.is_none()
             && function.name.0.len() == 1

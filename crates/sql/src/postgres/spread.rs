@@ -1,18 +1,18 @@
 //! Reads whose rows each shard can make for itself: one after the other, or sorted and cut once more in one session.
 
-use sqlparser::ast::{Distinct, Expr, Query};
+use sqlparser::ast::{Distinct, Expr, Function, GroupByExpr, Query, Select};
 
 use super::analysis::Analysis;
 use super::clauses::{Clauses, Span};
 use super::compose::{Composer, quote};
-use super::functions::Purity;
+use super::functions::{self, Purity};
 use super::gather::temporary;
 use super::keys::is_constant;
 use super::lex::Tokens;
 use super::local::{driver, grouped_apart, ordinal, rows_apart};
 use super::outputs::{Output, outputs};
 use super::plan::{Fetch, Part, Piece, Source, Spread};
-use super::tree::bare;
+use super::tree::{Found, bare, function_name};
 
 /// `None` when the rows are not each shard's own.
 pub(super) fn plan(analysis: &Analysis, query: &Query, range: Span) -> Option<Spread> {
@@ -32,11 +32,19 @@ pub(super) fn plan(analysis: &Analysis, query: &Query, range: Span) -> Option<Sp
     let on = matches!(select.distinct, Some(Distinct::On(_)));
     let with_ties = query.fetch.as_ref().is_some_and(|fetch| fetch.with_ties);
     let apart = apart || distinct && grouped_apart(analysis, select, scope);
-    if !apart || on || with_ties {
+    if !apart || on || with_ties || !orders_rows(query, select) {
         return None;
     }
     let clauses = Clauses::of(query, analysis.tokens, range)?;
     Sorted { analysis, clauses: &clauses, distinct, outputs: outputs(analysis, select, scope)? }.plan()
+}
+
+/// Whether ORDER BY is by something that each shard's row has: no windows, and aggregates only where the SELECT has groups.
+fn orders_rows(query: &Query, select: &Select) -> bool {
+    let found = Found::of(&query.order_by);
+    let aggregate = |function: &Function| function_name(function).is_some_and(functions::is_aggregate);
+    let grouped = !matches!(&select.group_by, GroupByExpr::Expressions(list, _) if list.is_empty());
+    found.functions.iter().all(|function| function.over.is_none() && (grouped || !aggregate(function)))
 }
 
 /// A read that is sorted, cut or made distinct once more.

@@ -43,9 +43,7 @@ fn ends(tokens: &Tokens) -> Vec<usize> {
             -1 => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if tokens.are(at, &["BEGIN", "ATOMIC"]) {
-            blocks += 1;
-        } else if blocks > 0 && tokens.is(at, "CASE") {
+        if tokens.are(at, &["BEGIN", "ATOMIC"]) || blocks > 0 && tokens.is(at, "CASE") {
             blocks += 1;
         } else if tokens.is(at, "END") {
             blocks = blocks.saturating_sub(1);

@@ -322,7 +322,7 @@ fn defaulted(analysis: &Analysis, statement: &Statement) -> Option<String> {
         };
         let in_row =
             |row: &&[sqlparser::ast::Expr]| at.and_then(|at| row.get(at)).is_some_and(|expr| !is_default(expr));
-        at.is_some() && insert.source.is_some() && rows.iter().all(|row| in_row(row))
+        at.is_some() && insert.source.is_some() && rows.iter().all(in_row)
     };
     let column = table
         .columns
