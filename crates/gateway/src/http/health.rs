@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use pleat_cluster::{Catalog, Engine, ShardState};
+use pleat_cluster::{Catalog, ShardState};
 use pleat_consensus::{DiskState, Status};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -95,13 +95,6 @@ fn shards(backend: &dyn Backend, catalog: &Catalog, reasons: &mut Vec<String>) -
     let mut hosted = HostedBody { hosted: 0, ready: 0 };
     for shard in here.filter(|shard| shard.state == ShardState::Active) {
         hosted.hosted += 1;
-        if catalog.engine == Engine::Postgres {
-            match shard.server {
-                Some(_) => hosted.ready += 1,
-                None => reasons.push(format!("the server of {} was not started yet", shard.id)),
-            }
-            continue;
-        }
         match trouble(&shard.id.to_string(), backend.shard_status(shard.id).as_ref()) {
             None => hosted.ready += 1,
             Some(reason) => reasons.push(reason),

@@ -47,7 +47,8 @@ fn rows(cluster: &Cluster, query: &str) -> String {
 fn refused(cluster: &Cluster, statement: &str) -> String {
     let said = psql(cluster, &["-qAt", "-v", "VERBOSITY=sqlstate", "-c", statement], "");
     assert!(!said.fine, "{statement} was carried out: {}", said.out);
-    said.err.trim().trim_start_matches("ERROR:").trim().to_owned()
+    let error = said.err.lines().find_map(|line| line.strip_prefix("ERROR:"));
+    error.unwrap_or_else(|| panic!("{statement}: {}", said.err)).trim().to_owned()
 }
 
 async fn three_servers() -> Cluster {
@@ -177,7 +178,7 @@ async fn psql_works_over_servers() {
     let said = psql(
         &cluster,
         &["-qAt"],
-        "CREATE TEMP TABLE t (a int); INSERT INTO t VALUES (1), (2);\nSELECT sum(a) FROM t;\n",
+        "CREATE TEMP TABLE t (a int); INSERT INTO t VALUES (1), (2);\nSELECT sum(a) FROM t;\nDROP TABLE t;\n",
     );
     assert_eq!(said.out, "3\n", "{}", said.err);
 

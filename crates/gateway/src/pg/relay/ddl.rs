@@ -95,7 +95,12 @@ impl Relay {
         planned: &Planned,
         ddl: &Ddl,
     ) -> Result<Answered, Stop> {
-        if ddl.temporary {
+        // What nobody else knows may be the session's own.
+        let known = |table: &String| self.catalog().tables.contains_key(table);
+        let own = self.pinned.is_some()
+            && !ddl.about.starts_with("create table")
+            && ddl.table.as_ref().is_some_and(|table| !known(table));
+        if ddl.temporary || own {
             let shard = self.any(&self.catalog())?;
             let failed = self.through_kept(client, key, shard, &planned.text).await?.failed();
             return Ok(Answered::Already(!failed));

@@ -122,12 +122,11 @@ impl Relay {
             },
             What::SetSessionCharacteristics => self.set(client, key, planned, "session characteristics", false).await,
             What::Reset(name) => {
-                let shard = self.any(&self.catalog())?;
-                let failed = self.through(client, key, shard, &planned.text).await?.failed();
-                if !failed {
-                    self.settings.reset(name.as_deref())?;
+                if !self.set_everywhere(client, key, &planned.text).await? {
+                    return Ok(Answered::Already(false));
                 }
-                Ok(Answered::Already(!failed))
+                self.settings.reset(name.as_deref())?;
+                Ok(Answered::Already(true))
             }
             What::Discard { all } => {
                 if *all {
@@ -232,25 +231,32 @@ impl Relay {
             return Ok(Answered::Tag("SET".to_owned()));
         }
         super::settings::check(name, super::settings::value_of(&planned.text))?;
-        let shard = self.any(&self.catalog())?;
-        let others: Vec<ShardId> = self.parts.keys().copied().filter(|other| *other != shard).collect();
-        let failed = self.through(client, key, shard, &planned.text).await?.failed();
-        if failed {
+        if !self.set_everywhere(client, key, &planned.text).await? {
             return Ok(Answered::Already(false));
-        }
-        for other in others {
-            if let Some(part) = self.parts.get_mut(&other)
-                && let Err(error) = part.lease.ask(&planned.text).await
-            {
-                self.fail_block();
-                return Err(Stop::Failed(error.into()));
-            }
         }
         match local {
             true => self.remember_locally(&planned.text),
             false => self.settings.set(name, &planned.text)?,
         }
         Ok(Answered::Already(true))
+    }
+
+    /// Have a setting made on one shard, and if that takes it on all connections that the session has. False: it did not.
+    async fn set_everywhere(&mut self, client: &mut Client, key: &Key, text: &str) -> Result<bool, Stop> {
+        let shard = self.any(&self.catalog())?;
+        let others: Vec<ShardId> = self.parts.keys().copied().filter(|other| *other != shard).collect();
+        if self.through(client, key, shard, text).await?.failed() {
+            return Ok(false);
+        }
+        for other in others {
+            if let Some(part) = self.parts.get_mut(&other)
+                && let Err(error) = part.lease.ask(text).await
+            {
+                self.fail_block();
+                return Err(Stop::Failed(error.into()));
+            }
+        }
+        Ok(true)
     }
 
     /// Where a query goes.
