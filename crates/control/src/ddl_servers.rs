@@ -1,6 +1,7 @@
 //! Schema changes on shards that are servers: the statement as it is, on all or on none, by two-phase commit.
 //!
-//! A server runs the change in a transaction and *prepares* it: then nothing on that server can keep it from being committed, and until it is, what it has
+//! A server runs the change in a transaction and *prepares* it: then nothing on that server can keep it from being committed, and until it
+//! is, what it has
 //! locked stays locked, so no client sees it. When all servers have prepared, the operation is committed in the catalog, which takes the new
 //! tables at the same time; then each server is told.
 //!
@@ -18,8 +19,10 @@
 //! server can't, all are *rolled back*, and after a pause it begins again from the first, as another attempt, for up to
 //! [`Settings::shard_limit`](crate::Settings).
 //!
-//! Each attempt prepares under a name of its own ([`PreparedName::Ddl`]), and the catalog counts attempts: it refuses one to a leader that was replaced, and
-//! what is committed is the newest. So a PREPARE that arrives late, of a leader that died or a connection that was lost, is never committed: it is rolled back
+//! Each attempt prepares under a name of its own ([`PreparedName::Ddl`]), and the catalog counts attempts: it refuses one to a leader that
+//! was replaced, and
+//! what is committed is the newest. So a PREPARE that arrives late, of a leader that died or a connection that was lost, is never
+//! committed: it is rolled back
 //! by the next attempt, or by the node that supervises the server (`host`'s `decide_servers`).
 //!
 //! # A leader dies …

@@ -9,7 +9,8 @@
 //! | an attempt at a schema change that was left behind ([`Catalog::is_left_behind`](pleat_cluster::Catalog::is_left_behind)) | by rolling it back |
 //! | any other attempt | by the control leader that carries the operation out |
 //!
-//! A coordinator that is only slow finishes its transaction at the same time. Both say the same, and the server lets one of them: the other is told that there is
+//! A coordinator that is only slow finishes its transaction at the same time. Both say the same, and the server lets one of them: the
+//! other is told that there is
 //! no such transaction, or that it is busy.
 //!
 //! | the node dies … | and then |

@@ -98,7 +98,8 @@ impl Host {
         self.lease_for(Whose::Clients, shard, within).await
     }
 
-    /// Have a shard's server carry out texts of Pleat's own, one after the other on one connection, up to the first that fails. What they have left open
+    /// Have a shard's server carry out texts of Pleat's own, one after the other on one connection, up to the first that fails. What they
+    /// have left open
     /// is then taken back.
     ///
     /// # Errors

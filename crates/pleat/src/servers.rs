@@ -1,7 +1,8 @@
 //! The PostgreSQL servers that this node supervises: those of the shards that name it in the catalog.
 //!
 //! A task watches the catalog, and keeps one *keeper* for each of these shards. A keeper makes the server's data if the shard is new, starts the
-//! server, tells the catalog where it listens, and tells the host (and so `GET /health`) when it is down. `provision::process` keeps the server running; what that
+//! server, tells the catalog where it listens, and tells the host (and so `GET /health`) when it is down. `provision::process` keeps the
+//! server running; what that
 //! gives up is tried again here, ever more rarely, since somebody may have mended it. The data is in `shards/N` of the node's directory.
 //!
 //! | who dies, and when | what follows |
