@@ -1,6 +1,6 @@
 //! Applying what concerns shards that are servers.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 
 use crate::apply::{Applied, busy, invalid, unknown};
 use crate::{

@@ -1,7 +1,7 @@
 //! Commands: the only way to change a catalog.
 
+use core::net::SocketAddr;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,8 @@
 //! Shards: the databases that own partitions.
 
+use core::net::SocketAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};

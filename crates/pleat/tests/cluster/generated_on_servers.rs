@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::harness::{Cluster, Options};
 
-/// Queries of a usual run; `PLEAT_GENERATED_QUERIES` asks for another number (the acceptance has 5,000).
+/// Queries of a usual run; `GENERATED_QUERIES` asks for another number (the acceptance has 5,000).
 const QUERIES: usize = 1_200;
 /// The share of refused queries, of a thousand.
 const REFUSED_PER_MILLE_MAX: usize = 100;
@@ -260,7 +260,7 @@ fn answers(port: &str, script: &str) -> Vec<(String, Vec<String>)> {
 
 #[tokio::test]
 async fn generated_queries_mean_what_they_mean_on_one_server() {
-    let queries = std::env::var("PLEAT_GENERATED_QUERIES").ok().and_then(|text| text.parse().ok()).unwrap_or(QUERIES);
+    let queries = std::env::var("GENERATED_QUERIES").ok().and_then(|text| text.parse().ok()).unwrap_or(QUERIES);
     let config = json!({ "engine": "postgres" });
     let cluster = Cluster::start(Options { nodes: 1, shards: 4, config, ..Options::default() }).await;
     let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
