@@ -56,7 +56,7 @@ fn rows_of(table: &str, chance: &mut Chance) -> String {
                 _ if part > 0 || key > 11 => continue,
                 _ => format!("{key}, {}", chance.one(&words)),
             };
-            let _ = write!(text, "INSERT INTO {table} VALUES ({row});\n");
+            let _ = writeln!(text, "INSERT INTO {table} VALUES ({row});");
         }
     }
     text
@@ -280,8 +280,8 @@ async fn generated_queries_mean_what_they_mean_on_one_server() {
     assert!(made.unwrap().success());
     let (mut setup, mut setup_alone) = (String::new(), "\\c alone\n".to_owned());
     for (name, columns, placement) in placed {
-        let _ = write!(setup, "CREATE TABLE {name} ({columns}) {placement};\n");
-        let _ = write!(setup_alone, "CREATE TABLE {name} ({columns});\n");
+        let _ = writeln!(setup, "CREATE TABLE {name} ({columns}) {placement};");
+        let _ = writeln!(setup_alone, "CREATE TABLE {name} ({columns});");
         let rows = rows_of(name, &mut chance);
         setup += &rows;
         setup_alone += &rows;
@@ -290,7 +290,7 @@ async fn generated_queries_mean_what_they_mean_on_one_server() {
     let mut asked = Vec::new();
     for _ in 0..queries {
         let (text, ordered) = query(&mut chance);
-        let _ = write!(script, "{text};\n\\echo @@@ :SQLSTATE\n");
+        let _ = writeln!(script, "{text};\n\\echo @@@ :SQLSTATE");
         asked.push((text, ordered));
     }
     let port = cluster.pg_port(1).to_string();
