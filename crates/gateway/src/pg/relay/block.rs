@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use pleat_cluster::{LedgerCommand, LedgerReply, PreparedName, ShardId, TxnId};
-use pleat_engine::postgres::Lease;
+use pleat_engine::postgres::{Lease, PostgresError};
 use pleat_sql::postgres::{Planned, What};
 use uuid::Uuid;
 
@@ -122,11 +122,30 @@ impl Relay {
     }
 
     /// A block for statements that belong together without a BEGIN.
-    pub(super) fn begin_implicitly(&mut self) {
+    pub(super) async fn begin_implicitly(&mut self) -> Result<(), Failure> {
         if self.block.is_none() {
             self.block = Some(Block::new("BEGIN", true));
             self.settings.begin();
         }
+        self.join_home().await
+    }
+
+    /// What was done at home since the last Sync belongs to the block, too: the transaction that it was is made one that waits.
+    pub(super) async fn join_home(&mut self) -> Result<(), Failure> {
+        if let Some(home) = self.home
+            && let Some(part) = self.parts.get_mut(&home)
+            && part.executed
+            && !part.open
+        {
+            part.lease.ask("BEGIN").await?;
+            (part.open, part.executed) = (true, false);
+        }
+        Ok(())
+    }
+
+    /// Whether something was done since the last Sync that is no block's yet.
+    pub(super) fn has_done_something(&self) -> bool {
+        self.home.and_then(|home| self.parts.get(&home)).is_some_and(|part| part.executed && !part.open)
     }
 
     /// The end of a message, or a Sync: what is implicit about the transaction ends.
@@ -163,6 +182,7 @@ impl Relay {
                     Some(block) if block.implicit => block.implicit = false,
                     Some(_) => warn("25001", "there is already a transaction in progress"),
                 }
+                self.join_home().await?;
                 tag("BEGIN")
             }
             What::Commit { chain } | What::Rollback { chain } => {
@@ -258,7 +278,10 @@ impl Relay {
         for shard in open {
             let Some(part) = self.parts.get_mut(&shard) else { continue };
             if let Err(error) = part.lease.ask(text).await {
-                self.fail_block();
+                match error {
+                    PostgresError::Answered { .. } => self.fail_block(),
+                    _ => self.lose([shard]),
+                }
                 return Err(error.into());
             }
         }
@@ -415,7 +438,6 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Lease)>) 
 
 /// Tell a shard what was decided. One that can't be told now finds out.
 async fn tell(backend: &dyn Backend, shard: ShardId, lease: &mut Lease, text: &str) -> bool {
-    use pleat_engine::postgres::PostgresError;
     let done = |answer: &Result<_, PostgresError>| match answer {
         Ok(_) => true,
         // Somebody was faster.

@@ -191,7 +191,7 @@ impl Relay {
         shards: &[ShardId],
     ) -> Result<bool, Stop> {
         let mut load = Load::new(copy, table, &planned.text)?;
-        self.begin_implicitly();
+        self.begin_implicitly().await?;
         // First all connections: taking one may say something on those that are there.
         for shard in shards {
             self.part(*shard).await?;
@@ -216,7 +216,7 @@ impl Relay {
                 if let Some(part) = self.parts.get_mut(shard) {
                     part.lease.copy_fail(&failure.message);
                     if finish(&mut part.lease).await.is_err() {
-                        self.parts.remove(shard);
+                        self.lose([*shard]);
                     }
                 }
             }
@@ -386,12 +386,7 @@ impl Relay {
                     self.keep_pinned();
                 }
             }
-            Err(_) => {
-                shards.iter().for_each(|shard| drop(self.parts.remove(shard)));
-                if let Some(block) = &mut self.block {
-                    (block.failed, block.lost) = (true, true);
-                }
-            }
+            Err(_) => self.lose(shards.iter().copied()),
         }
     }
 }

@@ -275,8 +275,8 @@ impl Relay {
                     let of = query.keys().iter().find(|(known, _)| *known == at).map(|(_, of)| *of)?;
                     key_value(&bind, &prepared.types, at, of)
                 };
-                if client.reader.peek().await? != Some(b'S') {
-                    self.begin_implicitly();
+                if client.reader.peek().await? != Some(b'S') || self.has_done_something() {
+                    self.begin_implicitly().await?;
                 }
                 let call = Call {
                     query,
@@ -345,7 +345,7 @@ impl Relay {
             if !self.discards {
                 self.pump(client, key, home).await?;
             } else if drain(part).await.is_err() {
-                self.parts.remove(&home);
+                self.lose([home]);
             }
         }
         self.discards = false;
@@ -403,15 +403,14 @@ impl Relay {
         if self.settle(client, key).await? {
             return Ok(true);
         }
+        // What was done there has to end with what is done elsewhere.
+        if self.has_done_something() {
+            self.begin_implicitly().await?;
+        }
         if let Some(left) = self.home.take()
             && let Some(part) = self.parts.get_mut(&left)
         {
-            if part.executed && !part.open {
-                // What was done there has to end with what is done elsewhere. So the transaction that it was is made one that waits.
-                part.lease.ask("BEGIN").await?;
-                (part.open, part.executed) = (true, false);
-                self.begin_implicitly();
-            } else if !part.open {
+            if !part.open {
                 part.lease.push(Request::Sync)?;
                 drain(part).await?;
                 if self.pinned != Some(left) {

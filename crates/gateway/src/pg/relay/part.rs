@@ -137,11 +137,7 @@ impl Relay {
                     self.settle_part(shard);
                 }
             }
-            Err(_) => {
-                // Its state is not known any more.
-                self.parts.remove(&shard);
-                self.fail_block();
-            }
+            Err(_) => self.lose([shard]),
         }
         pumped
     }
@@ -190,6 +186,16 @@ impl Relay {
         }
         if self.block.is_none() && self.pinned != Some(shard) {
             self.parts.remove(&shard);
+        }
+    }
+
+    /// Give up connections whose state is not known any more: what runs there is cancelled. A block that had a part of it there can't be committed.
+    pub(super) fn lose(&mut self, shards: impl IntoIterator<Item = ShardId>) {
+        for shard in shards {
+            self.parts.remove(&shard);
+        }
+        if let Some(block) = &mut self.block {
+            (block.failed, block.lost) = (true, true);
         }
     }
 

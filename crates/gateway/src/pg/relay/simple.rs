@@ -46,7 +46,7 @@ impl Relay {
         let alone = plan.len() == 1;
         for planned in plan.iter() {
             if !alone && !controls(&planned.what) && !matches!(planned.what, What::Ddl(_)) {
-                self.begin_implicitly();
+                self.begin_implicitly().await?;
             }
             // A schema change before it may have changed what the text means.
             let fresh = if alone { plan.clone() } else { self.plan(&planned.text)? };
@@ -252,7 +252,7 @@ impl Relay {
             if let Some(part) = self.parts.get_mut(&other)
                 && let Err(error) = part.lease.ask(text).await
             {
-                self.fail_block();
+                self.lose([other]);
                 return Err(Stop::Failed(error.into()));
             }
         }

@@ -97,7 +97,7 @@ impl Relay {
                     false => shards,
                 };
                 if shards.len() > 1 && call.query.in_transaction {
-                    self.begin_implicitly();
+                    self.begin_implicitly().await?;
                 }
                 let runs = shards.into_iter().map(|shard| run(shard, &whole, call.bind, &types)).collect();
                 self.append(client, key, runs, call.describe, reference).await
@@ -111,7 +111,7 @@ impl Relay {
                     by_shard.entry(owner).or_default().extend(rows);
                 }
                 if by_shard.len() > 1 {
-                    self.begin_implicitly();
+                    self.begin_implicitly().await?;
                 }
                 let mut runs = Vec::new();
                 for (shard, mut rows) in by_shard {
@@ -242,13 +242,7 @@ impl Relay {
                     self.keep_pinned();
                 }
             }
-            Err(_) => {
-                // What runs there is cancelled, and the connections closed.
-                shards.iter().for_each(|shard| drop(self.parts.remove(shard)));
-                if let Some(block) = &mut self.block {
-                    (block.failed, block.lost) = (true, true);
-                }
-            }
+            Err(_) => self.lose(shards),
         }
         done
     }
@@ -484,12 +478,7 @@ impl Relay {
                     self.keep_pinned();
                 }
             }
-            Err(_) => {
-                from.iter().for_each(|shard| drop(self.parts.remove(shard)));
-                if let Some(block) = &mut self.block {
-                    (block.failed, block.lost) = (true, true);
-                }
-            }
+            Err(_) => self.lose(from),
         }
         filled
     }
