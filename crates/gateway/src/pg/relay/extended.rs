@@ -409,13 +409,12 @@ impl Relay {
         }
         if let Some(left) = self.home.take()
             && let Some(part) = self.parts.get_mut(&left)
+            && !part.open
         {
-            if !part.open {
-                part.lease.push(Request::Sync)?;
-                drain(part).await?;
-                if self.pinned != Some(left) {
-                    self.parts.remove(&left);
-                }
+            part.lease.push(Request::Sync)?;
+            drain(part).await?;
+            if self.pinned != Some(left) {
+                self.parts.remove(&left);
             }
         }
         let pending = std::mem::take(&mut self.pending);
