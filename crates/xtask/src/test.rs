@@ -68,14 +68,22 @@ fn faults() -> anyhow::Result<()> {
 
 /// Those who speak PostgreSQL's protocol: psql, and the drivers of Debian's own Python.
 fn drivers() -> anyhow::Result<()> {
-    const IMPORTS: &str = "import psycopg2, psycopg, asyncpg, sqlalchemy";
+    const IMPORTS: &str = "import psycopg2, psycopg, asyncpg, sqlalchemy, django";
     if run::answers("psql", &["--version"]) && run::answers("/usr/bin/python3", &["-c", IMPORTS]) {
         return Ok(());
     }
-    let packages =
-        ["postgresql-client", "python3-psycopg2", "python3-psycopg", "python3-asyncpg", "python3-sqlalchemy"];
+    let packages = [
+        "postgresql-client",
+        "python3-psycopg2",
+        "python3-psycopg",
+        "python3-asyncpg",
+        "python3-sqlalchemy",
+        "python3-django",
+    ];
     if !run::answers("apt-get", &["--version"]) {
-        bail!("tests need psql, and /usr/bin/python3 with psycopg2, psycopg, asyncpg and SQLAlchemy; install them");
+        bail!(
+            "tests need psql, and /usr/bin/python3 with psycopg2, psycopg, asyncpg, SQLAlchemy and Django; install them"
+        );
     }
     eprintln!("tests need {}; installing them", packages.join(", "));
     run::program("apt-get", &["update"])?;

@@ -263,6 +263,43 @@ async fn pgbench_runs_over_servers() {
     assert_eq!(sums, "t|t");
 }
 
+#[tokio::test]
+async fn drivers_work_over_servers() {
+    let cluster = three_servers().await;
+    for script in ["on_servers.py", "django_on_servers.py"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/drivers").join(script);
+        // Debian's own Python: it has Debian's drivers.
+        let done = Command::new("/usr/bin/python3")
+            .arg(path)
+            .env("PGPORT", cluster.pg_port(1).to_string())
+            .stdin(Stdio::null())
+            .output()
+            .expect("python3 is there, with Debian's drivers: `cargo xtask test` installs them");
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        assert!(done.status.success(), "{script}:\n{}{}\n{}", text(&done.stdout), text(&done.stderr), cluster.tail());
+    }
+    // A cursor over several servers, which is gone with its transaction; one WITH HOLD outlives it.
+    let script = "BEGIN;
+        DECLARE c CURSOR FOR SELECT visitor, count(*) FROM visits GROUP BY visitor ORDER BY visitor;
+        FETCH 2 FROM c;
+        MOVE 1 FROM c;
+        FETCH c;
+        DECLARE h CURSOR WITH HOLD FOR SELECT id FROM visits ORDER BY id DESC;
+        COMMIT;
+        FETCH c;
+        FETCH h;
+        CLOSE h;
+        FETCH h;
+        DECLARE d CURSOR FOR SELECT id FROM visits;\n";
+    let said = psql(&cluster, &["-At", "-v", "VERBOSITY=sqlstate"], script);
+    let last = "00000000-0000-0000-0000-000000000031";
+    let wanted =
+        format!("BEGIN\nDECLARE CURSOR\n0|10\n1|10\nMOVE 1\n3|10\nDECLARE CURSOR\nCOMMIT\n{last}\nCLOSE CURSOR\n");
+    assert_eq!(said.out, wanted, "{}\n{}", said.err, cluster.tail());
+    let codes: Vec<&str> = said.err.lines().filter_map(|line| line.split("ERROR:").nth(1)).map(str::trim).collect();
+    assert_eq!(codes, ["34000", "34000", "25P01"], "{}", said.err);
+}
+
 /// A server is killed again and again under transfers between shards, and then the node with all of its servers. No transfer is lost, doubled or torn, and
 /// none stays undecided.
 #[tokio::test]

@@ -292,6 +292,7 @@ impl Relay {
     async fn end(&mut self, client: &mut Client, key: &Key, commit: bool, told: bool) -> Result<Answered, Stop> {
         let Some(block) = self.block.take() else { return Ok(Answered::Tag("COMMIT".to_owned())) };
         self.portals.clear();
+        self.held.retain(|_, cursor| cursor.hold);
         self.home = None;
         let commit = commit && !block.lost;
         let open: Vec<ShardId> = self.parts.iter().filter(|(_, part)| part.open).map(|(shard, _)| *shard).collect();

@@ -12,7 +12,7 @@
 //! - [`part`]: the session's connection to a shard, made to look as the session expects it: its settings, its transaction. A
 //!   statement of one shard goes there as it is, and the bytes of the answer to the client.
 //! - [`simple`], [`extended`]: the two ways in which clients send statements.
-//! - [`spread`]: statements of several shards: answers appended, or gathered in a session of one shard that finishes them.
+//! - [`spread`]: statements of several shards: answers appended, or ([`gather`]) gathered in a session of one shard that finishes them.
 //! - [`block`]: transactions, over one shard or several.
 //! - [`copy`]: rows in and out, split by their keys.
 //! - [`ddl`]: schema changes, tried on one shard, then made on all by an operation of the journal.
@@ -50,13 +50,13 @@
 //!
 //! # What is not here yet
 //!
-//! Cursors over several shards, COPY of a query that has to be gathered, serial keys of sharded tables, limits of rows in an Execute over
-//! several shards (all rows come at once).
+//! COPY of a query that has to be gathered, serial keys of sharded tables, limits of rows in an Execute over several shards (all rows come at once).
 
 mod block;
 mod copy;
 mod ddl;
 mod extended;
+mod gather;
 mod messages;
 mod part;
 mod settings;
@@ -81,6 +81,7 @@ use super::start::Started;
 use crate::session::Failure;
 use block::Block;
 use extended::{Portal, Prepared};
+use gather::Cursor;
 use part::Part;
 use settings::Settings;
 
@@ -105,6 +106,8 @@ struct Relay {
     discards: bool,
     /// Where cursors are open.
     cursors: HashMap<String, ShardId>,
+    /// Those over the rows of several shards.
+    held: HashMap<String, Cursor>,
     /// The shard whose connection the session keeps.
     pinned: Option<ShardId>,
     /// Which shard is asked where any would do: always the same, so that it has the statements.
@@ -133,6 +136,7 @@ pub async fn serve(
         pending: Vec::new(),
         discards: false,
         cursors: HashMap::new(),
+        held: HashMap::new(),
         pinned: None,
         turn: usize::try_from(key.process).unwrap_or(0),
     };

@@ -140,6 +140,7 @@ impl Relay {
                     self.portals.clear();
                     self.pinned = None;
                     self.parts.clear();
+                    self.held.clear();
                     return tag("DISCARD ALL");
                 }
                 match self.pinned {
@@ -164,16 +165,19 @@ impl Relay {
                 let failed = self.through_kept(client, key, shard, &planned.text).await?.failed();
                 Ok(Answered::Already(!failed))
             }
-            What::Declare { name, hold, query, .. } => {
+            What::Declare { name, hold, query, text } => {
                 let catalog = self.catalog();
-                let Way::One(shard) = self.way_of(&catalog, query, &|_| None)? else {
-                    let message = format!("the rows of cursor \"{name}\" are on several shards");
-                    return Err(Failure::new(
-                        "0A000",
-                        message,
-                        "cursors are for rows of one shard: give its key, or fetch without a cursor",
-                    )
-                    .into());
+                let shard = match self.way_of(&catalog, query, &|_| None)? {
+                    Way::One(shard) => shard,
+                    Way::Several(route) => {
+                        let statement = Statement::new(text.clone(), Vec::new());
+                        let bind = Bind::default();
+                        let call = Call { query, statement: &statement, types: &[], bind: &bind, describe: false };
+                        return match self.declare(client, key, &call, route, (name, *hold)).await? {
+                            true => Ok(Answered::Already(false)),
+                            false => tag("DECLARE CURSOR"),
+                        };
+                    }
                 };
                 let ended = match hold {
                     true => self.through_kept(client, key, shard, &planned.text).await?,
@@ -208,6 +212,18 @@ impl Relay {
         planned: &Planned,
         cursor: Option<&str>,
     ) -> Result<Answered, Stop> {
+        let closes = matches!(planned.what, What::Close(_));
+        if let Some(name) = cursor
+            && let Some(failed) = self.on_held(client, key, name, &planned.text).await?
+        {
+            if closes && !failed {
+                self.held.remove(name);
+            }
+            return Ok(Answered::Already(!failed));
+        }
+        if closes && cursor.is_none() {
+            self.held.clear();
+        }
         let known = cursor.and_then(|cursor| self.cursors.get(cursor).copied());
         let shard = match known {
             Some(shard) => shard,

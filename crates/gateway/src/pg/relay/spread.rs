@@ -1,8 +1,8 @@
 //! Statements of several shards.
 //!
 //! Each shard gets its part in the extended protocol, all before any is waited for. What they answer is either appended, or the rows go into
-//! temporary tables of one more session, which finishes the statement: it is a session of a shard, so types, collations and functions mean what
-//! they mean there. Rows travel as bytes: a row of the protocol's binary format is a row of COPY's.
+//! temporary tables of one more session, which finishes the statement ([`gather`](super::gather)): it is a session of a shard, so types, collations and
+//! functions mean what they mean there.
 //!
 //! # What is held at a time
 //!
@@ -12,26 +12,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use pleat_cluster::{PartitionId, ShardId};
+use pleat_cluster::{Catalog, PartitionId, ShardId};
 use pleat_engine::postgres::wire::frontend::Bind;
-use pleat_engine::postgres::{Lease, Reply, Request, Statement};
-use pleat_sql::postgres::{Fetch, Part as Piece, Query, Route, Source, Spread};
+use pleat_engine::postgres::{Reply, Request, Statement};
+use pleat_sql::postgres::{Part as Piece, Query, Route, Spread};
 
 use super::Relay;
+use super::gather::Plan;
 use super::messages::{Messages, Whole, counted, with_formats, words};
 use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
 use crate::session::Failure;
-use crate::settings::GATHER_WAIT_MAX;
 
-/// Rows are handed to the finishing session in pieces of so many bytes.
-const FILL_BYTES: usize = 64 << 10;
-/// What begins the rows of a COPY in binary format, and what ends them.
-const BINARY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-const BINARY_END: &[u8] = &[0xff, 0xff];
 /// Types from here on are users' own; their numbers differ between servers.
-const FIRST_USER_TYPE: u32 = 16_384;
+pub const FIRST_USER_TYPE: u32 = 16_384;
 
 /// A statement to carry out.
 pub struct Call<'a> {
@@ -46,10 +40,10 @@ pub struct Call<'a> {
 }
 
 /// What one shard does.
-struct Run {
-    shard: ShardId,
-    statement: Arc<Statement>,
-    bind: Bind,
+pub struct Run {
+    pub shard: ShardId,
+    pub statement: Arc<Statement>,
+    pub bind: Bind,
 }
 
 impl Relay {
@@ -63,12 +57,6 @@ impl Relay {
     ) -> Result<bool, Stop> {
         let catalog = self.catalog();
         let active = || -> Vec<ShardId> { catalog.active_shards().map(|shard| shard.id).collect() };
-        let owners = |partitions: &Option<BTreeSet<PartitionId>>| -> BTreeSet<ShardId> {
-            match partitions {
-                Some(partitions) => partitions.iter().filter_map(|partition| catalog.owner(*partition)).collect(),
-                None => catalog.owners.iter().copied().collect(),
-            }
-        };
         let types = match call.bind.values.is_empty() {
             true => Vec::new(),
             false => self.types(call).await?,
@@ -76,7 +64,7 @@ impl Relay {
         let whole = Piece { text: call.statement.text().into(), params: (0..call.bind.values.len()).collect() };
         match route {
             Route::Spread { plan: Spread::Concat(piece), prune } => {
-                let mut shards = owners(&prune);
+                let mut shards = owners(&catalog, &prune);
                 if shards.is_empty() {
                     shards.insert(self.any(&catalog)?);
                 }
@@ -84,12 +72,12 @@ impl Relay {
                 self.append(client, key, runs, call.describe, false).await
             }
             Route::Spread { plan: Spread::Gather { fetches, finish }, prune } => {
-                let shards = owners(&prune);
-                self.gather(client, key, call, &types, fetches, finish, &shards).await
+                let shards = owners(&catalog, &prune);
+                self.gather(client, key, call, &types, &Plan { fetches, finish, shards }).await
             }
             Route::Every { reference, prune } => {
                 let shards = match (&prune, reference) {
-                    (Some(_), false) => owners(&prune).into_iter().collect(),
+                    (Some(_), false) => owners(&catalog, &prune).into_iter().collect(),
                     _ => active(),
                 };
                 let shards = match shards.is_empty() {
@@ -323,271 +311,18 @@ impl Relay {
         }
         Ok(failed)
     }
-
-    /// Fetch rows into a session that finishes the statement.
-    #[allow(clippy::too_many_arguments)] // a statement, its plan, and who is to answer
-    async fn gather(
-        &mut self,
-        client: &mut Client,
-        key: &Key,
-        call: &Call<'_>,
-        types: &[u32],
-        fetches: &[Fetch],
-        finish: &Piece,
-        shards: &BTreeSet<ShardId>,
-    ) -> Result<bool, Stop> {
-        let gathers = self.shared.relayed_gathers.clone();
-        let place = tokio::time::timeout(GATHER_WAIT_MAX, gathers.acquire_owned()).await;
-        let _place = place.ok().and_then(Result::ok).ok_or_else(|| {
-            let hint = "try again, with fewer at once; limits.gathers in the configuration raises it";
-            Failure::passing("53000", "as many queries as may gather rows on this node", hint).at_limit("gathers")
-        })?;
-        let home = self.any(&self.catalog())?;
-        let mut finisher = self.lease(home).await?;
-        finisher.ask("BEGIN").await?;
-        for fetch in fetches {
-            let text = format!(
-                "CREATE TEMP TABLE {} ON COMMIT DROP AS {} WITH NO DATA",
-                quoted(&fetch.table),
-                fetch.part.text
-            );
-            let piece = Piece { text: text.into(), params: fetch.part.params.clone() };
-            let Run { statement, bind, .. } = run(home, &piece, call.bind, types);
-            finisher.push(Request::Bind(statement, Bind { results: Vec::new(), ..bind }))?;
-            finisher.push(Request::Execute { portal: String::new(), rows: 0 })?;
-        }
-        finisher.push(Request::Sync)?;
-        if self.finished(client, key, &mut finisher, false).await? {
-            return Ok(true);
-        }
-        for fetch in fetches {
-            let from = match fetch.from {
-                Source::Single(shard) => BTreeSet::from([shard]),
-                Source::Sharded => shards.clone(),
-            };
-            if !from.is_empty() && self.fetch(client, key, call, types, fetch, from, &mut finisher).await? {
-                return Ok(true);
-            }
-        }
-        if fetches.iter().any(|fetch| !fetch.primary_key.is_empty()) {
-            for fetch in fetches.iter().filter(|fetch| !fetch.primary_key.is_empty()) {
-                let key: Vec<String> = fetch.primary_key.iter().map(|column| quoted(column)).collect();
-                finisher
-                    .ask(&format!("ALTER TABLE {} ADD PRIMARY KEY ({})", quoted(&fetch.table), key.join(", ")))
-                    .await?;
-            }
-        }
-        let Run { statement, bind, .. } = run(home, finish, call.bind, types);
-        finisher.push(Request::Bind(statement, bind))?;
-        if call.describe {
-            finisher.push(Request::DescribePortal(String::new()))?;
-        }
-        finisher.push(Request::Execute { portal: String::new(), rows: 0 })?;
-        finisher.push(Request::Sync)?;
-        let failed = self.finished(client, key, &mut finisher, true).await?;
-        // Its tables go with the transaction.
-        finisher.ask("ROLLBACK").await?;
-        Ok(failed)
-    }
-
-    /// What the finishing session answers; with `told` to the client, else only what went wrong.
-    async fn finished(
-        &mut self,
-        client: &mut Client,
-        key: &Key,
-        finisher: &mut Lease,
-        told: bool,
-    ) -> Result<bool, Stop> {
-        let canceller = finisher.canceller();
-        let (mut messages, mut failed, mut cancelled) = (Messages::default(), false, false);
-        loop {
-            let reply = tokio::select! {
-                biased;
-                reply = finisher.receive() => reply?,
-                () = key.requested(), if !cancelled => {
-                    cancelled = true;
-                    let canceller = canceller.clone();
-                    pleat_consensus::spawn(async move { canceller.cancel().await });
-                    continue;
-                }
-                () = client.reader.gone() => return Err(gone()),
-            };
-            match reply {
-                Reply::Bytes(bytes) => messages.push(&bytes),
-                Reply::CopyIn => finisher.copy_fail("rows are not taken here"),
-                Reply::Answered => {}
-                Reply::Ready { .. } => break,
-            }
-            while let Some(whole) = messages.next()? {
-                match whole.tag {
-                    b'E' => {
-                        failed = true;
-                        client.out.raw(&whole.bytes);
-                    }
-                    b'T' | b'D' | b'C' | b'N' if told => client.out.raw(&whole.bytes),
-                    _ => {}
-                }
-            }
-            client.flush_much().await?;
-        }
-        if failed {
-            self.fail_block();
-        }
-        Ok(failed)
-    }
-
-    /// Bring the rows of one fetch to the finishing session. True: a server's error was passed on.
-    #[allow(clippy::too_many_arguments)] // as above
-    async fn fetch(
-        &mut self,
-        client: &mut Client,
-        key: &Key,
-        call: &Call<'_>,
-        types: &[u32],
-        fetch: &Fetch,
-        from: BTreeSet<ShardId>,
-        finisher: &mut Lease,
-    ) -> Result<bool, Stop> {
-        let table = quoted(&fetch.table);
-        let asked = format!(
-            "SELECT coalesce(max(atttypid::oid::int8), 0) FROM pg_attribute WHERE attrelid = '{}'::regclass AND attnum > 0",
-            table.replace('\'', "''")
-        );
-        let newest = finisher.ask(&asked).await?;
-        let newest =
-            newest.rows.first().and_then(|row| row.first()?.as_deref()?.parse::<u32>().ok()).unwrap_or(u32::MAX);
-        let binary = newest < FIRST_USER_TYPE;
-        let results = if binary { vec![1] } else { Vec::new() };
-        for shard in &from {
-            self.part(*shard).await?;
-        }
-        for shard in &from {
-            let Run { statement, bind, .. } = run(*shard, &fetch.part, call.bind, types);
-            let part = self.part(*shard).await?;
-            part.lease.push(Request::Bind(statement, Bind { results: results.clone(), ..bind }))?;
-            part.lease.push(Request::Execute { portal: String::new(), rows: 0 })?;
-            part.lease.push(Request::Sync)?;
-        }
-        let filled = self.fill(client, key, &table, binary, &from, finisher).await;
-        match &filled {
-            Ok(failed) => {
-                if *failed {
-                    self.fail_block();
-                }
-                if self.block.is_none() {
-                    self.keep_pinned();
-                }
-            }
-            Err(_) => self.lose(from),
-        }
-        filled
-    }
-
-    async fn fill(
-        &mut self,
-        client: &mut Client,
-        key: &Key,
-        table: &str,
-        binary: bool,
-        from: &BTreeSet<ShardId>,
-        finisher: &mut Lease,
-    ) -> Result<bool, Stop> {
-        for shard in from {
-            if let Some(part) = self.parts.get_mut(shard) {
-                part.lease.send().await?;
-            }
-        }
-        let form = if binary { " (FORMAT binary)" } else { "" };
-        finisher.push(Request::Query(format!("COPY {table} FROM STDIN{form}")))?;
-        let mut answers = Messages::default();
-        loop {
-            match finisher.receive().await? {
-                Reply::CopyIn => break,
-                Reply::Bytes(bytes) => answers.push(&bytes),
-                Reply::Answered => {}
-                Reply::Ready { .. } => return refused(client, &mut answers),
-            }
-        }
-        let (mut failed, mut cancelled) = (false, false);
-        let mut rows = BytesMut::new();
-        if binary {
-            rows.put_slice(BINARY_HEAD);
-        }
-        for shard in from {
-            let Some(part) = self.parts.get_mut(shard) else {
-                return Err(Failure::internal(format!("the session has no connection to {shard}")).into());
-            };
-            let canceller = part.lease.canceller();
-            let mut messages = Messages::default();
-            loop {
-                let reply = tokio::select! {
-                    biased;
-                    reply = part.lease.receive() => reply?,
-                    () = key.requested(), if !cancelled => {
-                        cancelled = true;
-                        let canceller = canceller.clone();
-                        pleat_consensus::spawn(async move { canceller.cancel().await });
-                        continue;
-                    }
-                    () = client.reader.gone() => return Err(gone()),
-                };
-                match reply {
-                    Reply::Bytes(bytes) => messages.push(&bytes),
-                    Reply::CopyIn => part.lease.copy_fail("rows are not taken here"),
-                    Reply::Answered => {}
-                    Reply::Ready { .. } => break,
-                }
-                while let Some(whole) = messages.next()? {
-                    match whole.tag {
-                        b'D' if failed => {}
-                        b'D' if binary => rows.put_slice(&whole.body()),
-                        b'D' => put_text(&mut rows, whole.body()),
-                        b'E' if !failed => {
-                            failed = true;
-                            client.out.raw(&whole.bytes);
-                        }
-                        _ => {}
-                    }
-                }
-                if rows.len() >= FILL_BYTES {
-                    finisher.copy_data(rows.split().freeze()).await?;
-                }
-            }
-        }
-        match failed || cancelled {
-            true => finisher.copy_fail("the rows are not whole"),
-            false => {
-                if binary {
-                    rows.put_slice(BINARY_END);
-                }
-                finisher.copy_data(rows.freeze()).await?;
-                finisher.copy_done();
-            }
-        }
-        loop {
-            match finisher.receive().await? {
-                Reply::Bytes(bytes) => answers.push(&bytes),
-                Reply::CopyIn | Reply::Answered => {}
-                Reply::Ready { error, .. } if failed || error.is_none() => return Ok(failed),
-                Reply::Ready { .. } => return refused(client, &mut answers),
-            }
-        }
-    }
 }
 
-/// Pass on the error that is among what a server has said.
-fn refused(client: &mut Client, answers: &mut Messages) -> Result<bool, Stop> {
-    while let Some(whole) = answers.next()? {
-        if whole.tag == b'E' {
-            client.out.raw(&whole.bytes);
-            return Ok(true);
-        }
+/// The shards that own these partitions, or any.
+pub fn owners(catalog: &Catalog, partitions: &Option<BTreeSet<PartitionId>>) -> BTreeSet<ShardId> {
+    match partitions {
+        Some(partitions) => partitions.iter().filter_map(|partition| catalog.owner(*partition)).collect(),
+        None => catalog.owners.iter().copied().collect(),
     }
-    Err(Failure::internal("a server refused rows and did not say why").into())
 }
 
 /// A shard's part of a statement.
-fn run(shard: ShardId, piece: &Piece, bind: &Bind, types: &[u32]) -> Run {
+pub fn run(shard: ShardId, piece: &Piece, bind: &Bind, types: &[u32]) -> Run {
     let of = |list: &[i16], at: usize| match list {
         [] => 0,
         [one] => *one,
@@ -605,42 +340,7 @@ fn run(shard: ShardId, piece: &Piece, bind: &Bind, types: &[u32]) -> Run {
     Run { shard, statement: Statement::new(piece.text.to_string(), types), bind }
 }
 
-/// Add a row in the text format of COPY.
-fn put_text(rows: &mut BytesMut, mut body: Bytes) {
-    use bytes::Buf;
-    if body.remaining() < 2 {
-        return;
-    }
-    let count = body.get_u16();
-    for at in 0..count {
-        if at > 0 {
-            rows.put_u8(b'\t');
-        }
-        if body.remaining() < 4 {
-            return;
-        }
-        let Ok(length) = usize::try_from(body.get_i32()) else {
-            rows.put_slice(b"\\N");
-            continue;
-        };
-        for byte in body.split_to(length.min(body.remaining())) {
-            match byte {
-                b'\\' => rows.put_slice(b"\\\\"),
-                b'\n' => rows.put_slice(b"\\n"),
-                b'\r' => rows.put_slice(b"\\r"),
-                b'\t' => rows.put_slice(b"\\t"),
-                byte => rows.put_u8(byte),
-            }
-        }
-    }
-    rows.put_u8(b'\n');
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn gone() -> Stop {
+pub fn gone() -> Stop {
     crate::pg::wire::Broken::Socket(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)).into()
 }
 
