@@ -293,6 +293,8 @@ impl Relay {
         let Some(block) = self.block.take() else { return Ok(Answered::Tag("COMMIT".to_owned())) };
         self.portals.clear();
         self.held.retain(|_, cursor| cursor.hold);
+        // One that outlives it is where the session is pinned.
+        self.cursors.clear();
         self.home = None;
         let commit = commit && !block.lost;
         let open: Vec<ShardId> = self.parts.iter().filter(|(_, part)| part.open).map(|(shard, _)| *shard).collect();
