@@ -77,7 +77,8 @@ impl From<PostgresError> for HostError {
             PostgresError::Busy(_)
             | PostgresError::Refused { .. }
             | PostgresError::TooMuch(_)
-            | PostgresError::OutOfTurn(_) => {
+            | PostgresError::OutOfTurn(_)
+            | PostgresError::Moving(_) => {
                 HostError::Server(ServerError { code, message, detail: String::new(), retryable })
             }
         }

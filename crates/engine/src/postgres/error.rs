@@ -27,6 +27,9 @@ pub enum PostgresError {
     /// What was to be sent can't come now.
     #[error("{0}")]
     OutOfTurn(String),
+    /// What a move found on a server is not what has to be there, so its attempt is over.
+    #[error("{0}")]
+    Moving(String),
 }
 
 impl PostgresError {
@@ -39,6 +42,7 @@ impl PostgresError {
             PostgresError::Lost(_) => "08006",
             PostgresError::TooMuch(_) => "54000",
             PostgresError::OutOfTurn(_) => "08P01",
+            PostgresError::Moving(_) => "55000",
         }
     }
 

@@ -43,6 +43,7 @@ mod cancel;
 mod connection;
 mod error;
 mod exchange;
+pub mod moving;
 mod pool;
 mod server;
 mod start;

@@ -43,6 +43,7 @@ mod account;
 mod directory;
 mod leftover;
 mod log;
+mod schema;
 mod settings;
 mod supervise;
 
@@ -54,6 +55,7 @@ use tokio::sync::watch;
 
 use directory::Directory;
 pub use pleat_cluster::SERVER_NAME as NAME;
+pub use schema::{SchemaPart, copy_schema};
 pub use settings::Size;
 
 /// Where Debian has PostgreSQL 15.
