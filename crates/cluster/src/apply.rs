@@ -2,7 +2,7 @@
 //! command that is refused leaves the catalog as it was.
 
 use crate::{
-    Catalog, Cause, Command, CommandError, DdlEffect, Decision, DecisionId, Generation, Millis, Node, NodeId,
+    Catalog, Cause, Command, CommandError, DdlEffect, Decision, DecisionId, Engine, Generation, Millis, Node, NodeId,
     NodeState, Operation, OperationId, OperationKind, PARTITION_COUNT_MAX, PartitionId, Phase, Policy, Reply, Shard,
     ShardId, ShardState, Step, Table, TableId, TableKind, TriggerState, trigger_about,
 };
@@ -66,6 +66,12 @@ impl Catalog {
                 self.work_on(*operation, *epoch)?;
                 self.journal(*operation, step, false, "", *at)?;
                 self.open(*operation)?.attempts += 1;
+                self.expect_strays(*operation);
+                self.take(*operation, *epoch);
+            }
+            Command::SetGates { operation, closed, epoch, at } => {
+                self.work_on(*operation, *epoch)?;
+                self.set_gates(*operation, *closed, *at)?;
                 self.take(*operation, *epoch);
             }
             Command::CommitOperation { operation, epoch, at } => {
@@ -254,6 +260,7 @@ impl Catalog {
             cancel_requested: false,
             message: String::new(),
             code: None,
+            gates_closed: None,
             receipt: None,
             created: at,
             updated: at,
@@ -481,8 +488,13 @@ impl Catalog {
             return Err(invalid(format!("what {id} has brought differs from its source")));
         }
         let kind = operation.kind.clone();
+        self.admit_commit_on_servers(id)?;
         match &kind {
             OperationKind::Split { from, to, partitions } | OperationKind::Move { from, to, partitions } => {
+                // A server has its reference tables by the same stream, so it begins to serve with the commit.
+                if self.engine == Engine::Postgres {
+                    self.activate_shard(*to, at)?;
+                }
                 self.hand_over(*from, *to, partitions)?;
             }
             OperationKind::Merge { from, to, partitions } => self.commit_merge(*from, *to, partitions, at)?,
@@ -494,6 +506,7 @@ impl Catalog {
         }
         let operation = self.open(id)?;
         operation.committed = true;
+        operation.gates_closed = None;
         operation.updated = at;
         Ok(())
     }
@@ -525,6 +538,7 @@ impl Catalog {
             return Ok(()); // by an earlier leader, whose reason it keeps
         }
         operation.given_up = true;
+        operation.gates_closed = None;
         operation.message = message.to_owned();
         operation.code = code.map(str::to_owned);
         operation.updated = at;

@@ -1,11 +1,12 @@
 //! Applying what concerns shards that are servers.
 
 use core::net::SocketAddr;
+use std::collections::BTreeSet;
 
 use crate::apply::{Applied, busy, invalid, unknown};
 use crate::{
-    Catalog, CommandError, DdlEffect, Engine, NodeId, OperationKind, ShardId, ShardState, Table, TableChange, TableId,
-    TableKind,
+    Catalog, CommandError, DdlEffect, Engine, Generation, Millis, NodeId, Operation, OperationId, OperationKind,
+    PartitionId, ShardId, ShardState, Table, TableChange, TableId, TableKind,
 };
 
 impl Catalog {
@@ -28,11 +29,16 @@ impl Catalog {
             (Engine::Sqlite, OperationKind::Ddl { effect: DdlEffect::Servers { .. }, .. }) => {
                 Err(invalid("the shards are SQLite, and no servers that run the statement as it is"))
             }
-            (Engine::Sqlite, _) | (Engine::Postgres, OperationKind::Ddl { effect: DdlEffect::Servers { .. }, .. }) => {
-                Ok(())
-            }
+            (Engine::Sqlite, _)
+            | (
+                Engine::Postgres,
+                OperationKind::Ddl { effect: DdlEffect::Servers { .. }, .. }
+                | OperationKind::Split { .. }
+                | OperationKind::Move { .. }
+                | OperationKind::Merge { .. },
+            ) => Ok(()),
             (Engine::Postgres, OperationKind::Ddl { effect: DdlEffect::PlaceTable { .. }, .. }) => {
-                Err(invalid("moves of PostgreSQL shards are not built yet, so a table stays where it is"))
+                Err(invalid("a table on PostgreSQL servers can't be given another placement yet"))
             }
             (Engine::Postgres, OperationKind::Ddl { .. }) => {
                 Err(invalid("the shards are PostgreSQL servers, which run a schema change as it is"))
@@ -40,11 +46,87 @@ impl Catalog {
             (Engine::Postgres, OperationKind::Rebuild { .. }) => {
                 Err(invalid("a PostgreSQL shard can't be rebuilt: nobody else has its data"))
             }
-            (
-                Engine::Postgres,
-                OperationKind::Split { .. } | OperationKind::Move { .. } | OperationKind::Merge { .. },
-            ) => Err(invalid("moves of PostgreSQL shards are not built yet")),
         }
+    }
+
+    /// An attempt at a move between servers has begun: its rows are going to be at the target, and whoever planned a statement without knowing
+    /// that must not send it there.
+    pub(crate) fn expect_strays(&mut self, id: OperationId) {
+        if self.engine != Engine::Postgres {
+            return;
+        }
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        operation.gates_closed = None;
+        let Some((_, to, _)) = operation.kind.moves() else { return };
+        self.change_generation_of(to);
+    }
+
+    /// See [`Command::SetGates`](crate::Command::SetGates).
+    pub(crate) fn set_gates(&mut self, id: OperationId, closed: bool, at: Millis) -> Applied {
+        let engine = self.engine;
+        let operation = self.open(id)?;
+        let Some((from, ..)) = operation.kind.moves().filter(|_| engine == Engine::Postgres) else {
+            return Err(invalid(format!("{id} moves nothing between servers")));
+        };
+        if operation.committed || operation.given_up || operation.attempts == 0 {
+            return Err(invalid(format!("{id} has no attempt under way")));
+        }
+        if closed && operation.cancel_requested {
+            return Err(invalid(format!("{id} is being cancelled")));
+        }
+        if operation.gates_closed.is_some() == closed {
+            return Ok(());
+        }
+        operation.updated = at;
+        operation.gates_closed = None;
+        let generation = self.change_generation_of(from);
+        if closed {
+            self.open(id)?.gates_closed = Some(generation);
+        }
+        Ok(())
+    }
+
+    /// A move between servers is committed while its gates are closed.
+    pub(crate) fn admit_commit_on_servers(&mut self, id: OperationId) -> Applied {
+        let engine = self.engine;
+        let operation = self.open(id)?;
+        match operation.kind.moves() {
+            Some(_) if engine == Engine::Postgres && operation.gates_closed.is_none() => {
+                Err(invalid(format!("the gates of {id} are open")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What was planned for a shard before now is to be planned anew.
+    fn change_generation_of(&mut self, shard: ShardId) -> Generation {
+        let generation = self.bump();
+        if let Some(shard) = self.shards.get_mut(&shard) {
+            shard.ownership = generation;
+        }
+        generation
+    }
+
+    /// The open move whose source's gates are closed, if `shard` is that.
+    pub fn gates_closed_by(&self, shard: ShardId) -> Option<&Operation> {
+        let closed = |open: &&Operation| open.gates_closed.is_some();
+        self.open_operations()
+            .filter(closed)
+            .find(|open| open.kind.moves().is_some_and(|(from, ..)| from == shard))
+    }
+
+    /// Partitions whose rows may be on a shard's server although it does not own them: a move's target has them until its commit, and its source
+    /// from then on until the move has ended.
+    pub fn strays_on(&self, shard: ShardId) -> BTreeSet<PartitionId> {
+        if self.engine != Engine::Postgres {
+            return BTreeSet::new();
+        }
+        let open = self.open_operations().filter(|open| open.attempts > 0);
+        let stray = open.filter_map(|open| {
+            let (from, to, partitions) = open.kind.moves()?;
+            (shard == if open.committed { from } else { to }).then_some(partitions)
+        });
+        stray.flatten().copied().collect()
     }
 
     /// Whether the tables are as they were when a schema change was tried on a server.
@@ -98,7 +180,7 @@ impl Catalog {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use crate::*;
 
@@ -127,24 +209,60 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_neither_moved_nor_rebuilt() {
+    fn a_server_is_not_rebuilt() {
         let mut catalog = founded();
-        let (one, two, partitions) = (ShardId(1), ShardId(2), vec![PartitionId(0)]);
-        let moved = OperationKind::Move { from: one, to: two, partitions: partitions.clone() };
-        let kinds = [
-            OperationKind::Split { from: one, to: ShardId(3), partitions: partitions.clone() },
-            moved.clone(),
-            OperationKind::Merge { from: one, to: two, partitions: catalog.partitions_of(one) },
-        ];
-        let (cause, reason) = (Cause::Request("test".to_owned()), String::new());
-        let several = Command::StartMoves { moves: vec![moved], cause, reason, at: 1 };
-        for command in kinds.map(start).into_iter().chain([several]) {
-            let refused = catalog.apply(&command).unwrap_err();
-            assert_eq!(refused.to_string(), "moves of PostgreSQL shards are not built yet");
-        }
         let rebuilt = start(OperationKind::Rebuild { node: NodeId(1), shard: None });
         assert!(matches!(catalog.apply(&rebuilt), Err(CommandError::Invalid { .. })));
         assert_eq!(catalog.open_operations().count(), 0);
+    }
+
+    #[test]
+    fn a_split_is_committed_behind_closed_gates_and_its_rows_are_strays_until_it_ends() {
+        let mut catalog = founded();
+        let (one, three, partitions) = (ShardId(1), ShardId(3), vec![PartitionId(0), PartitionId(3)]);
+        let strays: BTreeSet<PartitionId> = partitions.iter().copied().collect();
+        let kind = OperationKind::Split { from: one, to: three, partitions };
+        let operation = catalog.apply(&start(kind)).unwrap().operation.unwrap();
+        let gates = |closed| Command::SetGates { operation, closed, epoch: 1, at: 1 };
+        let commit = Command::CommitOperation { operation, epoch: 1, at: 1 };
+        assert!(catalog.apply(&gates(true)).is_err(), "nothing was begun");
+        assert!(catalog.strays_on(three).is_empty());
+        catalog.apply(&Command::BeginAttempt { operation, step: "copy".to_owned(), epoch: 1, at: 1 }).unwrap();
+        assert_eq!(catalog.strays_on(three), strays);
+        assert_eq!(catalog.shards[&three].ownership, catalog.generation);
+        assert!(catalog.apply(&commit).is_err(), "the gates are open");
+        catalog.apply(&gates(true)).unwrap();
+        assert_eq!(catalog.gates_closed_by(one).map(|open| open.id), Some(operation));
+        assert_eq!(catalog.operations[&operation].gates_closed, Some(catalog.generation));
+        assert_eq!(catalog.shards[&one].ownership, catalog.generation);
+        let closed = catalog.clone();
+        catalog.apply(&gates(true)).unwrap();
+        assert_eq!(catalog, closed);
+        catalog.apply(&gates(false)).unwrap();
+        assert!(catalog.gates_closed_by(one).is_none() && catalog.apply(&commit).is_err());
+        catalog.apply(&gates(true)).unwrap();
+        catalog.apply(&commit).unwrap();
+        assert_eq!(catalog.shards[&three].state, ShardState::Active);
+        assert_eq!(catalog.owner(PartitionId(3)), Some(three));
+        assert!(catalog.gates_closed_by(one).is_none() && catalog.strays_on(three).is_empty());
+        assert_eq!(catalog.strays_on(one), strays);
+        assert_eq!(catalog.check(), Vec::new());
+        let (phase, message) = (Phase::Successful, String::new());
+        catalog.apply(&Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }).unwrap();
+        assert!(catalog.strays_on(one).is_empty());
+    }
+
+    #[test]
+    fn what_is_given_up_has_open_gates() {
+        let mut catalog = founded();
+        let kind = OperationKind::Move { from: ShardId(1), to: ShardId(2), partitions: vec![PartitionId(0)] };
+        let operation = catalog.apply(&start(kind)).unwrap().operation.unwrap();
+        catalog.apply(&Command::BeginAttempt { operation, step: "copy".to_owned(), epoch: 1, at: 1 }).unwrap();
+        catalog.apply(&Command::SetGates { operation, closed: true, epoch: 1, at: 1 }).unwrap();
+        let (message, code) = ("no".to_owned(), None);
+        catalog.apply(&Command::GiveUpOperation { operation, message, code, epoch: 1, at: 1 }).unwrap();
+        assert!(catalog.gates_closed_by(ShardId(1)).is_none());
+        assert_eq!(catalog.strays_on(ShardId(2)).len(), 1, "until it has ended");
     }
 
     #[test]

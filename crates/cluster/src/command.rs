@@ -150,6 +150,14 @@ pub enum Command {
         epoch: u64,
         at: Millis,
     },
+    /// Where shards are servers, gates are the routers' own: each sees in the catalog whether it may let a statement through to a move's
+    /// source. Closing them is a new generation, by which routers say when all that they let through before has ended.
+    SetGates {
+        operation: OperationId,
+        closed: bool,
+        epoch: u64,
+        at: Millis,
+    },
     /// Put several moves (`OperationKind::Move`) into the journal, all or none. They name different partitions. The reply names the first; the others follow it in order.
     StartMoves {
         moves: Vec<OperationKind>,

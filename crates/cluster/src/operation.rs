@@ -135,6 +135,9 @@ pub struct Operation {
     pub message: String,
     /// The SQLSTATE of that failure, where there is one of its own: `23505` for a unique index over duplicates.
     pub code: Option<String>,
+    /// The generation as of which routers let nothing new through to the source of a move between servers, while they do
+    /// (see [`Command::SetGates`](crate::Command::SetGates)).
+    pub gates_closed: Option<Generation>,
     /// Where rows move: what was carried and compared. Of the newest attempt that came so far.
     pub receipt: Option<Box<Receipt>>,
     pub created: Millis,

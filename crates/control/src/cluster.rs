@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pleat_cluster::{Catalog, Command, Engine, Millis, NodeId, OperationId, PartitionId, Reply, ShardId};
-use pleat_engine::postgres::Asked;
+use pleat_cluster::{Catalog, Command, Engine, Generation, Millis, NodeId, OperationId, PartitionId, Reply, ShardId};
+use pleat_engine::postgres::{Asked, Server};
 use pleat_engine::{
     Action, ContentDigest, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest,
 };
@@ -40,6 +40,17 @@ pub trait Cluster: Send + Sync + 'static {
     async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError>;
     /// Have a shard's server carry out texts, one after the other on one connection: see [`Host::ask_server`].
     async fn ask(&self, shard: ShardId, texts: Vec<String>, within: Duration) -> Result<Vec<Asked>, HostError>;
+    /// How a shard's server is reached by whoever needs connections of its own. `None`: it was not started yet.
+    fn server(&self, shard: ShardId) -> Result<Option<Server>, HostError>;
+    /// How much a node has under way on a shard's server that was planned before a generation: see [`Host::settled`].
+    async fn settled(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        generation: Generation,
+        writes: bool,
+        within: Duration,
+    ) -> Result<u64, HostError>;
     /// Whether the shard has a leader that a majority follows, be it busy or not; of a server: whether it answers.
     async fn reach(&self, shard: ShardId, within: Duration) -> Result<(), HostError>;
     /// Whether the shard answers a read; otherwise what is missing, for people.
@@ -112,6 +123,21 @@ impl Cluster for HostCluster {
 
     async fn ask(&self, shard: ShardId, texts: Vec<String>, within: Duration) -> Result<Vec<Asked>, HostError> {
         self.0.ask_server(shard, &texts, within).await
+    }
+
+    fn server(&self, shard: ShardId) -> Result<Option<Server>, HostError> {
+        self.0.server(shard)
+    }
+
+    async fn settled(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        generation: Generation,
+        writes: bool,
+        within: Duration,
+    ) -> Result<u64, HostError> {
+        self.0.settled(node, shard, generation, writes, within).await
     }
 
     async fn reach(&self, shard: ShardId, within: Duration) -> Result<(), HostError> {

@@ -36,6 +36,7 @@ mod tracker;
 mod work;
 
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub struct Settings {
     /// How long an operation waits for a shard that can't be reached: before its commit it is then given up, afterwards
     /// others go past it. A shard that is busy, building an index say, is not meant.
     pub shard_limit: Duration,
+    /// The folder with PostgreSQL's programs, which copy the schema to a new shard that is a server.
+    pub postgres_programs: PathBuf,
     /// Rows in one message of a move.
     pub chunk_rows: usize,
     /// Bytes of rows in one message of a move; a single larger row travels alone.
@@ -77,6 +80,7 @@ impl Default for Settings {
             pause_budget: Duration::from_millis(200),
             provision_limit: Duration::from_secs(60),
             shard_limit: Duration::from_secs(60),
+            postgres_programs: PathBuf::from(pleat_provision::process::PROGRAMS),
             chunk_rows: 4_000,
             chunk_bytes: 512 << 10,
         }

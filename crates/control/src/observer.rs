@@ -27,8 +27,7 @@ pub(crate) async fn keep_observing(tools: Tools) {
     let mut history = History::default();
     loop {
         let catalog = tools.cluster.catalog();
-        // Servers are not measured yet, and can't be split.
-        if !catalog.is_initialised() || catalog.engine == Engine::Postgres {
+        if !catalog.is_initialised() {
             // Its policy is not known yet, the interval included.
             sleep(INTERVAL_MIN).await;
             continue;

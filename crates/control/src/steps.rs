@@ -46,6 +46,7 @@ use crate::mover::clean_up::TAKE_BACK;
 use crate::mover::copy::COPY;
 use crate::mover::cut_over::FENCE;
 use crate::mover::reference::COPY_REFERENCE;
+use crate::mover::servers::BUILD_INDEXES;
 use crate::place::CHECK;
 use crate::stop::{Failure, Stop};
 use crate::work::Work;
@@ -62,7 +63,7 @@ fn limit_of(step: &str) -> Option<Duration> {
     match step {
         CHECK | REACH_STEP | CREATE_SHARD | CAPTURE | FENCE => Some(BRIEF_LIMIT),
         COPY_SCHEMA | VERIFY | SETTLE_STEP => Some(SCAN_LIMIT),
-        COPY_REFERENCE | COPY | CATCH_UP | TAKE_BACK | CHANGE_STEP | PREPARE => Some(CARRY_LIMIT),
+        COPY_REFERENCE | COPY | BUILD_INDEXES | CATCH_UP | TAKE_BACK | CHANGE_STEP | PREPARE => Some(CARRY_LIMIT),
         _ => None,
     }
 }

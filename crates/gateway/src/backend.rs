@@ -17,7 +17,7 @@ use pleat_consensus::{Disk, Status};
 use pleat_engine::postgres::Lease;
 use pleat_engine::{Action, ReadRequest};
 use pleat_host::{
-    Freshness, Host, HostError, InDoubt, NodeObservation, PartitionWeight, Progress, RowStream, TxnPart, TxnReply,
+    Freshness, Host, HostError, InDoubt, NodeObservation, PartitionWeight, Pass, Progress, RowStream, TxnPart, TxnReply,
     TxnStep, Written,
 };
 use tokio::sync::watch;
@@ -54,6 +54,16 @@ pub trait Backend: Send + Sync + 'static {
         freshness: Freshness,
         within: Duration,
     ) -> Result<RowStream, HostError>;
+    /// The right to have something under way on a shard that is a server.
+    async fn pass(
+        &self,
+        shard: ShardId,
+        planned: Generation,
+        writes: bool,
+        within: Duration,
+    ) -> Result<Pass, HostError>;
+    /// Have a session on a shard's server ended, by the number of its process there. Returns when it has.
+    async fn end_session(&self, shard: ShardId, process: u32);
     /// A connection to a shard that is a server, for a transaction.
     async fn lease(&self, shard: ShardId, within: Duration) -> Result<Lease, HostError>;
     /// The time that a transaction which begins now carries.
@@ -142,6 +152,20 @@ impl Backend for Host {
         within: Duration,
     ) -> Result<RowStream, HostError> {
         Host::read(self, shard, request, freshness, within).await
+    }
+
+    async fn pass(
+        &self,
+        shard: ShardId,
+        planned: Generation,
+        writes: bool,
+        within: Duration,
+    ) -> Result<Pass, HostError> {
+        Host::pass(self, shard, planned, writes, within).await
+    }
+
+    async fn end_session(&self, shard: ShardId, process: u32) {
+        Host::end_session(self, shard, process).await
     }
 
     async fn lease(&self, shard: ShardId, within: Duration) -> Result<Lease, HostError> {

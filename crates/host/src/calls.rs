@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use pleat_cluster::{Catalog, Command, LedgerCommand, LedgerReply, NodeId, PartitionId, Planned, Reply, ShardId};
+use pleat_cluster::{Catalog, Command, Engine, Generation, LedgerCommand, LedgerReply, NodeId, PartitionId, Planned, Reply, ShardId};
 use pleat_consensus::GroupId;
 use pleat_engine::{Action, MoveChunk, MoveRead, ReadRequest, TxnsSeen};
 use serde::{Deserialize, Serialize};
@@ -331,6 +331,22 @@ impl Host {
         }
     }
 
+    /// Whether a node knows a generation of the catalog and has nothing under way on a shard's server that was planned before (that may
+    /// write, if `writes`). Gives how much it has when the time is over: 0 means that it has nothing, and never will.
+    pub async fn settled(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        generation: Generation,
+        writes: bool,
+        within: Duration,
+    ) -> Result<u64, HostError> {
+        match self.ask_node(node, Request::Settled { shard, generation, writes }, within).await? {
+            Response::Settled(left) => Ok(left),
+            _ => Err(mismatch()),
+        }
+    }
+
     /// The round trip to a node.
     pub async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError> {
         let begun = Instant::now();
@@ -344,6 +360,9 @@ impl Host {
         shard: ShardId,
         within: Duration,
     ) -> Result<BTreeMap<PartitionId, PartitionWeight>, HostError> {
+        if self.catalog().engine == Engine::Postgres {
+            return self.weights_on_server(shard, within).await;
+        }
         match self.ask_leader(group_of(shard), Effect::None, within, || Request::Weights(shard)).await? {
             (Response::Weights(weights), _) => Ok(weights),
             _ => Err(mismatch()),

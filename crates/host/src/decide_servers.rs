@@ -62,7 +62,7 @@ impl Host {
     }
 
     /// The servers that this node supervises and has started.
-    fn own_servers(&self) -> Vec<ShardId> {
+    pub(crate) fn own_servers(&self) -> Vec<ShardId> {
         let catalog = self.catalog();
         if catalog.engine != Engine::Postgres {
             return Vec::new();

@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 use crate::HostError;
 use crate::catalog_machine::{CatalogMachine, Seen};
+use crate::gates::Gates;
 use crate::incarnation::{self, Admission};
 use crate::observe::ResourceSampler;
 use crate::progress::Board;
@@ -99,6 +100,7 @@ pub struct Host {
     sampler: ResourceSampler,
     board: Board,
     servers: Servers,
+    gates: Gates,
     stop: watch::Sender<bool>,
 }
 
@@ -125,6 +127,7 @@ impl Host {
             sampler,
             board: Board::default(),
             servers: Servers::default(),
+            gates: Gates::default(),
             stop: watch::channel(false).0,
         });
         match incarnation::read(&host.settings.data_dir, host.incarnation())? {
@@ -232,6 +235,10 @@ impl Host {
 
     pub(crate) fn servers(&self) -> &Servers {
         &self.servers
+    }
+
+    pub(crate) fn gates(&self) -> &Gates {
+        &self.gates
     }
 
     pub(crate) fn settings(&self) -> &Settings {

@@ -13,6 +13,7 @@
 //! - A node that has lost its disk takes part in nothing until it was admitted again: see `incarnation`.
 //! - Replicas are compared now and then: see `verify`.
 //! - A shard that is a server is reached through a pool in each node: see `servers`.
+//! - What goes there is held back while a partition changes servers: see `gates`.
 //! - What is measured is measured here (`meter`, `observe`), by the node that serves it.
 
 mod calls;
@@ -21,6 +22,7 @@ mod decide;
 mod decide_servers;
 mod error;
 pub mod failpoint;
+mod gates;
 mod host;
 mod incarnation;
 mod lane;
@@ -28,6 +30,7 @@ mod locals;
 mod members;
 mod meter;
 mod observe;
+mod observe_servers;
 mod position;
 mod progress;
 mod reference;
@@ -42,6 +45,7 @@ mod verify;
 
 pub use calls::{Freshness, RowStream};
 pub use error::{HostError, ServerError};
+pub use gates::{GATE_WAIT_MAX, Pass};
 pub use host::{Founding, Host, Settings, StoreLimits};
 pub use members::{GroupView, MemberChange};
 pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use pleat_cluster::{NodeId, OperationId, PartitionId, Planned, ShardId, TxnId, Value};
+use pleat_cluster::{Generation, NodeId, OperationId, PartitionId, Planned, ShardId, TxnId, Value};
 use pleat_consensus::GroupId;
 use pleat_engine::{
     Action, ContentDigest, MoveChunk, MoveRead, Outcome, PreparedTxn, ReadRequest, StatementResult, TxnsSeen,
@@ -21,7 +21,7 @@ use crate::{Freshness, HostError, TxnHandle, TxnStep};
 pub const CALL: &str = "host.call";
 /// The transport's method for streams of rows.
 pub const READ: &str = "host.read";
-const FORMAT: u8 = 6;
+const FORMAT: u8 = 7;
 
 /// A call to another node, with the time that the caller has for it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,6 +89,12 @@ pub enum Request {
     Progress,
     /// How many statements of clients the node has served, by the shards that it leads.
     Served,
+    /// Whether the node knows a generation, and nothing is under way on the shard's server that was planned before: see [`crate::gates`].
+    Settled {
+        shard: ShardId,
+        generation: Generation,
+        writes: bool,
+    },
 }
 
 /// Which step of which interactive transaction.
@@ -126,6 +132,8 @@ pub enum Response {
     ManyRows,
     Progress(BTreeMap<OperationId, Progress>),
     Served(BTreeMap<ShardId, u64>),
+    /// How much is under way.
+    Settled(u64),
 }
 
 /// A read on another node.

@@ -112,6 +112,11 @@ impl Host {
                 Ok(Response::Progress(self.board().all()))
             }
             Request::Served => Ok(Response::Served(self.own_served())),
+            Request::Settled { shard, generation, writes } => {
+                // The answer has a way to go.
+                let within = within.mul_f32(0.8);
+                Ok(Response::Settled(self.own_settled(shard, generation, writes, within).await?))
+            }
             Request::WhoAmI(node) => Ok(Response::Standing(self.standing_of(node))),
             Request::Replicas => Ok(Response::Replicas(Box::new(self.own_replicas()))),
             Request::Digest { shard, index } => Ok(Response::Digest(self.own_digest(shard, index))),
@@ -189,7 +194,8 @@ impl Host {
         let leads = |replica: &Arc<Replica>| replica.group.leads() && self.serves(replica);
         let led: Vec<_> = self.replicas().into_iter().filter(leads).collect();
         let look = move || led.iter().map(|replica| replica.observe()).collect::<Result<Vec<_>, _>>();
-        let shards = blocking(look).await??;
+        let mut shards = blocking(look).await??;
+        shards.extend(self.look_at_servers().await);
         Ok(NodeObservation { node: self.node(), at: self.now_ms(), resources: self.resources(), shards })
     }
 }

@@ -16,6 +16,7 @@ use pleat_consensus::Status;
 use pleat_engine::Refusal;
 use pleat_engine::postgres::{Address, Asked, Lease, Limits, Pool, Server};
 
+use crate::observe_servers::Counted;
 use crate::{Host, HostError};
 
 /// Connections that one node has to one server at most. A server has to have room for those of all nodes.
@@ -23,12 +24,17 @@ pub const POOL_CONNECTIONS: usize = CLIENTS.connections + OWN.connections;
 const CLIENTS: Limits = Limits { connections: 60, waiting: 10_000, wait: Duration::from_secs(10) };
 const OWN: Limits = Limits { connections: 4, ..CLIENTS };
 
+/// How long a server may take to end a session, and the pause before it is asked again.
+const END_LIMIT: Duration = Duration::from_secs(5);
+const END_PAUSE: Duration = Duration::from_millis(500);
+
 /// The pools of a node.
 #[derive(Default)]
 pub(crate) struct Servers {
     pools: Mutex<BTreeMap<ShardId, Pools>>,
     /// What this node supervises: what is wrong with it, if anything is.
     supervised: Mutex<BTreeMap<ShardId, Option<String>>>,
+    pub(crate) counted: Counted,
 }
 
 struct Pools {
@@ -44,10 +50,15 @@ enum Whose {
     Own,
 }
 
+/// The server at an address, and who Pleat is to it.
+fn server_at(address: SocketAddr) -> Server {
+    let name = || SERVER_NAME.to_owned();
+    Server { address: Address::Tcp(address), user: name(), database: name(), password: None }
+}
+
 impl Pools {
     fn new(address: SocketAddr) -> Pools {
-        let name = || SERVER_NAME.to_owned();
-        let server = Server { address: Address::Tcp(address), user: name(), database: name(), password: None };
+        let server = server_at(address);
         Pools { address, clients: Pool::new(server.clone(), CLIENTS), own: Pool::new(server, OWN) }
     }
 }
@@ -121,6 +132,28 @@ impl Host {
             answers.push(answer.map_err(late)??);
         }
         Ok(answers)
+    }
+
+    /// How a shard's server is reached by whoever needs connections of its own. `None`: it was not started yet.
+    pub fn server(&self, shard: ShardId) -> Result<Option<Server>, HostError> {
+        Ok(server_of(&self.catalog(), shard).map_err(HostError::Refused)?.map(server_at))
+    }
+
+    /// Have a session on a shard's server ended, by the number of its process there. Returns when the server has said that there is none,
+    /// or is another one.
+    pub async fn end_session(&self, shard: ShardId, process: u32) {
+        let mut stop = self.stopping();
+        let text = format!("SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE pid = {process}");
+        while !*stop.borrow() && server_of(&self.catalog(), shard).is_ok() {
+            match self.ask_server(shard, std::slice::from_ref(&text), END_LIMIT).await {
+                Ok(answers) if answers.iter().all(|asked| asked.rows.is_empty()) => return,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%shard, process, %error, "whether a session has ended is not known yet");
+                    let _ = tokio::time::timeout(END_PAUSE, stop.changed()).await;
+                }
+            }
+        }
     }
 
     /// What this node's supervision says of a server: what is wrong with it, if anything is.

@@ -116,7 +116,11 @@ impl Node {
         let settings = settings(&options, founders, incarnation, listener.local_addr()?);
         let host = Host::start(settings, consensus.clone(), transport).await?;
         tokio::spawn(follow_addresses(host.clone(), addresses));
-        let control = Control::start(host.clone(), pleat_control::Settings::default());
+        let control = pleat_control::Settings {
+            postgres_programs: options.config.postgres.programs.clone(),
+            ..pleat_control::Settings::default()
+        };
+        let control = Control::start(host.clone(), control);
 
         let postgres = Servers::start(host.clone(), &absolute(&options.data_dir), options.config.postgres.clone());
         let gateway = Gateway::new(host.clone(), gateway_settings(&options, tls));

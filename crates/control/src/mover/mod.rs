@@ -86,12 +86,13 @@ pub(crate) mod cut_over;
 pub(crate) mod pace;
 pub(crate) mod receipt;
 pub(crate) mod reference;
+pub(crate) mod servers;
 pub(crate) mod throttle;
 
 use std::time::Duration;
 
 use pleat_cluster::planted::{self, Bug};
-use pleat_cluster::{Command, Operation, OperationKind, PartitionId, Phase, ShardId, ShardState};
+use pleat_cluster::{Command, Engine, Operation, OperationKind, PartitionId, Phase, ShardId, ShardState};
 use tokio::time::{Instant, sleep};
 
 use crate::stop::{Failure, Stop};
@@ -136,6 +137,9 @@ impl Plan {
 
 /// Carry out a move, or take it up where an earlier leader left it.
 pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
+    if work.catalog().engine == Engine::Postgres {
+        return servers::carry_out(work, plan).await;
+    }
     // After a panic the term is still the same, and a commit may be on its way: this entry comes after it.
     if work.operation()?.steps.last().is_some_and(|step| step.name == cut_over::FENCE && step.ended.is_none()) {
         work.break_off("taken up again").await?;

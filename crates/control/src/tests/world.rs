@@ -683,6 +683,14 @@ impl Cluster for World {
         self.call(true, |inner| inner.command(command)).await
     }
 
+    fn server(&self, _: ShardId) -> Result<Option<postgres::Server>, HostError> {
+        Ok(None)
+    }
+
+    async fn settled(&self, _: NodeId, _: ShardId, _: Generation, _: bool, _: Duration) -> Result<u64, HostError> {
+        Ok(0)
+    }
+
     async fn write(&self, shard: ShardId, action: Action, _: Duration) -> Result<Outcome, HostError> {
         let _writing = messages::Writing::begin(self);
         let flush = self.with(|inner| inner.flush);

@@ -59,6 +59,11 @@ impl Turn {
 }
 
 impl Canceller {
+    /// The number of the session's process on its server.
+    pub fn process(&self) -> u32 {
+        self.process
+    }
+
     /// Ask the server, and wait until it has taken the request. Whether anything ends is told by the connection itself.
     pub async fn cancel(&self) {
         let current = self.current.lock().await;

@@ -106,7 +106,7 @@ pub struct Connection {
 
 impl Connection {
     /// Connect and log in.
-    pub(super) async fn open(server: &Server) -> Result<Connection, PostgresError> {
+    pub async fn open(server: &Server) -> Result<Connection, PostgresError> {
         let Started { stream, buffer, parameters, process, secret } = start(server).await?;
         Ok(Connection {
             stream,

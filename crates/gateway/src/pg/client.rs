@@ -27,6 +27,8 @@ const STALLED: Broken = Broken::Slow("the client takes nothing of what it is sen
 pub enum Stop {
     /// The client is told, and the connection goes on.
     Failed(Failure),
+    /// Partitions have moved since it was planned. Nothing was done, and the client was told nothing: it is planned again.
+    Stale,
     Broken(Broken),
 }
 

@@ -78,6 +78,7 @@ async fn embedded(
 async fn dismiss(mut client: Client, stop: Stop, shared: Option<&Shared>) {
     let failure = match stop {
         Stop::Failed(failure) => failure,
+        Stop::Stale => Failure::internal("a statement was not routed anew"),
         Stop::Broken(Broken::Socket(error)) => {
             tracing::debug!(%error, "a PostgreSQL connection broke");
             return;

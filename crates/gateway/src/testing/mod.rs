@@ -24,7 +24,7 @@ use pleat_engine::postgres::Lease;
 use pleat_engine::{
     Action, Outcome, Proposal, ReadRequest, Readers, Refusal, SchemaChange, SqlFailure, Store, StoreConfig,
 };
-use pleat_host::{
+use pleat_host::{Pass, 
     Freshness, HostError, InDoubt, NodeObservation, PartitionWeight, Progress, Quantiles, Resources, RowStream,
     ShardObservation, TxnPart, TxnReply, TxnStep, Written,
 };
@@ -414,6 +414,12 @@ impl Backend for Cluster {
             None => Ok(self.propose_as(shard, planned, action)),
         }
     }
+
+    async fn pass(&self, _: ShardId, _: Generation, _: bool, _: Duration) -> Result<Pass, HostError> {
+        Err(HostError::Internal("the shards of this cluster are no servers".to_owned()))
+    }
+
+    async fn end_session(&self, _: ShardId, _: u32) {}
 
     async fn write_reference(&self, planned: Planned, action: Action, _: Duration) -> Result<Written, HostError> {
         let catalog = self.newest();

@@ -30,6 +30,7 @@ use pleat_sql::postgres::{Planned, What};
 use uuid::Uuid;
 
 use super::Relay;
+use super::part::Part;
 use crate::backend::Backend;
 use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
@@ -92,6 +93,19 @@ impl Block {
         });
         let texts: Vec<&str> = std::iter::once(self.begin.as_str()).chain(told).collect();
         texts.join("; ")
+    }
+
+    /// Whether it may be one that sees everything as of its first statement. Its own words say so, or not.
+    pub fn keeps_snapshot(&self) -> bool {
+        let says = |text: &str| {
+            let text = text.to_ascii_lowercase();
+            text.contains("repeatable") || text.contains("serializable")
+        };
+        let told = self.told.iter().map(|told| match told {
+            Told::Savepoint { .. } => "",
+            Told::Local(text) => text.as_str(),
+        });
+        says(&self.begin) || told.into_iter().any(says)
     }
 
     fn savepoint(&self, name: &str) -> Option<usize> {
@@ -314,7 +328,7 @@ impl Relay {
                         && part.lease.ask("ROLLBACK").await.is_err()
                     {
                         // The server takes it back when the connection ends.
-                        self.parts.remove(shard);
+                        self.leave(*shard);
                     }
                 }
                 Ok(Answered::Tag(word.to_owned()))
@@ -368,7 +382,7 @@ impl Relay {
                     ));
                 }
                 let parts =
-                    several.iter().filter_map(|shard| Some((*shard, self.parts.remove(shard)?.lease))).collect();
+                    several.iter().filter_map(|shard| Some((*shard, self.parts.remove(shard)?))).collect();
                 let backend = self.shared.app.backend.clone();
                 let task = pleat_consensus::spawn(async move { two_phase(backend, parts).await });
                 task.await.map_err(|error| Failure::internal(format!("a commit broke off: {error}")))?
@@ -378,19 +392,19 @@ impl Relay {
 }
 
 /// Commit on several shards, on all or none.
-async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Lease)>) -> Result<(), Failure> {
+async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Part)>) -> Result<(), Failure> {
     let txn = TxnId(Uuid::new_v4().as_u128());
     let began = backend.txn_clock();
     // By it whoever finds a part knows whom to ask.
     let name = PreparedName::Txn(txn);
     let prepare = format!("PREPARE TRANSACTION '{name}'");
-    let votes = join_all(parts.iter_mut().map(|(_, lease)| lease.ask(&prepare))).await;
+    let votes = join_all(parts.iter_mut().map(|(_, part)| part.lease.ask(&prepare))).await;
     let mut refused = None;
     let mut prepared = Vec::new();
-    for ((_, lease), vote) in parts.iter_mut().zip(votes) {
+    for ((_, part), vote) in parts.iter_mut().zip(votes) {
         match vote {
             // A transaction that had failed is rolled back by it, and says so.
-            Ok(asked) if asked.tag == "PREPARE TRANSACTION" => prepared.push(lease),
+            Ok(asked) if asked.tag == "PREPARE TRANSACTION" => prepared.push(&mut part.lease),
             Ok(_) => {
                 refused = refused.or_else(|| Some(Failure::new("40000", "a shard had rolled the transaction back", "")))
             }
@@ -420,7 +434,7 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Lease)>) 
     };
     let word = if commit { "COMMIT" } else { "ROLLBACK" };
     let told = format!("{word} PREPARED '{name}'");
-    let tell = parts.iter_mut().map(|(shard, lease)| tell(backend.as_ref(), *shard, lease, &told));
+    let tell = parts.iter_mut().map(|(shard, part)| tell(backend.as_ref(), *shard, &mut part.lease, &told));
     let told = join_all(tell).await;
     if !commit {
         return Err(Failure::passing(

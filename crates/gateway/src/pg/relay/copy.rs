@@ -95,11 +95,13 @@ impl Relay {
         text: &str,
         shards: &[ShardId],
     ) -> Result<bool, Stop> {
+        let catalog = self.catalog();
         for shard in shards {
             self.part(*shard).await?;
         }
         for shard in shards {
-            self.part(*shard).await?.lease.push(Request::Query(text.to_owned()))?;
+            let text = self.screened_text(&catalog, *shard, text)?;
+            self.part(*shard).await?.lease.push(Request::Query(text))?;
         }
         let done = self.copied_out(client, key, copy, shards).await;
         self.ended(shards, &done);

@@ -16,7 +16,8 @@ use pleat_sql::postgres::{Planned, What};
 use super::block::{Answered, controls};
 use super::part::Ended;
 use super::spread::Call;
-use super::{Relay, Way};
+use super::simple::may_write;
+use super::{ROUTES_MAX, Relay, Way, never_settled};
 use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
 
@@ -54,6 +55,18 @@ enum Place {
 impl Relay {
     /// Carry out a message of the extended protocol, other than Sync. True: an error of a server was passed on.
     pub(super) async fn extended(&mut self, client: &mut Client, key: &Key, message: Message) -> Result<bool, Stop> {
+        for _ in 0..ROUTES_MAX {
+            self.route_anew(false);
+            let done = self.routed_message(client, key, message.clone()).await;
+            self.routed = None;
+            if !matches!(done, Err(Stop::Stale)) {
+                return done;
+            }
+        }
+        Err(never_settled())
+    }
+
+    async fn routed_message(&mut self, client: &mut Client, key: &Key, message: Message) -> Result<bool, Stop> {
         match message {
             Message::Parse { name, text, types } => self.parse(client, key, name, text, types).await,
             Message::Bind(bind) => self.bind(client, key, bind).await,
@@ -93,14 +106,15 @@ impl Relay {
         }
         self.check_room(text.len() + types.len() * 4)?;
         let statement = Statement::new(text.clone(), types.clone());
-        self.statements.insert(name, Arc::new(Prepared { text, statement: statement.clone(), types }));
-        match routed {
+        let failed = match routed {
             true => {
-                self.forward(Request::Parse(statement))?;
-                Ok(false)
+                self.forward(Request::Parse(statement.clone()))?;
+                false
             }
-            false => self.own(client, key, b'1').await,
-        }
+            false => self.own(client, key, b'1').await?,
+        };
+        self.statements.insert(name, Arc::new(Prepared { text, statement, types }));
+        Ok(failed)
     }
 
     /// PREPARE, as a statement.
@@ -176,6 +190,7 @@ impl Relay {
         let (place, failed) = match plan.first() {
             Some(Planned { what: What::Query(query), .. }) => {
                 self.check_block()?;
+                self.writes |= query.writes;
                 let catalog = self.catalog();
                 let value = |at: usize| {
                     let of = query.keys().iter().find(|(known, _)| *known == at).map(|(_, of)| *of)?;
@@ -246,13 +261,14 @@ impl Relay {
     async fn execute(&mut self, client: &mut Client, key: &Key, name: String, rows: u32) -> Result<bool, Stop> {
         let portal = self.portals.get(&name).ok_or_else(|| no_portal(&name))?;
         let prepared = portal.prepared.clone();
+        let plan = self.plan(&prepared.text)?;
+        self.writes |= plan.first().is_some_and(|planned| may_write(&planned.what));
         if let Place::On(shard) = portal.place {
             let failed = self.go_home(client, key, shard).await?;
             self.forward(Request::Execute { portal: name, rows })?;
             if let Some(part) = self.parts.get_mut(&shard) {
                 part.executed = true;
             }
-            let plan = self.plan(&prepared.text)?;
             if let Some(Planned { what: What::Query(query), .. }) = plan.first() {
                 // Whether it fails shows only later: a connection too much is kept then.
                 if query.pins {
@@ -261,13 +277,13 @@ impl Relay {
             }
             return Ok(failed);
         }
-        let Some(portal) = self.portals.remove(&name) else { return Ok(false) };
         if self.settle(client, key).await? {
             return Ok(true);
         }
-        let plan = self.plan(&prepared.text)?;
+        let Some(portal) = self.portals.remove(&name) else { return Ok(false) };
         let Some(planned) = plan.first() else { return Ok(false) };
-        match (portal.place, &planned.what) {
+        let (place, bytes) = (portal.place, portal.bytes);
+        match (place, &planned.what) {
             (Place::Here(bind), What::Query(query)) => {
                 self.check_block()?;
                 let catalog = self.catalog();
@@ -285,11 +301,15 @@ impl Relay {
                     bind: &bind,
                     describe: false,
                 };
-                match self.way_of(&catalog, query, &value)? {
+                let done = match self.way_of(&catalog, query, &value)? {
                     Way::Several(route) => self.several(client, key, &call, route).await,
                     // Partitions have moved together meanwhile.
                     Way::One(shard) => self.alone(client, key, &call, shard).await,
+                };
+                if matches!(done, Err(Stop::Stale)) {
+                    self.portals.insert(name, Portal { prepared, place: Place::Here(bind), bytes });
                 }
+                done
             }
             (Place::Other, What::Copy(_)) => Err(Failure::new(
                 "0A000",
@@ -335,8 +355,17 @@ impl Relay {
 
     /// The end of a series.
     pub(super) async fn sync(&mut self, client: &mut Client, key: &Key) -> Result<(), Stop> {
-        if self.home.is_none() && !self.pending.is_empty() {
-            self.somewhere(client, key).await?;
+        for _ in 0..ROUTES_MAX {
+            if self.home.is_some() || self.pending.is_empty() {
+                break;
+            }
+            self.route_anew(false);
+            let went = self.somewhere(client, key).await;
+            self.routed = None;
+            match went {
+                Err(Stop::Stale) => {}
+                went => drop(went?),
+            }
         }
         if let Some(home) = self.home.take()
             && let Some(part) = self.parts.get_mut(&home)
@@ -367,7 +396,7 @@ impl Relay {
             Some(part) if part.open => self.discards = true,
             _ => {
                 // Closed in the middle, the connection takes back what was done on it.
-                self.parts.remove(&home);
+                self.leave(home);
                 self.home = None;
             }
         }
@@ -417,13 +446,20 @@ impl Relay {
                 self.parts.remove(&left);
             }
         }
+        self.send_pending(shard).await?;
+        Ok(false)
+    }
+
+    /// What had no home yet goes to this one.
+    async fn send_pending(&mut self, shard: ShardId) -> Result<(), Stop> {
+        self.part(shard).await?;
         let pending = std::mem::take(&mut self.pending);
         let part = self.part(shard).await?;
         for request in pending {
             part.lease.push(request)?;
         }
         self.home = Some(shard);
-        Ok(false)
+        Ok(())
     }
 
     /// Have everything answered that was sent. True: something failed, and the client was told.
@@ -433,12 +469,7 @@ impl Relay {
         }
         if self.home.is_none() {
             let shard = self.any(&self.catalog())?;
-            let pending = std::mem::take(&mut self.pending);
-            let part = self.part(shard).await?;
-            for request in pending {
-                part.lease.push(request)?;
-            }
-            self.home = Some(shard);
+            self.send_pending(shard).await?;
         }
         let Some(home) = self.home else { return Ok(false) };
         let Some(part) = self.parts.get_mut(&home) else { return Ok(false) };

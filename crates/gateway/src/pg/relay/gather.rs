@@ -260,9 +260,10 @@ impl Relay {
         for shard in &from {
             self.part(*shard).await?;
         }
-        for shard in &from {
-            let Run { statement, bind, .. } = run(*shard, &fetch.part, call.bind, types);
-            let part = self.part(*shard).await?;
+        let catalog = self.catalog();
+        for run in self.runs(&catalog, from.iter().copied(), &fetch.part, call.bind, types)? {
+            let Run { shard, statement, bind } = run;
+            let part = self.part(shard).await?;
             part.lease.push(Request::Bind(statement, Bind { results: results.clone(), ..bind }))?;
             part.lease.push(Request::Execute { portal: String::new(), rows: 0 })?;
             part.lease.push(Request::Sync)?;

@@ -112,6 +112,10 @@ struct Relay {
     pinned: Option<ShardId>,
     /// Which shard is asked where any would do: always the same, so that it has the statements.
     turn: usize,
+    /// What the statement at hand is routed by. `None`: there is none.
+    routed: Option<Arc<Catalog>>,
+    /// Whether that may write.
+    writes: bool,
 }
 
 /// Plans of texts, by the catalog's tables.
@@ -139,9 +143,20 @@ pub async fn serve(
         held: HashMap::new(),
         pinned: None,
         turn: usize::try_from(key.process).unwrap_or(0),
+        routed: None,
+        writes: false,
     };
     relay.greet(client, key).await?;
     relay.talk(client, key, stopping).await
+}
+
+/// How often a statement is routed anew before it is given up.
+const ROUTES_MAX: u32 = 100;
+
+/// Partitions kept moving away from under a statement.
+fn never_settled() -> Stop {
+    let message = "the partitions of the statement kept moving";
+    Failure::passing("40001", message, "try again in a moment").into()
 }
 
 /// Where a statement goes.
@@ -153,8 +168,21 @@ enum Way<'a> {
 }
 
 impl Relay {
+    /// A statement goes by one catalog from its beginning to its end.
     fn catalog(&self) -> Arc<Catalog> {
-        self.shared.app.backend.catalog()
+        self.routed.clone().unwrap_or_else(|| self.shared.app.backend.catalog())
+    }
+
+    /// Begin to route a statement, or do so again, by the newest catalog. `writes`: whether it may.
+    fn route_anew(&mut self, writes: bool) {
+        self.routed = Some(self.shared.app.backend.catalog());
+        // A snapshot that outlives its statement must not see rows on the shard that they have left.
+        self.writes = writes || self.keeps_snapshot();
+    }
+
+    fn keeps_snapshot(&self) -> bool {
+        let set = || self.settings.has("default_transaction_isolation") || self.settings.has("session characteristics");
+        self.block.as_ref().is_some_and(|block| block.keeps_snapshot() || set())
     }
 
     /// What a text is.

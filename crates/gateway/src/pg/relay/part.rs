@@ -2,6 +2,7 @@
 
 use pleat_cluster::ShardId;
 use pleat_engine::postgres::{Lease, PostgresError, Reply, Request};
+use pleat_host::{HostError, Pass};
 
 use super::{LEASE_TIME_MAX, Relay};
 use crate::pg::cancel::Key;
@@ -20,6 +21,8 @@ pub struct Part {
     pub open: bool,
     /// Something was executed on it since the last Sync, outside of a block.
     pub executed: bool,
+    /// There while something is under way, and as long as a transaction that may have written.
+    pass: Option<Pass>,
 }
 
 /// Where a server's answers ended.
@@ -59,11 +62,23 @@ impl Relay {
         Ok(lease)
     }
 
-    /// The session's connection to a shard, in the session's block if there is one.
-    pub(super) async fn part(&mut self, shard: ShardId) -> Result<&mut Part, Failure> {
-        let mut part = match self.parts.remove(&shard) {
-            Some(part) => part,
-            None => Part { lease: self.lease(shard).await?, open: false, executed: false },
+    /// The session's connection to a shard, in the session's block if there is one, for the statement at hand. [`Stop::Stale`]: that is to
+    /// be routed anew.
+    pub(super) async fn part(&mut self, shard: ShardId) -> Result<&mut Part, Stop> {
+        let held = self.parts.get(&shard).and_then(|part| part.pass.as_ref());
+        if !held.is_some_and(|pass| pass.writes() || !self.writes) {
+            // Before the connection, so that nobody waits at the gates with one.
+            let pass = self.pass(shard).await?;
+            match self.parts.get_mut(&shard) {
+                Some(part) => part.pass = Some(pass),
+                None => {
+                    let lease = self.lease(shard).await?;
+                    self.parts.insert(shard, Part { lease, open: false, executed: false, pass: Some(pass) });
+                }
+            }
+        }
+        let Some(mut part) = self.parts.remove(&shard) else {
+            return Err(Failure::internal(format!("the session has no connection to {shard}")).into());
         };
         if let Some(block) = &self.block
             && !part.open
@@ -85,6 +100,15 @@ impl Relay {
             part.open = true;
         }
         Ok(self.parts.entry(shard).or_insert(part))
+    }
+
+    async fn pass(&self, shard: ShardId) -> Result<Pass, Stop> {
+        let planned = self.catalog().generation;
+        match self.shared.app.backend.pass(shard, planned, self.writes, LEASE_TIME_MAX).await {
+            Ok(pass) => Ok(pass),
+            Err(HostError::Refused(_)) => Err(Stop::Stale),
+            Err(error) => Err(Stop::Failed(error.into())),
+        }
     }
 
     /// Send a statement to one shard as it is, in the simple protocol, and pass its answer on.
@@ -123,6 +147,9 @@ impl Relay {
     pub(super) fn keep_pinned(&mut self) {
         let pinned = self.pinned;
         self.parts.retain(|shard, _| Some(*shard) == pinned);
+        for part in self.parts.values_mut().filter(|part| part.lease.is_settled()) {
+            part.pass = None;
+        }
     }
 
     /// Pass on what a shard answers, to the end of it. An error of the server is passed on as well, and told by the result.
@@ -181,10 +208,14 @@ impl Relay {
 
     /// A shard is ready again: outside of a block, its connection is another's.
     fn settle_part(&mut self, shard: ShardId) {
+        let in_block = self.block.is_some();
         if let Some(part) = self.parts.get_mut(&shard) {
             part.executed = false;
+            if !(in_block && part.pass.as_ref().is_some_and(Pass::writes)) {
+                part.pass = None;
+            }
         }
-        if self.block.is_none() && self.pinned != Some(shard) {
+        if !in_block && self.pinned != Some(shard) {
             self.parts.remove(&shard);
         }
     }
@@ -192,11 +223,25 @@ impl Relay {
     /// Give up connections whose state is not known any more: what runs there is cancelled. A block that had a part of it there can't be committed.
     pub(super) fn lose(&mut self, shards: impl IntoIterator<Item = ShardId>) {
         for shard in shards {
-            self.parts.remove(&shard);
+            self.leave(shard);
         }
         if let Some(block) = &mut self.block {
             (block.failed, block.lost) = (true, true);
         }
+    }
+
+    /// Give up a connection in the middle of something. What was sent there may be carried out yet: its pass stays out until the server says that the session has ended.
+    pub(super) fn leave(&mut self, shard: ShardId) {
+        let Some(Part { lease, pass: Some(pass), .. }) = self.parts.remove(&shard) else { return };
+        if lease.is_settled() {
+            return;
+        }
+        let (backend, process) = (self.shared.app.backend.clone(), lease.canceller().process());
+        drop(lease);
+        pleat_consensus::spawn(async move {
+            backend.end_session(shard, process).await;
+            drop(pass);
+        });
     }
 
     /// Something failed: a block takes nothing but its end.
@@ -204,6 +249,13 @@ impl Relay {
         if let Some(block) = &mut self.block {
             block.failed = true;
         }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let shards: Vec<ShardId> = self.parts.keys().copied().collect();
+        shards.into_iter().for_each(|shard| self.leave(shard));
     }
 }
 

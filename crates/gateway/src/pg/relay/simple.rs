@@ -5,11 +5,11 @@ use std::sync::Arc;
 use pleat_cluster::ShardId;
 use pleat_engine::postgres::Statement;
 use pleat_engine::postgres::wire::frontend::Bind;
-use pleat_sql::postgres::{Planned, Query, What};
+use pleat_sql::postgres::{Direction, Planned, Query, What};
 
 use super::block::{Answered, controls};
 use super::spread::Call;
-use super::{Relay, Way};
+use super::{ROUTES_MAX, Relay, Way, never_settled};
 use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
 use crate::pg::wire::write::Severity;
@@ -61,6 +61,18 @@ impl Relay {
 
     /// One statement, answered in text. True: a server's error was passed on.
     async fn statement(&mut self, client: &mut Client, key: &Key, planned: &Planned) -> Result<bool, Stop> {
+        for _ in 0..ROUTES_MAX {
+            self.route_anew(may_write(&planned.what));
+            let done = self.routed_statement(client, key, planned).await;
+            self.routed = None;
+            if !matches!(done, Err(Stop::Stale)) {
+                return done;
+            }
+        }
+        Err(never_settled())
+    }
+
+    async fn routed_statement(&mut self, client: &mut Client, key: &Key, planned: &Planned) -> Result<bool, Stop> {
         match &planned.what {
             What::Query(query) => {
                 self.check_block()?;
@@ -290,5 +302,18 @@ impl Relay {
         let count = catalog.partition_count;
         let route = query.route(value, count)?;
         self.way(catalog, route, &|| query.scatter(value, count))
+    }
+}
+
+/// Whether a statement may change rows. What is done about it besides, such as keeping a connection, is no question here.
+pub fn may_write(what: &What) -> bool {
+    match what {
+        What::Query(query) | What::Declare { query, .. } => query.writes,
+        What::Copy(copy) => match &copy.query {
+            Some((_, query)) => query.writes,
+            None => copy.direction == Direction::In,
+        },
+        What::Execute { .. } => true,
+        _ => false,
     }
 }

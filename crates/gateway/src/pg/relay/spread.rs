@@ -9,13 +9,15 @@
 //! One connection to each shard, taken in the order of the shards, so that two statements don't wait for each other; and for gathering one
 //! more, which is why only so many gather at a time. Rows are not held: a shard waits until its rows are taken.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pleat_cluster::{Catalog, PartitionId, ShardId};
 use pleat_engine::postgres::wire::frontend::Bind;
 use pleat_engine::postgres::{Reply, Request, Statement};
-use pleat_sql::postgres::{Part as Piece, Query, Route, Spread};
+use pleat_sql::Schema;
+use pleat_sql::postgres::{Part as Piece, Query, Route, Screen, Spread};
 
 use super::Relay;
 use super::gather::Plan;
@@ -68,7 +70,7 @@ impl Relay {
                 if shards.is_empty() {
                     shards.insert(self.any(&catalog)?);
                 }
-                let runs = shards.into_iter().map(|shard| run(shard, piece, call.bind, &types)).collect();
+                let runs = self.runs(&catalog, shards, piece, call.bind, &types)?;
                 self.append(client, key, runs, call.describe, false).await
             }
             Route::Spread { plan: Spread::Gather { fetches, finish }, prune } => {
@@ -87,7 +89,7 @@ impl Relay {
                 if shards.len() > 1 && call.query.in_transaction {
                     self.begin_implicitly().await?;
                 }
-                let runs = shards.into_iter().map(|shard| run(shard, &whole, call.bind, &types)).collect();
+                let runs = self.runs(&catalog, shards, &whole, call.bind, &types)?;
                 self.append(client, key, runs, call.describe, reference).await
             }
             Route::Rows(rows) => {
@@ -114,6 +116,38 @@ impl Relay {
                 Err(Failure::internal("a statement of one shard was taken for one of several").into())
             }
         }
+    }
+
+    /// What these shards do: the same, but for rows that one of them has and doesn't own.
+    pub(super) fn runs(
+        &self,
+        catalog: &Catalog,
+        shards: impl IntoIterator<Item = ShardId>,
+        piece: &Piece,
+        bind: &Bind,
+        types: &[u32],
+    ) -> Result<Vec<Run>, Failure> {
+        let of = |shard| Ok(run(shard, &*self.screened(catalog, shard, piece)?, bind, types));
+        shards.into_iter().map(of).collect()
+    }
+
+    fn screened<'p>(&self, catalog: &Catalog, shard: ShardId, piece: &'p Piece) -> Result<Cow<'p, Piece>, Failure> {
+        let absent = catalog.strays_on(shard);
+        match absent.is_empty() {
+            true => Ok(Cow::Borrowed(piece)),
+            false => Ok(Cow::Owned(self.screen(catalog, &absent).part(piece)?)),
+        }
+    }
+
+    /// A statement as text, for one shard of several.
+    pub(super) fn screened_text(&self, catalog: &Catalog, shard: ShardId, text: &str) -> Result<String, Failure> {
+        Ok(self.screen(catalog, &catalog.strays_on(shard)).statement(text)?.into_owned())
+    }
+
+    fn screen<'c>(&'c self, catalog: &'c Catalog, absent: &'c BTreeSet<PartitionId>) -> Screen<'c> {
+        let default_keys = &self.shared.app.settings.default_keys;
+        let schema = Schema { tables: &catalog.tables, views: &catalog.views, default_keys };
+        Screen { schema, absent, partition_count: catalog.partition_count }
     }
 
     /// A statement that turns out to be one shard's.
