@@ -43,6 +43,8 @@ pub enum Code {
     InvalidTable,
     /// `0A000`: not supported (yet).
     Unsupported,
+    /// `0A000`: not possible on a shard that holds rows which it doesn't own, as it does while some are moved. It passes.
+    RowsMoving,
     /// `23502`: a row without a shard key.
     NullKey,
     /// `22P02`: a shard key that the key column's type can't hold.
@@ -67,7 +69,7 @@ impl Code {
             Code::ReservedName => "42939",
             Code::WrongObject => "42809",
             Code::InvalidTable => "42P16",
-            Code::Unsupported => "0A000",
+            Code::Unsupported | Code::RowsMoving => "0A000",
             Code::NullKey => "23502",
             Code::KeyType => "22P02",
             Code::Parameters => "07001",

@@ -34,6 +34,8 @@ pub(super) struct Mention<'s> {
     /// The tokens of its name; `None` where the tree doesn't tell them.
     pub tokens: Option<(usize, usize)>,
     pub has_alias: bool,
+    /// Its alias has names for its columns, too: `t AS a (x, y)`.
+    pub renamed: bool,
     /// It is written to, not read.
     pub target: bool,
     /// Its keys are those of rows that are inserted.
@@ -187,6 +189,11 @@ impl<'s, 't> Analysis<'s, 't> {
     /// The scope of a SELECT that was read.
     pub fn scope_of(&self, select: &Select) -> Option<usize> {
         self.selects.get(&token_of(select.select_token.0.span)?).copied()
+    }
+
+    /// The token of the keyword of the SELECT whose sources a scope has.
+    pub fn select_of(&self, scope: usize) -> Option<usize> {
+        self.selects.iter().find(|(_, of)| **of == scope).map(|(token, _)| *token)
     }
 
     /// Whether all rows of mention `at` that matter lie with the row of `driver`.
@@ -404,6 +411,12 @@ impl<'s, 't> Analysis<'s, 't> {
                 let source = self.table(name, alias.as_ref(), scope)?;
                 self.scopes[scope].sources.push(source);
             }
+            // `ONLY (t)` looks like a call.
+            TableFactor::Table { name: ObjectName(parts), args: Some(_), .. }
+                if parts.iter().filter_map(|part| part.as_ident()).any(is_only) =>
+            {
+                return Err(not_a_table(&Ident::new("only")));
+            }
             TableFactor::Table { name, alias, args: Some(args), .. } => {
                 self.function_called(schema_and_name(name).map(|(_, name)| name.value.clone()), None);
                 self.exprs(&args.args, Some(scope))?;
@@ -454,8 +467,7 @@ impl<'s, 't> Analysis<'s, 't> {
         if ident.quote_style.is_none()
             && matches!(ident.value.as_str(), "only" | "lateral" | "rows" | "table" | "select")
         {
-            return Err(SqlError::unsupported(format!("{} in FROM is not understood", ident.value.to_uppercase()))
-                .hint("leave it out"));
+            return Err(not_a_table(ident));
         }
         let tokens = parts
             .first()
@@ -471,6 +483,7 @@ impl<'s, 't> Analysis<'s, 't> {
             if let Some(mention) = source.mention {
                 self.mentions[mention].alias.clone_from(&alias.name.value);
                 self.mentions[mention].has_alias = true;
+                self.mentions[mention].renamed = !alias.columns.is_empty();
             }
         }
         Ok(source)
@@ -497,6 +510,7 @@ impl<'s, 't> Analysis<'s, 't> {
                 alias: name.to_owned(),
                 tokens,
                 has_alias: false,
+                renamed: false,
                 target: false,
                 stored: false,
                 nullable: false,
@@ -734,6 +748,14 @@ impl<'s, 't> Analysis<'s, 't> {
         self.conditions(&conditions, scope)?;
         Ok(scope)
     }
+}
+
+fn is_only(ident: &Ident) -> bool {
+    ident.quote_style.is_none() && ident.value == "only"
+}
+
+fn not_a_table(word: &Ident) -> SqlError {
+    SqlError::unsupported(format!("{} in FROM is not understood", word.value.to_uppercase())).hint("leave it out")
 }
 
 /// Whether `expr` is DEFAULT, which is a word like any other to the parser.

@@ -5,7 +5,8 @@
 
 use pleat_cluster::{TableKind, table_key};
 
-use super::clauses::commas;
+use super::clauses::{Span, commas};
+use super::lex::Tokens;
 use super::plan::{Ddl, Placement, Plan, Several, UniqueIndex, What};
 use super::query;
 use super::statement::Reader;
@@ -40,6 +41,18 @@ impl Ddl {
             unique: None,
         }
     }
+}
+
+/// The query of the CREATE TABLE … AS that goes on at `at`.
+pub(super) fn query_of(tokens: &Tokens, mut at: usize, to: usize) -> Option<Span> {
+    while at < to && !tokens.is(at, "AS") {
+        at = if tokens.opens(at) == 1 { tokens.closing(at) + 1 } else { at + 1 };
+    }
+    let start = at + 1;
+    let end = [&["WITH", "NO", "DATA"][..], &["WITH", "DATA"]]
+        .iter()
+        .find_map(|words| to.checked_sub(words.len()).filter(|end| *end > start && tokens.are(*end, words)));
+    (start < to).then(|| (start, end.unwrap_or(to)))
 }
 
 /// A statement being read.
@@ -154,8 +167,8 @@ impl Change<'_, '_> {
         let key = self.key("the new table's name")?;
         self.ddl.table = Some(key.clone());
         self.about("create table");
-        if let Some(start) = self.query_start() {
-            return self.create_as(start);
+        if let Some(query) = query_of(tokens, self.at, self.to) {
+            return self.create_as(query);
         }
         if self.ddl.temporary {
             return Ok(What::Ddl(self.ddl));
@@ -192,29 +205,12 @@ impl Change<'_, '_> {
         self.ddl.notice = notice;
     }
 
-    /// Where the query of CREATE TABLE … AS starts.
-    fn query_start(&self) -> Option<usize> {
-        let tokens = self.reader.tokens;
-        let mut at = self.at;
-        while at < self.to {
-            if tokens.is(at, "AS") {
-                return Some(at + 1);
-            }
-            at = if tokens.opens(at) == 1 { tokens.closing(at) + 1 } else { at + 1 };
-        }
-        None
-    }
-
-    fn create_as(self, start: usize) -> Result<What, SqlError> {
-        let tokens = self.reader.tokens;
+    fn create_as(self, (start, end): Span) -> Result<What, SqlError> {
         if !self.ddl.temporary {
             return Err(SqlError::unsupported("CREATE TABLE … AS is not supported")
                 .hint("create the table with its columns (and say where its rows live), then use INSERT … SELECT"));
         }
-        let end = [&["WITH", "NO", "DATA"][..], &["WITH", "DATA"]]
-            .iter()
-            .find_map(|words| self.to.checked_sub(words.len()).filter(|end| *end > start && tokens.are(*end, words)));
-        let mut query = query::plan(self.reader, start, end.unwrap_or(self.to))?;
+        let mut query = query::plan(self.reader, start, end)?;
         query.plan = Plan {
             several: match query.plan.several {
                 kept @ (Several::Any | Several::Refused(_)) => kept,

@@ -35,6 +35,7 @@ mod plan;
 mod query;
 mod read;
 mod route;
+mod screen;
 mod spread;
 mod statement;
 mod tree;
@@ -45,6 +46,8 @@ pub use plan::{
     Copy, CopyFormat, Ddl, Direction, Fetch, Part, Placement, Planned, Query, Route, Source, Spread, UniqueIndex, Verb,
     What,
 };
+
+pub use screen::Screen;
 
 use crate::{Schema, SqlError};
 

@@ -6,6 +6,7 @@ use pleat_cluster::{KeyType, Table, TableKind};
 use sqlparser::ast::{SetExpr, Statement};
 
 use super::analysis::Analysis;
+use super::clauses::Span;
 use super::functions::{self, Purity};
 use super::lex::{Kind, Tokens};
 use super::plan::{Constant, Plan, Query, Several, Verb};
@@ -41,16 +42,19 @@ pub(super) fn plan(reader: &Reader, from: usize, to: usize) -> Result<Query, Sql
 
 fn routed(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
     let mut analysis = Analysis::new(reader.schema, reader.tokens);
-    let understood = parse::statement(reader.tokens, from, to).and_then(|statement| {
-        analysis.statement(&statement)?;
-        nothing_missed(&analysis, from, to)?;
-        Ok(statement)
-    });
-    match understood {
+    match understood(&mut analysis, (from, to)) {
         Ok(statement) => of_statement(&analysis, &statement, (from, to)),
         Err(error) if error.code == Code::Unsupported => not_parsed(reader, from, to, || error),
         Err(error) => Err(error),
     }
+}
+
+/// Parses a statement, and reads what it mentions.
+pub(super) fn understood(analysis: &mut Analysis, (from, to): Span) -> Result<Statement, SqlError> {
+    let statement = parse::statement(analysis.tokens, from, to)?;
+    analysis.statement(&statement)?;
+    nothing_missed(analysis, from, to)?;
+    Ok(statement)
 }
 
 fn of_statement(analysis: &Analysis, statement: &Statement, range: (usize, usize)) -> Result<Query, SqlError> {
@@ -246,12 +250,16 @@ fn maintained(reader: &Reader, from: usize, to: usize, in_transaction: bool) -> 
 
 // ---- EXPLAIN ----
 
-fn explain(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
-    let tokens = reader.tokens;
+/// Where the statement starts that the EXPLAIN at `from` is of, and whether it is carried out.
+pub(super) fn explained(tokens: &Tokens, from: usize, to: usize) -> (usize, bool) {
     let mut at = from + 1;
     let mut analyze = false;
     if tokens.is_symbol(at, "(") {
         let close = tokens.closing(at);
+        // `EXPLAIN (SELECT …)`: no options.
+        if ["SELECT", "VALUES", "WITH", "TABLE"].iter().any(|word| tokens.is(at + 1, word)) {
+            return (at, false);
+        }
         analyze = (at..close).any(|at| analyzes(tokens, at));
         at = close + 1;
     }
@@ -259,6 +267,12 @@ fn explain(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
         analyze |= !tokens.is(at, "VERBOSE");
         at += 1;
     }
+    (at, analyze)
+}
+
+fn explain(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
+    let tokens = reader.tokens;
+    let (at, analyze) = explained(tokens, from, to);
     let known =
         ["SELECT", "VALUES", "WITH", "TABLE", "INSERT", "UPDATE", "DELETE"].iter().any(|word| tokens.is(at, word));
     if at >= to || !known && !tokens.is_symbol(at, "(") {

@@ -40,6 +40,16 @@ impl Query {
         }
     }
 
+    /// Whether rows of these partitions could change what the statement does or answers, if they were where it runs: it then has to be sent there
+    /// as [`Screen`](super::Screen) gives it. `false` when the keys of all rows that matter are known, and of other partitions.
+    pub fn needs_screening(&self, value: &Values, absent: &BTreeSet<PartitionId>, partition_count: u32) -> bool {
+        let touches = |keyed: &Keyed| match keyed.partitions(value, partition_count) {
+            Ok(Some(known)) => !known.is_disjoint(absent),
+            Ok(None) | Err(_) => true,
+        };
+        !absent.is_empty() && self.plan.keyed.iter().any(touches)
+    }
+
     /// Where the statement goes when the partitions of [`Route::Partitions`] turn out to be on several shards. `0A000` when it can't be taken
     /// apart.
     pub fn scatter(&self, value: &Values, partition_count: u32) -> Result<Route<'_>, SqlError> {

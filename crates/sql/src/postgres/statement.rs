@@ -228,15 +228,16 @@ fn reset(reader: &Reader, at: usize, to: usize) -> Result<What, SqlError> {
     Ok(What::Reset(Some(setting(reader, at, to)?)))
 }
 
+/// Where the query of a DECLARE starts.
+pub(super) fn declared(tokens: &Tokens, at: usize, to: usize) -> Option<usize> {
+    (at..to).find(|at| tokens.is(*at, "FOR")).map(|at| at + 1).filter(|start| *start < to)
+}
+
 fn declare(reader: &Reader, at: usize, to: usize) -> Result<What, SqlError> {
     let name = reader.name(at, to, "a cursor's name")?;
-    let start =
-        (at..to).find(|at| reader.is(*at, to, &["FOR"])).ok_or_else(|| reader.expected(to, "FOR and a query"))?;
-    if start + 1 >= to {
-        return Err(reader.expected(to, "a query"));
-    }
+    let start = declared(reader.tokens, at, to).ok_or_else(|| reader.expected(to, "FOR and a query"))?;
     let hold = (at..start).any(|at| reader.is(at, to, &["WITH", "HOLD"]));
-    let text = reader.tokens.slice(start + 1, to).to_owned();
-    let query: Query = query::plan(reader, start + 1, to)?;
+    let text = reader.tokens.slice(start, to).to_owned();
+    let query: Query = query::plan(reader, start, to)?;
     Ok(What::Declare { name, hold, text, query })
 }

@@ -1,11 +1,11 @@
 //! A catalog of PostgreSQL tables, and plans written out.
 #![allow(dead_code)] // each test has a use for a part of it
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use pleat_cluster::{Column, KeyType, ShardId, Table, TableId, TableKind, Tables, Value, View, Views};
-use pleat_sql::postgres::{Planned, Query, Route, Source, Spread, What, prepare};
+use pleat_cluster::{Column, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, View, Views};
+use pleat_sql::postgres::{Part, Planned, Query, Route, Screen, Source, Spread, What, prepare};
 use pleat_sql::{Schema, SqlError};
 
 pub const PARTITIONS: u32 = 256;
@@ -19,6 +19,7 @@ pub struct World {
 fn table(id: u32, name: &str, kind: TableKind, primary_key: &[&str], columns: &str) -> (String, Table) {
     let columns = columns.split(", ").map(|column| {
         let (name, rest) = column.split_once(' ').unwrap();
+        let (rest, generated) = rest.split_once(" generated").map_or((rest, false), |(rest, _)| (rest, true));
         let (decl_type, has_default) = match rest.split_once(" default") {
             Some((decl_type, _)) => (decl_type, true),
             None => (rest, false),
@@ -28,7 +29,7 @@ fn table(id: u32, name: &str, kind: TableKind, primary_key: &[&str], columns: &s
             decl_type: decl_type.to_owned(),
             collation: None,
             not_null: false,
-            generated: false,
+            generated,
             has_default,
         }
     });
@@ -89,6 +90,8 @@ pub fn world() -> World {
             &["user_id", "n"],
             "user_id integer, n integer, kind text",
         ),
+        table(9, "blobs", by("k", KeyType::Bytes), &["k"], "k bytea, data text"),
+        table(10, "made", by("Id", KeyType::Integer), &["Id"], "Id bigint, at date, year integer generated"),
     ];
     let view = View { name: "rich".into(), sql: "CREATE VIEW rich AS SELECT * FROM users".into() };
     World {
@@ -99,8 +102,54 @@ pub fn world() -> World {
 }
 
 impl World {
+    pub fn schema(&self) -> Schema<'_> {
+        Schema { tables: &self.tables, views: &self.views, default_keys: &self.default_keys }
+    }
+
     pub fn prepare(&self, text: &str) -> Result<Vec<Planned>, SqlError> {
-        prepare(text, &Schema { tables: &self.tables, views: &self.views, default_keys: &self.default_keys })
+        prepare(text, &self.schema())
+    }
+
+    /// What is sent to a shard that holds rows of partitions 7 and 200 without owning them, for people: `ours(k)` is the condition that a key is of none of these.
+    pub fn screened(&self, text: &str) -> String {
+        let planned = match self.one(text) {
+            Err(error) => return refused(&error),
+            Ok(planned) => planned,
+        };
+        let absent = BTreeSet::from([PartitionId(7), PartitionId(200)]);
+        let screen = Screen { schema: self.schema(), absent: &absent, partition_count: PARTITIONS };
+        let short = |text: &str| {
+            let (before, after) =
+                ("NOT (((('x' || substr(md5(", "), 1, 8))::bit(32)::bigint * 256) >> 32) = ANY ('{7,200}'::bigint[]))");
+            text.replace(before, "ours(").replace(after, ")")
+        };
+        let line = |kind: &str, text: Result<String, SqlError>| {
+            text.map_or_else(|error| refused(&error), |text| format!("  {kind}{}\n", short(&text)))
+        };
+        let part = |kind: &str, part: &Part| {
+            line(kind, screen.part(part).map(|part| format!("{} {:?}", part.text, part.params)))
+        };
+        let whole = || line("whole: ", screen.statement(&planned.text).map(String::from));
+        let query = match &planned.what {
+            What::Query(query) | What::Declare { query, .. } => query,
+            What::Copy(copy) => match &copy.query {
+                Some((_, query)) => query,
+                None => return whole(),
+            },
+            _ => return whole(),
+        };
+        let mut shown = whole();
+        if !query.needs_screening(&value(query), &absent, PARTITIONS) {
+            shown += "  not needed\n";
+        }
+        match query.route(&value(query), PARTITIONS) {
+            Ok(Route::Spread { plan: Spread::Concat(one), .. }) => shown += &part("concat: ", one),
+            Ok(Route::Spread { plan: Spread::Gather { fetches, .. }, .. }) => {
+                shown.extend(fetches.iter().map(|fetch| part(&format!("{}: ", fetch.table), &fetch.part)))
+            }
+            _ => {}
+        }
+        shown
     }
 
     /// The one statement of `text`.
