@@ -110,9 +110,7 @@ impl Catalog {
     /// The open move whose source's gates are closed, if `shard` is that.
     pub fn gates_closed_by(&self, shard: ShardId) -> Option<&Operation> {
         let closed = |open: &&Operation| open.gates_closed.is_some();
-        self.open_operations()
-            .filter(closed)
-            .find(|open| open.kind.moves().is_some_and(|(from, ..)| from == shard))
+        self.open_operations().filter(closed).find(|open| open.kind.moves().is_some_and(|(from, ..)| from == shard))
     }
 
     /// Partitions whose rows may be on a shard's server although it does not own them: a move's target has them until its commit, and its source

@@ -115,6 +115,16 @@ fn bytes_text(bytes: &[u8]) -> String {
     text
 }
 
+/// The partition of a row in PostgreSQL's SQL, as [`partition_of`] has it: the first 32 bits of the MD5 of the key's text form, scaled to the count. `column`
+/// is a quoted name. It is the same whatever a session's settings say (`bytea_output`, `standard_conforming_strings`).
+pub fn partition_in_postgres(column: &str, key: KeyType, partition_count: u32) -> String {
+    let text = match key {
+        KeyType::Integer | KeyType::Text | KeyType::Uuid => format!("{column}::text"),
+        KeyType::Bytes => format!("(chr(92) || 'x' || encode({column}, 'hex'))"),
+    };
+    format!("((('x' || substr(md5({text}), 1, 8))::bit(32)::bigint * {partition_count}) >> 32)")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

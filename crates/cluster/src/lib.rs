@@ -42,7 +42,10 @@ pub use check::Violation;
 pub use command::{Command, CommandError, Reply};
 pub use decision::{Decision, Measurement, Option_, Verdict};
 pub use id::{DecisionId, Generation, Millis, NodeId, OperationId, PartitionId, ShardId, TableId, TxnId};
-pub use key::{KeyError, KeyType, PARTITION_COUNT_DEFAULT, PARTITION_COUNT_MAX, partition_of, partition_of_text};
+pub use key::{
+    KeyError, KeyType, PARTITION_COUNT_DEFAULT, PARTITION_COUNT_MAX, partition_in_postgres, partition_of,
+    partition_of_text,
+};
 pub use ledger::{CommitNumber, Decided, Ledger, LedgerCommand, LedgerError, LedgerReply};
 pub use node::{Node, NodeState};
 pub use operation::{Cause, Operation, OperationKind, Phase, Step};

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{Catalog, Command, Engine, PartitionId, TableKind};
+use pleat_cluster::{Catalog, Command, PartitionId, TableKind};
 use pleat_host::{HostError, NodeObservation, PartitionWeight, ShardObservation};
 use pleat_plan::{Conclusion, History, Observed, ShardLoad, Weight, autoscale, worth_recording};
 use tokio::time::sleep;

@@ -17,8 +17,8 @@ use pleat_consensus::{Disk, Status};
 use pleat_engine::postgres::Lease;
 use pleat_engine::{Action, ReadRequest};
 use pleat_host::{
-    Freshness, Host, HostError, InDoubt, NodeObservation, PartitionWeight, Pass, Progress, RowStream, TxnPart, TxnReply,
-    TxnStep, Written,
+    Freshness, Host, HostError, InDoubt, NodeObservation, PartitionWeight, Pass, Progress, RowStream, TxnPart,
+    TxnReply, TxnStep, Written,
 };
 use tokio::sync::watch;
 

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use pleat_cluster::{Catalog, Command, Engine, Generation, LedgerCommand, LedgerReply, NodeId, PartitionId, Planned, Reply, ShardId};
+use pleat_cluster::{
+    Catalog, Command, Engine, Generation, LedgerCommand, LedgerReply, NodeId, PartitionId, Planned, Reply, ShardId,
+};
 use pleat_consensus::GroupId;
 use pleat_engine::{Action, MoveChunk, MoveRead, ReadRequest, TxnsSeen};
 use serde::{Deserialize, Serialize};

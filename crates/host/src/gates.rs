@@ -113,9 +113,10 @@ impl Passes {
     ) -> Result<Option<Pass>, Refusal> {
         let mut out = self.out.lock();
         let catalog = catalog.borrow();
-        let known = catalog.shards.get(&shard).filter(|shard| {
-            !matches!(shard.state, ShardState::Leaving | ShardState::Removed)
-        });
+        let known = catalog
+            .shards
+            .get(&shard)
+            .filter(|shard| !matches!(shard.state, ShardState::Leaving | ShardState::Removed));
         let known = known.ok_or(Refusal::Leaving)?;
         if catalog.gates_closed_by(shard).is_some() {
             return Ok(None);

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use parking_lot::Mutex;
-use pleat_cluster::{PartitionId, ShardId, TableKind};
+use pleat_cluster::{PartitionId, ShardId, TableKind, partition_in_postgres};
 use pleat_engine::postgres::Asked;
-use pleat_engine::postgres::moving::partition_of_row;
 
 use crate::observe::{PartitionWeight, Quantiles, ShardObservation};
 use crate::{Host, HostError};
@@ -94,7 +93,7 @@ impl Host {
                 TableKind::Sharded { key, key_type } => {
                     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
                     let (schema, name) = table.name.split_once('.').unwrap_or(("public", &table.name));
-                    let partition = partition_of_row(&quoted(key), *key_type, catalog.partition_count);
+                    let partition = partition_in_postgres(&quoted(key), *key_type, catalog.partition_count);
                     let from = format!("{}.{}", quoted(schema), quoted(name));
                     Some(format!(
                         "SELECT {partition}, count(*), sum(pg_column_size(t)) FROM ONLY {from} AS t GROUP BY 1"

@@ -24,8 +24,8 @@ use pleat_engine::postgres::Lease;
 use pleat_engine::{
     Action, Outcome, Proposal, ReadRequest, Readers, Refusal, SchemaChange, SqlFailure, Store, StoreConfig,
 };
-use pleat_host::{Pass, 
-    Freshness, HostError, InDoubt, NodeObservation, PartitionWeight, Progress, Quantiles, Resources, RowStream,
+use pleat_host::{
+    Freshness, HostError, InDoubt, NodeObservation, PartitionWeight, Pass, Progress, Quantiles, Resources, RowStream,
     ShardObservation, TxnPart, TxnReply, TxnStep, Written,
 };
 use tokio::sync::watch;

@@ -77,7 +77,8 @@ async fn create_shard(work: &Work, plan: &Plan) -> Result<(), Stop> {
 async fn check(work: &Work, plan: &Plan, what: &moving::Movement) -> Result<(), Stop> {
     work.begin(CHECK).await?;
     let (source, target) = servers(work, plan)?;
-    let missing = moving::missing(&source, &target, what, plan.creates).await.map_err(failed("look what is missing"))?;
+    let missing =
+        moving::missing(&source, &target, what, plan.creates).await.map_err(failed("look what is missing"))?;
     match missing.is_empty() {
         true => work.end(CHECK, "").await,
         false => Err(Stop::Impossible(Failure { why: missing.join("; "), code: Some("55000".to_owned()) })),

@@ -58,7 +58,8 @@ async fn delete(work: &Work, server: &Server, what: &Movement, step: &str) -> Re
     let mut connection = Connection::open(server).await.map_err(failed(step))?;
     let (mut rows, mut sweep) = (0, Sweep::default());
     loop {
-        let deleted = moving::delete_rows(&mut connection, what, false, &mut sweep, ROWS_MAX).await.map_err(failed(step))?;
+        let deleted =
+            moving::delete_rows(&mut connection, what, false, &mut sweep, ROWS_MAX).await.map_err(failed(step))?;
         if deleted == 0 {
             return Ok(rows);
         }

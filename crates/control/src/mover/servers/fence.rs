@@ -64,7 +64,9 @@ pub(super) async fn hand_over(
         tracing::info!(operation = %work.id, why, "the gates were opened again");
         rest(mover, (PAUSE * tried).min(PAUSE_MAX)).await?;
     }
-    Err(Stop::Again(format!("the gates were closed {FENCES_MAX} times and had to be opened again, at last because {why}")))
+    Err(Stop::Again(format!(
+        "the gates were closed {FENCES_MAX} times and had to be opened again, at last because {why}"
+    )))
 }
 
 /// Nothing writes to what moves, and the target has all there is. Gives how many rows were changed since the copy.

@@ -181,7 +181,13 @@ async fn settle(work: &Work, shard: ShardId, generation: Generation, writes: boo
 }
 
 /// What keeps the routers from saying that; `None`: they have.
-async fn unsettled(work: &Work, shard: ShardId, generation: Generation, writes: bool, within: Duration) -> Option<String> {
+async fn unsettled(
+    work: &Work,
+    shard: ShardId,
+    generation: Generation,
+    writes: bool,
+    within: Duration,
+) -> Option<String> {
     let catalog = work.catalog();
     let asked = catalog.active_nodes().map(|node| async {
         match work.cluster().settled(node.id, shard, generation, writes, within).await {

@@ -381,8 +381,7 @@ impl Relay {
                         "keep temporary tables out of transactions over several shards",
                     ));
                 }
-                let parts =
-                    several.iter().filter_map(|shard| Some((*shard, self.parts.remove(shard)?))).collect();
+                let parts = several.iter().filter_map(|shard| Some((*shard, self.parts.remove(shard)?))).collect();
                 let backend = self.shared.app.backend.clone();
                 let task = pleat_consensus::spawn(async move { two_phase(backend, parts).await });
                 task.await.map_err(|error| Failure::internal(format!("a commit broke off: {error}")))?

@@ -15,8 +15,8 @@ use pleat_sql::postgres::{Planned, What};
 
 use super::block::{Answered, controls};
 use super::part::Ended;
-use super::spread::Call;
 use super::simple::may_write;
+use super::spread::Call;
 use super::{ROUTES_MAX, Relay, Way, never_settled};
 use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
