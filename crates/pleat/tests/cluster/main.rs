@@ -12,6 +12,7 @@ mod generated_on_servers;
 mod growth;
 mod harness;
 mod killed_at_every_step;
+mod moves_on_servers;
 mod moves_under_load;
 mod moving;
 mod operations_killed_at_every_step;

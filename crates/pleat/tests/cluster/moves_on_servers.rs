@@ -1,0 +1,131 @@
+//! Partitions that change PostgreSQL servers while clients write to them.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, Options, PATIENCE};
+
+/// Writers over all nodes, as `drivers/growing_on_servers.py` has them.
+struct Writers(Child);
+
+impl Writers {
+    fn start(cluster: &Cluster, nodes: u16, with_faults: bool) -> Writers {
+        let ports: Vec<String> = (1..=nodes).map(|node| cluster.pg_port(node).to_string()).collect();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/drivers/growing_on_servers.py");
+        let child = Command::new("/usr/bin/python3")
+            .args([script, &ports.join(","), "300"])
+            .args(with_faults.then_some("faults"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("Debian's python3-psycopg2 is there: `cargo xtask test` installs it");
+        Writers(child)
+    }
+
+    /// Have them stop, and tell what came of it.
+    fn stop(mut self) -> Value {
+        drop(self.0.stdin.take());
+        let done = self.0.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&done.stdout);
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}\n{}", String::from_utf8_lossy(&done.stderr)))
+    }
+}
+
+fn psql(port: &str, query: &str) -> String {
+    let done = Command::new("psql")
+        .args(["-XqAt", "-h", "127.0.0.1", "-p", port, "-U", "pleat", "-d", "pleat", "-c", query])
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{query}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+/// The ports of the servers of all shards.
+async fn servers(cluster: &Cluster) -> Vec<String> {
+    let shards = cluster.get("/shards").await;
+    let port = |shard: &Value| shard["server"].as_str().unwrap().split_once(':').unwrap().1.to_owned();
+    shards.as_array().unwrap().iter().map(port).collect()
+}
+
+fn config() -> Value {
+    json!({
+        "engine": "postgres",
+        "postgres": { "memory_mib": 128 },
+        "scaling_mode": "automatic",
+        "scaling_thresholds": {
+            "total_entry_threshold_per_shard": 1500, "qps_threshold": 1e9, "connection_threshold": 1_000_000,
+            "cpu_threshold_percent": 100, "memory_threshold_percent": 100,
+        },
+        "monitoring_interval_seconds": 1, "cooldown_seconds": 1, "max_actions": 10, "max_shards": 3,
+    })
+}
+
+const SCHEMA: &str =
+    "CREATE TABLE grows (id bigint PRIMARY KEY, writer int NOT NULL, n int NOT NULL, t text) SHARD BY (id);
+    CREATE INDEX by_writer ON grows (writer);
+    CREATE TABLE kinds (kind int PRIMARY KEY, label text) REFERENCE;
+    INSERT INTO kinds VALUES (1, 'one'), (2, 'two');";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_server_becomes_three_and_one_again_under_sixteen_writers() {
+    let cluster = Cluster::start(Options { nodes: 3, shards: 1, config: config(), ..Options::default() }).await;
+    let port = cluster.pg_port(1).to_string();
+    for statement in SCHEMA.split_inclusive(';') {
+        psql(&port, statement);
+    }
+    let writers = Writers::start(&cluster, 3, false);
+    cluster.wait_for_shards(3).await;
+    psql(&cluster.pg_port(2).to_string(), "UPDATE kinds SET label = 'TWO' WHERE kind = 2");
+    let (code, _, told) = cluster.cli(&["policy", "mode=manual"]);
+    assert_eq!(code, 0, "{told}");
+    cluster.wait_until_calm().await;
+    let ports = servers(&cluster).await;
+    let counts: Vec<u64> = ports.iter().map(|port| psql(port, "SELECT count(*) FROM grows").parse().unwrap()).collect();
+    assert!(ports.len() == 3 && counts.iter().all(|count| *count > 100), "{counts:?}");
+    for port in &ports {
+        // Nothing of the moves is left, and the new servers have the whole schema.
+        let left = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) \
+            + (SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'pleat%')";
+        assert_eq!(psql(port, left), "0");
+        assert_eq!(psql(port, "SELECT label FROM kinds ORDER BY kind"), "one\nTWO");
+        let made = "SELECT count(*) FROM pg_indexes WHERE indexname IN ('by_writer', 'grows_pkey', 'kinds_pkey')";
+        assert_eq!(psql(port, made), "3");
+    }
+    for (shard, others) in [("shard-3", 2), ("2", 1)] {
+        let (code, told, error) = cluster.cli(&["ops", "merge", shard, "--into", "shard-1"]);
+        assert!(code == 0 && told.contains("into shard-1"), "{told}{error}");
+        cluster.wait_for_shards(others).await;
+    }
+    cluster.wait_until_calm().await;
+    let told = writers.stop();
+    println!("{told}");
+    for fault in ["lost", "ghosts", "stale", "failures"] {
+        assert_eq!(told[fault], json!([]), "{fault}: {told}\n{}", cluster.tail());
+    }
+    assert_eq!(told["doubled"], 0, "{told}");
+    let operations = cluster.get("/operations?limit=20").await;
+    let moves: Vec<&Value> = (operations["operations"].as_array().unwrap().iter())
+        .filter(|operation| ["split", "merge"].contains(&operation["kind"].as_str().unwrap()))
+        .collect();
+    assert_eq!(moves.len(), 4, "{operations}");
+    for operation in moves {
+        assert_eq!(operation["phase"], "Successful", "{operation}");
+        let whole = cluster.get(&format!("/operations/{}", operation["operation_id"].as_str().unwrap())).await;
+        let receipt = &whole["receipt"];
+        println!("{}", operation["message"]);
+        assert!(receipt["agrees"] == true && receipt["source"] == receipt["target"], "{receipt}");
+        assert!(receipt["rows_copied"].as_u64() > Some(0) && receipt["pause_ms"].is_u64(), "{receipt}");
+    }
+    // The servers of shards that are gone are gone, too.
+    let begun = Instant::now();
+    let left = |cluster: &Cluster| {
+        (1..=3).any(|node| ["2", "3"].iter().any(|shard| cluster.node_dir(node).join("shards").join(shard).exists()))
+    };
+    while left(&cluster) {
+        assert!(begun.elapsed() < PATIENCE, "a removed shard's data is left");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
