@@ -113,7 +113,7 @@ async fn one_server_becomes_three_and_one_again_under_sixteen_writers() {
     assert_eq!(moves.len(), 4, "{operations}");
     for operation in moves {
         assert_eq!(operation["phase"], "Successful", "{operation}");
-        let whole = cluster.get(&format!("/operations/{}", operation["operation_id"].as_str().unwrap())).await;
+        let whole = cluster.get(&format!("/operations/{}", operation["id"].as_str().unwrap())).await;
         let receipt = &whole["receipt"];
         println!("{}", operation["message"]);
         assert!(receipt["agrees"] == true && receipt["source"] == receipt["target"], "{receipt}");
