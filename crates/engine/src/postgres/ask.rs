@@ -28,6 +28,16 @@ impl Connection {
     /// An error of the server is [`PostgresError::Answered`], after which the connection is as good as before. A COPY from the client is refused.
     pub async fn ask(&mut self, text: &str) -> Result<Asked, PostgresError> {
         self.push(Request::Query(text.to_owned()))?;
+        self.answer().await
+    }
+
+    /// What the server says up to where it is ready again.
+    pub(super) async fn answer(&mut self) -> Result<Asked, PostgresError> {
+        self.answers(&mut Vec::new()).await
+    }
+
+    /// The same, with what it says of each statement: `INSERT 0 1`.
+    pub(super) async fn answers(&mut self, tags: &mut Vec<String>) -> Result<Asked, PostgresError> {
         let mut answer = BytesMut::new();
         loop {
             match self.receive().await? {
@@ -38,7 +48,7 @@ impl Connection {
                 }
                 Reply::Bytes(bytes) => answer.extend_from_slice(&bytes),
                 Reply::CopyIn => self.copy_fail("there are no rows to send"),
-                Reply::Ready { .. } => return read(answer.freeze()),
+                Reply::Ready { .. } => return read(answer.freeze(), tags),
                 Reply::Answered => {}
             }
         }
@@ -46,7 +56,7 @@ impl Connection {
 }
 
 /// Read whole messages.
-fn read(mut messages: Bytes) -> Result<Asked, PostgresError> {
+pub(super) fn read(mut messages: Bytes, tags: &mut Vec<String>) -> Result<Asked, PostgresError> {
     let mut asked = Asked::default();
     while messages.len() >= HEAD {
         let length = messages[1..HEAD].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
@@ -59,10 +69,11 @@ fn read(mut messages: Bytes) -> Result<Asked, PostgresError> {
                 asked.rows.clear();
             }
             b'D' => asked.rows.push(values(body).map_err(PostgresError::within)?),
-            b'C' => asked.tag = tag(body).map_err(PostgresError::within)?,
+            b'C' => tags.push(tag(body).map_err(PostgresError::within)?),
             _ => {}
         }
     }
+    asked.tag = tags.last().cloned().unwrap_or_default();
     Ok(asked)
 }
 
@@ -78,7 +89,9 @@ mod tests {
         message(&mut out, b'E', |body| {
             ["VERROR", "C23505", "Mtwice", "Dwhich", ""].iter().for_each(|field| text(body, field));
         });
-        let Err(PostgresError::Answered { code, message, detail }) = read(out.freeze()) else { panic!("no error") };
+        let Err(PostgresError::Answered { code, message, detail }) = read(out.freeze(), &mut Vec::new()) else {
+            panic!("no error")
+        };
         assert_eq!((code.as_str(), message.as_str(), detail.as_str()), ("23505", "twice", "which"));
     }
 }

@@ -107,7 +107,12 @@ pub struct Connection {
 impl Connection {
     /// Connect and log in.
     pub async fn open(server: &Server) -> Result<Connection, PostgresError> {
-        let Started { stream, buffer, parameters, process, secret } = start(server).await?;
+        Connection::open_with(server, &[("application_name", "pleat")]).await
+    }
+
+    /// The same, with these settings of the session.
+    pub(super) async fn open_with(server: &Server, settings: &[(&str, &str)]) -> Result<Connection, PostgresError> {
+        let Started { stream, buffer, parameters, process, secret } = start(server, settings).await?;
         Ok(Connection {
             stream,
             input: buffer,
@@ -125,6 +130,11 @@ impl Connection {
             profile: Profile::default(),
             turn: Turn::new(server.address.clone(), process, secret),
         })
+    }
+
+    /// What is below the protocol, and what was read ahead: for a stream of changes, which is not asked and answered.
+    pub(super) fn into_stream(self) -> (Box<dyn Stream>, BytesMut) {
+        (self.stream, self.input)
     }
 
     /// What the server reports of a setting: `server_version`, `TimeZone`.

@@ -28,17 +28,13 @@ pub struct Started {
     pub secret: u32,
 }
 
-/// Begin a session.
-pub async fn start(server: &Server) -> Result<Started, PostgresError> {
+/// Begin a session, with these settings.
+pub async fn start(server: &Server, settings: &[(&str, &str)]) -> Result<Started, PostgresError> {
     let Opened { stream, end_point } = server.address.open().await.map_err(PostgresError::before)?;
     let mut starting = Starting { stream, buffer: BytesMut::new(), end_point };
-    let parameter = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    let parameters = vec![
-        parameter("user", &server.user),
-        parameter("database", &server.database),
-        parameter("application_name", "pleat"),
-        parameter("client_encoding", "UTF8"),
-    ];
+    let fixed = [("user", &*server.user), ("database", &server.database), ("client_encoding", "UTF8")];
+    let parameters = fixed.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let parameters = parameters.collect();
     let mut first = BytesMut::new();
     First::Startup { minor: 0, parameters }.write(&mut first);
     starting.send(first).await?;

@@ -2,6 +2,7 @@
 
 mod garbage;
 mod login;
+mod moving;
 mod world;
 
 use std::time::Duration;
