@@ -37,12 +37,15 @@ pub async fn clean_source(source: &Server, operation: u64) -> Result<(), Postgre
         }
     }
     let schema = schema_name(operation);
-    patiently(&mut connection, async |connection| {
-        connection.ask(&format!("{WAIT_LONG}; {ONE_AT_A_TIME}")).await?;
-        restore(connection, &schema).await?;
-        let remove =
-            format!("{WAIT_LONG}; DROP PUBLICATION IF EXISTS {schema}; DROP SCHEMA IF EXISTS {schema} CASCADE");
-        connection.ask(&remove).await.map(drop)
+    patiently(&mut connection, |connection| {
+        let schema = schema.clone();
+        Box::pin(async move {
+            connection.ask(&format!("{WAIT_LONG}; {ONE_AT_A_TIME}")).await?;
+            restore(connection, &schema).await?;
+            let remove =
+                format!("{WAIT_LONG}; DROP PUBLICATION IF EXISTS {schema}; DROP SCHEMA IF EXISTS {schema} CASCADE");
+            connection.ask(&remove).await.map(drop)
+        })
     })
     .await
 }
@@ -53,8 +56,10 @@ pub async fn clean_target(target: &Server, operation: u64) -> Result<(), Postgre
     end_sessions(&mut connection, operation).await?;
     let schema = schema_name(operation);
     // It waits for whoever holds the row of an attempt; whoever comes later finds none.
-    patiently(&mut connection, async |connection| {
-        connection.ask(&format!("{WAIT_LONG}; DROP SCHEMA IF EXISTS {schema} CASCADE")).await.map(drop)
+    let remove = format!("{WAIT_LONG}; DROP SCHEMA IF EXISTS {schema} CASCADE");
+    patiently(&mut connection, |connection| {
+        let remove = remove.clone();
+        Box::pin(async move { connection.ask(&remove).await.map(drop) })
     })
     .await
 }

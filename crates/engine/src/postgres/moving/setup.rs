@@ -3,6 +3,7 @@
 //! Clients' statements must not wait for long behind ours. A lock that holds them up is therefore waited for shortly, and often; one that does not
 //! (against other schema changes, and vacuum, which gives way after a second) is taken first.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -21,9 +22,11 @@ pub const WAIT_LONG: &str = "SET LOCAL lock_timeout = '3s'";
 pub const WAIT_SHORT: &str = "SET LOCAL lock_timeout = '150ms'";
 
 /// Do something in a transaction, again when somebody else's lock was in the way.
+///
+/// What it does owns what it needs: the compiler can't see that an async closure which borrows may go to another thread.
 pub async fn patiently(
     connection: &mut Connection,
-    work: impl AsyncFn(&mut Connection) -> Result<(), PostgresError>,
+    work: impl for<'c> Fn(&'c mut Connection) -> Pin<Box<dyn Future<Output = Result<(), PostgresError>> + Send + 'c>>,
 ) -> Result<(), PostgresError> {
     let mut tries = 0;
     loop {
@@ -58,7 +61,9 @@ pub async fn target(target: &mut Connection, movement: &Movement) -> Result<(), 
 pub async fn source(source: &mut Connection, movement: &Movement) -> Result<(), PostgresError> {
     let schema = schema_name(movement.operation);
     let tables: Vec<String> = movement.tables.iter().map(|table| qualified(&table.schema, &table.name)).collect();
-    patiently(source, async |source| {
+    patiently(source, |source| {
+        let (schema, tables, movement) = (schema.clone(), tables.clone(), movement.clone());
+        Box::pin(async move {
         source.ask(&format!("{WAIT_LONG}; {ONE_AT_A_TIME}")).await?;
         source
             .ask(&format!(
@@ -79,6 +84,7 @@ pub async fn source(source: &mut Connection, movement: &Movement) -> Result<(), 
         }
         source.ask(&format!("CREATE PUBLICATION {schema} FOR TABLE ONLY {}", tables.join(", ONLY "))).await?;
         Ok(())
+})
     })
     .await
 }
