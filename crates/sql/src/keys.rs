@@ -39,6 +39,26 @@ pub(crate) enum Reach {
     Right(Option<usize>),
 }
 
+/// The keys that rows must have for `expr` to be true, by what they are keys of. `of` says it of a condition that is neither AND nor OR.
+pub(crate) fn keys_by<K>(expr: &Expr, of: &dyn Fn(&Expr) -> BTreeMap<usize, Vec<K>>) -> BTreeMap<usize, Vec<K>> {
+    match bare(expr) {
+        Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
+            let mut found = keys_by(right, of);
+            found.extend(keys_by(left, of));
+            found
+        }
+        Expr::BinaryOp { left, op: BinaryOperator::Or, right } => {
+            let mut right = keys_by(right, of);
+            let both = keys_by(left, of).into_iter().filter_map(|(at, mut keys)| {
+                keys.extend(right.remove(&at)?);
+                Some((at, keys))
+            });
+            both.collect()
+        }
+        other => of(other),
+    }
+}
+
 impl Analysis<'_> {
     /// Reads the conditions of a SELECT: keys, ties and filters.
     pub fn conditions(&mut self, conditions: &[Condition], scope: usize) -> Result<(), SqlError> {
@@ -68,20 +88,7 @@ impl Analysis<'_> {
 
     /// The keys that rows must have for `expr` to be true, by occurrence.
     fn keys_of(&self, expr: &Expr, scope: usize) -> BTreeMap<usize, Vec<Constant>> {
-        match bare(expr) {
-            Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
-                let mut found = self.keys_of(right, scope);
-                found.extend(self.keys_of(left, scope));
-                found
-            }
-            Expr::BinaryOp { left, op: BinaryOperator::Or, right } => {
-                let mut right = self.keys_of(right, scope);
-                let both = self.keys_of(left, scope).into_iter().filter_map(|(at, mut keys)| {
-                    keys.extend(right.remove(&at)?);
-                    Some((at, keys))
-                });
-                both.collect()
-            }
+        keys_by(expr, &|condition| match condition {
             Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
                 let found = [(left, right), (right, left)]
                     .into_iter()
@@ -93,7 +100,7 @@ impl Analysis<'_> {
                 self.key_column(expr, scope).zip(keys).into_iter().collect()
             }
             _ => BTreeMap::new(),
-        }
+        })
     }
 
     /// The occurrence *of this scope* whose shard key `expr` is.

@@ -120,21 +120,26 @@ fn refused(tokens: &Tokens, to: usize, parser: &mut Parser, error: &ParserError)
         .at(tokens.text, tokens.offset(index))
 }
 
-fn too_complex(message: &str) -> SqlError {
+pub(crate) fn too_complex(message: &str) -> SqlError {
     SqlError::new(Code::TooComplex, message)
         .hint("use IN (…) instead of many OR, a CTE instead of deep nesting, or several statements")
 }
 
-/// Refuses what would make the syntax tree too deep, before it is built: dropping a tree recurses.
+fn check_nesting(tokens: &Tokens, from: usize, to: usize) -> Result<(), SqlError> {
+    check_weights((from..to).map(|index| weigh(tokens, index)))
+        .map_err(|(index, error)| error.at(tokens.text, tokens.offset(from + index)))
+}
+
+/// Refuses what would make the syntax tree too deep, before it is built: dropping a tree recurses. The error comes with the number of the token
+/// that is too much.
 ///
 /// Each open parenthesis or `CASE` is a level; each level counts its operators since the last comma or
 /// clause. The depth of the tree is at most the sum over the open levels.
-fn check_nesting(tokens: &Tokens, from: usize, to: usize) -> Result<(), SqlError> {
+pub(crate) fn check_weights(weights: impl Iterator<Item = Weight>) -> Result<(), (usize, SqlError)> {
     let mut open: Vec<usize> = vec![0];
     let mut sum = 0;
-    for index in from..to {
-        let at = |error: SqlError| error.at(tokens.text, tokens.offset(index));
-        match weigh(tokens, index) {
+    for (index, weight) in weights.enumerate() {
+        match weight {
             Weight::Open => open.push(0),
             Weight::Close if open.len() > 1 => sum -= open.pop().unwrap_or(0),
             Weight::Reset => sum -= open.last_mut().map_or(0, std::mem::take),
@@ -144,17 +149,18 @@ fn check_nesting(tokens: &Tokens, from: usize, to: usize) -> Result<(), SqlError
             }
             Weight::Close | Weight::None => {}
         }
-        if open.len() > NESTING_MAX {
-            return Err(at(too_complex(&format!("the statement is nested more than {NESTING_MAX} levels deep"))));
-        }
-        if sum > OPERATORS_MAX {
-            return Err(at(too_complex(&format!("an expression has more than {OPERATORS_MAX} operators"))));
-        }
+        let message = match () {
+            () if open.len() > NESTING_MAX => format!("the statement is nested more than {NESTING_MAX} levels deep"),
+            () if sum > OPERATORS_MAX => format!("an expression has more than {OPERATORS_MAX} operators"),
+            () => continue,
+        };
+        return Err((index, too_complex(&message)));
     }
     Ok(())
 }
 
-enum Weight {
+/// What a token adds to the depth of the tree.
+pub(crate) enum Weight {
     Open,
     Close,
     Reset,

@@ -4,8 +4,9 @@ mod postgres;
 
 use std::collections::BTreeSet;
 
-use pleat_cluster::{KeyType, Value, partition_of};
-use pleat_sql::postgres::{Route, Spread, What};
+use pleat_cluster::{KeyType, PartitionId, Value, partition_of};
+use pleat_sql::Code;
+use pleat_sql::postgres::{Route, Screen, Spread, Verb, What};
 use postgres::{PARTITIONS, value, world};
 
 /// Numbers that look random and are the same each time.
@@ -20,8 +21,12 @@ impl Numbers {
 
 /// The statements of the golden files.
 fn statements() -> Vec<String> {
-    let files =
-        [include_str!("postgres/reads.txt"), include_str!("postgres/writes.txt"), include_str!("postgres/session.txt")];
+    let files = [
+        include_str!("postgres/reads.txt"),
+        include_str!("postgres/writes.txt"),
+        include_str!("postgres/session.txt"),
+        include_str!("postgres/screened.txt"),
+    ];
     files.iter().flat_map(|file| file.lines()).filter_map(|line| line.strip_prefix("> ")).map(str::to_owned).collect()
 }
 
@@ -67,6 +72,8 @@ fn the_rows_of_an_insert_go_each_to_one_shard() {
 fn no_text_makes_the_planner_panic_or_forget_a_table() {
     let world = world();
     let statements = statements();
+    let absent = BTreeSet::from([3, 4, 5].map(PartitionId));
+    let screen = Screen { schema: world.schema(), absent: &absent, partition_count: PARTITIONS };
     let mut numbers = Numbers(2);
     for _ in 0..20_000 {
         let mut words: Vec<&str> = statements[numbers.below(statements.len())].split(' ').collect();
@@ -85,6 +92,18 @@ fn no_text_makes_the_planner_panic_or_forget_a_table() {
             assert!(text.contains(&planned.text), "{text}");
             let What::Query(query) = planned.what else { continue };
             let route = query.route(&value(&query), PARTITIONS);
+            // What has to be screened is, or is refused; what need not be is not broken by it.
+            let screened = screen.statement(&planned.text);
+            match &screened {
+                Ok(screened) => {
+                    let needed =
+                        query.needs_screening(&value(&query), &absent, PARTITIONS) && query.verb != Verb::Insert;
+                    assert!(!needed || screened.contains("'{3,4,5}'::bigint[]"), "{screened}");
+                    let again = world.query(screened).map(|query| query.tables);
+                    assert_eq!(again, Ok(query.tables.clone()), "{screened}");
+                }
+                Err(error) => assert_eq!(error.code, Code::RowsMoving, "{text}: {error}"),
+            }
             // Whoever reads rows of users reads them where they are.
             let reads = planned.text.starts_with("SELECT ") && planned.text.contains(" FROM users ");
             if reads && !planned.text.contains(['\'', '$', '-']) && !planned.text.contains("WHERE") {

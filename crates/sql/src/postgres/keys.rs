@@ -20,6 +20,7 @@ use super::analysis::{Analysis, Resolved};
 use super::plan::Constant;
 use super::tree::{bare, column_name, conjuncts, constant};
 use crate::error::SqlError;
+use crate::keys::keys_by;
 
 /// A condition that filters rows, and whom it may limit.
 #[derive(Clone, Debug)]
@@ -82,20 +83,7 @@ impl Analysis<'_, '_> {
 
     /// The keys that rows must have for `expr` to be true, by mention.
     fn keys_of(&self, expr: &Expr, scope: usize) -> BTreeMap<usize, Vec<Constant>> {
-        match bare(expr) {
-            Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
-                let mut found = self.keys_of(right, scope);
-                found.extend(self.keys_of(left, scope));
-                found
-            }
-            Expr::BinaryOp { left, op: BinaryOperator::Or, right } => {
-                let mut right = self.keys_of(right, scope);
-                let both = self.keys_of(left, scope).into_iter().filter_map(|(at, mut keys)| {
-                    keys.extend(right.remove(&at)?);
-                    Some((at, keys))
-                });
-                both.collect()
-            }
+        keys_by(expr, &|condition| match condition {
             Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
                 let sides = [(left, right), (right, left)].into_iter();
                 sides.filter_map(|(column, value)| self.key_is(column, std::slice::from_ref(value), scope)).collect()
@@ -106,7 +94,7 @@ impl Analysis<'_, '_> {
                 _ => BTreeMap::new(),
             },
             _ => BTreeMap::new(),
-        }
+        })
     }
 
     fn key_is<E: std::borrow::Borrow<Expr>>(

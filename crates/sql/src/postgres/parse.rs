@@ -10,8 +10,8 @@ use sqlparser::parser::{Parser, ParserError};
 use sqlparser::tokenizer::{Location, Span, Token as Theirs, TokenWithSpan, Tokenizer};
 
 use super::lex::{Kind, Tokens};
-use crate::error::{Code, SqlError};
-use crate::parse::{NESTING_MAX, OPERATORS_MAX};
+use crate::error::SqlError;
+use crate::parse::{Weight, check_weights, too_complex};
 
 /// `sqlparser` enters a handful of guarded functions for each level of nesting.
 const PARSER_RECURSION_MAX: usize = 400;
@@ -127,46 +127,9 @@ fn refused(tokens: &Tokens, to: usize, parser: &mut Parser, error: &ParserError)
         .at(tokens.text, offset)
 }
 
-fn too_complex(message: &str) -> SqlError {
-    SqlError::new(Code::TooComplex, message)
-        .hint("use IN (…) instead of many OR, a CTE instead of deep nesting, or several statements")
-}
-
-/// Refuses what would make the syntax tree too deep, before it is built: dropping a tree recurses.
-///
-/// Each open bracket or `CASE` is a level; each level counts its operators since the last comma or
-/// clause. The depth of the tree is at most the sum over the open levels.
 fn check_nesting(tokens: &Tokens, from: usize, to: usize) -> Result<(), SqlError> {
-    let mut open: Vec<usize> = vec![0];
-    let mut sum = 0;
-    for index in from..to {
-        let at = |error: SqlError| error.at(tokens.text, tokens.start(index));
-        match weigh(tokens, index) {
-            Weight::Open => open.push(0),
-            Weight::Close if open.len() > 1 => sum -= open.pop().unwrap_or(0),
-            Weight::Reset => sum -= open.last_mut().map_or(0, std::mem::take),
-            Weight::Operator => {
-                sum += 1;
-                *open.last_mut().unwrap_or(&mut 0) += 1;
-            }
-            Weight::Close | Weight::None => {}
-        }
-        if open.len() > NESTING_MAX {
-            return Err(at(too_complex(&format!("the statement is nested more than {NESTING_MAX} levels deep"))));
-        }
-        if sum > OPERATORS_MAX {
-            return Err(at(too_complex(&format!("an expression has more than {OPERATORS_MAX} operators"))));
-        }
-    }
-    Ok(())
-}
-
-enum Weight {
-    Open,
-    Close,
-    Reset,
-    Operator,
-    None,
+    check_weights((from..to).map(|index| weigh(tokens, index)))
+        .map_err(|(index, error)| error.at(tokens.text, tokens.start(from + index)))
 }
 
 fn weigh(tokens: &Tokens, index: usize) -> Weight {

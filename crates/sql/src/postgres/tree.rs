@@ -8,6 +8,7 @@ use sqlparser::ast::{
 };
 
 use super::plan::Constant;
+pub(super) use crate::tree::bare;
 
 /// What an expression (or any node) has outside of its subqueries.
 #[derive(Debug, Default)]
@@ -91,14 +92,6 @@ pub(super) fn function_name(function: &Function) -> Option<&str> {
         (None | Some("pg_catalog"), name) => Some(&name.value),
         _ => None,
     }
-}
-
-/// The expression without parentheses around it.
-pub(super) fn bare(mut expr: &Expr) -> &Expr {
-    while let Expr::Nested(inner) = expr {
-        expr = inner;
-    }
-    expr
 }
 
 /// The parts of a condition between its outermost `AND`s.
