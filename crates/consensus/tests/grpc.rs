@@ -4,6 +4,7 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::{CLUSTER, Cluster, Network, PATIENCE, eventually, propose};
@@ -11,6 +12,11 @@ use futures::StreamExt;
 use pleat_cluster::NodeId;
 use pleat_consensus::grpc::{GrpcTransport, Resolver};
 use pleat_consensus::{Transport, TransportError};
+
+/// A deadline that no test waits for.
+const NEVER: Duration = Duration::from_secs(300);
+/// How long a connection may be silent until it is given up, and a bit.
+const SILENCE: Duration = Duration::from_secs(7);
 
 fn transport(cluster: &Cluster, node: u64) -> Arc<GrpcTransport> {
     let Network::Grpc(addresses) = &cluster.network else { unreachable!() };
@@ -194,6 +200,64 @@ async fn a_call_that_nobody_waits_for_ends() {
     assert_eq!(wait(PATIENCE).await.unwrap(), "me");
     // Whoever is gone can wait for nothing.
     drop(caller);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_panics_is_lost_at_once() {
+    let mut cluster = Cluster::grpc(2, |_| {});
+    cluster.start(1).await;
+    let caller = transport(&cluster, 2);
+    let panics = caller.call(NodeId(1), "panic", Bytes::new(), NEVER);
+    let lost = tokio::time::timeout(PATIENCE, panics).await.unwrap();
+    assert!(matches!(lost, Err(TransportError::Lost(_))), "{lost:?}");
+    let answer = caller.call(NodeId(1), "echo", Bytes::from("hi"), PATIENCE).await.unwrap();
+    assert_eq!(answer, "node-2: hi");
+}
+
+/// A way to an address that can be made to swallow everything, while its connections stay open: a link that broke.
+async fn fragile_way(to: String) -> (String, tokio::sync::watch::Sender<bool>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (broken, breaks) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (to, mut breaks) = (to.clone(), breaks.clone());
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                let breaks = async { drop(breaks.wait_for(|broken| *broken).await) };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                    () = breaks => {}
+                }
+                // Both stay open.
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    (address, broken)
+}
+
+/// What the simulation takes for granted. An operation's digest of a shard may take minutes, and must not wait for these when the other node
+/// has fallen silent; one that is only slow is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_to_a_node_that_fell_silent_is_lost_long_before_its_deadline() {
+    let mut cluster = Cluster::grpc(2, |_| {});
+    cluster.start(1).await;
+    let Network::Grpc(addresses) = &cluster.network else { unreachable!() };
+    let (way, broken) = fragile_way(addresses[&NodeId(1)].clone()).await;
+    let resolver: Resolver = Arc::new(move |_| Some(way.clone()));
+    let caller = GrpcTransport::new(CLUSTER, NodeId(2), resolver);
+    let echo = cluster.echo.clone();
+    let waiting = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call(NodeId(1), "wait", Bytes::from("me"), NEVER).await }
+    });
+    eventually("the call to begin", || (echo.begun.load(Ordering::SeqCst) == 1).then_some(())).await;
+    tokio::time::sleep(SILENCE).await;
+    assert!(!waiting.is_finished(), "the other node lives and works on it");
+    broken.send_replace(true);
+    let lost = tokio::time::timeout(2 * SILENCE, waiting).await.expect("pings find out").unwrap();
+    assert!(matches!(lost, Err(TransportError::Lost(_))), "{lost:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

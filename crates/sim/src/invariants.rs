@@ -204,9 +204,13 @@ impl Invariants {
         }
         for (node, host) in hosts {
             let catalog = host.catalog();
-            if let Some(open) = catalog.open_operations().next() {
+            let describe = |open: &Operation| {
                 let step = open.steps.last().map_or("none", |step| step.name.as_str());
-                return Err(format!("node {node}: operation {} is open, its step is {step}", open.id));
+                format!("{} ({}, its step is {step})", open.id, open.kind.name())
+            };
+            let open: Vec<String> = catalog.open_operations().map(describe).collect();
+            if !open.is_empty() {
+                return Err(format!("node {node}: operations are open: {}", open.join(", ")));
             }
             let led = |status: &Status| status.leader.is_some() && status.voters.len() == nodes;
             if !led(&host.control_status()) {

@@ -2,6 +2,7 @@
 //! frames go. Every call is a line of the trace.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,9 +26,14 @@ use crate::trace::Trace;
 pub const PEERS: u16 = 9000;
 /// Where clients talk to nodes.
 pub const CLIENTS: u16 = 9001;
-/// A stream on which nothing comes for this long is dead. turmoil loses what is sent over a broken link for good, where TCP
+/// How long connecting may take, as in production: over a link that is broken in one direction nothing comes back.
+const CONNECT: Duration = Duration::from_secs(1);
+/// A connection on which nothing comes for this long is dead. turmoil loses what is sent over a broken link for good, where TCP
 /// would send it again; and in production HTTP/2's pings find out about a connection that is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(6);
+/// Who takes longer for an answer says this often that it lives, as a node does that answers pings. The slowest message is there before
+/// the silence has lasted too long.
+const AT_WORK_EVERY: Duration = Duration::from_secs(4);
 /// The largest frame, in bytes.
 const FRAME_MAX: u32 = 64 << 20;
 
@@ -75,9 +81,21 @@ struct Head {
     body: Vec<u8>,
 }
 
-/// One frame of what follows; `None` ends it.
-type Part<E> = Option<Result<Vec<u8>, E>>;
-type Fault = (String, String);
+/// A part of a snapshot; `None` ends it.
+type Chunk = Option<Vec<u8>>;
+
+/// One frame of an answer.
+#[derive(Serialize, Deserialize)]
+enum Frame {
+    /// Nothing yet, but the node lives.
+    AtWork,
+    Part(Vec<u8>),
+    Fault {
+        code: String,
+        message: String,
+    },
+    End,
+}
 
 /// A node's way to the others.
 pub struct Peers {
@@ -88,8 +106,9 @@ pub struct Peers {
 impl Peers {
     async fn open(&self, to: NodeId, kind: Kind, method: &str, body: &Bytes) -> Result<TcpStream, TransportError> {
         self.trace.note(format_args!("{} -> {} {method} {} bytes", self.node, to.0, body.len()));
-        let unreachable = |error: std::io::Error| TransportError::Unreachable(error.to_string());
-        let mut stream = TcpStream::connect((name(to.0), PEERS)).await.map_err(unreachable)?;
+        let connect = tokio::time::timeout(CONNECT, TcpStream::connect((name(to.0), PEERS))).await;
+        let connected = connect.unwrap_or_else(|late| Err(late.into()));
+        let mut stream = connected.map_err(|error| TransportError::Unreachable(error.to_string()))?;
         let head = Head { from: self.node, kind, method: method.to_owned(), body: body.to_vec() };
         send(&mut stream, &head).await.map_err(lost)?;
         Ok(stream)
@@ -104,16 +123,16 @@ fn late<T>(_: T) -> TransportError {
     TransportError::Lost("no answer in time".into())
 }
 
+/// The next part of an answer, if there is one.
 async fn next(stream: &mut TcpStream) -> Result<Option<Bytes>, TransportError> {
-    let part = tokio::time::timeout(SILENCE_MAX, receive::<Part<Fault>>(stream)).await.map_err(late)?;
-    part_of(part.map_err(lost)?)
-}
-
-fn part_of(part: Part<Fault>) -> Result<Option<Bytes>, TransportError> {
-    match part {
-        None => Ok(None),
-        Some(Ok(body)) => Ok(Some(body.into())),
-        Some(Err((code, message))) => Err(TransportError::Remote { code, message }),
+    loop {
+        let frame = tokio::time::timeout(SILENCE_MAX, receive::<Frame>(stream)).await.map_err(late)?;
+        match frame.map_err(lost)? {
+            Frame::AtWork => {}
+            Frame::Part(body) => return Ok(Some(body.into())),
+            Frame::Fault { code, message } => return Err(TransportError::Remote { code, message }),
+            Frame::End => return Ok(None),
+        }
     }
 }
 
@@ -126,7 +145,7 @@ impl Transport for Peers {
     async fn call(&self, to: NodeId, method: &str, body: Bytes, deadline: Duration) -> Result<Bytes, TransportError> {
         let exchange = async {
             let mut stream = self.open(to, Kind::Call, method, &body).await?;
-            part_of(receive(&mut stream).await.map_err(lost)?)?.ok_or_else(empty)
+            next(&mut stream).await?.ok_or_else(empty)
         };
         tokio::time::timeout(deadline, exchange).await.map_err(late)?
     }
@@ -168,10 +187,10 @@ impl Transport for Peers {
         let exchange = async {
             let mut stream = self.open(to, Kind::Snapshot, "snapshot", &header).await?;
             while let Some(chunk) = chunks.next().await {
-                let part: Part<()> = Some(Ok(chunk.map_err(lost)?.to_vec()));
-                send(&mut stream, &part).await.map_err(lost)?;
+                let chunk: Chunk = Some(chunk.map_err(lost)?.to_vec());
+                send(&mut stream, &chunk).await.map_err(lost)?;
             }
-            send::<Part<()>>(&mut stream, &None).await.map_err(lost)?;
+            send::<Chunk>(&mut stream, &None).await.map_err(lost)?;
             next(&mut stream).await?.ok_or_else(empty)
         };
         tokio::time::timeout(deadline, exchange).await.map_err(late)?
@@ -195,19 +214,22 @@ async fn answer(mut stream: TcpStream, consensus: &Consensus, host: &Host) -> st
     let (from, body) = (NodeId(head.from), Bytes::from(head.body));
     let answer = match head.kind {
         Kind::Call if head.method == METHOD_APPEND || head.method == METHOD_VOTE => {
-            consensus.handle(&head.method, body).await
+            at_work(&mut stream, consensus.handle(&head.method, body)).await?
         }
-        Kind::Call => host.call(from, &head.method, body).await,
+        Kind::Call => at_work(&mut stream, host.call(from, &head.method, body)).await?,
         Kind::Snapshot => {
             let mut chunks = Vec::new();
-            while let Some(Ok(chunk)) = receive::<Part<()>>(&mut stream).await? {
+            while let Some(chunk) = receive::<Chunk>(&mut stream).await? {
                 chunks.push(Ok(Bytes::from(chunk)));
             }
-            consensus.handle_snapshot(body, stream::iter(chunks).boxed()).await
+            at_work(&mut stream, consensus.handle_snapshot(body, stream::iter(chunks).boxed())).await?
         }
-        Kind::Stream => return answer_in_parts(stream, host.stream(from, &head.method, body).await).await,
+        Kind::Stream => {
+            let parts = at_work(&mut stream, host.stream(from, &head.method, body)).await?;
+            return answer_in_parts(stream, parts).await;
+        }
     };
-    send(&mut stream, &Some(part(answer))).await
+    send(&mut stream, &frame(answer)).await
 }
 
 async fn answer_in_parts(
@@ -218,12 +240,26 @@ async fn answer_in_parts(
         Ok(parts) => parts,
         Err(refused) => stream::iter([Err(refused)]).boxed(),
     };
-    while let Some(one) = parts.next().await {
-        send(&mut stream, &Some(part(one))).await?;
+    while let Some(one) = at_work(&mut stream, parts.next()).await? {
+        send(&mut stream, &frame(one)).await?;
     }
-    send::<Part<Fault>>(&mut stream, &None).await
+    send(&mut stream, &Frame::End).await
 }
 
-fn part(answer: Result<Bytes, ServiceError>) -> Result<Vec<u8>, Fault> {
-    answer.map(|body| body.to_vec()).map_err(|ServiceError { code, message }| (code, message))
+/// Do the work, and let whoever waits for it know that this node lives. Nobody works for one who is gone.
+async fn at_work<T>(stream: &mut TcpStream, work: impl Future<Output = T>) -> std::io::Result<T> {
+    let mut work = pin!(work);
+    loop {
+        match tokio::time::timeout(AT_WORK_EVERY, &mut work).await {
+            Ok(done) => return Ok(done),
+            Err(_) => send(stream, &Frame::AtWork).await?,
+        }
+    }
+}
+
+fn frame(answer: Result<Bytes, ServiceError>) -> Frame {
+    match answer {
+        Ok(body) => Frame::Part(body.to_vec()),
+        Err(ServiceError { code, message }) => Frame::Fault { code, message },
+    }
 }

@@ -7,7 +7,8 @@
 //! still goes at once.
 //!
 //! The fate of a call is as clear as that of one of its own. What was never handed to an open exchange surely was not
-//! sent. When an exchange breaks, all calls that wait for their answers are lost: they may have been carried out. Who
+//! sent. When an exchange breaks, all calls that wait for their answers are lost: they may have been carried out. So is a call
+//! that panics where it is carried out, and nobody waits for it until the deadline. Who
 //! stops waiting says so, and the other node drops the call where it is, as it drops a call whose connection is reset.
 //! A node that stops asks for the end of its exchanges; calls that are in them are still answered.
 //!
@@ -15,15 +16,16 @@
 //! can't choose its way, so a large one does go into its exchange, and holds up those behind it for as long as it takes.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::future::ready;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -145,6 +147,7 @@ impl Drop for Wait<'_> {
 impl Shared {
     fn take(&mut self, Replies { replies, closing }: Replies) {
         for NumberedReply { number, reply } in replies {
+            // Without a reply the sender is dropped: the call is lost.
             if let (Some(sender), Some(reply)) = (self.waiting.remove(&number), reply) {
                 let _ = sender.send(reply);
             }
@@ -272,7 +275,9 @@ where
                 let number = call.number;
                 let (answer, answers) = (answer(caller, call), answers.clone());
                 running.begin(number, async move {
-                    let reply = Some(to_reply(within_limit(answer.await, message_bytes_max)));
+                    // The panic was logged. Whether the call was carried out nobody knows, so it has no answer.
+                    let answer = AssertUnwindSafe(answer).catch_unwind().await.ok();
+                    let reply = answer.map(|answer| to_reply(within_limit(answer, message_bytes_max)));
                     // Who asked may be gone.
                     let _ = answers.send(NumberedReply { number, reply }).await;
                 });

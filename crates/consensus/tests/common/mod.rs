@@ -275,6 +275,7 @@ impl Service for Echo {
                 self.wait().await;
                 Ok(body)
             }
+            "panic" => panic!("as it was asked to"),
             "grow" => Ok(vec![b'x'; String::from_utf8_lossy(&body).parse().unwrap()].into()),
             _ => Err(ServiceError::new("unknown_method", format!("there is no '{method}'"))),
         }
