@@ -129,3 +129,151 @@ async fn one_server_becomes_three_and_one_again_under_sixteen_writers() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// Who dies, and where.
+#[derive(Clone, Copy, Debug)]
+enum Death {
+    /// The node that leads the control group, with the servers that it supervises.
+    Leader(&'static str),
+    /// The server that gives, when rows have been copied.
+    Source,
+}
+
+/// Those that are always tried, in turn at a split and at a merge; `STEPS_ALL=1` tries the others, too.
+const SOME: [Death; 5] = [
+    Death::Leader("operation.step-ended@copy"),
+    Death::Leader("operation.step-begun@fence"),
+    Death::Leader("operation.before-commit"),
+    Death::Leader("operation.committed"),
+    Death::Source,
+];
+const OTHERS: [Death; 11] = [
+    Death::Source,
+    Death::Leader("operation.step-begun@check"),
+    Death::Leader("operation.step-begun@check"),
+    Death::Leader("operation.step-ended@capture"),
+    Death::Leader("operation.step-ended@capture"),
+    Death::Leader("operation.step-begun@verify"),
+    Death::Leader("operation.before-commit"),
+    Death::Leader("operation.committed"),
+    Death::Leader("operation.step-begun@clean up"),
+    Death::Leader("operation.step-begun@clean up"),
+    Death::Leader("operation.before-finish"),
+];
+
+fn source_pid(cluster: &Cluster) -> Option<i32> {
+    (1..=3).find_map(|node| {
+        let file = cluster.node_dir(node).join("shards/1/data/postmaster.pid");
+        std::fs::read_to_string(file).ok()?.lines().next()?.parse().ok()
+    })
+}
+
+/// Have the cluster come to have so many shards, however often that takes.
+async fn comes_to_have(cluster: &Cluster, shards: usize) {
+    let begun = Instant::now();
+    if shards == 2 {
+        cluster.post(cluster_node(cluster).await, "/policy", &json!({ "mode": "automatic" })).await.ok();
+    }
+    loop {
+        let known = cluster.try_get("/shards").await;
+        let open = cluster.try_get("/operations?limit=5").await;
+        if let (Ok(known), Ok(open)) = (known, open) {
+            let known: Vec<&Value> = known.as_array().into_iter().flatten().collect();
+            let ended = |operation: &Value| {
+                ["Successful", "Failed", "Skipped"].contains(&operation["phase"].as_str().unwrap_or_default())
+            };
+            let is_calm = open["operations"].as_array().is_some_and(|all| all.iter().all(ended));
+            let all_active = known.iter().all(|shard| shard["state"] == "active");
+            if is_calm && all_active && known.len() == shards {
+                break;
+            }
+            if is_calm && all_active && shards == 1 {
+                let node = cluster_node(cluster).await;
+                let from = known.iter().filter_map(|shard| shard["shard_id"].as_str()).max().unwrap_or_default();
+                cluster
+                    .post(node, "/operations", &json!({ "kind": "merge", "from": from, "to": "shard-1" }))
+                    .await
+                    .ok();
+            }
+        }
+        assert!(begun.elapsed() < 3 * PATIENCE, "no {shards} shards\n{}", cluster.tail());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    while cluster.post(cluster_node(cluster).await, "/policy", &json!({ "mode": "manual" })).await.is_err() {
+        assert!(begun.elapsed() < 3 * PATIENCE, "the policy is not changed\n{}", cluster.tail());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// A node that answers.
+async fn cluster_node(cluster: &Cluster) -> u16 {
+    for node in 1..=3 {
+        let health = format!("{}/health", cluster.url(node));
+        if cluster.http.get(health).send().await.is_ok_and(|answer| answer.status().is_success()) {
+            return node;
+        }
+    }
+    1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_and_servers_that_die_while_partitions_change_servers_lose_nothing() {
+    let mut config = config();
+    config["max_shards"] = json!(2);
+    config["scaling_mode"] = json!("manual");
+    let cluster = Cluster::start(Options { nodes: 3, shards: 1, config, ..Options::default() }).await;
+    let port = cluster.pg_port(1).to_string();
+    for statement in SCHEMA.split_inclusive(';') {
+        psql(&port, statement);
+    }
+    let fill = "INSERT INTO grows SELECT -g, -1, 1, repeat('x', 100) FROM generate_series(1, 3000) g";
+    let (_, host) = (psql(&port, fill), servers(&cluster).await);
+    assert_eq!(host.len(), 1);
+    let writers = Writers::start(&cluster, 3, true);
+    let all = std::env::var("STEPS_ALL").is_ok();
+    let deaths: Vec<Death> = SOME.into_iter().chain(OTHERS.into_iter().filter(|_| all)).collect();
+    let mut died = 0;
+    for (at, death) in deaths.iter().enumerate() {
+        let shards = if at % 2 == 0 { 2 } else { 1 };
+        let leader = cluster.leader(None).await;
+        let (before, source) = (cluster.pid_of(leader), source_pid(&cluster));
+        match death {
+            Death::Leader(place) => {
+                cluster.fail_at(leader, &format!("{place}=abort")).await;
+                comes_to_have(&cluster, shards).await;
+                died += u32::from(cluster.pid_of(leader) != before);
+            }
+            Death::Source => {
+                cluster.fail_at(leader, "operation.step-ended@copy=1*sleep(1500)").await;
+                let kill = async {
+                    let is_copied = |operations: &Value| {
+                        let steps = operations["operations"][0]["steps"].as_array().into_iter().flatten();
+                        operations["operations"][0]["phase"] == "Progressing"
+                            && steps.clone().any(|step| step["step"] == "copy" || step["name"] == "copy")
+                    };
+                    cluster.wait_for("/operations?limit=1", "a copy", is_copied).await;
+                    let pid = nix::unistd::Pid::from_raw(source.unwrap());
+                    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+                };
+                tokio::join!(kill, comes_to_have(&cluster, shards));
+                died += u32::from(source_pid(&cluster) != source);
+            }
+        }
+        println!("{death:?} on the way to {shards} shards; {died} died so far");
+    }
+    let told = writers.stop();
+    println!("{told}");
+    for fault in ["lost", "stale"] {
+        assert_eq!(told[fault], json!([]), "{fault}: {told}\n{}", cluster.tail());
+    }
+    // The first 3000 are nobody's.
+    assert_eq!(psql(&port, "SELECT count(*), count(DISTINCT id) FROM grows WHERE writer = -1"), "3000|3000");
+    assert_eq!(told["doubled"], 0, "{told}");
+    assert!(told["ghosts"].as_array().unwrap().iter().all(|id| id.as_i64() < Some(0)), "{told}");
+    assert!(died as usize + 1 >= deaths.len(), "only {died} died of {}", deaths.len());
+    for port in servers(&cluster).await {
+        let left = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) \
+            + (SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'pleat%') + (SELECT count(*) FROM pg_prepared_xacts)";
+        assert_eq!(psql(&port, left), "0");
+    }
+}

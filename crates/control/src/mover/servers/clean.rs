@@ -100,7 +100,7 @@ pub(super) async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) 
             work.begin(REMOVE_SHARD).await?;
             remove_shard(work, plan.from).await?;
         }
-        let left = format!("{}; {} was removed", hand_over.pause("writes"), plan.from);
+        let left = format!("{} was removed", plan.from);
         return work.finish(Phase::Successful, &hand_over.message(plan, &left)).await;
     }
     let source = server(work, plan.from)?;
