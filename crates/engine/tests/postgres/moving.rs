@@ -30,7 +30,7 @@ const SCHEMA: &str = r#"
     CREATE TABLE "Odd ""S"."No Key" (k uuid, "V'v" json, yes boolean, ip inet, c char(4), f float4, big text);
     CREATE TABLE by_text (name text, n int, big text, PRIMARY KEY (name, n));
     CREATE TABLE by_bytes (k bytea PRIMARY KEY, v text);
-    CREATE TABLE other_key (id serial PRIMARY KEY, customer text, v int);
+    CREATE TABLE other_key (id serial PRIMARY KEY, customer text, v int, pad text);
     CREATE TABLE whole (id int PRIMARY KEY, v text);
     CREATE TABLE cut (id int PRIMARY KEY, v text);
     CREATE FUNCTION public.count_up() RETURNS trigger LANGUAGE plpgsql AS
@@ -47,7 +47,7 @@ const SCHEMA: &str = r#"
     INSERT INTO by_text SELECT 'é' || g, g % 3, (SELECT string_agg(md5((g * h)::text), '') FROM generate_series(1, 200) h)
         FROM generate_series(1, 200) g;
     INSERT INTO by_bytes SELECT decode(md5(g::text), 'hex'), g FROM generate_series(1, 200) g;
-    INSERT INTO other_key (customer, v) SELECT 'c' || g % 50, g FROM generate_series(1, 200) g;
+    INSERT INTO other_key (customer, v, pad) SELECT 'c' || g % 50, g, repeat('p', 900) FROM generate_series(1, 20000) g;
     INSERT INTO whole SELECT g, g FROM generate_series(1, 50) g;
     INSERT INTO cut SELECT g, g FROM generate_series(1000001, 1000050) g"#;
 
@@ -127,9 +127,12 @@ impl Worlds {
             let rows = |moves: &str| format!("SELECT t::text FROM {table} t WHERE {moves} ORDER BY 1");
             let (here, there) = (ask(&self.here, &rows(&moves)).await, ask(&self.there, &rows("true")).await);
             assert!(!here.is_empty(), "{table}");
+            if here == there {
+                continue;
+            }
             let lacks: Vec<&String> = here.iter().filter(|row| !there.contains(row)).take(3).collect();
             let more: Vec<&String> = there.iter().filter(|row| !here.contains(row)).take(3).collect();
-            assert!(here == there, "{table}: {} here, {} there\n{lacks:?}\n{more:?}", here.len(), there.len());
+            panic!("{table}: {} here, {} there\n{lacks:?}\n{more:?}", here.len(), there.len());
         }
     }
 
@@ -153,27 +156,29 @@ impl Worlds {
 const IDENTITIES: &str = "SELECT relname || relreplident::text FROM pg_class \
     WHERE relkind = 'r' AND relnamespace::regnamespace::text NOT LIKE 'pg\\_%' AND relname NOT LIKE 'sql_%' ORDER BY 1";
 
-/// Clients that write until they are told to stop. How many statements succeeded.
+/// Clients that write until they are told to stop.
 struct Writers {
     stop: Arc<AtomicBool>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    done: Arc<AtomicU64>,
+    /// How many statements of each of the [`WRITES`] succeeded.
+    done: Arc<[AtomicU64; WRITES.len()]>,
 }
 
 impl Writers {
     fn start(pool: &Pool) -> Writers {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let done: Arc<[AtomicU64; WRITES.len()]> = Arc::new(std::array::from_fn(|_| AtomicU64::new(0)));
         let writer = |seed: u64| {
             let (pool, stop, done) = (pool.clone(), stop.clone(), done.clone());
             tokio::spawn(async move {
                 let mut number = seed;
                 while !stop.load(Ordering::Relaxed) {
                     number += 4;
-                    let write = WRITES[usize::try_from(number * 7 / 4).unwrap() % WRITES.len()];
+                    let which = usize::try_from(number / 4 + 3 * seed).unwrap() % WRITES.len();
                     let mut lease = pool.lease().await.unwrap();
-                    for statement in write.split("; ") {
+                    for statement in WRITES[which].split("; ") {
                         let answer = query(&mut lease, &statement.replace("{}", &number.to_string())).await;
-                        done.fetch_add(u64::from(answer.error().is_none()), Ordering::Relaxed);
+                        done[which].fetch_add(u64::from(answer.error().is_none()), Ordering::Relaxed);
                     }
                     query(&mut lease, "ROLLBACK").await;
                 }
@@ -182,13 +187,25 @@ impl Writers {
         Writers { tasks: (0..4).map(writer).collect(), stop, done }
     }
 
-    async fn stop(self) -> u64 {
+    async fn stop(self) -> Vec<u64> {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await.unwrap();
         }
-        self.done.load(Ordering::Relaxed)
+        self.done.iter().map(|done| done.load(Ordering::Relaxed)).collect()
     }
+}
+
+/// What runs in a task of its own has to be able to go to another thread.
+fn can_be_spawned(source: &Server, target: &Server, mover: &mut Mover) {
+    fn check(_: impl Send) {}
+    check(Mover::begin(source, target, movement(1, 1)));
+    check(mover.copy(1, &|_| {}));
+    check(mover.catch_up());
+    check(mover.digest(LONG));
+    check((clean_source(source, 1), clean_target(target, 1)));
+    let movement = movement(1, 1);
+    check(missing(source, target, &movement, true));
 }
 
 async fn digests_agree(mover: &mut Mover) {
@@ -226,7 +243,7 @@ async fn rows_move_while_clients_write() {
     };
     let mut mover = timeout(LONG, moving).await.unwrap();
     let written = writers.stop().await;
-    assert!(written > 100, "{written}");
+    assert!(written.iter().all(|done| *done > 3), "{written:?}");
     mover.catch_up().await.unwrap();
     worlds.agree(&movement(7, 1)).await;
     digests_agree(&mut mover).await;
@@ -238,6 +255,7 @@ async fn rows_move_while_clients_write() {
     assert_eq!(differ, ["whole"]);
     mover.follow(Duration::from_millis(200)).await.unwrap();
     assert!(mover.lag().await.unwrap() < 100_000);
+    can_be_spawned(&source, &target, &mut mover);
 
     // A transaction that does not end: no position in time, and the stream goes on.
     let mut long = worlds.here.lease().await.unwrap();
@@ -266,6 +284,9 @@ async fn an_attempt_that_ends_anywhere_leaves_nothing_and_does_nothing_later() {
         clean_target(&target, operation).await.unwrap();
     };
     clean(7).await;
+    let (from, to) = (worlds.source.server.address(), worlds.target.server.address());
+    let refused = copy_schema(Path::new(PROGRAMS), from, to, None, SchemaPart::Before).await.unwrap_err();
+    assert!(refused.contains("already exists"), "{refused}");
 
     // Given up at any moment of its beginning.
     for milliseconds in [1, 5, 10, 20, 30, 45, 60, 80, 110] {
@@ -284,6 +305,22 @@ async fn an_attempt_that_ends_anywhere_leaves_nothing_and_does_nothing_later() {
     worlds.is_clean(&identities).await;
     query(&mut long, "ROLLBACK").await;
     drop(long);
+
+    // In the middle of copying.
+    let mut killed = Mover::begin(&source, &target, movement(7, 2)).await.unwrap();
+    assert!(timeout(Duration::from_millis(15), killed.copy(2, &|_| {})).await.is_err());
+    drop(killed);
+    clean(7).await;
+    worlds.is_clean(&identities).await;
+    let mut left = 0;
+    while delete_rows(&mut worlds.there.lease().await.unwrap(), &movement(7, 2), true, &mut Sweep::default(), 1_000_000)
+        .await
+        .unwrap()
+        > 0
+    {
+        left += 1;
+    }
+    assert!(left <= 7, "{left}");
 
     // Superseded in the middle, alive.
     let mut old = Mover::begin(&source, &target, movement(7, 3)).await.unwrap();

@@ -172,7 +172,7 @@ fn source_pid(cluster: &Cluster) -> Option<i32> {
 async fn comes_to_have(cluster: &Cluster, shards: usize) {
     let begun = Instant::now();
     if shards == 2 {
-        cluster.post(cluster_node(cluster).await, "/policy", &json!({ "mode": "automatic" })).await.ok();
+        policy(cluster, "mode=automatic").await;
     }
     loop {
         let known = cluster.try_get("/shards").await;
@@ -199,9 +199,35 @@ async fn comes_to_have(cluster: &Cluster, shards: usize) {
         assert!(begun.elapsed() < 3 * PATIENCE, "no {shards} shards\n{}", cluster.tail());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    while cluster.post(cluster_node(cluster).await, "/policy", &json!({ "mode": "manual" })).await.is_err() {
-        assert!(begun.elapsed() < 3 * PATIENCE, "the policy is not changed\n{}", cluster.tail());
+    policy(cluster, "mode=manual").await;
+}
+
+async fn policy(cluster: &Cluster, change: &str) {
+    let begun = Instant::now();
+    loop {
+        let (code, told, error) = cluster.cli(&["policy", change]);
+        if code == 0 {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{told}{error}\n{}", cluster.tail());
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Until an operation under way has copied rows.
+async fn until_copied(cluster: &Cluster) {
+    let begun = Instant::now();
+    loop {
+        let newest = cluster.get("/operations?limit=1").await["operations"][0].clone();
+        if newest["phase"] == "Progressing" {
+            let whole = cluster.get(&format!("/operations/{}", newest["id"].as_str().unwrap())).await;
+            let copied = |step: &Value| step["name"] == "copy" && step["ended"].is_string();
+            if whole["steps"].as_array().unwrap().iter().any(copied) {
+                return;
+            }
+        }
+        assert!(begun.elapsed() < 2 * PATIENCE, "nothing is copied\n{}", cluster.tail());
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -246,12 +272,7 @@ async fn nodes_and_servers_that_die_while_partitions_change_servers_lose_nothing
             Death::Source => {
                 cluster.fail_at(leader, "operation.step-ended@copy=1*sleep(1500)").await;
                 let kill = async {
-                    let is_copied = |operations: &Value| {
-                        let steps = operations["operations"][0]["steps"].as_array().into_iter().flatten();
-                        operations["operations"][0]["phase"] == "Progressing"
-                            && steps.clone().any(|step| step["step"] == "copy" || step["name"] == "copy")
-                    };
-                    cluster.wait_for("/operations?limit=1", "a copy", is_copied).await;
+                    until_copied(&cluster).await;
                     let pid = nix::unistd::Pid::from_raw(source.unwrap());
                     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
                 };

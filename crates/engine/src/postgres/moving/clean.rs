@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::super::{Connection, PostgresError, Server};
-use super::setup::{ONE_AT_A_TIME, WAIT_LONG, WAIT_SHORT, patiently};
+use super::setup::{ONE_AT_A_TIME, Tries, WAIT_LONG, WAIT_SHORT};
 use super::sql::{literal, qualified, quoted, schema_name, session, session_prefix, slot_prefix, value};
 
 /// Sessions may take so long to end.
@@ -36,32 +36,35 @@ pub async fn clean_source(source: &Server, operation: u64) -> Result<(), Postgre
             Err(error) => return Err(error),
         }
     }
-    let schema = schema_name(operation);
-    patiently(&mut connection, |connection| {
-        let schema = schema.clone();
-        Box::pin(async move {
-            connection.ask(&format!("{WAIT_LONG}; {ONE_AT_A_TIME}")).await?;
-            restore(connection, &schema).await?;
-            let remove =
-                format!("{WAIT_LONG}; DROP PUBLICATION IF EXISTS {schema}; DROP SCHEMA IF EXISTS {schema} CASCADE");
-            connection.ask(&remove).await.map(drop)
-        })
-    })
-    .await
+    let (schema, mut tries) = (schema_name(operation), Tries::default());
+    loop {
+        let removed = unpublish(&mut connection, &schema).await;
+        if tries.end(&mut connection, removed).await? {
+            return Ok(());
+        }
+    }
+}
+
+async fn unpublish(source: &mut Connection, schema: &str) -> Result<(), PostgresError> {
+    source.ask(&format!("BEGIN; {WAIT_LONG}; {ONE_AT_A_TIME}")).await?;
+    restore(source, schema).await?;
+    let remove = format!("DROP PUBLICATION IF EXISTS {schema}; DROP SCHEMA IF EXISTS {schema} CASCADE");
+    source.ask(&remove).await.map(drop)
 }
 
 /// The same for the target: after it has returned, no transaction of an earlier attempt commits there.
 pub async fn clean_target(target: &Server, operation: u64) -> Result<(), PostgresError> {
     let mut connection = cleaner(target, operation).await?;
     end_sessions(&mut connection, operation).await?;
-    let schema = schema_name(operation);
-    // It waits for whoever holds the row of an attempt; whoever comes later finds none.
-    let remove = format!("{WAIT_LONG}; DROP SCHEMA IF EXISTS {schema} CASCADE");
-    patiently(&mut connection, |connection| {
-        let remove = remove.clone();
-        Box::pin(async move { connection.ask(&remove).await.map(drop) })
-    })
-    .await
+    let (schema, mut tries) = (schema_name(operation), Tries::default());
+    loop {
+        // It waits for whoever holds the row of an attempt; whoever comes later finds none.
+        let remove = format!("BEGIN; {WAIT_LONG}; DROP SCHEMA IF EXISTS {schema} CASCADE");
+        let removed = connection.ask(&remove).await.map(drop);
+        if tries.end(&mut connection, removed).await? {
+            return Ok(());
+        }
+    }
 }
 
 /// Operations that have left something on a server, for whoever wants to know that all of them go on.
@@ -99,7 +102,7 @@ async fn end_sessions(connection: &mut Connection, operation: u64) -> Result<(),
         }
         if Instant::now() >= deadline {
             let seconds = END_MAX.as_secs();
-            return Err(PostgresError::Busy(format!(
+            return Err(PostgresError::Moving(format!(
                 "{left} sessions of op-{operation} did not end within {seconds} s; end them with pg_terminate_backend \
                  (application_name \"{}…\")",
                 session_prefix(operation)

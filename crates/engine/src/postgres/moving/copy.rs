@@ -22,8 +22,8 @@ use super::sql::{session_prefix, walsender};
 use super::table::Table;
 use super::{Copied, Movement};
 
-/// A piece of a table that one pair of connections copies in one transaction, in blocks of the source: 256 MiB.
-const PIECE_BLOCKS: u64 = 32_768;
+/// A piece of a table that one pair of connections copies in one transaction, in blocks of the source: 16 MiB.
+const PIECE_BLOCKS: u64 = 2_048;
 /// So much is passed on at a time.
 const CHUNK_BYTES: usize = 128 << 10;
 /// Pairs of connections.

@@ -86,7 +86,7 @@ impl Mover {
         let slot = slot_name(&movement);
         let make = format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput EXPORT_SNAPSHOT");
         let made = timeout(BEGIN_MAX, connection.ask(&make)).await.map_err(|_| {
-            PostgresError::Busy(format!(
+            PostgresError::Moving(format!(
                 "transactions on the source did not end within {} s, so there is no snapshot to copy; end the oldest ones",
                 BEGIN_MAX.as_secs()
             ))

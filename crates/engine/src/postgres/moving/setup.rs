@@ -3,7 +3,6 @@
 //! Clients' statements must not wait for long behind ours. A lock that holds them up is therefore waited for shortly, and often; one that does not
 //! (against other schema changes, and vacuum, which gives way after a second) is taken first.
 
-use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -21,29 +20,29 @@ pub const ONE_AT_A_TIME: &str = "SELECT pg_advisory_xact_lock(hashtextextended('
 pub const WAIT_LONG: &str = "SET LOCAL lock_timeout = '3s'";
 pub const WAIT_SHORT: &str = "SET LOCAL lock_timeout = '150ms'";
 
-/// Do something in a transaction, again when somebody else's lock was in the way.
-///
-/// What it does owns what it needs: the compiler can't see that an async closure which borrows may go to another thread.
-pub async fn patiently(
-    connection: &mut Connection,
-    work: impl for<'c> Fn(&'c mut Connection) -> Pin<Box<dyn Future<Output = Result<(), PostgresError>> + Send + 'c>>,
-) -> Result<(), PostgresError> {
-    let mut tries = 0;
-    loop {
-        connection.ask("BEGIN").await?;
-        let done = work(connection).await;
-        match done {
-            Ok(()) => return connection.ask("COMMIT").await.map(drop),
+/// Ends a transaction that was begun; one that somebody else's lock was in the way of is to be tried again.
+#[derive(Default)]
+pub struct Tries(u32);
+
+impl Tries {
+    /// Whether it was committed.
+    pub async fn end(
+        &mut self,
+        session: &mut Connection,
+        done: Result<(), PostgresError>,
+    ) -> Result<bool, PostgresError> {
+        let error = match done {
+            Ok(()) => return session.ask("COMMIT").await.map(|_| true),
             Err(PostgresError::Lost(why)) => return Err(PostgresError::Lost(why)),
-            Err(error) => {
-                connection.ask("ROLLBACK").await?;
-                tries += 1;
-                if !is_locked_out(&error) || tries >= TRIES_MAX {
-                    return Err(error);
-                }
-            }
+            Err(error) => error,
+        };
+        session.ask("ROLLBACK").await?;
+        self.0 += 1;
+        if !is_locked_out(&error) || self.0 >= TRIES_MAX {
+            return Err(error);
         }
         sleep(PAUSE).await;
+        Ok(false)
     }
 }
 
@@ -59,34 +58,37 @@ pub async fn target(target: &mut Connection, movement: &Movement) -> Result<(), 
 
 /// The publication; and a replica identity for every table that has none, or one without the shard key. What was there before is written down.
 pub async fn source(source: &mut Connection, movement: &Movement) -> Result<(), PostgresError> {
-    let schema = schema_name(movement.operation);
-    let tables: Vec<String> = movement.tables.iter().map(|table| qualified(&table.schema, &table.name)).collect();
-    patiently(source, |source| {
-        let (schema, tables, movement) = (schema.clone(), tables.clone(), movement.clone());
-        Box::pin(async move {
-        source.ask(&format!("{WAIT_LONG}; {ONE_AT_A_TIME}")).await?;
-        source
-            .ask(&format!(
-                "CREATE SCHEMA {schema}; \
-                 CREATE TABLE {schema}.identity (schema text, name text, was text, index text, PRIMARY KEY (schema, name))"
-            ))
-            .await?;
-        if tables.is_empty() {
-            source.ask(&format!("CREATE PUBLICATION {schema}")).await?;
+    let mut tries = Tries::default();
+    loop {
+        let made = publish(source, movement).await;
+        if tries.end(source, made).await? {
             return Ok(());
         }
-        source.ask(&format!("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE", tables.join(", ONLY "))).await?;
-        take_over(source, &schema).await?;
-        source.ask(WAIT_SHORT).await?;
-        for table in &movement.tables {
-            let key = table.key.as_ref().map(|(key, _)| key.as_str());
-            identify(source, &schema, (&table.schema, &table.name), key).await?;
-        }
-        source.ask(&format!("CREATE PUBLICATION {schema} FOR TABLE ONLY {}", tables.join(", ONLY "))).await?;
-        Ok(())
-})
-    })
-    .await
+    }
+}
+
+async fn publish(source: &mut Connection, movement: &Movement) -> Result<(), PostgresError> {
+    let schema = schema_name(movement.operation);
+    let tables: Vec<String> = movement.tables.iter().map(|table| qualified(&table.schema, &table.name)).collect();
+    let tables = tables.join(", ONLY ");
+    source.ask(&format!("BEGIN; {WAIT_LONG}; {ONE_AT_A_TIME}")).await?;
+    source
+        .ask(&format!(
+            "CREATE SCHEMA {schema}; \
+             CREATE TABLE {schema}.identity (schema text, name text, was text, index text, PRIMARY KEY (schema, name))"
+        ))
+        .await?;
+    if tables.is_empty() {
+        return source.ask(&format!("CREATE PUBLICATION {schema}")).await.map(drop);
+    }
+    source.ask(&format!("LOCK TABLE ONLY {tables} IN SHARE UPDATE EXCLUSIVE MODE")).await?;
+    take_over(source, &schema).await?;
+    source.ask(WAIT_SHORT).await?;
+    for table in &movement.tables {
+        let key = table.key.as_ref().map(|(key, _)| key.as_str());
+        identify(source, &schema, (&table.schema, &table.name), key).await?;
+    }
+    source.ask(&format!("CREATE PUBLICATION {schema} FOR TABLE ONLY {tables}")).await.map(drop)
 }
 
 /// What another operation has changed already is to be undone by whichever ends last.
