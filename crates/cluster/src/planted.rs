@@ -76,6 +76,10 @@ pub enum Bug {
     RebuiltUnremoved,
     /// A node acts on the catalogs of the past while it replays its control log: it puts the replica of then in the place of today's.
     PastBelieved,
+    /// A write to a reference table is answered when the anchor has it, before the other shards do.
+    UnspreadAnswered,
+    /// An index is made on all shards but the last.
+    ShardLeftOut,
 }
 
 impl Bug {
@@ -114,6 +118,8 @@ impl Bug {
         Bug::ForgetfulVoter,
         Bug::RebuiltUnremoved,
         Bug::PastBelieved,
+        Bug::UnspreadAnswered,
+        Bug::ShardLeftOut,
     ];
 }
 

@@ -54,6 +54,7 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
+use pleat_cluster::planted::{self, Bug};
 use pleat_cluster::{Catalog, Generation, OperationKind, Planned, ShardId, ShardState};
 use pleat_engine::{Action, MoveChunk, MoveRead, Outcome, ReferenceEntry, Refusal};
 
@@ -99,7 +100,9 @@ impl Host {
     ) -> Result<Written, Declined> {
         let deadline = Instant::now() + within;
         let written = anchor.write(planned, action, self.now_ms(), within).await?;
-        if let Outcome::Reference { seq, .. } = written.outcome {
+        if let Outcome::Reference { seq, .. } = written.outcome
+            && !planted::is(Bug::UnspreadAnswered)
+        {
             let left = deadline.saturating_duration_since(Instant::now());
             let spread = async {
                 // A shard that was activated before this write was decided must get it before it is answered,

@@ -146,6 +146,13 @@ impl Oracle {
         Floor(self.known.iter().map(|(account, known)| (*account, known.now())).collect())
     }
 
+    /// The same where there are several copies, which get a write one after the other until it is acknowledged: one copy may show
+    /// what another one, that is read later, does not.
+    pub fn begin_read_of_a_copy(&self) -> Floor {
+        let known = |known: &Known| Behind { list: 0, ..known.now() };
+        Floor(self.known.iter().map(|(account, of)| (*account, known(of))).collect())
+    }
+
     /// A client has read accounts: one, or all of them in one statement.
     pub fn read(&mut self, floor: &Floor, seen: &[Seen]) -> Result<(), Wrong> {
         for one in seen {
@@ -327,6 +334,17 @@ mod tests {
         assert!(wrong(&mut oracle, &[&[seen(1, 1001, &[1])]]).contains("before this read began"));
         let late = oracle.begin_write(vec![(1, 1)]);
         assert!(wrong(&mut oracle, &[&[seen(1, 997, &[1, late, 2])]]).contains("had the list"));
+    }
+
+    #[test]
+    fn a_copy_may_lag_behind_another_and_not_behind_what_was_acknowledged() {
+        let mut oracle = oracle();
+        let floor = oracle.begin_read();
+        oracle.read(&floor, &[seen(1, 996, &[1, 2])]).unwrap();
+        let floor = oracle.begin_read_of_a_copy();
+        oracle.read(&floor, &[seen(1, 1001, &[1])]).unwrap();
+        assert!(oracle.read(&floor, &[seen(1, 1000, &[])]).unwrap_err().contains("was acknowledged"));
+        assert!(oracle.read(&floor, &[seen(1, 995, &[2])]).unwrap_err().contains("had the list"));
     }
 
     #[test]

@@ -67,6 +67,10 @@ const DISKS_EVERY: u64 = 4;
 const WIPES_AT: u64 = 2;
 /// With these the operator does all that it can: several operations at a time, and merges.
 const BUSY_AT: [u64; 2] = [1, WIPES_AT];
+/// With these seeds, half of all and some of each of these kinds, clients also write to a reference table and change the schema: what the
+/// others find stays as it was.
+const SCHEMA_FROM: u64 = DISKS_EVERY;
+const SCHEMA_EVERY: u64 = 2 * DISKS_EVERY;
 /// The times at which a node loses its disk, in milliseconds after the first fault may happen.
 const WIPES_MS: std::ops::Range<u64> = 500..6_000;
 /// How soon, in milliseconds, a node dies again after something of it was rebuilt: while the log that it will replay still begins before that.
@@ -80,6 +84,11 @@ pub fn with_wipes(seed: u64) -> bool {
 /// Whether the operator is a busy one with a seed.
 pub fn with_busy_operator(seed: u64) -> bool {
     BUSY_AT.contains(&(seed % DISKS_EVERY))
+}
+
+/// Whether there is a reference table, and the schema changes, with a seed.
+pub fn with_schema(seed: u64) -> bool {
+    seed % SCHEMA_EVERY >= SCHEMA_FROM
 }
 
 /// A node that loses its disk.

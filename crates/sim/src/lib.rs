@@ -11,7 +11,8 @@
 //!
 //! Three nodes run on turmoil's network: the real consensus, SQLite shards, gateway sessions and control loops, put together as
 //! `pleat` does ([`node`]). Clients on a host of their own read and write ([`workload`]), and hold every answer against
-//! what they were told before ([`pleat_oracle`]); an operator splits shards and moves partitions. [`faults`] are drawn beforehand,
+//! what they were told before ([`pleat_oracle`]); with half of the seeds they write to a reference table ([`copies`]) and change the
+//! [`schema`], too; an operator splits shards and moves partitions. [`faults`] are drawn beforehand,
 //! and at short intervals the whole cluster is held against its [`invariants`]. Then the faults stop, and the cluster has a
 //! bounded time to heal; clients read everything once more; and the replicas' databases, copied from the disks, must
 //! be equal and hold what they own and nothing else ([`run`]).
@@ -20,6 +21,7 @@
 //! fsync), and turmoil (time, network). `docs/rfd/0007` has the whole argument, and what stays outside.
 
 pub mod client;
+pub mod copies;
 pub mod disk;
 pub mod faults;
 pub mod invariants;
@@ -29,6 +31,7 @@ pub mod node;
 pub mod os;
 mod panics;
 pub mod run;
+pub mod schema;
 pub mod trace;
 pub mod workload;
 pub mod world;

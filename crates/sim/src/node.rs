@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pleat_cluster::{Command, Mode, NodeId, Policy};
-use pleat_consensus::{Config, Consensus, Storage};
+use pleat_consensus::{Config, Consensus, DiskState, Storage};
 use pleat_control::Control;
 use pleat_gateway::Gateway;
 use pleat_gateway::session::{Output, Params, Request};
@@ -42,13 +42,16 @@ pub async fn run(world: World, node: u64) -> turmoil::Result {
     config.storage = Storage::Memory(world.log.clone());
     config.checkpoint_entries = CHECKPOINT_ENTRIES;
     config.log_keep_entries = LOG_KEEP_ENTRIES;
+    let disk = config.disk.clone();
     let transport = Arc::new(Peers { node, trace: world.trace.clone() });
-    let consensus = Consensus::open(config, transport.clone()).await?;
-    let host = Host::start(settings(&world, node), consensus.clone(), transport).await?;
-    if !faults::with_wipes(world.seed) {
-        // Nobody could bring back what a lone voter has lost.
-        lone::run(&world, id, &consensus).await?;
-    }
+    let (consensus, host) = match start(&world, config, transport).await {
+        Err(_) if matches!(disk.state(), DiskState::Failed { .. }) => {
+            // Its process has ended, and is started again as any other whose disk failed.
+            world.fails_to_start(node);
+            return std::future::pending().await;
+        }
+        started => started?,
+    };
     let _control = Control::start(host.clone(), pleat_control::Settings::default());
     let spill_dir = dir.join("spill");
     let gateway = Gateway::new(host.clone(), pleat_gateway::Settings { spill_dir, ..Default::default() });
@@ -60,6 +63,17 @@ pub async fn run(world: World, node: u64) -> turmoil::Result {
         ended = serve_clients(clients, Arc::new(gateway), host) => ended?,
     }
     Ok(())
+}
+
+async fn start(world: &World, config: Config, transport: Arc<Peers>) -> anyhow::Result<(Arc<Consensus>, Arc<Host>)> {
+    let id = config.node;
+    let consensus = Consensus::open(config, transport.clone()).await?;
+    let host = Host::start(settings(world, id.0), consensus.clone(), transport).await?;
+    if !faults::with_wipes(world.seed) {
+        // Nobody could bring back what a lone voter has lost.
+        lone::run(world, id, &consensus).await?;
+    }
+    Ok((consensus, host))
 }
 
 fn settings(world: &World, node: u64) -> Settings {

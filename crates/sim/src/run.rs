@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use pleat_cluster::{NodeId, OperationId, OperationKind, Phase as OfOperation};
 use pleat_consensus::DiskState;
-use pleat_engine::{Store, StoreConfig};
+use pleat_engine::{ContentDigest, Readers, ShardStats, Store, StoreConfig};
 use rand_chacha::ChaCha8Rng;
 
 use crate::disk::{Death, Frozen, freeze};
 use crate::faults::{
     Fault, Planned, Whom, Wipe, draw_again, plan, plan_disks, plan_slow_disks, plan_wipe, with_busy_operator,
-    with_disks, with_wipes,
+    with_disks, with_schema, with_wipes,
 };
 use crate::invariants::Invariants;
 use crate::net::name;
@@ -20,7 +20,7 @@ use crate::node::{self, NODES, PARTITIONS};
 use crate::trace::Trace;
 use crate::workload::{self, chance};
 use crate::world::{ACCOUNTS, Phase, World};
-use crate::{os, panics};
+use crate::{copies, os, panics, schema};
 
 /// How long founding the cluster and its tables may take, in the simulation's time.
 const FOUND_LIMIT: Duration = Duration::from_secs(30);
@@ -294,7 +294,9 @@ impl Run<'_> {
     /// Nodes whose disk failed end, as their process does. What could not be made durable is gone.
     fn end_failed(&mut self) -> Outcome {
         let failed = |host: &pleat_host::Host| matches!(host.disk().state(), DiskState::Failed { .. });
-        for (node, _) in self.world.hosts().into_iter().filter(|(_, host)| failed(host)) {
+        let mut nodes = self.world.take_failed();
+        nodes.extend(self.world.hosts().into_iter().filter(|(_, host)| failed(host)).map(|(node, _)| node));
+        for node in nodes {
             self.note(format_args!("{node} ends: its disk failed"));
             self.kill(node, Death::Power)?;
             let again = self.sim.elapsed() + DOWN_AFTER_FAILURE;
@@ -483,6 +485,15 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// How many writes were acknowledged on the row that has the fewest.
+    fn acknowledged_least(&self) -> usize {
+        let least = self.world.oracle(|oracle| oracle.acknowledged_least());
+        match with_schema(self.world.seed) {
+            true => self.world.copies(|oracle| oracle.acknowledged_least()).min(least),
+            false => least,
+        }
+    }
+
     /// Nothing goes wrong any more: all must be well within a while, and clients be served as ever.
     fn heal(&mut self) -> Outcome {
         (self.wipe, self.heals) = (None, true);
@@ -492,12 +503,12 @@ impl Run<'_> {
         self.undo(Undo::Repair)?;
         self.undo(Undo::Speed)?;
         let begun = self.sim.elapsed();
-        let least = self.world.oracle(|oracle| oracle.acknowledged_least()) + HEALED_WRITES;
+        let least = self.acknowledged_least() + HEALED_WRITES;
         let end = begun + HEAL_LIMIT;
         self.world.operate(false);
         loop {
             let healed = Invariants::healed(&self.world.hosts(), NODES.len());
-            let served = self.world.oracle(|oracle| oracle.acknowledged_least()) >= least;
+            let served = self.acknowledged_least() >= least;
             match healed {
                 Ok(()) if served => break,
                 healed if self.sim.elapsed() >= end => {
@@ -525,23 +536,32 @@ impl Run<'_> {
     /// The databases as they are on the nodes' disks: all of a shard alike, and together every row once.
     fn compare_replicas(&mut self) -> Outcome {
         let Some(catalog) = self.world.hosts().into_values().next().map(|host| host.catalog()) else { return Ok(()) };
-        let mut rows = 0;
+        schema::check_catalog(&catalog, &self.world.changes())?;
+        let (mut rows, mut of_shards) = (0, BTreeMap::new());
         for shard in catalog.active_shards() {
             let mut digests = Vec::new();
             for node in NODES {
                 let number = shard.number(pleat_cluster::NodeId(node));
                 let of = if number == 0 { shard.id.to_string() } else { format!("{}.{number}", shard.id) };
-                let (digest, stats) = self.copy_of(node, &of).map_err(|error| format!("{}: {error:#}", shard.id))?;
+                let (digest, stats, readers) =
+                    self.copy_of(node, &of).map_err(|error| format!("{}: {error:#}", shard.id))?;
+                schema::check_shard(&readers, &catalog)
+                    .map_err(|wrong| format!("the schema of {} on node {node}: {wrong}", shard.id))?;
                 if stats.foreign_rows {
                     return Err(format!("{} still holds rows on node {node} that it does not own", shard.id));
                 }
                 rows += stats.tables.get("accounts").copied().unwrap_or(0);
                 digests.push(digest);
             }
+            of_shards.insert(shard.id, digests[0].tables.get(copies::TABLE).copied());
             if let Some(other) = digests.iter().position(|digest| *digest != digests[0]) {
                 let (one, other) = (&digests[0], &digests[other]);
                 return Err(format!("the replicas of {} differ in the end: {one:?} and {other:?}", shard.id));
             }
+        }
+        let one = of_shards.values().next();
+        if of_shards.values().any(|other| Some(other) != one) {
+            return Err(format!("the shards' copies of a reference table differ in the end: {of_shards:?}"));
         }
         match rows == ACCOUNTS.count() as u64 * NODES.len() as u64 {
             true => Ok(()),
@@ -549,14 +569,10 @@ impl Run<'_> {
         }
     }
 
-    fn copy_of(
-        &mut self,
-        node: u64,
-        shard: &str,
-    ) -> anyhow::Result<(pleat_engine::ContentDigest, pleat_engine::ShardStats)> {
+    fn copy_of(&mut self, node: u64, shard: &str) -> anyhow::Result<(ContentDigest, ShardStats, Readers)> {
         let into = self.dir.join(format!("copy-{node}-{shard}"));
         freeze(&self.world.dir_of(node).join(shard), Death::Process, &mut self.disks)?.write_to(&into)?;
         let (mut store, readers) = Store::open(&into, StoreConfig::new(PARTITIONS))?;
-        Ok((store.digest()?, readers.stats()?))
+        Ok((store.digest()?, readers.stats()?, readers))
     }
 }

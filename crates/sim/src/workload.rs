@@ -15,20 +15,24 @@ use rand_chacha::ChaCha8Rng;
 use tokio::time::Instant;
 
 use crate::client::{self, Answer, Ask, Told};
-use crate::faults::{with_busy_operator, with_wipes};
+use crate::copies;
+use crate::faults::{with_busy_operator, with_schema, with_wipes};
 use crate::invariants::Invariants;
 use crate::node::NODES;
 use crate::world::{ACCOUNTS, Phase, World};
 
 /// Clients at work at one time.
 pub const WORKERS: u64 = 8;
+/// Those who write to the reference table, and change the schema. (The one between is the operator.)
+const OF_COPIES: u64 = WORKERS + 1;
+const OF_SCHEMA: u64 = WORKERS + 2;
 /// The pause between two requests of a client, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 5..40;
 /// The accounts that half of the single-account requests go to: a stale read shows only where something was written a moment
 /// ago.
 const HOT: std::ops::RangeInclusive<Account> = 1..=3;
 /// The pause before a request is sent again, in milliseconds.
-const AGAIN_MS: std::ops::Range<u64> = 10..300;
+pub(crate) const AGAIN_MS: std::ops::Range<u64> = 10..300;
 /// How often a write with a key is sent, at most.
 const TRIES_MAX: usize = 12;
 /// How many of the writes with a key are sent once more after they were acknowledged, and when.
@@ -62,19 +66,26 @@ pub fn chance(seed: u64, who: u64) -> ChaCha8Rng {
 
 /// All clients, on one host.
 pub async fn run(world: World) -> turmoil::Result {
-    for number in 0..WORKERS {
+    let client = |number| {
         let (world, chance) = (world.clone(), chance(world.seed, number));
-        let client = Client { world, number, chance, repeated: VecDeque::new() };
-        tokio::task::spawn_local(client.work());
+        Client { world, number, chance, repeated: VecDeque::new() }
+    };
+    for number in 0..WORKERS {
+        tokio::task::spawn_local(client(number).work());
+    }
+    if with_schema(world.seed) {
+        tokio::task::spawn_local(client(OF_COPIES).work_on_copies());
+        tokio::task::spawn_local(client(OF_SCHEMA).change_schema());
     }
     operate(&world, chance(world.seed, WORKERS)).await;
     Ok(())
 }
 
-struct Client {
-    world: World,
-    number: u64,
-    chance: ChaCha8Rng,
+/// One client.
+pub(crate) struct Client {
+    pub world: World,
+    pub number: u64,
+    pub chance: ChaCha8Rng,
     /// Acknowledged writes that are sent once more, with their key, and when.
     repeated: VecDeque<(Instant, String, String)>,
 }
@@ -97,11 +108,11 @@ impl Client {
         }
     }
 
-    async fn pause(&mut self, range_ms: std::ops::Range<u64>) {
+    pub async fn pause(&mut self, range_ms: std::ops::Range<u64>) {
         tokio::time::sleep(Duration::from_millis(self.chance.random_range(range_ms))).await;
     }
 
-    fn node(&mut self) -> u64 {
+    pub fn node(&mut self) -> u64 {
         NODES[self.chance.random_range(0..NODES.len())]
     }
 
@@ -114,9 +125,12 @@ impl Client {
     async fn found(&mut self) {
         let accounts =
             ACCOUNTS.map(|id| format!("INSERT INTO accounts (id, balance, items) VALUES ({id}, {BALANCE}, '')"));
-        let statements: Vec<String> = TABLES.iter().map(ToString::to_string).chain(accounts).collect();
+        let mut statements: Vec<String> = TABLES.iter().map(ToString::to_string).chain(accounts).collect();
+        if with_schema(self.world.seed) {
+            statements.extend(copies::founding());
+        }
         for (number, text) in statements.iter().enumerate() {
-            let key = number >= TABLES.len();
+            let key = text.starts_with("INSERT");
             while !self.founded(text, key.then(|| format!("found-{number}"))).await {
                 self.pause(AGAIN_MS).await;
             }
@@ -168,31 +182,40 @@ impl Client {
         self.write(changes.clone(), text).await;
     }
 
-    /// A write, to its end: acknowledged, surely not done, or given up without knowing. Every one changes two rows.
+    /// A write, to its end. Every one changes two rows.
     async fn write(&mut self, changes: Vec<(Account, i64)>, text: impl Fn(Token) -> String) {
         let token = self.world.oracle(|oracle| oracle.begin_write(changes));
         let text = text(token);
         let key = self.chance.random_bool(0.5).then(|| format!("key-{token}"));
+        match self.see_through(&text, key.clone(), 2).await {
+            Some(true) => {
+                if let Some(key) = key.filter(|_| self.chance.random_bool(REPEATED)) {
+                    self.repeated.push_back((Instant::now() + REPEATED_AFTER, text, key));
+                }
+                self.world.oracle(|oracle| oracle.done(token));
+            }
+            Some(false) => self.world.oracle(|oracle| oracle.not_done(token)),
+            None => {}
+        }
+    }
+
+    /// Send a write, with a key until it is known what became of it: whether it was done, or `None` when nobody knows.
+    pub async fn see_through(&mut self, text: &str, key: Option<String>, rows: u64) -> Option<bool> {
         let tries = if key.is_some() { TRIES_MAX } else { 1 };
         for attempt in 1..=tries {
-            match self.ask(&text, key.clone()).await {
-                Told::Answer(Answer::Changed(2)) => {
-                    if let Some(key) = key.filter(|_| self.chance.random_bool(REPEATED)) {
-                        self.repeated.push_back((Instant::now() + REPEATED_AFTER, text, key));
-                    }
-                    return self.world.oracle(|oracle| oracle.done(token));
-                }
+            match self.ask(text, key.clone()).await {
+                Told::Answer(Answer::Changed(changed)) if changed == rows => return Some(true),
                 Told::Answer(answer) => {
-                    return self.world.wrong(format!("token {token} was answered {answer:?}, not with two rows"));
+                    self.world.wrong(format!("{text} was answered {answer:?}, not with {rows} rows"));
+                    return None;
                 }
                 // The attempt before may have been done.
-                Told::Not(_) if attempt == 1 && key.is_none() => {
-                    return self.world.oracle(|oracle| oracle.not_done(token));
-                }
+                Told::Not(_) if attempt == 1 && key.is_none() => return Some(false),
                 Told::Not(_) | Told::Unknown(_) => {}
             }
             self.pause(AGAIN_MS).await;
         }
+        None
     }
 
     /// An acknowledged write is sent once more: it is answered as it was, wherever its rows are now, and not done again.
@@ -244,6 +267,10 @@ impl Client {
         while !self.read(READ_ALL, None).await {
             self.pause(AGAIN_MS).await;
         }
+        if with_schema(self.world.seed) {
+            self.audit_copies().await;
+            self.audit_schema().await;
+        }
         self.world.set_phase(Phase::Audited);
     }
 
@@ -263,7 +290,7 @@ impl Client {
         }
     }
 
-    async fn ask(&mut self, text: &str, key: Option<String>) -> Told {
+    pub async fn ask(&mut self, text: &str, key: Option<String>) -> Told {
         let node = self.node();
         let trace = &self.world.trace;
         trace.note(format_args!("client {} asks {node}: {text} {}", self.number, key.as_deref().unwrap_or("")));
@@ -289,14 +316,14 @@ fn shown(told: &Told) -> String {
     }
 }
 
-fn integer(value: &Value) -> Option<i64> {
+pub(crate) fn integer(value: &Value) -> Option<i64> {
     match value {
         Value::Integer(number) => Some(*number),
         _ => None,
     }
 }
 
-fn seen(row: &[Value]) -> Result<Seen, Wrong> {
+pub(crate) fn seen(row: &[Value]) -> Result<Seen, Wrong> {
     let [id, balance, Value::Text(items)] = row else { return Err(format!("an account is read as {row:?}")) };
     let tokens = items.split_terminator(',').map(str::parse).collect::<Result<Vec<Token>, _>>();
     match (integer(id), integer(balance), tokens) {

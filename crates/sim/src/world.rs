@@ -1,6 +1,6 @@
 //! What outlives every node: the disks, the clients' knowledge, the trace, and the verdict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,13 @@ use pleat_oracle::{Account, Oracle, Wrong};
 use crate::lone::Lone;
 use crate::net;
 use crate::node::Hosts;
+use crate::schema::Change;
 use crate::trace::Trace;
 
 /// The accounts that clients write.
 pub const ACCOUNTS: std::ops::RangeInclusive<Account> = 1..=12;
+/// The rows of the reference table.
+pub const COPIES: std::ops::RangeInclusive<Account> = 1..=3;
 /// How long the disk takes to make the log durable.
 const LOG_LATENCY: Duration = Duration::from_millis(2);
 
@@ -48,6 +51,10 @@ pub struct World {
 struct Shared {
     phase: Phase,
     oracle: Oracle,
+    /// The same of the reference table's rows.
+    copies: Oracle,
+    /// Schema changes that were acknowledged.
+    changes: Vec<Change>,
     hosts: Hosts,
     /// Whether the operator may start operations.
     operates: bool,
@@ -55,6 +62,8 @@ struct Shared {
     asking: usize,
     /// How often each node lost its disk.
     lost: BTreeMap<u64, u64>,
+    /// Nodes whose disk failed before they had started.
+    failed: BTreeSet<u64>,
     wrong: Option<Wrong>,
 }
 
@@ -63,10 +72,13 @@ impl World {
         let shared = Shared {
             phase: Phase::Founding,
             oracle: Oracle::new(ACCOUNTS),
+            copies: Oracle::new(COPIES),
+            changes: Vec::new(),
             hosts: BTreeMap::new(),
             operates: true,
             asking: 0,
             lost: BTreeMap::new(),
+            failed: BTreeSet::new(),
             wrong: None,
         };
         let (log, lone) = (MemoryDisk::new(LOG_LATENCY), Arc::default());
@@ -92,6 +104,16 @@ impl World {
         self.shared.lock().hosts.insert(node, host.clone());
     }
 
+    /// A node's disk failed before it had started.
+    pub fn fails_to_start(&self, node: u64) {
+        self.shared.lock().failed.insert(node);
+    }
+
+    /// The nodes whose disk failed before they had started, once.
+    pub fn take_failed(&self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.shared.lock().failed)
+    }
+
     /// A node is about to die. Nothing outside of it may keep it alive.
     pub fn dies(&self, node: u64) {
         drop(self.shared.lock().hosts.remove(&node));
@@ -115,6 +137,21 @@ impl World {
     /// Ask or tell the oracle.
     pub fn oracle<T>(&self, work: impl FnOnce(&mut Oracle) -> T) -> T {
         work(&mut self.shared.lock().oracle)
+    }
+
+    /// Ask or tell the oracle of the reference table.
+    pub fn copies<T>(&self, work: impl FnOnce(&mut Oracle) -> T) -> T {
+        work(&mut self.shared.lock().copies)
+    }
+
+    /// A schema change was acknowledged.
+    pub fn changed(&self, change: Change) {
+        self.shared.lock().changes.push(change);
+    }
+
+    /// The schema changes that were acknowledged.
+    pub fn changes(&self) -> Vec<Change> {
+        self.shared.lock().changes.clone()
     }
 
     /// Whether the operator may start operations, from now on.
