@@ -66,7 +66,7 @@ const WRITES: [&str; 14] = [
      PREPARE TRANSACTION 'g{}'; COMMIT PREPARED 'g{}'",
     "BEGIN; UPDATE by_bytes SET v = 'never'; PREPARE TRANSACTION 'r{}'; ROLLBACK PREPARED 'r{}'",
     "UPDATE by_bytes SET k = decode(md5('{}'), 'hex') WHERE k = (SELECT k FROM by_bytes OFFSET {} % 150 LIMIT 1)",
-    "BEGIN; UPDATE other_key SET customer = 'd{}' WHERE id = {} % 200; SAVEPOINT s; DELETE FROM other_key; ROLLBACK TO s; COMMIT",
+    "BEGIN; UPDATE other_key SET customer = 'd{}' WHERE id = {} % 200; SAVEPOINT s; DELETE FROM other_key WHERE id < 200; ROLLBACK TO s; COMMIT",
     "INSERT INTO whole VALUES ({} % 1000, 'x') ON CONFLICT (id) DO UPDATE SET v = whole.v || '{}'",
     "INSERT INTO cut VALUES ({}, 'c'); DELETE FROM cut WHERE id = {} - 5",
 ];
@@ -231,8 +231,7 @@ async fn rows_move_while_clients_write() {
         assert!(copied.rows > 300 && copied.bytes > 100_000, "{copied:?}");
         assert_eq!(heard.load(Ordering::Relaxed), copied.rows);
         worlds.schema(SchemaPart::After).await;
-        let applied = mover.catch_up().await.unwrap();
-        assert!(applied.rows > 10, "{applied:?}");
+        while mover.catch_up().await.unwrap().rows < 50 {}
         digests_agree(&mut mover).await;
         assert!(missing(&source, &target, &movement(7, 1), false).await.unwrap().is_empty());
         mover.follow(Duration::from_millis(700)).await.unwrap();
