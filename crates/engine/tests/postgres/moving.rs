@@ -53,7 +53,7 @@ const SCHEMA: &str = r#"
 
 /// What clients do, over and over. `{}` is a number.
 const WRITES: [&str; 14] = [
-    "INSERT INTO everything (n, at, tags, js, m, p, i, big) SELECT {}.50, clock_timestamp(), ARRAY[now()::text], '[1 , 2]', 'sad', (1, 'x'), \
+    "INSERT INTO everything (n, at, tags, js, m, p, i, big) SELECT {}.50, clock_timestamp(), ARRAY[now()::text], '[1 , 2]', 'sad', (1, 'x')::pair, \
      '-1 s', repeat(md5('{}'), 1000) FROM generate_series(1, 3)",
     "UPDATE everything SET n = n + 0.01, f = random(), at = now() WHERE id = {} % 400",
     "UPDATE everything SET big = md5(big) || big, i = i * 2 WHERE id = {} % 200",
