@@ -61,7 +61,8 @@ const WRITES: [&str; 14] = [
     "DELETE FROM everything WHERE id = {} % 500",
     r#"UPDATE "Odd ""S"."No Key" SET yes = NOT coalesce(yes, false), "V'v" = '{"b": {}}' WHERE k = md5(({} % 100)::text)::uuid"#,
     r#"DELETE FROM "Odd ""S"."No Key" WHERE ctid = (SELECT ctid FROM "Odd ""S"."No Key" WHERE k = md5(({} % 100)::text)::uuid LIMIT 1)"#,
-    r#"INSERT INTO "Odd ""S"."No Key" SELECT md5(({} % 100)::text)::uuid, NULL, true, NULL, 'ab', 0.1, repeat(md5('{}'), 500) FROM generate_series(1, 2)"#,
+    r#"INSERT INTO "Odd ""S"."No Key"
+       SELECT md5(({} % 100)::text)::uuid, NULL, true, NULL, 'ab', 0.1, repeat(md5('{}'), 500) FROM generate_series(1, 2)"#,
     "BEGIN; UPDATE by_text SET n = n + 10 WHERE name = 'é' || {} % 200; INSERT INTO by_text VALUES ('{}', 3, NULL) ON CONFLICT DO NOTHING; \
      PREPARE TRANSACTION 'g{}'; COMMIT PREPARED 'g{}'",
     "BEGIN; UPDATE by_bytes SET v = 'never'; PREPARE TRANSACTION 'r{}'; ROLLBACK PREPARED 'r{}'",
