@@ -53,7 +53,7 @@ const SCHEMA: &str = r#"
 
 /// What clients do, over and over. `{}` is a number.
 const WRITES: [&str; 14] = [
-    "INSERT INTO everything (n, at, tags, js, m, p, i, big) SELECT {}.50, clock_timestamp(), ARRAY[now()::text], '[1 , 2]', 'sad', (1, 'x'), \
+    "INSERT INTO everything (n, at, tags, js, m, p, i, big) SELECT {}.50, clock_timestamp(), ARRAY[now()::text], '[1 , 2]', 'sad', (1, 'x')::pair, \
      '-1 s', repeat(md5('{}'), 1000) FROM generate_series(1, 3)",
     "UPDATE everything SET n = n + 0.01, f = random(), at = now() WHERE id = {} % 400",
     "UPDATE everything SET big = md5(big) || big, i = i * 2 WHERE id = {} % 200",
@@ -61,12 +61,13 @@ const WRITES: [&str; 14] = [
     "DELETE FROM everything WHERE id = {} % 500",
     r#"UPDATE "Odd ""S"."No Key" SET yes = NOT coalesce(yes, false), "V'v" = '{"b": {}}' WHERE k = md5(({} % 100)::text)::uuid"#,
     r#"DELETE FROM "Odd ""S"."No Key" WHERE ctid = (SELECT ctid FROM "Odd ""S"."No Key" WHERE k = md5(({} % 100)::text)::uuid LIMIT 1)"#,
-    r#"INSERT INTO "Odd ""S"."No Key" SELECT md5(({} % 100)::text)::uuid, NULL, true, NULL, 'ab', 0.1, repeat(md5('{}'), 500) FROM generate_series(1, 2)"#,
+    r#"INSERT INTO "Odd ""S"."No Key"
+       SELECT md5(({} % 100)::text)::uuid, NULL, true, NULL, 'ab', 0.1, repeat(md5('{}'), 500) FROM generate_series(1, 2)"#,
     "BEGIN; UPDATE by_text SET n = n + 10 WHERE name = 'é' || {} % 200; INSERT INTO by_text VALUES ('{}', 3, NULL) ON CONFLICT DO NOTHING; \
      PREPARE TRANSACTION 'g{}'; COMMIT PREPARED 'g{}'",
     "BEGIN; UPDATE by_bytes SET v = 'never'; PREPARE TRANSACTION 'r{}'; ROLLBACK PREPARED 'r{}'",
     "UPDATE by_bytes SET k = decode(md5('{}'), 'hex') WHERE k = (SELECT k FROM by_bytes OFFSET {} % 150 LIMIT 1)",
-    "BEGIN; UPDATE other_key SET customer = 'd{}' WHERE id = {} % 200; SAVEPOINT s; DELETE FROM other_key; ROLLBACK TO s; COMMIT",
+    "BEGIN; UPDATE other_key SET customer = 'd{}' WHERE id = {} % 200; SAVEPOINT s; DELETE FROM other_key WHERE id < 200; ROLLBACK TO s; COMMIT",
     "INSERT INTO whole VALUES ({} % 1000, 'x') ON CONFLICT (id) DO UPDATE SET v = whole.v || '{}'",
     "INSERT INTO cut VALUES ({}, 'c'); DELETE FROM cut WHERE id = {} - 5",
 ];
@@ -231,8 +232,7 @@ async fn rows_move_while_clients_write() {
         assert!(copied.rows > 300 && copied.bytes > 100_000, "{copied:?}");
         assert_eq!(heard.load(Ordering::Relaxed), copied.rows);
         worlds.schema(SchemaPart::After).await;
-        let applied = mover.catch_up().await.unwrap();
-        assert!(applied.rows > 10, "{applied:?}");
+        while mover.catch_up().await.unwrap().rows < 50 {}
         digests_agree(&mut mover).await;
         assert!(missing(&source, &target, &movement(7, 1), false).await.unwrap().is_empty());
         mover.follow(Duration::from_millis(700)).await.unwrap();

@@ -7,8 +7,8 @@
 //!
 //! # The mechanism
 //!
-//! A slot gives a snapshot and a stream of all that is committed after it. The rows of the snapshot are copied ([`Mover::copy`]), filtered by the
-//! server itself with the hash of the key; the stream is read from there on, filtered here, and applied ([`Mover::catch_up`]).
+//! A slot gives a snapshot and a stream of all that is committed after it. The rows of the snapshot are copied ([`Mover::copy`]), filtered by
+//! the server itself with the hash of the key; the stream is read from there on, filtered here, and applied ([`Mover::catch_up`]).
 //! The publication has no row filters: PostgreSQL takes none that has the hash in it, and one would make a user's own UPDATE fail.
 //!
 //! A failure ends the *attempt*, and everything of it is removed ([`clean_source`], [`clean_target`]) before another one begins: no stream is resumed.

@@ -53,7 +53,7 @@ pub struct Mover {
 enum Stage {
     /// Nothing may be asked on the connection, or the snapshot is gone.
     Snapshot {
-        connection: Connection,
+        connection: Box<Connection>,
         name: String,
     },
     Streaming(Replication),
@@ -93,7 +93,7 @@ impl Mover {
         })??;
         let row = only(&made)?;
         let applied = value(row, 1).parse().map_err(PostgresError::within)?;
-        let stage = Stage::Snapshot { connection, name: value(row, 2).to_owned() };
+        let stage = Stage::Snapshot { connection: Box::new(connection), name: value(row, 2).to_owned() };
         let mut tables = Vec::new();
         for moving in &movement.tables {
             tables.push(Arc::new(Table::load(&mut control, moving).await?));
@@ -227,7 +227,7 @@ impl Mover {
             && let Stage::Snapshot { connection, .. } = mem::replace(&mut self.stage, Stage::Over)
         {
             let (slot, publication) = (slot_name(&self.movement), schema_name(self.movement.operation));
-            self.stage = Stage::Streaming(Replication::start(connection, &slot, &publication).await?);
+            self.stage = Stage::Streaming(Replication::start(*connection, &slot, &publication).await?);
         }
         match &mut self.stage {
             Stage::Streaming(stream) => Ok(stream),

@@ -110,7 +110,8 @@ impl Change {
             }
             b'Y' => {
                 body.take(4)?;
-                (body.text()?, body.text()?);
+                body.text()?;
+                body.text()?;
                 Change::Aside
             }
             b'R' => Change::Relation(body.relation()?),

@@ -17,8 +17,8 @@ pub struct Unsettled {
     pub query: String,
 }
 
-/// Transactions that are not ended and may still write: those that have written; prepared ones; and, with `since` (a time as `clock_timestamp()::text`
-/// gave it earlier), statements that run and began before it. The oldest first; up to a hundred.
+/// Transactions that are not ended and may still write: those that have written; prepared ones; and, with `since` (a time as
+/// `clock_timestamp()::text` gave it earlier), statements that run and began before it. The oldest first; up to a hundred.
 pub async fn unsettled(source: &mut Connection, since: Option<&str>) -> Result<Vec<Unsettled>, PostgresError> {
     let since = since.map_or_else(|| "NULL".to_owned(), |since| format!("'{}'", since.replace('\'', "''")));
     // Sessions of the replication protocol are Pleat's own (and of others who read); vacuum writes nobody's rows. A statement that has not
