@@ -120,7 +120,7 @@ fn bytes_text(bytes: &[u8]) -> String {
 pub fn partition_in_postgres(column: &str, key: KeyType, partition_count: u32) -> String {
     let text = match key {
         KeyType::Integer | KeyType::Text | KeyType::Uuid => format!("{column}::text"),
-        KeyType::Bytes => format!("(chr(92) || 'x' || encode({column}, 'hex'))"),
+        KeyType::Bytes => format!("E'\\\\x' || encode({column}, 'hex')"),
     };
     format!("((('x' || substr(md5({text}), 1, 8))::bit(32)::bigint * {partition_count}) >> 32)")
 }

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::ops::ControlFlow;
 
-use pleat_cluster::{KeyType, PartitionId};
+use pleat_cluster::{KeyType, PartitionId, partition_in_postgres};
 use sqlparser::ast::{BinaryOperator, Expr, FromTable, Select, SetExpr, Statement, TableFactor, VisitMut, VisitorMut};
 
 use super::analysis::{Analysis, Mention};
@@ -97,22 +97,15 @@ impl Screen<'_> {
         Ok(Some(format!("COPY (SELECT {columns} FROM {name} WHERE {owned}) {}", copy.options_as_written)))
     }
 
-    /// The condition that a row is of no absent partition: PROTOCOLS 5, in SQL.
+    /// The condition that a row is of no absent partition.
     fn owned(&self, column: &str, key_type: KeyType) -> String {
-        let form = match key_type {
-            KeyType::Integer | KeyType::Text | KeyType::Uuid => format!("{column}::text"),
-            // Whatever bytea_output says.
-            KeyType::Bytes => format!("E'\\\\x' || encode({column}, 'hex')"),
-        };
         let mut list = String::new();
         for partition in self.absent {
             let comma = if list.is_empty() { "" } else { "," };
             let _ = write!(list, "{comma}{}", partition.0);
         }
-        format!(
-            "NOT (((('x' || substr(md5({form}), 1, 8))::bit(32)::bigint * {}) >> 32) = ANY ('{{{list}}}'::bigint[]))",
-            self.partition_count
-        )
+        let partition = partition_in_postgres(column, key_type, self.partition_count);
+        format!("NOT ({partition} = ANY ('{{{list}}}'::bigint[]))")
     }
 
     /// The text with conditions in the query that the tokens `span` spell. `None`: it needs none.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pleat_cluster::KeyType;
+use pleat_cluster::{KeyType, partition_in_postgres};
 use tokio::time::timeout;
 
 use super::super::{Asked, Connection, PostgresError, Server};
@@ -110,14 +110,7 @@ pub fn is_locked_out(error: &PostgresError) -> bool {
 
 /// The condition that a row's partition is among these, in PostgreSQL's SQL. `column` is a quoted name.
 pub fn in_partitions(column: &str, key: KeyType, count: u32, partitions: &BTreeSet<u32>) -> String {
-    // The same for whatever a session's settings say: `bytea_output`, `standard_conforming_strings`.
-    let text = match key {
-        KeyType::Integer | KeyType::Text | KeyType::Uuid => format!("{column}::text"),
-        KeyType::Bytes => format!("(chr(92) || 'x' || encode({column}, 'hex'))"),
-    };
     let among: Vec<String> = partitions.iter().map(u32::to_string).collect();
-    format!(
-        "((('x' || substr(md5({text}), 1, 8))::bit(32)::bigint * {count}) >> 32) = ANY('{{{}}}'::bigint[])",
-        among.join(",")
-    )
+    let partition = partition_in_postgres(column, key, count);
+    format!("{partition} = ANY('{{{}}}'::bigint[])", among.join(","))
 }
