@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use pleat_cluster::KeyType;
 use pleat_engine::postgres::moving::{
-    Copied, Movement, Mover, Moving, Sweep, Unsettled, clean_source, clean_target, delete_rows, in_partitions, missing,
-    operations_on, unsettled,
+    Copied, Movement, Mover, Moving, Sweep, Turn, Unsettled, clean_source, clean_target, delete_rows, in_partitions,
+    missing, operations_on, unsettled,
 };
 use pleat_engine::postgres::{Limits, Pool, PostgresError, Server};
 use pleat_provision::process::{PROGRAMS, SchemaPart, copy_schema};
@@ -313,14 +313,13 @@ async fn an_attempt_that_ends_anywhere_leaves_nothing_and_does_nothing_later() {
     clean(7).await;
     worlds.is_clean(&identities).await;
     let mut left = 0;
-    while delete_rows(&mut worlds.there.lease().await.unwrap(), &movement(7, 2), true, &mut Sweep::default(), 1_000_000)
-        .await
-        .unwrap()
-        > 0
-    {
+    let mut turn = Turn::take(&target, 7, 1).await.unwrap();
+    while delete_rows(&mut turn, &movement(7, 2), true, &mut Sweep::default(), 1_000_000).await.unwrap() > 0 {
         left += 1;
     }
     assert!(left <= 7, "{left}");
+    turn.end(&target).await.unwrap();
+    worlds.is_clean(&identities).await;
 
     // Superseded in the middle, alive.
     let mut old = Mover::begin(&source, &target, movement(7, 3)).await.unwrap();
@@ -339,12 +338,18 @@ async fn an_attempt_that_ends_anywhere_leaves_nothing_and_does_nothing_later() {
     assert!(matches!(old.follow(Duration::ZERO).await, Err(PostgresError::OutOfTurn(_))));
 
     // What it has copied goes, in pieces; other rows stay.
-    let mut server = worlds.there.lease().await.unwrap();
     let (mut sweep, mut pieces, whole) = (Sweep::default(), 0, movement(7, 3));
-    query(&mut server, "INSERT INTO by_text SELECT 'other' || g, 1 FROM generate_series(1, 1000) g").await;
-    while delete_rows(&mut server, &whole, true, &mut sweep, 100).await.unwrap() > 0 {
+    let others = "INSERT INTO by_text SELECT 'other' || g, 1 FROM generate_series(1, 1000) g";
+    query(&mut worlds.there.lease().await.unwrap(), others).await;
+    // Not by a leader whose successor has had its turn, though.
+    let mut replaced = Turn::take(&target, 7, 2).await.unwrap();
+    let mut turn = Turn::take(&target, 7, 3).await.unwrap();
+    assert!(delete_rows(&mut replaced, &whole, true, &mut Sweep::default(), 100).await.is_err());
+    assert!(replaced.empty().await.is_err());
+    while delete_rows(&mut turn, &whole, true, &mut sweep, 100).await.unwrap() > 0 {
         pieces += 1;
     }
+    turn.end(&target).await.unwrap();
     assert!(pieces > 5, "{pieces}");
     let left = ask(&worlds.there, "SELECT count(*) FROM by_text UNION ALL SELECT count(*) FROM whole").await;
     let kept: u64 = left[0].parse().unwrap();

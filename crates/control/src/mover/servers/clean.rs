@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pleat_cluster::Phase;
-use pleat_engine::postgres::moving::{self, Movement, Sweep};
-use pleat_engine::postgres::{Connection, Server};
+use pleat_engine::postgres::Server;
+use pleat_engine::postgres::moving::{self, Movement, Sweep, Turn};
 use tokio::time::sleep;
 
 use super::super::clean_up::{CLEAN_UP, TAKE_BACK};
@@ -27,15 +27,15 @@ pub(super) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
     open_gates(work).await?;
     work.note(TAKE_BACK, false, "").await?;
     moving::clean_source(&server(work, plan.from)?, work.id.0).await.map_err(failed("clean up on the source"))?;
-    let target = work.cluster().server(plan.to)?;
-    let mut rows = 0;
-    if let Some(target) = target {
-        moving::clean_target(&target, work.id.0).await.map_err(failed("clean up on the target"))?;
-        match plan.creates {
-            true => empty(&target).await?,
-            false => rows = delete(work, &target, &what(work, plan)?, TAKE_BACK).await?,
-        }
-    }
+    // The server that a split made goes, if that was given up.
+    let target = match plan.creates && work.operation()?.given_up {
+        true => None,
+        false => work.cluster().server(plan.to)?,
+    };
+    let rows = match target {
+        Some(target) => delete(work, plan, &target, TAKE_BACK, plan.creates).await?,
+        None => 0,
+    };
     work.end(TAKE_BACK, &format!("{rows} rows deleted on {}", plan.to)).await
 }
 
@@ -43,31 +43,31 @@ fn what(work: &Work, plan: &Plan) -> Result<Movement, Stop> {
     Ok(movement(&work.catalog(), work, plan, work.operation()?.attempts))
 }
 
-/// A new shard's server as it was when it was made.
-async fn empty(target: &Server) -> Result<(), Stop> {
-    let other = Server { database: "postgres".to_owned(), ..target.clone() };
-    let mut connection = Connection::open(&other).await.map_err(failed("empty the new shard"))?;
-    let name = target.database.replace('"', "\"\"");
-    for text in [format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)"), format!("CREATE DATABASE \"{name}\"")] {
-        connection.ask(&text).await.map_err(failed("empty the new shard"))?;
-    }
-    Ok(())
-}
-
-async fn delete(work: &Work, server: &Server, what: &Movement, step: &str) -> Result<u64, Stop> {
-    let mut connection = Connection::open(server).await.map_err(failed(step))?;
-    let (mut rows, mut sweep) = (0, Sweep::default());
-    loop {
-        let deleted =
-            moving::delete_rows(&mut connection, what, false, &mut sweep, ROWS_MAX).await.map_err(failed(step))?;
-        if deleted == 0 {
-            return Ok(rows);
+/// Delete the rows of what moves on a server, or all of a new one.
+///
+/// A leader that was replaced must not go on with that: the rows may be the server's own by then. Its turn on the server has ended as soon as its successor takes one,
+/// and before it uses its own it asks the control group, by an entry in the journal, whether it has a successor.
+async fn delete(work: &Work, plan: &Plan, server: &Server, step: &str, all: bool) -> Result<u64, Stop> {
+    let mut turn = Turn::take(server, work.id.0, work.tools.epochs.term()).await.map_err(failed(step))?;
+    work.note(step, false, "").await?;
+    let (mut rows, mut sweep, what) = (0, Sweep::default(), what(work, plan)?);
+    if all {
+        turn.empty().await.map_err(failed(step))?;
+    } else {
+        loop {
+            let deleted =
+                moving::delete_rows(&mut turn, &what, false, &mut sweep, ROWS_MAX).await.map_err(failed(step))?;
+            if deleted == 0 {
+                break;
+            }
+            rows += deleted;
+            work.advance(Amount { rows, bytes: 0 }, String::new);
+            work.operation()?;
+            sleep(PAUSE).await;
         }
-        rows += deleted;
-        work.advance(Amount { rows, bytes: 0 }, String::new);
-        work.operation()?;
-        sleep(PAUSE).await;
     }
+    turn.end(server).await.map_err(failed(step))?;
+    Ok(rows)
 }
 
 /// Everything after the commit. Done again, it goes on where it stopped.
@@ -90,6 +90,11 @@ pub(super) async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) 
         hand_over.journaled = true;
     }
     work.begin(CLEAN_UP).await?;
+    // First the source, whose log a slot keeps.
+    if !plan.removes {
+        let source = server(work, plan.from)?;
+        moving::clean_source(&source, work.id.0).await.map_err(failed("clean up on the source"))?;
+    }
     if let Ok(Some(target)) = work.cluster().server(plan.to) {
         moving::clean_target(&target, work.id.0).await.map_err(failed("clean up on the target"))?;
     }
@@ -103,10 +108,8 @@ pub(super) async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) 
         let left = format!("{} was removed", plan.from);
         return work.finish(Phase::Successful, &hand_over.message(plan, &left)).await;
     }
-    let source = server(work, plan.from)?;
-    moving::clean_source(&source, work.id.0).await.map_err(failed("clean up on the source"))?;
     settle(work, plan.from, committed, false).await?;
-    let rows = delete(work, &source, &what(work, plan)?, CLEAN_UP).await?;
+    let rows = delete(work, plan, &server(work, plan.from)?, CLEAN_UP, false).await?;
     work.end(CLEAN_UP, &format!("{rows} rows deleted on {}", plan.from)).await?;
     work.finish(Phase::Successful, &hand_over.message(plan, &format!("{rows} rows cleaned up"))).await
 }

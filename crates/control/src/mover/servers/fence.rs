@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pleat_cluster::Command;
+use pleat_cluster::{Command, Generation};
 use pleat_engine::postgres::moving::{self, Mover, Unsettled};
 use pleat_engine::postgres::{Connection, Server};
 use tokio::time::{Instant, sleep, timeout};
@@ -35,9 +35,10 @@ pub(super) async fn hand_over(
     mover: &mut Mover,
     hand_over: &mut HandOver,
 ) -> Result<(), Stop> {
-    let mut asking = Connection::open(source).await.map_err(failed("ask the source for its transactions"))?;
     let mut why = String::new();
     for tried in 1..=FENCES_MAX {
+        // Each time another: an answer that was not waited for would be taken for the next one.
+        let mut asking = Connection::open(source).await.map_err(failed("ask the source for its transactions"))?;
         wait_for_long_ones(work, &mut asking, mover).await?;
         mover.catch_up().await.map_err(failed("carry changes over"))?;
         hand_over.receipt.pause_predicted_ms = millis(work.tools.settings.pause_budget);
@@ -46,14 +47,25 @@ pub(super) async fn hand_over(
         hand_over.fenced = Some(Instant::now());
         // A machine that is slow gets more time, up to a limit.
         let budget = (work.tools.settings.pause_budget * tried).min(FENCE_LIMIT);
-        let stop = match timeout(FENCE_LIMIT, close(work, plan, &mut asking, mover, budget)).await {
-            Ok(Ok(changed)) => {
-                hand_over.receipt.changed = changed;
-                commit(work, &format!("give the partitions to {}", plan.to)).await?;
-                return Ok(());
-            }
+        let closed = match close(work).await {
+            Ok(closed) => timeout(FENCE_LIMIT, drained(work, plan, &mut asking, closed, budget)).await,
+            Err(stop) => Ok(Err(stop)),
+        };
+        let stop = match closed {
+            Ok(Ok(())) => match timeout(FENCE_LIMIT, mover.catch_up()).await {
+                Ok(applied) => {
+                    hand_over.receipt.changed = applied.map_err(failed("carry the rest over"))?.rows;
+                    commit(work, &format!("give the partitions to {}", plan.to)).await?;
+                    return Ok(());
+                }
+                // The stream was left in the middle: the attempt is over, and its end opens the gates.
+                Err(_) => {
+                    let limit = FENCE_LIMIT.as_millis();
+                    return Err(Stop::Again(format!("the rest was not carried over within {limit} ms")));
+                }
+            },
             Ok(Err(stop)) => stop,
-            Err(_) => Stop::Again(format!("the rest was not carried over within {} ms", FENCE_LIMIT.as_millis())),
+            Err(_) => Stop::Again(format!("the source was not quiet within {} ms", FENCE_LIMIT.as_millis())),
         };
         open_gates(work).await?;
         work.break_off(&stop.reason()).await?;
@@ -69,17 +81,21 @@ pub(super) async fn hand_over(
     )))
 }
 
-/// Nothing writes to what moves, and the target has all there is. Gives how many rows were changed since the copy.
-async fn close(
+/// Have the catalog close the gates. Gives the generation as of which they are.
+async fn close(work: &Work) -> Result<Generation, Stop> {
+    let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
+    work.command(Command::SetGates { operation, closed: true, epoch, at }).await?;
+    work.operation()?.gates_closed.ok_or_else(|| Stop::Again("the gates were opened".to_owned()))
+}
+
+/// Nothing is left that may write to what moves.
+async fn drained(
     work: &Work,
     plan: &Plan,
     asking: &mut Connection,
-    mover: &mut Mover,
+    closed: Generation,
     budget: Duration,
-) -> Result<u64, Stop> {
-    let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
-    work.command(Command::SetGates { operation, closed: true, epoch, at }).await?;
-    let closed = work.operation()?.gates_closed.ok_or_else(|| Stop::Again("the gates were opened".to_owned()))?;
+) -> Result<(), Stop> {
     let until = Instant::now() + budget;
     if let Some(why) = unsettled(work, plan.from, closed, true, budget).await {
         return Err(Stop::Again(why));
@@ -88,14 +104,12 @@ async fn close(
     let since = now(asking).await?;
     loop {
         let left = moving::unsettled(asking, Some(&since)).await.map_err(failed("ask for transactions"))?;
-        let Some(first) = left.first() else { break };
+        let Some(first) = left.first() else { return Ok(()) };
         if Instant::now() >= until {
             return Err(Stop::Again(format!("a transaction has not ended: {}", describe(first))));
         }
         sleep(LOOK_PAUSE).await;
     }
-    let applied = mover.catch_up().await.map_err(failed("carry the rest over"))?;
-    Ok(applied.rows)
 }
 
 async fn now(asking: &mut Connection) -> Result<String, Stop> {
@@ -108,7 +122,9 @@ async fn now(asking: &mut Connection) -> Result<String, Stop> {
 async fn wait_for_long_ones(work: &Work, asking: &mut Connection, mover: &mut Mover) -> Result<(), Stop> {
     let begun = Instant::now();
     loop {
-        let open = moving::unsettled(asking, None).await.map_err(failed("ask for transactions"))?;
+        // Also what only reads so far: behind closed gates nobody could tell what it is going to do.
+        let since = now(asking).await?;
+        let open = moving::unsettled(asking, Some(&since)).await.map_err(failed("ask for transactions"))?;
         let Some(long) = open.iter().max_by_key(|one| one.age_seconds).filter(|one| one.age_seconds >= LONG_S) else {
             return Ok(());
         };

@@ -159,9 +159,10 @@ async fn finish(work: &Work, plan: &Plan, mut hand_over: HandOver) -> Result<(),
     }
 }
 
-/// Open the gates, if they are closed.
+/// Open the gates, as far as this leader knows closed or not: a command that closes them may still be on its way.
 async fn open_gates(work: &Work) -> Result<(), Stop> {
-    if work.operation()?.gates_closed.is_none() {
+    let operation = work.operation()?;
+    if operation.attempts == 0 || operation.committed || operation.given_up {
         return Ok(());
     }
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());

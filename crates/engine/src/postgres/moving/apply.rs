@@ -300,10 +300,15 @@ pub async fn writer(target: &Server, movement: &Movement) -> Result<Connection, 
 
 /// Begin a transaction on the target, which fails unless the attempt is the one that goes on. Whoever ends the attempt waits for it.
 pub fn fenced(movement: &Movement) -> String {
-    let (schema, attempt) = (schema_name(movement.operation), movement.attempt);
+    fenced_as(movement.operation, movement.attempt.into())
+}
+
+/// The same for whoever else has his number in that table.
+pub fn fenced_as(operation: u64, number: i64) -> String {
+    let schema = schema_name(operation);
     // The server itself refuses what follows: a division by zero where there is no such row.
     format!(
-        "BEGIN; SELECT 1 / count(*) FROM (SELECT 1 FROM {schema}.attempt WHERE number = {attempt} FOR SHARE) AS held"
+        "BEGIN; SELECT 1 / count(*) FROM (SELECT 1 FROM {schema}.attempt WHERE number = {number} FOR SHARE) AS held"
     )
 }
 

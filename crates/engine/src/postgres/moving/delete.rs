@@ -2,8 +2,12 @@
 
 use pleat_cluster::KeyType;
 
-use super::super::{Connection, PostgresError};
-use super::sql::{in_partitions, literal, number, only, qualified, quoted, value};
+use super::super::{Connection, PostgresError, Server};
+use super::apply::{commit, fenced_as};
+use super::clean::clean_target;
+use super::sql::{
+    in_partitions, literal, number, only, qualified, quoted, schema_name, session, session_prefix, value,
+};
 use super::{Movement, Moving};
 
 /// More rows than a block of the usual size can have.
@@ -18,22 +22,77 @@ pub struct Sweep {
     block: u64,
 }
 
+/// The right to delete rows: nobody's who was replaced.
+///
+/// Whoever cleans up takes a *turn* on the server, which ends the one before it for good, and only then asks the control group whether it
+/// still is the one to do so. So whoever comes later has asked later, and takes its turn later.
+pub struct Turn {
+    operation: u64,
+    number: i64,
+    connection: Connection,
+}
+
+impl Turn {
+    /// Take a turn, as the leader of a term. Whatever of the operation's attempts is on the server goes, as by [`clean_target`] (which also takes care of sessions; on a source
+    /// [`clean_source`](super::clean_source) has to go before). [`Turn::end`] removes what it makes itself.
+    pub async fn take(server: &Server, operation: u64, term: u64) -> Result<Turn, PostgresError> {
+        clean_target(server, operation).await?;
+        // Ended with those of attempts, by whoever takes the next turn.
+        let mut connection = session(server, &format!("{}clean", session_prefix(operation))).await?;
+        // Attempts count from 1.
+        let (schema, number) = (schema_name(operation), -i64::try_from(term).unwrap_or(i64::MAX));
+        let make = format!(
+            "BEGIN; CREATE SCHEMA {schema}; CREATE TABLE {schema}.attempt (number bigint PRIMARY KEY, position pg_lsn); \
+             INSERT INTO {schema}.attempt VALUES ({number}, NULL); COMMIT"
+        );
+        connection.ask(&make).await?;
+        Ok(Turn { operation, number, connection })
+    }
+
+    /// Everything that a new server got: its tables, types and functions.
+    pub async fn empty(&mut self) -> Result<(), PostgresError> {
+        let (begin, schema) = (fenced_as(self.operation, self.number), schema_name(self.operation));
+        let connection = &mut self.connection;
+        connection.ask(&begin).await?;
+        let asked = connection
+            .ask(&format!(
+                "SELECT nspname FROM pg_namespace \
+                 WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN ('information_schema', '{schema}')"
+            ))
+            .await?;
+        let schemas: Vec<String> = asked.rows.iter().map(|row| quoted(value(row, 0))).collect();
+        for name in schemas {
+            connection.ask(&format!("DROP SCHEMA {name} CASCADE")).await?;
+        }
+        connection.ask("CREATE SCHEMA public").await?;
+        commit(connection).await
+    }
+
+    /// Nothing is left of the turn either.
+    pub async fn end(self, server: &Server) -> Result<(), PostgresError> {
+        drop(self.connection);
+        clean_target(server, self.operation).await
+    }
+}
+
 /// Delete rows of the movement's partitions (and of whole tables, if `whole`), about `limit` at most, in a transaction of its own. How many: 0
 /// means that none is left. `sweep` begins as its default, and goes from one call to the next. Nobody may insert such rows meanwhile.
 pub async fn delete_rows(
-    server: &mut Connection,
+    turn: &mut Turn,
     movement: &Movement,
     whole: bool,
     sweep: &mut Sweep,
     limit: u64,
 ) -> Result<u64, PostgresError> {
+    let begin = format!("{}; SET LOCAL session_replication_role = replica", fenced_as(turn.operation, turn.number));
+    let server = &mut turn.connection;
     loop {
         let Some(table) = movement.tables.get(sweep.table) else { return Ok(0) };
         if table.key.is_none() && !whole {
             *sweep = Sweep { table: sweep.table + 1, block: 0 };
             continue;
         }
-        let begun = server.ask("BEGIN; SET LOCAL session_replication_role = replica").await;
+        let begun = server.ask(&begin).await;
         let done = match begun {
             Ok(_) => some(server, movement, table, sweep.block, limit).await,
             Err(error) => Err(error),
@@ -48,7 +107,7 @@ pub async fn delete_rows(
                 return Err(error);
             }
         };
-        server.ask("COMMIT").await?;
+        commit(server).await?;
         *sweep = match next {
             Some(block) => Sweep { block, ..*sweep },
             None => Sweep { table: sweep.table + 1, block: 0 },

@@ -49,7 +49,7 @@ use std::collections::BTreeSet;
 use pleat_cluster::KeyType;
 
 pub use clean::{clean_source, clean_target, operations_on};
-pub use delete::{Sweep, delete_rows};
+pub use delete::{Sweep, Turn, delete_rows};
 pub use mover::Mover;
 pub use precheck::missing;
 pub use sql::in_partitions;

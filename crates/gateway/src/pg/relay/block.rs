@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use pleat_cluster::{LedgerCommand, LedgerReply, PreparedName, ShardId, TxnId};
-use pleat_engine::postgres::{Lease, PostgresError};
+use pleat_engine::postgres::{Lease, PostgresError, Request};
 use pleat_sql::postgres::{Planned, What};
 use uuid::Uuid;
 
@@ -319,7 +319,15 @@ impl Relay {
         let ended = match (open.as_slice(), commit) {
             ([], _) => Ok(Answered::Tag(word.to_owned())),
             ([shard], true) if told => {
-                self.through(client, key, *shard, "COMMIT").await.map(|ended| Answered::Already(!ended.failed()))
+                // Its end needs no pass: what may have written has one, and there is no way back from here.
+                let sent = match self.parts.get_mut(shard) {
+                    Some(part) => part.lease.push(Request::Query("COMMIT".to_owned())).map_err(Stop::from),
+                    None => Err(Failure::internal(format!("the session has no connection to {shard}")).into()),
+                };
+                match sent {
+                    Ok(()) => self.pump(client, key, *shard).await.map(|ended| Answered::Already(!ended.failed())),
+                    Err(stop) => Err(stop),
+                }
             }
             (_, true) => self.commit(&open).await.map(|()| Answered::Tag(word.to_owned())).map_err(Stop::Failed),
             (_, false) => {

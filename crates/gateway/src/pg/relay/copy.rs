@@ -384,8 +384,9 @@ impl Relay {
                 if *failed {
                     self.fail_block();
                 }
-                if self.block.is_none() {
-                    self.keep_pinned();
+                match self.block {
+                    None => self.keep_pinned(),
+                    Some(_) => self.release_reads(),
                 }
             }
             Err(_) => self.lose(shards.iter().copied()),

@@ -317,12 +317,17 @@ impl Relay {
                 "send it with the simple protocol; drivers have a call for COPY",
             )
             .into()),
-            (Place::Other, _) => match self.other(client, key, planned).await? {
-                Answered::Tag(tag) => {
+            (Place::Other, _) => match self.other(client, key, planned).await {
+                Ok(Answered::Tag(tag)) => {
                     client.out.complete(&tag);
                     Ok(false)
                 }
-                Answered::Already(done) => Ok(!done),
+                Ok(Answered::Already(done)) => Ok(!done),
+                Err(Stop::Stale) => {
+                    self.portals.insert(name, Portal { prepared, place: Place::Other, bytes });
+                    Err(Stop::Stale)
+                }
+                Err(stop) => Err(stop),
             },
             _ => {
                 Err(Failure::new("0A000", "cached plan must not change result type", "prepare the statement again")
@@ -364,7 +369,13 @@ impl Relay {
             self.routed = None;
             match went {
                 Err(Stop::Stale) => {}
-                went => drop(went?),
+                Err(stop) => {
+                    self.pending.clear();
+                    self.fail_block();
+                    self.end_implicitly(client, key).await?;
+                    return Err(stop);
+                }
+                Ok(_) => {}
             }
         }
         if let Some(home) = self.home.take()
@@ -427,6 +438,7 @@ impl Relay {
     /// Make a shard the home of the series. True: the one before it had failed.
     async fn go_home(&mut self, client: &mut Client, key: &Key, shard: ShardId) -> Result<bool, Stop> {
         if self.home == Some(shard) {
+            self.admit(shard).await?;
             return Ok(false);
         }
         if self.settle(client, key).await? {

@@ -181,8 +181,8 @@ impl Relay {
     }
 
     fn keeps_snapshot(&self) -> bool {
-        let set = || self.settings.has("default_transaction_isolation") || self.settings.has("session characteristics");
-        self.block.as_ref().is_some_and(|block| block.keeps_snapshot() || set())
+        let names = ["default_transaction_isolation", "transaction_isolation", "session characteristics"];
+        names.iter().any(|name| self.settings.has(name)) || self.block.as_ref().is_some_and(Block::keeps_snapshot)
     }
 
     /// What a text is.

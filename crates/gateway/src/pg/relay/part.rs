@@ -21,8 +21,8 @@ pub struct Part {
     pub open: bool,
     /// Something was executed on it since the last Sync, outside of a block.
     pub executed: bool,
-    /// There while something is under way, and as long as a transaction that may have written.
-    pass: Option<Pass>,
+    /// For all that is under way, or was told and not sent yet; those of a transaction that may have written stay to its end.
+    passes: Vec<Pass>,
 }
 
 /// Where a server's answers ended.
@@ -65,17 +65,13 @@ impl Relay {
     /// The session's connection to a shard, in the session's block if there is one, for the statement at hand. [`Stop::Stale`]: that is to
     /// be routed anew.
     pub(super) async fn part(&mut self, shard: ShardId) -> Result<&mut Part, Stop> {
-        let held = self.parts.get(&shard).and_then(|part| part.pass.as_ref());
-        if !held.is_some_and(|pass| pass.writes() || !self.writes) {
+        if self.parts.contains_key(&shard) {
+            self.admit(shard).await?;
+        } else {
             // Before the connection, so that nobody waits at the gates with one.
-            let pass = self.pass(shard).await?;
-            match self.parts.get_mut(&shard) {
-                Some(part) => part.pass = Some(pass),
-                None => {
-                    let lease = self.lease(shard).await?;
-                    self.parts.insert(shard, Part { lease, open: false, executed: false, pass: Some(pass) });
-                }
-            }
+            let passes = vec![self.pass(shard).await?];
+            let lease = self.lease(shard).await?;
+            self.parts.insert(shard, Part { lease, open: false, executed: false, passes });
         }
         let Some(mut part) = self.parts.remove(&shard) else {
             return Err(Failure::internal(format!("the session has no connection to {shard}")).into());
@@ -100,6 +96,26 @@ impl Relay {
             part.open = true;
         }
         Ok(self.parts.entry(shard).or_insert(part))
+    }
+
+    /// Have a pass for the statement at hand on a connection that the session has, beside those for what goes before it.
+    pub(super) async fn admit(&mut self, shard: ShardId) -> Result<(), Stop> {
+        let held =
+            self.parts.get(&shard).is_some_and(|part| part.passes.iter().any(|pass| pass.writes() || !self.writes));
+        if !held {
+            let pass = self.pass(shard).await?;
+            if let Some(part) = self.parts.get_mut(&shard) {
+                part.passes.push(pass);
+            }
+        }
+        Ok(())
+    }
+
+    /// What was read has been answered: in a block, too, nothing of it is under way any more.
+    pub(super) fn release_reads(&mut self) {
+        for part in self.parts.values_mut().filter(|part| part.lease.is_settled()) {
+            part.passes.retain(Pass::writes);
+        }
     }
 
     async fn pass(&self, shard: ShardId) -> Result<Pass, Stop> {
@@ -145,10 +161,10 @@ impl Relay {
 
     /// Outside of a block, a session keeps the connection that it is pinned to.
     pub(super) fn keep_pinned(&mut self) {
-        let pinned = self.pinned;
-        self.parts.retain(|shard, _| Some(*shard) == pinned);
+        let others: Vec<ShardId> = self.parts.keys().copied().filter(|shard| Some(*shard) != self.pinned).collect();
+        others.into_iter().for_each(|shard| self.leave(shard));
         for part in self.parts.values_mut().filter(|part| part.lease.is_settled()) {
-            part.pass = None;
+            part.passes.clear();
         }
     }
 
@@ -211,9 +227,7 @@ impl Relay {
         let in_block = self.block.is_some();
         if let Some(part) = self.parts.get_mut(&shard) {
             part.executed = false;
-            if !(in_block && part.pass.as_ref().is_some_and(Pass::writes)) {
-                part.pass = None;
-            }
+            part.passes.retain(|pass| in_block && pass.writes());
         }
         if !in_block && self.pinned != Some(shard) {
             self.parts.remove(&shard);
@@ -230,17 +244,18 @@ impl Relay {
         }
     }
 
-    /// Give up a connection in the middle of something. What was sent there may be carried out yet: its pass stays out until the server says that the session has ended.
+    /// Give up a connection, be it in the middle of something. What was sent there may be carried out yet: its passes stay out until the server says
+    /// that the session has ended.
     pub(super) fn leave(&mut self, shard: ShardId) {
-        let Some(Part { lease, pass: Some(pass), .. }) = self.parts.remove(&shard) else { return };
-        if lease.is_settled() {
+        let Some(Part { lease, passes, .. }) = self.parts.remove(&shard) else { return };
+        if lease.is_settled() || passes.is_empty() {
             return;
         }
         let (backend, process) = (self.shared.app.backend.clone(), lease.canceller().process());
         drop(lease);
         pleat_consensus::spawn(async move {
             backend.end_session(shard, process).await;
-            drop(pass);
+            drop(passes);
         });
     }
 

@@ -27,6 +27,10 @@ impl Relay {
             self.fail_block();
         }
         let ended = self.end_implicitly(client, key).await;
+        // What was taken for a statement that failed before it went anywhere.
+        if self.block.is_none() {
+            self.keep_pinned();
+        }
         done?;
         ended
     }
