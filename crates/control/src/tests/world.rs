@@ -25,6 +25,7 @@ mod items;
 mod messages;
 pub mod servers;
 
+use self::items::owner;
 use super::members::Members;
 use crate::Cluster;
 
@@ -653,11 +654,6 @@ impl Inner {
             other => panic!("{other:?}"),
         }
     }
-}
-
-fn owner(catalog: &Catalog, key: i64) -> (PartitionId, ShardId) {
-    let partition = partition_of(&Value::Integer(key), KeyType::Integer, PARTITIONS).unwrap();
-    (partition, catalog.owner(partition).unwrap())
 }
 
 #[async_trait]

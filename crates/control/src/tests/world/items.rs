@@ -230,3 +230,9 @@ impl Inner {
 }
 
 const COUNT: &str = "UPDATE items SET n = n + 1 WHERE a = ?1 AND b = ?2";
+
+/// The partition of an integer key, and who owns it.
+pub fn owner(catalog: &Catalog, key: i64) -> (PartitionId, ShardId) {
+    let partition = partition_of(&Value::Integer(key), KeyType::Integer, PARTITIONS).unwrap();
+    (partition, catalog.owner(partition).unwrap())
+}
