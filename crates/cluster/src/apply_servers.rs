@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use crate::apply::{Applied, busy, invalid, unknown};
 use crate::{
-    Catalog, CommandError, DdlEffect, Engine, Generation, Millis, NodeId, Operation, OperationId, OperationKind,
-    PartitionId, ShardId, ShardState, Table, TableChange, TableId, TableKind,
+    Catalog, CommandError, DdlEffect, Engine, Generation, Millis, NodeId, OperationId, OperationKind, PartitionId,
+    ShardId, ShardState, Table, TableChange, TableId, TableKind,
 };
 
 impl Catalog {
@@ -107,10 +107,10 @@ impl Catalog {
         generation
     }
 
-    /// The open move whose source's gates are closed, if `shard` is that.
-    pub fn gates_closed_by(&self, shard: ShardId) -> Option<&Operation> {
-        let closed = |open: &&Operation| open.gates_closed.is_some();
-        self.open_operations().filter(closed).find(|open| open.kind.moves().is_some_and(|(from, ..)| from == shard))
+    /// The shards whose gates are closed, each by one open move of which it is the source.
+    pub fn closed_gates(&self) -> BTreeSet<ShardId> {
+        let closed = self.open_operations().filter(|open| open.gates_closed.is_some());
+        closed.filter_map(|open| open.kind.moves().map(|(from, ..)| from)).collect()
     }
 
     /// Partitions whose rows may be on a shard's server although it does not own them: a move's target has them until its commit, and its source
@@ -230,19 +230,19 @@ mod tests {
         assert_eq!(catalog.shards[&three].ownership, catalog.generation);
         assert!(catalog.apply(&commit).is_err(), "the gates are open");
         catalog.apply(&gates(true)).unwrap();
-        assert_eq!(catalog.gates_closed_by(one).map(|open| open.id), Some(operation));
+        assert_eq!(catalog.closed_gates(), BTreeSet::from([one]));
         assert_eq!(catalog.operations[&operation].gates_closed, Some(catalog.generation));
         assert_eq!(catalog.shards[&one].ownership, catalog.generation);
         let closed = catalog.clone();
         catalog.apply(&gates(true)).unwrap();
         assert_eq!(catalog, closed);
         catalog.apply(&gates(false)).unwrap();
-        assert!(catalog.gates_closed_by(one).is_none() && catalog.apply(&commit).is_err());
+        assert!(catalog.closed_gates().is_empty() && catalog.apply(&commit).is_err());
         catalog.apply(&gates(true)).unwrap();
         catalog.apply(&commit).unwrap();
         assert_eq!(catalog.shards[&three].state, ShardState::Active);
         assert_eq!(catalog.owner(PartitionId(3)), Some(three));
-        assert!(catalog.gates_closed_by(one).is_none() && catalog.strays_on(three).is_empty());
+        assert!(catalog.closed_gates().is_empty() && catalog.strays_on(three).is_empty());
         assert_eq!(catalog.strays_on(one), strays);
         assert_eq!(catalog.check(), Vec::new());
         let (phase, message) = (Phase::Successful, String::new());
@@ -259,7 +259,7 @@ mod tests {
         catalog.apply(&Command::SetGates { operation, closed: true, epoch: 1, at: 1 }).unwrap();
         let (message, code) = ("no".to_owned(), None);
         catalog.apply(&Command::GiveUpOperation { operation, message, code, epoch: 1, at: 1 }).unwrap();
-        assert!(catalog.gates_closed_by(ShardId(1)).is_none());
+        assert!(catalog.closed_gates().is_empty());
         assert_eq!(catalog.strays_on(ShardId(2)).len(), 1, "until it has ended");
     }
 

@@ -15,7 +15,7 @@
 //! write any more), and before leftovers are deleted (nothing may look for them any more). What a router has lost sight of, such as a
 //! statement whose connection broke, the server itself is asked for.
 //!
-//! Whether the gates are closed is nowhere but in the catalog, so nobody has to open those of a leader that died but the next leader.
+//! Whether gates are closed stands nowhere but in the catalog, so nobody has to open those of a leader that died but the next leader.
 //!
 //! # Invariants
 //!
@@ -29,7 +29,7 @@
 //! | with passes out | the mover waits for its word until it is back; its statements are seen on the server |
 //! | after its word | it starts with the newest catalog |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,9 +53,27 @@ pub(crate) struct Gates {
 
 #[derive(Default)]
 struct Passes {
-    out: Mutex<BTreeMap<(ShardId, Generation), Count>>,
+    state: Mutex<State>,
     /// Told when one is given up.
     given_up: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    out: BTreeMap<(ShardId, Generation), Count>,
+    /// Those whose gates are closed, by the catalog that was looked at last: each pass would have to look through the whole journal.
+    closed: BTreeSet<ShardId>,
+    known: Option<Arc<Catalog>>,
+}
+
+impl State {
+    fn is_closed(&mut self, shard: ShardId, catalog: &Arc<Catalog>) -> bool {
+        if !self.known.as_ref().is_some_and(|known| Arc::ptr_eq(known, catalog)) {
+            self.closed = catalog.closed_gates();
+            self.known = Some(catalog.clone());
+        }
+        self.closed.contains(&shard)
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -89,15 +107,15 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         let key = (self.shard, self.planned);
-        let mut out = self.passes.out.lock();
-        if let Some(count) = out.get_mut(&key) {
+        let mut state = self.passes.state.lock();
+        if let Some(count) = state.out.get_mut(&key) {
             count.all -= 1;
             count.writes -= u64::from(self.writes);
             if count.all == 0 {
-                out.remove(&key);
+                state.out.remove(&key);
             }
         }
-        drop(out);
+        drop(state);
         self.passes.given_up.send_replace(());
     }
 }
@@ -111,20 +129,20 @@ impl Passes {
         planned: Generation,
         writes: bool,
     ) -> Result<Option<Pass>, Refusal> {
-        let mut out = self.out.lock();
-        let catalog = catalog.borrow();
+        let mut state = self.state.lock();
+        let catalog = catalog.borrow().clone();
         let known = catalog
             .shards
             .get(&shard)
             .filter(|shard| !matches!(shard.state, ShardState::Leaving | ShardState::Removed));
         let known = known.ok_or(Refusal::Leaving)?;
-        if catalog.gates_closed_by(shard).is_some() {
+        if state.is_closed(shard, &catalog) {
             return Ok(None);
         }
         if known.ownership > planned {
             return Err(Refusal::Generation { ownership: known.ownership, routed: planned });
         }
-        let count = out.entry((shard, planned)).or_default();
+        let count = state.out.entry((shard, planned)).or_default();
         count.all += 1;
         count.writes += u64::from(writes);
         Ok(Some(Pass { passes: self.clone(), shard, planned, writes }))
@@ -132,8 +150,8 @@ impl Passes {
 
     /// How many are out for a shard that were planned before a generation.
     fn older(&self, shard: ShardId, generation: Generation, writes: bool) -> u64 {
-        let out = self.out.lock();
-        let older = out.range((shard, 0)..(shard, generation)).map(|(_, count)| count);
+        let state = self.state.lock();
+        let older = state.out.range((shard, 0)..(shard, generation)).map(|(_, count)| count);
         older.map(|count| if writes { count.writes } else { count.all }).sum()
     }
 }

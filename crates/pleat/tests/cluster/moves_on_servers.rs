@@ -1,5 +1,6 @@
 //! Partitions that change PostgreSQL servers while clients write to them.
 
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -298,4 +299,62 @@ async fn nodes_and_servers_that_die_while_partitions_change_servers_lose_nothing
             + (SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'pleat%') + (SELECT count(*) FROM pg_prepared_xacts)";
         assert_eq!(psql(&port, left), "0");
     }
+}
+
+/// How long the gates are held closed.
+const HELD_CLOSED_MS: u32 = 2_500;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_half_way_when_the_gates_close_is_neither_lost_nor_broken_off() {
+    let mut config = config();
+    config["max_shards"] = json!(2);
+    config["scaling_mode"] = json!("manual");
+    let cluster = Cluster::start(Options { nodes: 1, shards: 1, config, ..Options::default() }).await;
+    let port = cluster.pg_port(1).to_string();
+    for statement in SCHEMA.split_inclusive(';') {
+        psql(&port, statement);
+    }
+    let rows: Vec<String> = (1..=3000).map(|id| format!("(-{id}, -1, 1, NULL)")).collect();
+    psql(&port, &format!("INSERT INTO grows VALUES {}", rows.join(", ")));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/drivers/at_the_gates.py");
+    let mut sessions = Command::new("/usr/bin/python3")
+        .args([script, &port])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(sessions.stdout.take().unwrap());
+    let mut line = String::new();
+    told.read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "ready");
+    cluster.fail_at(1, &format!("operation.before-commit=1*sleep({HELD_CLOSED_MS})")).await;
+    policy(&cluster, "mode=automatic").await;
+    let begun = Instant::now();
+    loop {
+        let newest = cluster.get("/operations?limit=1").await["operations"][0].clone();
+        let whole = cluster.get(&format!("/operations/{}", newest["id"].as_str().unwrap())).await;
+        let step = whole["steps"].as_array().unwrap().last().cloned().unwrap_or_default();
+        if step["name"] == "fence" && step["ended"].is_null() {
+            break;
+        }
+        assert!(begun.elapsed() < 2 * PATIENCE, "the gates are not closed: {whole}\n{}", cluster.tail());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // They close in that step, and stay closed for longer than this.
+    tokio::time::sleep(Duration::from_millis(u64::from(HELD_CLOSED_MS) / 3)).await;
+    sessions.stdin.take().unwrap().write_all(b"closed\n").unwrap();
+    line.clear();
+    told.read_line(&mut line).unwrap();
+    sessions.wait().unwrap();
+    let told: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(told["committed"], json!(["COMMIT", "I"]), "{told}");
+    assert_eq!(told["inserted"], json!(vec![["SELECT 1", "INSERT 0 1", "I"]; 16]), "{told}\n{}", cluster.tail());
+    cluster.wait_for_shards(2).await;
+    policy(&cluster, "mode=manual").await;
+    cluster.wait_until_calm().await;
+    assert_eq!(psql(&port, "SELECT count(*) FROM grows WHERE writer = 7"), "16");
+    let counts = servers(&cluster).await;
+    let counts: Vec<u32> =
+        counts.iter().map(|port| psql(port, "SELECT count(*) FROM grows WHERE writer = 7").parse().unwrap()).collect();
+    assert!(counts.iter().sum::<u32>() == 16 && counts.iter().all(|count| *count > 0), "{counts:?}");
 }
