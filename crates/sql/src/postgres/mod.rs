@@ -13,8 +13,6 @@
 //!                                               keys, ties └─ write           └─ gather: tables, then the statement itself
 //! ```
 //!
-//! A shard that holds rows which it doesn't own gets what [`Screen`] makes of a text: by another reading of it, because that is rare.
-//!
 //! [`prepare`] depends on the text and the schema alone, so its plans can be kept by text and catalog generation. A plan is asked
 //! for its route each time, with the parameters: [`Query::route`].
 //!
@@ -38,7 +36,6 @@ mod query;
 mod read;
 mod route;
 mod screen;
-mod shape;
 mod spread;
 mod statement;
 mod tree;
@@ -51,7 +48,6 @@ pub use plan::{
 };
 
 pub use screen::Screen;
-pub use shape::Shape;
 
 use crate::{Schema, SqlError};
 
