@@ -42,7 +42,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::{Host, HostError};
 
 /// How long a statement waits for gates to open.
-pub const GATE_WAIT_MAX: Duration = Duration::from_secs(30);
+const GATE_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// The passes of a node.
 pub(crate) struct Gates {

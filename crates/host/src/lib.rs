@@ -45,7 +45,7 @@ mod verify;
 
 pub use calls::{Freshness, RowStream};
 pub use error::{HostError, ServerError};
-pub use gates::{GATE_WAIT_MAX, Pass};
+pub use gates::Pass;
 pub use host::{Founding, Host, Settings, StoreLimits};
 pub use members::{GroupView, MemberChange};
 pub use observe::{NodeObservation, PartitionLoad, PartitionWeight, Quantiles, Resources, ShardObservation};
