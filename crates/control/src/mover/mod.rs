@@ -137,9 +137,6 @@ impl Plan {
 
 /// Carry out a move, or take it up where an earlier leader left it.
 pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
-    if work.catalog().engine == Engine::Postgres {
-        return servers::carry_out(work, plan).await;
-    }
     // After a panic the term is still the same, and a commit may be on its way: this entry comes after it.
     if work.operation()?.steps.last().is_some_and(|step| step.name == cut_over::FENCE && step.ended.is_none()) {
         work.break_off("taken up again").await?;
@@ -169,9 +166,9 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
             Err(Stop::Again(why)) => {
                 tracing::warn!(operation = %work.id, why, "the move is started anew");
                 // The shards first: the source may be fenced.
-                let taken_back = clean_up::open_gates(work, &plan).await;
+                let opened = open_gates(work, &plan).await;
                 work.break_off(&why).await?;
-                taken_back?;
+                opened?;
                 sleep(ATTEMPT_PAUSE * (attempts + 1)).await;
             }
         }
@@ -181,10 +178,26 @@ pub(crate) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
 /// Another attempt. Whatever the one before left on the shards goes first: from here on nobody looks for it.
 async fn anew(work: &Work, plan: &mut Plan) -> Result<HandOver, Stop> {
     if touched(work)? {
-        clean_up::take_back(work, plan).await.map_err(taking_back)?;
+        let taken_back = match work.catalog().engine {
+            Engine::Sqlite => clean_up::take_back(work, plan).await,
+            Engine::Postgres => servers::take_back(work, plan).await,
+        };
+        taken_back.map_err(taking_back)?;
     }
-    plan.number = work.begin_attempt(if plan.creates { attempt::CREATE_SHARD } else { attempt::CAPTURE }).await?;
-    attempt::attempt(work, plan).await
+    let (first, servers) = match work.catalog().engine {
+        Engine::Sqlite => (attempt::CAPTURE, false),
+        Engine::Postgres => (servers::CHECK, true),
+    };
+    plan.number = work.begin_attempt(if plan.creates { attempt::CREATE_SHARD } else { first }).await?;
+    if servers { servers::attempt(work, plan).await } else { attempt::attempt(work, plan).await }
+}
+
+/// Before the commit: the source takes writes again.
+async fn open_gates(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    match work.catalog().engine {
+        Engine::Sqlite => clean_up::open_gates(work, plan).await,
+        Engine::Postgres => servers::open_gates(work).await,
+    }
 }
 
 /// Taking back does not fail for good: it is tried again.
@@ -219,6 +232,9 @@ async fn finish(work: &Work, plan: &Plan, mut hand_over: HandOver) -> Result<(),
 
 /// Everything after the commit. Done again, it goes on where it stopped.
 async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) -> Result<(), Stop> {
+    if work.catalog().engine == Engine::Postgres {
+        return servers::forward(work, plan, hand_over).await;
+    }
     if plan.removes {
         if !is_removed(work, plan.from) {
             if !planted::is(Bug::RemovedEarly) {
@@ -238,7 +254,7 @@ async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) -> Result<(
 /// The move does not happen.
 async fn give_up(work: &Work, plan: &Plan, failure: Failure) -> Result<(), Stop> {
     // Clients wait at the gates. When that fails it is done again below.
-    let _ = clean_up::open_gates(work, plan).await;
+    let _ = open_gates(work, plan).await;
     work.give_up(&failure).await?;
     take_all_back(work, plan).await
 }
@@ -248,19 +264,17 @@ async fn give_up(work: &Work, plan: &Plan, failure: Failure) -> Result<(), Stop>
 async fn take_all_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
     let operation = work.operation()?;
     let mut failed = Vec::new();
-    if let Err(stop) = clean_up::open_gates(work, plan).await {
+    if let Err(stop) = open_gates(work, plan).await {
         failed.push((plan.from, stop));
     }
     // Taking back goes on in the step that it was begun in, however often that takes.
     if !clean_up::is_taking_back(&operation) {
         work.break_off(&operation.message).await?;
     }
-    if plan.creates {
-        remove_shard(work, plan.to).await.map_err(taking_back)?;
-    } else if touched(work)?
-        && let Err(stop) = clean_up::discard(work, plan).await
-    {
-        failed.push((plan.to, stop));
+    match discard(work, plan).await {
+        Err((shard, stop)) => failed.push((shard, stop)),
+        Ok(()) if plan.creates => remove_shard(work, plan.to).await.map_err(taking_back)?,
+        Ok(()) => {}
     }
     let shards: Vec<ShardId> = failed.iter().map(|(shard, _)| *shard).collect();
     if let Some((_, stop)) = failed.pop() {
@@ -269,6 +283,25 @@ async fn take_all_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
     }
     let phase = if operation.cancel_requested { Phase::Skipped } else { Phase::Failed };
     work.finish(phase, &operation.message).await
+}
+
+/// What attempts left on the shards that stay, or the shard that keeps it from going.
+async fn discard(work: &Work, plan: &Plan) -> Result<(), (ShardId, Stop)> {
+    if !touched(work).map_err(|stop| (plan.to, stop))? {
+        return Ok(());
+    }
+    match work.catalog().engine {
+        // The rows of a shard that goes go with it.
+        Engine::Sqlite if plan.creates => Ok(()),
+        Engine::Sqlite => clean_up::discard(work, plan).await.map_err(|stop| (plan.to, stop)),
+        Engine::Postgres => match servers::take_back(work, plan).await {
+            Ok(()) => Ok(()),
+            Err(stop) => {
+                let gone = work.unreached(&[plan.from]).await;
+                Err((gone.first().copied().unwrap_or(plan.to), stop))
+            }
+        },
+    }
 }
 
 /// The shard that a split made in vain, or that a merge has emptied, goes with everything on it.
@@ -284,6 +317,9 @@ async fn remove_shard(work: &Work, shard: ShardId) -> Result<(), Stop> {
 
 /// Whether an attempt came as far as changing a shard.
 fn touched(work: &Work) -> Result<bool, Stop> {
+    if work.catalog().engine == Engine::Postgres {
+        return Ok(work.operation()?.attempts > 0);
+    }
     let steps = work.operation()?.steps;
     Ok(steps.iter().any(|step| step.name == attempt::COPY_SCHEMA || step.name == attempt::CAPTURE))
 }

@@ -29,7 +29,7 @@ const DIGESTS_MAX: usize = 30;
 const FOLLOW: Duration = Duration::from_millis(500);
 
 /// Everything up to and with the commit.
-pub(super) async fn attempt(work: &Work, plan: &Plan) -> Result<HandOver, Stop> {
+pub(in crate::mover) async fn attempt(work: &Work, plan: &Plan) -> Result<HandOver, Stop> {
     if plan.creates {
         create_shard(work, plan).await?;
     }

@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const LEARN_LIMIT: Duration = Duration::from_secs(1);
 
 /// Before the commit: both servers are as if there had been no attempt. A server that a split made is to be removed, or made anew.
-pub(super) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
+pub(in crate::mover) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
     open_gates(work).await?;
     work.note(TAKE_BACK, false, "").await?;
     moving::clean_source(&server(work, plan.from)?, work.id.0).await.map_err(failed("clean up on the source"))?;
@@ -71,7 +71,7 @@ async fn delete(work: &Work, plan: &Plan, server: &Server, step: &str, all: bool
 }
 
 /// Everything after the commit. Done again, it goes on where it stopped.
-pub(super) async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) -> Result<(), Stop> {
+pub(in crate::mover) async fn forward(work: &Work, plan: &Plan, hand_over: &mut HandOver) -> Result<(), Stop> {
     let committed = work.catalog().shards.get(&plan.from).map_or(0, |shard| shard.ownership);
     if !hand_over.opened {
         // Those that know of it have their gates open.

@@ -1,5 +1,5 @@
-//! Moves between shards that are servers. What is the same for all shards (attempts, receipts, giving up, going on behind another leader) is as in
-//! [`mover`](super); what is different stands here.
+//! Moves between shards that are servers. What is the same for all shards (attempts, receipts, giving up, going on behind another leader) is
+//! [`mover`](super)'s; what is different stands here.
 //!
 //! # The mechanism
 //!
@@ -45,20 +45,21 @@ mod clean;
 mod fence;
 
 pub(crate) use attempt::BUILD_INDEXES;
+pub(super) use attempt::{CHECK, attempt};
+pub(super) use clean::{forward, take_back};
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{Catalog, Command, Generation, Phase, ShardId, TableKind};
+use pleat_cluster::{Catalog, Command, Generation, ShardId, TableKind};
 use pleat_engine::postgres::moving::{Movement, Moving};
 use pleat_engine::postgres::{PostgresError, Server};
 use pleat_host::HostError;
 use tokio::time::{Instant, sleep};
 
-use super::receipt::HandOver;
-use super::{ATTEMPT_PAUSE, ATTEMPTS_MAX, INSIST_PAUSE_MAX, INSIST_PAUSE_MIN, Plan, clean_up, cut_over, taking_back};
-use crate::stop::{Failure, Stop};
+use super::{INSIST_PAUSE_MIN, Plan};
+use crate::stop::Stop;
 use crate::work::Work;
 
 /// How long one question to the routers may take before it is asked again.
@@ -66,101 +67,8 @@ const SETTLED_LIMIT: Duration = Duration::from_secs(2);
 /// How long routers may take to end what they have under way, before the attempt is started anew.
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 
-/// Carry out a move, or take it up where an earlier leader left it.
-pub(super) async fn carry_out(work: &Work, mut plan: Plan) -> Result<(), Stop> {
-    if work.operation()?.steps.last().is_some_and(|step| step.name == cut_over::FENCE && step.ended.is_none()) {
-        work.break_off("taken up again").await?;
-    }
-    if work.operation()?.committed {
-        return finish(work, &plan, HandOver::of(&work.operation()?)).await;
-    }
-    if work.operation()?.given_up {
-        return take_all_back(work, &plan).await;
-    }
-    loop {
-        let operation = work.operation()?;
-        let attempts = operation.attempts;
-        let outcome = if operation.cancel_requested {
-            Err(Stop::Cancelled)
-        } else if attempts >= ATTEMPTS_MAX || clean_up::failures(&operation) >= ATTEMPTS_MAX as usize {
-            let why = super::last_failure(work)?;
-            Err(Stop::impossible(format!("{attempts} attempts have failed, the last one: {why}")))
-        } else {
-            work.interruptible(anew(work, &mut plan)).await
-        };
-        match outcome {
-            Ok(hand_over) => return finish(work, &plan, hand_over).await,
-            Err(stop @ (Stop::Superseded(_) | Stop::Waiting(_))) => return Err(stop),
-            Err(Stop::Cancelled) => return give_up(work, &plan, Failure::cancelled()).await,
-            Err(Stop::Impossible(failure)) => return give_up(work, &plan, failure).await,
-            Err(Stop::Again(why)) => {
-                tracing::warn!(operation = %work.id, why, "the move is started anew");
-                open_gates(work).await?;
-                work.break_off(&why).await?;
-                sleep(ATTEMPT_PAUSE * (attempts + 1)).await;
-            }
-        }
-    }
-}
-
-/// Another attempt, when nothing of the one before is left.
-async fn anew(work: &Work, plan: &mut Plan) -> Result<HandOver, Stop> {
-    if work.operation()?.attempts > 0 {
-        clean::take_back(work, plan).await.map_err(taking_back)?;
-    }
-    let first = if plan.creates { super::attempt::CREATE_SHARD } else { attempt::CHECK };
-    plan.number = work.begin_attempt(first).await?;
-    attempt::attempt(work, plan).await
-}
-
-async fn give_up(work: &Work, plan: &Plan, failure: Failure) -> Result<(), Stop> {
-    // It opens the gates, too.
-    work.give_up(&failure).await?;
-    take_all_back(work, plan).await
-}
-
-/// Nothing is left behind.
-async fn take_all_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
-    let operation = work.operation()?;
-    if !clean_up::is_taking_back(&operation) {
-        work.break_off(&operation.message).await?;
-    }
-    if operation.attempts > 0
-        && let Err(stop) = clean::take_back(work, plan).await
-    {
-        let gone = work.unreached(&[plan.from, plan.to]).await;
-        return Err(if gone.is_empty() { taking_back(stop) } else { work.wait_for(gone).await });
-    }
-    if plan.creates {
-        super::remove_shard(work, plan.to).await.map_err(taking_back)?;
-    }
-    let phase = if operation.cancel_requested { Phase::Skipped } else { Phase::Failed };
-    work.finish(phase, &operation.message).await
-}
-
-/// After the commit: only forward.
-async fn finish(work: &Work, plan: &Plan, mut hand_over: HandOver) -> Result<(), Stop> {
-    let (begun, patience) = (Instant::now(), work.patience()?);
-    let mut pause = INSIST_PAUSE_MIN;
-    loop {
-        match clean::forward(work, plan, &mut hand_over).await {
-            Ok(()) => return Ok(()),
-            Err(Stop::Superseded(why)) => return Err(Stop::Superseded(why)),
-            Err(stop) => tracing::warn!(operation = %work.id, why = stop.reason(), "the move is committed and goes on"),
-        }
-        if begun.elapsed() >= patience {
-            let gone = work.unreached(&[plan.from, plan.to]).await;
-            if !gone.is_empty() {
-                return Err(work.wait_for(gone).await);
-            }
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(INSIST_PAUSE_MAX);
-    }
-}
-
 /// Open the gates, as far as this leader knows closed or not: a command that closes them may still be on its way.
-async fn open_gates(work: &Work) -> Result<(), Stop> {
+pub(super) async fn open_gates(work: &Work) -> Result<(), Stop> {
     let operation = work.operation()?;
     if operation.attempts == 0 || operation.committed || operation.given_up {
         return Ok(());
