@@ -33,7 +33,7 @@ pub async fn run(args: &Args, dir: &Path) -> anyhow::Result<()> {
     let etcd = Etcd::start(args, dir).await?;
     let cluster = Cluster::start(args, &dir.join("pleat"), NODES, 1)?;
     cluster.fill().await?;
-    println!("\nThree nodes each on one disk, median of {} rounds\n", args.rounds);
+    println!("\nThree nodes each on one disk, median of {} rounds\n", args.rounds());
     println!(
         "{:<24}{:>10}{:>10}{:>14}{:>10}{:>10}{:>10}",
         "", "per s", "ratio", "CPU µs each", "ratio", "p50 ms", "p99 ms"
@@ -44,7 +44,7 @@ pub async fn run(args: &Args, dir: &Path) -> anyhow::Result<()> {
         for clients in clients {
             let operations = (clients * EACH).max(AT_LEAST);
             let (mut disk, mut theirs, mut ours) = (Vec::new(), Vec::new(), Vec::new());
-            for _ in 0..args.rounds {
+            for _ in 0..args.rounds() {
                 theirs.push(etcd.round(operation, operations, *clients).await?);
                 ours.push(cluster.round(operation, operations, *clients, None).await?);
                 disk.push(fsyncs(dir, AT_LEAST)?);

@@ -85,15 +85,16 @@ async fn get(cluster: &Cluster, path: &str) -> anyhow::Result<Value> {
     Ok(serde_json::from_str(&answer.text().await?)?)
 }
 
-/// One move that has ended.
-struct Moved {
-    rows: u64,
-    whole: f64,
-    copy: f64,
+/// One move that has ended: its rows, and the seconds of it all and of its step `copy`.
+pub struct Moved {
+    pub rows: u64,
+    pub whole: f64,
+    pub copy: f64,
 }
 
 impl Moved {
-    async fn wait(cluster: &Cluster, from: &str) -> anyhow::Result<Moved> {
+    /// Of a shard into the first.
+    pub async fn wait(cluster: &Cluster, from: &str) -> anyhow::Result<Moved> {
         let body = json!({"kind": "merge", "from": from, "to": "shard-1"});
         let started: Value = serde_json::from_str(&cluster.post(0, "/operations", &body).await?)?;
         let id = started["id"].as_str().with_context(|| format!("no operation: {started}"))?.to_owned();

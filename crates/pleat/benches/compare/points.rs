@@ -19,13 +19,13 @@ pub async fn run(args: &Args, dir: &Path) -> anyhow::Result<()> {
     let bare = Bare::new(dir)?;
     let cluster = Cluster::start(args, dir, args.nodes, 1)?;
     cluster.fill().await?;
-    println!("{} nodes, {} operations a round, median of {} rounds\n", args.nodes, args.operations, args.rounds);
+    println!("{} nodes, {} operations a round, median of {} rounds\n", args.nodes, args.operations, args.rounds());
     println!("{:<24}{:>10}{:>10}{:>14}{:>10}{:>10}", "", "per s", "ratio", "CPU µs each", "p50 ms", "p99 ms");
     for (operation, name) in [(Operation::Read, "read"), (Operation::Write, "write")] {
         let mut alone = Vec::new();
         let mut disk = Vec::new();
         let mut with: Vec<Vec<Sample>> = vec![Vec::new(); args.clients.len()];
-        for _ in 0..args.rounds {
+        for _ in 0..args.rounds() {
             alone.push(bare.round(operation, args.operations)?);
             if operation == Operation::Write {
                 disk.push(fsyncs(dir, args.operations)?);

@@ -25,11 +25,11 @@ pub async fn run(args: &Args, dir: &Path) -> anyhow::Result<()> {
     let cluster = Cluster::start(args, &dir.join("router"), args.nodes + 1, 1)?;
     cluster.fill().await?;
     let router = router_of(&cluster).await?;
-    println!("\nKeyed reads through a node without a replica, {READS} a round, median of {} rounds\n", args.rounds);
+    println!("\nKeyed reads through a node without a replica, {READS} a round, median of {} rounds\n", args.rounds());
     println!("{:<24}{:>10}{:>18}{:>14}{:>10}{:>10}", "", "per s", "router's CPU µs", "beyond HTTP", "p50 ms", "p99 ms");
     for clients in CLIENTS {
         let (mut http, mut reads) = (Vec::new(), Vec::new());
-        for _ in 0..args.rounds {
+        for _ in 0..args.rounds() {
             http.push(health(&cluster, router, clients).await?);
             reads.push(cluster.round(Operation::Read, READS, clients, Some(router)).await?);
         }
