@@ -102,6 +102,8 @@ pub(crate) struct Shared {
     guesses: guesses::Guesses,
     /// Plans of what goes to PostgreSQL servers.
     relayed: relay::Plans,
+    /// Plans of the shapes of texts that have their values in them; one that can't be used is empty.
+    relayed_shapes: relay::Plans,
     /// Places for those who gather rows of several servers.
     relayed_gathers: Arc<Semaphore>,
     /// The node's catalog was once up to date since it started.
@@ -114,6 +116,7 @@ impl Shared {
         Arc::new(Self {
             app,
             relayed: relay::Plans::new(),
+            relayed_shapes: relay::Plans::new(),
             relayed_gathers,
             cancels: Arc::default(),
             known: Plans::new(),

@@ -36,6 +36,7 @@ mod query;
 mod read;
 mod route;
 mod screen;
+mod shape;
 mod spread;
 mod statement;
 mod tree;
@@ -48,6 +49,7 @@ pub use plan::{
 };
 
 pub use screen::Screen;
+pub use shape::Shape;
 
 use crate::{Schema, SqlError};
 

@@ -65,13 +65,14 @@ mod spread;
 mod talk;
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pleat_cluster::{Catalog, PartitionId, ShardId};
 use pleat_engine::postgres::Request;
 use pleat_sql::Schema;
-use pleat_sql::postgres::{Planned, Route};
+use pleat_sql::postgres::{Planned, Route, Shape, What};
 use tokio::sync::watch;
 
 use super::Shared;
@@ -194,6 +195,21 @@ impl Relay {
         let (plan, known) = self.shared.relayed.get(text, &catalog, plan)?;
         self.shared.app.metrics.planned(known);
         Ok(plan)
+    }
+
+    /// The one shard that a statement with its values in it concerns, and whether it writes there. `None`: the text is to be planned for itself.
+    fn shard_of(&self, shape: &Shape) -> Option<(ShardId, bool)> {
+        let catalog = self.catalog();
+        let default_keys = &self.shared.app.settings.default_keys;
+        let schema = Schema { tables: &catalog.tables, views: &catalog.views, default_keys };
+        let plan = || Ok::<_, Infallible>(pleat_sql::postgres::prepare(&shape.text, &schema).unwrap_or_default());
+        let Ok((plan, known)) = self.shared.relayed_shapes.get(&shape.text, &catalog, plan);
+        let [Planned { what: What::Query(query), .. }] = plan.as_slice() else { return None };
+        let value = |at: usize| shape.values.get(at).cloned().flatten();
+        let Ok(Route::Partitions(partitions)) = query.route(&value, catalog.partition_count) else { return None };
+        let shard = self.owner_of(&catalog, partitions.iter()).ok()??;
+        self.shared.app.metrics.planned(known);
+        (!query.pins).then_some((shard, query.writes))
     }
 
     /// The shard for what any shard can answer.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pleat_cluster::ShardId;
 use pleat_engine::postgres::Statement;
 use pleat_engine::postgres::wire::frontend::Bind;
-use pleat_sql::postgres::{Direction, Planned, Query, What};
+use pleat_sql::postgres::{Direction, Planned, Query, Shape, What};
 
 use super::block::{Answered, controls};
 use super::spread::Call;
@@ -14,7 +14,7 @@ use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
 use crate::pg::wire::write::Severity;
 use crate::session::Failure;
-use crate::settings::STATEMENTS_MAX;
+use crate::settings::{PLAN_TEXT_BYTES_MAX, STATEMENTS_MAX};
 
 impl Relay {
     /// Carry out the statements of a Query message. A failure ends it, and what is implicit about its transaction.
@@ -37,6 +37,9 @@ impl Relay {
 
     /// True: a server's error was passed on.
     async fn statements_of(&mut self, client: &mut Client, key: &Key, text: &str) -> Result<bool, Stop> {
+        if let Some(failed) = self.shaped(client, key, text).await? {
+            return Ok(failed);
+        }
         let plan = self.plan(text)?;
         if plan.is_empty() {
             client.out.plain(b'I');
@@ -61,6 +64,28 @@ impl Relay {
             client.flush_much().await?;
         }
         Ok(false)
+    }
+
+    /// A statement with its values in it that concerns one shard, by the plan of its shape. `None`: the text is to be planned for itself.
+    async fn shaped(&mut self, client: &mut Client, key: &Key, text: &str) -> Result<Option<bool>, Stop> {
+        let shape = Some(text).filter(|text| text.len() <= PLAN_TEXT_BYTES_MAX).and_then(Shape::of);
+        let Some(shape) = shape else { return Ok(None) };
+        for _ in 0..ROUTES_MAX {
+            self.route_anew(false);
+            let done = self.routed_shape(client, key, &shape).await;
+            self.routed = None;
+            if !matches!(done, Err(Stop::Stale)) {
+                return done;
+            }
+        }
+        Err(never_settled())
+    }
+
+    async fn routed_shape(&mut self, client: &mut Client, key: &Key, shape: &Shape<'_>) -> Result<Option<bool>, Stop> {
+        let Some((shard, writes)) = self.shard_of(shape) else { return Ok(None) };
+        self.check_block()?;
+        self.writes |= writes;
+        Ok(Some(self.through(client, key, shard, shape.statement).await?.failed()))
     }
 
     /// One statement, answered in text. True: a server's error was passed on.
