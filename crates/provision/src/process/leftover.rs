@@ -17,7 +17,7 @@ use tokio::time::timeout;
 /// The server's own file about itself.
 pub const POSTMASTER: &str = "postmaster.pid";
 /// How long processes may take to end, by how they are told to.
-const FAST: Duration = Duration::from_secs(30);
+pub const FAST: Duration = Duration::from_secs(30);
 const IMMEDIATE: Duration = Duration::from_secs(5);
 const KILLED: Duration = Duration::from_secs(5);
 
@@ -28,7 +28,7 @@ struct Process {
 }
 
 /// End what runs in a data directory: in order if its first process is there, at once if it is not.
-pub async fn end(data: &Path) -> Result<(), String> {
+pub async fn end(data: &Path, in_order: Duration) -> Result<(), String> {
     let first = postmaster(data).map(|first| first.pid);
     let mut found = of(data);
     if let Some(first) = first
@@ -36,7 +36,7 @@ pub async fn end(data: &Path) -> Result<(), String> {
     {
         tracing::info!(pid = first, "an earlier PostgreSQL server still runs; it is shut down");
         send(process, Signal::INT);
-        found = ended(data, found, FAST).await;
+        found = ended(data, found, in_order).await;
     }
     for (signal, within) in [(Signal::QUIT, IMMEDIATE), (Signal::KILL, KILLED)] {
         if found.is_empty() {
@@ -59,7 +59,7 @@ pub async fn end(data: &Path) -> Result<(), String> {
 /// What the server says about itself.
 pub struct Postmaster {
     pub pid: i32,
-    /// It takes connections.
+    /// It takes connections, or it is a standby that is not to take any.
     pub ready: bool,
 }
 
@@ -69,7 +69,7 @@ pub fn postmaster(data: &Path) -> Option<Postmaster> {
     let mut lines = text.lines();
     // In a server of one user the id is negative.
     let pid = lines.next()?.trim().parse::<i32>().ok()?.checked_abs()?;
-    Some(Postmaster { pid, ready: lines.nth(6).is_some_and(|status| status.trim() == "ready") })
+    Some(Postmaster { pid, ready: lines.nth(6).is_some_and(|status| ["ready", "standby"].contains(&status.trim())) })
 }
 
 fn send(process: &Process, signal: Signal) {
