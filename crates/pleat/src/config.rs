@@ -384,7 +384,7 @@ fn policy(tree: &Value) -> Policy {
             below_percent: number("scale_in.below_percent").unwrap_or(default.scale_in.below_percent),
             max_bytes: count("scale_in.max_bytes").unwrap_or(default.scale_in.max_bytes),
         },
-        standbys: standbys(tree),
+        standbys: default.standbys,
     }
 }
 

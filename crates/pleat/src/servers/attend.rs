@@ -93,6 +93,8 @@ impl Keeper {
             Follows::Coming if look.waits => self.let_go(shard).await,
             Follows::Coming if near => self.say(shard, Follows::Along).await,
             Follows::Coming => Ok(()),
+            // Somebody else has changed the setting.
+            Follows::InStep if !look.waits => self.say(shard, Follows::Coming).await,
             Follows::Along if look.flushed.is_some() => Ok(()),
             Follows::Along | Follows::InStep if stale < self.config.standby_wait => Ok(()),
             Follows::Along => self.say(shard, Follows::Coming).await,

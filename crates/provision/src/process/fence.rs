@@ -21,12 +21,15 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::leftover;
 
 /// How long the server may take to shut down in order, in which it sends its standby what that still lacks.
 const IN_ORDER: Duration = Duration::from_secs(3);
+/// How long the names are changed for. A control leader that was paused in here, and is none any more, does not take up what may be another
+/// server's by then.
+const RENAMED_WITHIN: Duration = Duration::from_secs(5);
 /// Names change while they are looked at, but not often.
 const TURNS_MAX: usize = 16;
 
@@ -36,7 +39,7 @@ pub async fn fence(dir: &Path, number: u64) -> Result<(), String> {
     if !dir.join("pleat.lock").is_file() {
         return Err(format!("there is no server's directory {} on this machine", dir.display()));
     }
-    let fenced = name(dir, number);
+    let (fenced, begun) = (name(dir, number), Instant::now());
     for _ in 0..TURNS_MAX {
         // What an unfence could still bring back goes first.
         let newest = others(dir, number)?.into_iter().max().map(|(_, path)| path);
@@ -51,6 +54,9 @@ pub async fn fence(dir: &Path, number: u64) -> Result<(), String> {
                 taken.display(),
                 fenced.display()
             ));
+        }
+        if begun.elapsed() > RENAMED_WITHIN {
+            return Err(format!("{} was not renamed in time", taken.display()));
         }
         match fs::rename(&taken, &fenced) {
             Ok(()) => {}
