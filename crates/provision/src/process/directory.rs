@@ -55,7 +55,7 @@ impl Directory {
         config.dir = config.dir.canonicalize().map_err(ProcessError::io("find", &config.dir))?;
         let lock = lock(&config.dir)?;
         let data = config.dir.join("data");
-        leftover::end(&data, leftover::FAST)
+        leftover::end(&data, leftover::PATIENT)
             .await
             .map_err(|why| ProcessError::Failed { dir: config.dir.clone(), why })?;
         let account = account::of(&data)?;
@@ -148,7 +148,7 @@ impl Directory {
     async fn new_folder(&self) -> Result<PathBuf, String> {
         let new = self.config.dir.join("data.new");
         if new.exists() {
-            leftover::end(&new, leftover::FAST).await?;
+            leftover::end(&new, leftover::PATIENT).await?;
             fs::remove_dir_all(&new).map_err(|error| format!("remove {}: {error}", new.display()))?;
         }
         folder(&new, 0o700).map_err(|error| error.to_string())?;

@@ -23,10 +23,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::leftover;
+use super::leftover::{self, Patience};
 
 /// How long the server may take to shut down in order, in which it sends its standby what that still lacks.
-const IN_ORDER: Duration = Duration::from_secs(3);
+const PATIENCE: Patience = Patience { fast: Duration::from_secs(2), immediate: Duration::from_millis(500) };
 /// How long the names are changed for. A control leader that was paused in here, and is none any more, does not take up what may be another
 /// server's by then.
 const RENAMED_WITHIN: Duration = Duration::from_secs(5);
@@ -66,7 +66,7 @@ pub async fn fence(dir: &Path, number: u64) -> Result<(), String> {
     }
     let synced = File::open(dir).and_then(|dir| dir.sync_all());
     synced.map_err(|error| format!("write {} to the disk: {error}", dir.display()))?;
-    leftover::end(&fenced, IN_ORDER).await?;
+    leftover::end(&fenced, PATIENCE).await?;
     match dir.join("data").exists() {
         true => Err(format!("{} came back", dir.join("data").display())),
         false => Ok(()),

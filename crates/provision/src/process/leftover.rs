@@ -17,9 +17,15 @@ use tokio::time::timeout;
 /// The server's own file about itself.
 pub const POSTMASTER: &str = "postmaster.pid";
 /// How long processes may take to end, by how they are told to.
-pub const FAST: Duration = Duration::from_secs(30);
-const IMMEDIATE: Duration = Duration::from_secs(5);
+pub const PATIENT: Patience = Patience { fast: Duration::from_secs(30), immediate: Duration::from_secs(5) };
 const KILLED: Duration = Duration::from_secs(5);
+
+/// How long processes are left to shut down in order, and then at once, before they are ended by force.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    pub fast: Duration,
+    pub immediate: Duration,
+}
 
 /// One process.
 struct Process {
@@ -28,7 +34,7 @@ struct Process {
 }
 
 /// End what runs in a data directory: in order if its first process is there, at once if it is not.
-pub async fn end(data: &Path, in_order: Duration) -> Result<(), String> {
+pub async fn end(data: &Path, patience: Patience) -> Result<(), String> {
     let first = postmaster(data).map(|first| first.pid);
     let mut found = of(data);
     if let Some(first) = first
@@ -36,9 +42,9 @@ pub async fn end(data: &Path, in_order: Duration) -> Result<(), String> {
     {
         tracing::info!(pid = first, "an earlier PostgreSQL server still runs; it is shut down");
         send(process, Signal::INT);
-        found = ended(data, found, in_order).await;
+        found = ended(data, found, patience.fast).await;
     }
-    for (signal, within) in [(Signal::QUIT, IMMEDIATE), (Signal::KILL, KILLED)] {
+    for (signal, within) in [(Signal::QUIT, patience.immediate), (Signal::KILL, KILLED)] {
         if found.is_empty() {
             break;
         }

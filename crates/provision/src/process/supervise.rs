@@ -104,7 +104,7 @@ impl Supervision {
     async fn once(&mut self) -> End {
         let died = |why| End::Died { why, after: Duration::ZERO };
         // The children of one that was killed may still be there, and hold its memory.
-        if let Err(why) = leftover::end(&self.directory.data(), leftover::FAST).await {
+        if let Err(why) = leftover::end(&self.directory.data(), leftover::PATIENT).await {
             return died(why);
         }
         let mut child = match self.directory.server().spawn() {
