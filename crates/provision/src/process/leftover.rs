@@ -16,16 +16,17 @@ use tokio::time::timeout;
 
 /// The server's own file about itself.
 pub const POSTMASTER: &str = "postmaster.pid";
-/// How long processes may take to end, by how they are told to.
-pub const PATIENT: Patience = Patience { fast: Duration::from_secs(30), immediate: Duration::from_secs(5) };
-const KILLED: Duration = Duration::from_secs(5);
-
 /// How long processes are left to shut down in order, and then at once, before they are ended by force.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     pub fast: Duration,
     pub immediate: Duration,
 }
+
+/// For what is to be used again.
+pub const PATIENT: Patience = Patience { fast: Duration::from_secs(30), immediate: Duration::from_secs(5) };
+/// How long processes may take to end that are ended by force.
+const KILLED: Duration = Duration::from_secs(5);
 
 /// One process.
 struct Process {
