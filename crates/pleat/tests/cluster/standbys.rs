@@ -73,7 +73,10 @@ fn processes(cluster: &Cluster, node: u16) -> Vec<Pid> {
 }
 
 fn signal(pids: &[Pid], signal: Signal) {
-    pids.iter().for_each(|pid| drop(kill(*pid, signal)));
+    for pid in pids {
+        // It may have ended.
+        let _ = kill(*pid, signal);
+    }
 }
 
 fn nothing_is_lost(cluster: &Cluster, told: &Value) {
