@@ -319,7 +319,8 @@ async fn a_standby_follows_is_promoted_and_the_fenced_one_does_not_come_back() {
     assert!(one.path().join("shard/data.fenced-7").exists());
     standby.promote().await.unwrap();
     standby.promote().await.unwrap();
-    assert_eq!(ask(&standby, "INSERT INTO t VALUES (3) RETURNING (SELECT count(*) FROM t)").unwrap(), "2");
+    ask(&standby, "INSERT INTO t VALUES (3)").unwrap();
+    assert_eq!(ask(&standby, "SELECT count(*) FROM t").unwrap(), "3");
     sleep(Duration::from_secs(1)).await;
     assert!(std::net::TcpStream::connect(primary.address()).is_err());
     primary.stop().await;
