@@ -3,8 +3,8 @@
 
 use crate::{
     Catalog, Cause, Command, CommandError, DdlEffect, Decision, DecisionId, Engine, Generation, Millis, Node, NodeId,
-    NodeState, Operation, OperationId, OperationKind, PARTITION_COUNT_MAX, PartitionId, Phase, Policy, Reply, Shard,
-    ShardId, ShardState, Step, Table, TableId, TableKind, TriggerState, trigger_about,
+    NodeState, Operation, OperationId, OperationKind, PARTITION_COUNT_MAX, Pair, PartitionId, Phase, Policy, Reply,
+    Shard, ShardId, ShardState, Step, Table, TableId, TableKind, TriggerState, trigger_about,
 };
 
 pub(crate) type Applied<T = ()> = Result<T, CommandError>;
@@ -35,7 +35,10 @@ impl Catalog {
             Command::RegisterNode { id, name, address, incarnation, at } => {
                 self.register_node(*id, name, address, *incarnation, *at)?;
             }
-            Command::NoteServer { shard, node, address, .. } => self.note_server(*shard, *node, *address)?,
+            Command::NoteServer { shard, node, place, .. } => self.note_server(*shard, *node, place)?,
+            Command::NoteStandby { shard, node, reign, said, follows, .. } => {
+                self.note_standby(*shard, *node, (*reign, *said), *follows)?;
+            }
             Command::ActivateShard { shard, at } => self.activate_shard(*shard, *at)?,
             Command::RemoveShard { shard, at } => self.remove_shard(*shard, *at)?,
             Command::SetPolicy { policy, .. } => {
@@ -176,6 +179,7 @@ impl Catalog {
             distrusted: Default::default(),
             disagreement: None,
             server: None,
+            pair: Pair::default(),
         };
         self.shards.insert(id, shard);
     }
@@ -209,7 +213,10 @@ impl Catalog {
 
     fn start(&mut self, kind: &OperationKind, cause: Cause, reason: &str, at: Millis) -> Applied<OperationId> {
         self.admit_engine(kind)?;
-        self.admit_open(1)?;
+        // What is to come back does not queue behind what is to be changed.
+        if !matches!(kind, OperationKind::Promote { .. }) {
+            self.admit_open(1)?;
+        }
         self.admit_beside_waiting(kind)?;
         self.admit_beside_moves(kind)?;
         self.admit(kind)?;
@@ -281,6 +288,7 @@ impl Catalog {
             }
             OperationKind::Ddl { effect, .. } => self.admit_ddl(effect),
             OperationKind::Rebuild { node, shard } => self.admit_rebuild(*node, *shard),
+            OperationKind::Promote { shard, to, reign } => self.admit_promotion(*shard, *to, *reign),
         }
     }
 
@@ -503,6 +511,7 @@ impl Catalog {
                 self.bump();
             }
             OperationKind::Rebuild { node, shard } => self.commit_rebuild(*node, *shard)?,
+            OperationKind::Promote { shard, to, reign } => self.commit_promotion(*shard, *to, *reign)?,
         }
         let operation = self.open(id)?;
         operation.committed = true;

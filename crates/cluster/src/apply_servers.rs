@@ -1,27 +1,14 @@
 //! Applying what concerns shards that are servers.
 
-use core::net::SocketAddr;
 use std::collections::BTreeSet;
 
-use crate::apply::{Applied, busy, invalid, unknown};
+use crate::apply::{Applied, busy, invalid};
 use crate::{
-    Catalog, CommandError, DdlEffect, Engine, Generation, Millis, NodeId, OperationId, OperationKind, PartitionId,
-    ShardId, ShardState, Table, TableChange, TableId, TableKind,
+    Catalog, CommandError, DdlEffect, Engine, Generation, Millis, OperationId, OperationKind, PartitionId, ShardId,
+    Table, TableChange, TableId, TableKind,
 };
 
 impl Catalog {
-    pub(crate) fn note_server(&mut self, id: ShardId, node: NodeId, address: SocketAddr) -> Applied {
-        let shard = self.shards.get_mut(&id).ok_or_else(|| unknown(id))?;
-        if shard.state == ShardState::Removed || !shard.replicas.contains(&node) {
-            return Err(invalid(format!("{node} does not supervise {id}")));
-        }
-        if shard.server != Some(address) {
-            shard.server = Some(address);
-            self.bump();
-        }
-        Ok(())
-    }
-
     /// Whether shards of this kind can do that at all.
     pub(crate) fn admit_engine(&self, kind: &OperationKind) -> Applied {
         match (self.engine, kind) {
@@ -29,13 +16,17 @@ impl Catalog {
             (Engine::Sqlite, OperationKind::Ddl { effect: DdlEffect::Servers { .. }, .. }) => {
                 Err(invalid("the shards are SQLite, and no servers that run the statement as it is"))
             }
+            (Engine::Sqlite, OperationKind::Promote { .. }) => {
+                Err(invalid("the shards are SQLite, whose replicas elect their leaders"))
+            }
             (Engine::Sqlite, _)
             | (
                 Engine::Postgres,
                 OperationKind::Ddl { effect: DdlEffect::Servers { .. }, .. }
                 | OperationKind::Split { .. }
                 | OperationKind::Move { .. }
-                | OperationKind::Merge { .. },
+                | OperationKind::Merge { .. }
+                | OperationKind::Promote { .. },
             ) => Ok(()),
             (Engine::Postgres, OperationKind::Ddl { effect: DdlEffect::PlaceTable { .. }, .. }) => {
                 Err(invalid("a table on PostgreSQL servers can't be given another placement yet"))

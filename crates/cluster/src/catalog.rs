@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Decision, DecisionId, Engine, Generation, Node, NodeId, NodeState, Operation, OperationId, OperationKind,
-    PartitionId, Phase, Policy, Secret, Shard, ShardId, ShardState, Table, TableId, TableKind, Tables, Users, View,
-    Views,
+    PartitionId, Phase, Policy, Secret, Shard, ShardId, ShardState, Standbys, Table, TableId, TableKind, Tables, Users,
+    View, Views,
 };
 
 /// The state of the control group. Changed by [`Catalog::apply`] alone.
@@ -155,8 +155,8 @@ impl Catalog {
             }
             OperationKind::Ddl { effect, .. } if effect.is_of_view() => return None,
             OperationKind::Ddl { .. } => (self.active_shards().map(|shard| shard.id).collect(), None),
-            // It changes who holds a shard, and nothing in it.
-            OperationKind::Rebuild { .. } => return None,
+            // They change who holds a shard, and nothing in it.
+            OperationKind::Rebuild { .. } | OperationKind::Promote { .. } => return None,
         };
         self.open_operations().find_map(|operation| {
             let (holds, all) = (operation.holds(), operation.holds_all());
@@ -192,7 +192,8 @@ impl Catalog {
         load.sort();
         let copies = match self.engine {
             Engine::Sqlite => self.replication_factor as usize,
-            Engine::Postgres => 1,
+            Engine::Postgres if self.policy.standbys == Standbys::None => 1,
+            Engine::Postgres => self.replication_factor.min(2) as usize,
         };
         load.into_iter().take(copies).map(|(_, node)| node).collect()
     }

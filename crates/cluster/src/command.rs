@@ -1,13 +1,12 @@
 //! Commands: the only way to change a catalog.
 
-use core::net::SocketAddr;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cause, Decision, DecisionId, Engine, Generation, Millis, NodeId, OperationId, OperationKind, Phase, Policy,
-    Receipt, Secret, ShardId, Verifier,
+    Cause, Decision, DecisionId, Engine, Follows, Generation, Millis, NodeId, OperationId, OperationKind, Phase, Place,
+    Policy, Receipt, Secret, ShardId, Verifier,
 };
 
 /// One change, as it stands in the control group's log.
@@ -43,7 +42,17 @@ pub enum Command {
     NoteServer {
         shard: ShardId,
         node: NodeId,
-        address: SocketAddr,
+        place: Place,
+        at: Millis,
+    },
+    /// The node that supervises a shard's primary says how far its standby follows. See [`Follows`].
+    NoteStandby {
+        shard: ShardId,
+        node: NodeId,
+        reign: u64,
+        /// See [`Pair::said`](crate::Pair::said).
+        said: u64,
+        follows: Follows,
         at: Millis,
     },
     /// The shard's replicas run, its schema is there: route to it.

@@ -30,6 +30,7 @@ mod prepared;
 mod rebuild;
 mod receipt;
 mod shard;
+mod standby;
 mod table;
 mod time;
 mod trigger;
@@ -53,6 +54,7 @@ pub use policy::{Mode, Policy, ScaleIn, Strategy, Thresholds};
 pub use prepared::PreparedName;
 pub use receipt::{Digest, RECEIPT_TABLES_MAX, Receipt, TableReceipt};
 pub use shard::{Engine, SERVER_NAME, Shard, ShardState};
+pub use standby::{Follows, Pair, Place, Standbys};
 pub use table::{
     Column, DdlEffect, Index, Table, TableChange, TableKind, Tables, Tried, concerns_others, table_key, tied,
 };

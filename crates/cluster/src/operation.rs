@@ -60,10 +60,12 @@ pub enum OperationKind {
     /// Make the node's replica of a shard anew from the others, or (`None`) all that the node held: its disk
     /// was lost, or its content differs.
     Rebuild { node: NodeId, shard: Option<ShardId> },
+    /// Make the shard's standby, which `to` supervises, its primary. They are in this reign (see [`Pair`](crate::Pair)).
+    Promote { shard: ShardId, to: NodeId, reign: u64 },
 }
 
 impl OperationKind {
-    /// `split`, `move`, `merge`, `ddl` or `rebuild`.
+    /// `split`, `move`, `merge`, `ddl`, `rebuild` or `promote`.
     pub fn name(&self) -> &'static str {
         match self {
             OperationKind::Split { .. } => "split",
@@ -71,6 +73,7 @@ impl OperationKind {
             OperationKind::Merge { .. } => "merge",
             OperationKind::Ddl { .. } => "ddl",
             OperationKind::Rebuild { .. } => "rebuild",
+            OperationKind::Promote { .. } => "promote",
         }
     }
 
@@ -80,7 +83,7 @@ impl OperationKind {
             OperationKind::Split { from, to, partitions }
             | OperationKind::Move { from, to, partitions }
             | OperationKind::Merge { from, to, partitions } => Some((*from, *to, partitions)),
-            OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } => None,
+            OperationKind::Ddl { .. } | OperationKind::Rebuild { .. } | OperationKind::Promote { .. } => None,
         }
     }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Standbys;
+
 /// Whether decisions are carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,6 +87,8 @@ pub struct Policy {
     /// No split goes beyond this many shards.
     pub max_shards: u32,
     pub scale_in: ScaleIn,
+    /// Whether new shards that are PostgreSQL servers get standbys.
+    pub standbys: Standbys,
 }
 
 impl Policy {
@@ -127,6 +131,7 @@ impl Default for Policy {
             min_shards: 1,
             max_shards: 16,
             scale_in: ScaleIn::default(),
+            standbys: Standbys::None,
         }
     }
 }

@@ -79,7 +79,7 @@ impl Catalog {
             return Err(invalid(format!("a receipt lists at most {RECEIPT_TABLES_MAX} tables")));
         }
         let operation = self.open(id)?;
-        if matches!(operation.kind, OperationKind::Rebuild { .. }) {
+        if matches!(operation.kind, OperationKind::Rebuild { .. } | OperationKind::Promote { .. }) {
             return Err(invalid(format!("{id} moves nothing that there could be a receipt of")));
         }
         let compared = |receipt: &Receipt| (receipt.source, receipt.target, receipt.tables.clone());

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, Millis, NodeId, ShardId};
+use crate::{Generation, Millis, NodeId, Pair, ShardId};
 
 /// The user and the database of every server that Pleat makes.
 pub const SERVER_NAME: &str = "pleat";
@@ -71,7 +71,8 @@ pub enum ShardState {
 pub struct Shard {
     pub id: ShardId,
     pub state: ShardState,
-    /// The nodes that hold a replica. The first one starts the group. Of a shard that is a server: the node that supervises it.
+    /// The nodes that hold a replica. The first one starts the group. Of a shard that is a server: the node that supervises it, and behind it
+    /// that of its standby, if it is to have one.
     pub replicas: Vec<NodeId>,
     /// The generation at which the set of partitions that it owns last changed. A shard keeps the same
     /// number beside its data, so that a scatter read whose router thinks otherwise is refused.
@@ -84,8 +85,9 @@ pub struct Shard {
     pub distrusted: BTreeSet<NodeId>,
     /// The replicas differ and no majority says which is right: how, for people.
     pub disagreement: Option<String>,
-    /// Where the shard's server listens, if it is one and has been started.
+    /// Where the shard's server listens, if it is one and has been started: the primary, if there are two.
     pub server: Option<SocketAddr>,
+    pub pair: Pair,
 }
 
 impl Shard {

@@ -9,12 +9,13 @@
 //! it again. The one exception is the commit of a move, see `mover`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pleat_cluster::{Catalog, Command, Engine, Generation, Millis, NodeId, OperationId, PartitionId, Reply, ShardId};
-use pleat_engine::postgres::{Asked, Server};
+use pleat_engine::postgres::{Asked, PostgresError, Server};
 use pleat_engine::{
     Action, ContentDigest, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest,
 };
@@ -51,6 +52,12 @@ pub trait Cluster: Send + Sync + 'static {
         writes: bool,
         within: Duration,
     ) -> Result<u64, HostError>;
+    /// Ask a shard's primary on a connection of its own; within: see [`Host::ask_apart`].
+    async fn ask_apart(&self, shard: ShardId, text: &str, within: Duration) -> Result<Asked, PostgresError>;
+    /// Whether a node's server of a shard runs.
+    async fn server_runs(&self, node: NodeId, shard: ShardId, within: Duration) -> Result<bool, HostError>;
+    /// See [`pleat_provision::process::fence`].
+    async fn fence(&self, dir: &str, number: u64) -> Result<(), String>;
     /// Whether the shard has a leader that a majority follows, be it busy or not; of a server: whether it answers.
     async fn reach(&self, shard: ShardId, within: Duration) -> Result<(), HostError>;
     /// Whether the shard answers a read; otherwise what is missing, for people.
@@ -127,6 +134,18 @@ impl Cluster for HostCluster {
 
     fn server(&self, shard: ShardId) -> Result<Option<Server>, HostError> {
         self.0.server(shard)
+    }
+
+    async fn ask_apart(&self, shard: ShardId, text: &str, within: Duration) -> Result<Asked, PostgresError> {
+        self.0.ask_apart(shard, text, within).await
+    }
+
+    async fn server_runs(&self, node: NodeId, shard: ShardId, within: Duration) -> Result<bool, HostError> {
+        self.0.server_runs(node, shard, within).await
+    }
+
+    async fn fence(&self, dir: &str, number: u64) -> Result<(), String> {
+        pleat_provision::process::fence(Path::new(dir), number).await
     }
 
     async fn settled(

@@ -190,9 +190,9 @@ fn chore(catalog: &Catalog, is_due: impl Fn(&OperationId) -> bool) -> Next {
 /// One that must not begin before one that waits is passed over as well, unless it was cancelled.
 fn queue(catalog: &Catalog) -> Vec<&Operation> {
     let begun = |open: &Operation| open.phase == Phase::Progressing || open.cancel_requested;
-    // A rebuild may take long, and moves nothing that the others change: it has a lane of its own (`rebuild`).
+    // They move nothing that the others change, and have lanes of their own: a rebuild may take long, and a promotion can't wait.
     let can_go = |open: &&Operation| {
-        let elsewhere = matches!(open.kind, OperationKind::Rebuild { .. });
+        let elsewhere = matches!(open.kind, OperationKind::Rebuild { .. } | OperationKind::Promote { .. });
         !elsewhere && !open.is_waiting() && (begun(open) || catalog.held(&open.kind).is_none())
     };
     let mut queue: Vec<&Operation> = catalog.open_operations().filter(can_go).collect();

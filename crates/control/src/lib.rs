@@ -11,6 +11,7 @@
 //! | `place` | gives a table another placement, while clients write |
 //! | `mover` | a split or a move of partitions, while clients write: start reading there |
 //! | `rebuild` | brings back nodes that lost their disk, and replicas that differ; beside the others |
+//! | `promote` | has the standby of a PostgreSQL server take its place; beside the others |
 //! | `observer` | measures the cluster and lets `pleat-plan` decide |
 //! | `work` | one operation in hand: its journal, its epochs, its limits |
 //! | `steps` | what breaks a step off: a cancellation, a limit; what then happens to what it did |
@@ -27,6 +28,7 @@ mod lead;
 mod mover;
 mod observer;
 mod place;
+mod promote;
 mod rebuild;
 mod steps;
 mod stop;
@@ -66,6 +68,8 @@ pub struct Settings {
     /// How long an operation waits for a shard that can't be reached: before its commit it is then given up, afterwards
     /// others go past it. A shard that is busy, building an index say, is not meant.
     pub shard_limit: Duration,
+    /// How long a PostgreSQL server may be without an answer before its standby is promoted. One that is started again takes less.
+    pub promote_after: Duration,
     /// The folder with PostgreSQL's programs, which copy the schema to a new shard that is a server.
     pub postgres_programs: PathBuf,
     /// Rows in one message of a move.
@@ -80,6 +84,7 @@ impl Default for Settings {
             pause_budget: Duration::from_millis(200),
             provision_limit: Duration::from_secs(60),
             shard_limit: Duration::from_secs(60),
+            promote_after: Duration::from_secs(10),
             postgres_programs: PathBuf::from(pleat_provision::process::PROGRAMS),
             chunk_rows: 4_000,
             chunk_bytes: 512 << 10,
@@ -178,6 +183,7 @@ async fn run(
         tokio::select! {
             () = lead::lead(tools.clone()) => {}
             () = rebuild::keep_rebuilding(tools.clone()) => {}
+            () = promote::keep_promoting(tools.clone()) => {}
             () = observer::keep_observing(tools) => {}
             () = until_over(&**cluster, term) => tracing::info!(term, "this node does not lead the control group any more"),
             _ = stopped.changed() => return,

@@ -349,6 +349,14 @@ impl Host {
         }
     }
 
+    /// Whether a node's server of a shard runs, be it the primary or the standby.
+    pub async fn server_runs(&self, node: NodeId, shard: ShardId, within: Duration) -> Result<bool, HostError> {
+        match self.ask_node(node, Request::RunsServer(shard), within).await? {
+            Response::RunsServer(runs) => Ok(runs),
+            _ => Err(mismatch()),
+        }
+    }
+
     /// The round trip to a node.
     pub async fn ping(&self, node: NodeId, within: Duration) -> Result<Duration, HostError> {
         let begun = Instant::now();

@@ -61,14 +61,14 @@ impl Host {
         }
     }
 
-    /// The servers that this node supervises and has started.
+    /// The primaries that this node supervises and has started.
     pub(crate) fn own_servers(&self) -> Vec<ShardId> {
         let catalog = self.catalog();
         if catalog.engine != Engine::Postgres {
             return Vec::new();
         }
         let own = catalog.shards.values().filter(|shard| {
-            shard.state != ShardState::Removed && shard.server.is_some() && shard.replicas.contains(&self.node())
+            shard.state != ShardState::Removed && shard.server.is_some() && shard.primary() == Some(self.node())
         });
         own.map(|shard| shard.id).collect()
     }

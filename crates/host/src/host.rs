@@ -210,7 +210,10 @@ impl Host {
     /// The state of this node's replica of a shard, or of the server that it supervises, if it has one.
     pub fn shard_status(&self, shard: ShardId) -> Option<Status> {
         let replica = self.replica(shard).map(|replica| replica.group.status());
-        replica.or_else(|| self.servers.status(shard, self.node()))
+        replica.or_else(|| {
+            let primary = self.catalog.borrow().shards.get(&shard).and_then(Shard::primary);
+            self.servers.status(shard, self.node(), primary)
+        })
     }
 
     /// What this node's replica of a shard accepts writes for, as of which entry of the shard's log. `None`: it has no

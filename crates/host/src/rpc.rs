@@ -95,6 +95,8 @@ pub enum Request {
         generation: Generation,
         writes: bool,
     },
+    /// Whether the node's server of a shard runs, as a primary or a standby.
+    RunsServer(ShardId),
 }
 
 /// Which step of which interactive transaction.
@@ -134,6 +136,7 @@ pub enum Response {
     Served(BTreeMap<ShardId, u64>),
     /// How much is under way.
     Settled(u64),
+    RunsServer(bool),
 }
 
 /// A read on another node.

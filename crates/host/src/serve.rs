@@ -117,6 +117,7 @@ impl Host {
                 let within = within.mul_f32(0.8);
                 Ok(Response::Settled(self.own_settled(shard, generation, writes, within).await?))
             }
+            Request::RunsServer(shard) => Ok(Response::RunsServer(self.runs_server(shard))),
             Request::WhoAmI(node) => Ok(Response::Standing(self.standing_of(node))),
             Request::Replicas => Ok(Response::Replicas(Box::new(self.own_replicas()))),
             Request::Digest { shard, index } => Ok(Response::Digest(self.own_digest(shard, index))),

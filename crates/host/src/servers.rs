@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use pleat_cluster::{Catalog, Engine, NodeId, SERVER_NAME, ShardId, ShardState};
 use pleat_consensus::Status;
 use pleat_engine::Refusal;
-use pleat_engine::postgres::{Address, Asked, Lease, Limits, Pool, Server};
+use pleat_engine::postgres::{Address, Asked, Connection, Lease, Limits, Pool, PostgresError, Server};
 
 use crate::observe_servers::Counted;
 use crate::{Host, HostError};
@@ -77,10 +77,11 @@ impl Servers {
     }
 
     /// How this node's server of a shard is, in the words for a replica. A server has no term and no log.
-    pub(crate) fn status(&self, shard: ShardId, node: NodeId) -> Option<Status> {
+    pub(crate) fn status(&self, shard: ShardId, node: NodeId, primary: Option<NodeId>) -> Option<Status> {
         let stopped = self.supervised.lock().get(&shard)?.clone();
         let runs = stopped.is_none();
-        Some(Status { leader: runs.then_some(node), is_leader: runs, ready: runs, stopped, ..Status::default() })
+        let leader = primary.filter(|_| runs);
+        Some(Status { leader, is_leader: leader == Some(node), ready: runs, stopped, ..Status::default() })
     }
 
     /// Close what leads to servers that are not there any more.
@@ -156,6 +157,22 @@ impl Host {
         }
     }
 
+    /// The same as [`Host::ask_server`] for a single text, on a connection of its own that is closed afterwards: there is one while those of the pool wait for a
+    /// standby, and it has the settings that the server has now.
+    pub async fn ask_apart(&self, shard: ShardId, text: &str, within: Duration) -> Result<Asked, PostgresError> {
+        let known = self.server(shard).ok().flatten();
+        let server =
+            known.ok_or_else(|| PostgresError::Unavailable(format!("the server of {shard} was not started yet")))?;
+        let asked = async { Connection::open(&server).await?.ask(text).await };
+        let late = |_| PostgresError::Unavailable(format!("the server of {shard} did not answer within {within:?}"));
+        tokio::time::timeout(within, asked).await.map_err(late)?
+    }
+
+    /// Whether the server of a shard that this node supervises runs, be it the primary or the standby.
+    pub(crate) fn runs_server(&self, shard: ShardId) -> bool {
+        self.servers().supervised.lock().get(&shard).is_some_and(Option::is_none)
+    }
+
     /// What this node's supervision says of a server: what is wrong with it, if anything is.
     pub fn note_server_state(&self, shard: ShardId, trouble: Option<String>) {
         self.servers().supervised.lock().insert(shard, trouble);
@@ -196,7 +213,7 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
-    use pleat_cluster::{Command, Policy};
+    use pleat_cluster::{Command, Place, Policy};
 
     use super::*;
 
@@ -225,7 +242,14 @@ mod tests {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let known = |servers: &Servers| servers.pools.lock().get(&shard).map(|pools| pools.address);
         let note = |catalog: &mut Catalog, address| {
-            catalog.apply(&Command::NoteServer { shard, node: NodeId(1), address, at: 2 }).unwrap();
+            catalog
+                .apply(&Command::NoteServer {
+                    shard,
+                    node: NodeId(1),
+                    place: Place { address, dir: String::new() },
+                    at: 2,
+                })
+                .unwrap();
         };
         note(&mut catalog, address(1));
         servers.pool(shard, address(1), Whose::Clients);
@@ -242,11 +266,12 @@ mod tests {
     #[test]
     fn a_server_that_is_down_is_told_of_as_a_replica_that_has_stopped() {
         let (servers, shard, node) = (Servers::default(), ShardId(1), NodeId(1));
-        assert_eq!(servers.status(shard, node), None);
+        let status = |servers: &Servers| servers.status(shard, node, Some(node));
+        assert_eq!(status(&servers), None);
         servers.supervised.lock().insert(shard, None);
-        assert!(servers.status(shard, node).is_some_and(|status| status.ready && status.leader == Some(node)));
+        assert!(status(&servers).is_some_and(|status| status.ready && status.leader == Some(node)));
         servers.supervised.lock().insert(shard, Some("it died".to_owned()));
-        let down = servers.status(shard, node).unwrap();
+        let down = status(&servers).unwrap();
         assert_eq!((down.ready, down.leader, down.stopped.as_deref()), (false, None, Some("it died")));
     }
 }

@@ -8,9 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pleat_cluster::{Command, Engine, LedgerCommand, LedgerReply, NodeId, PreparedName, ShardId, TxnId};
+use pleat_cluster::{Command, Engine, LedgerCommand, LedgerReply, NodeId, Place, PreparedName, ShardId, TxnId};
 use pleat_host::{Host, HostError, StoreLimits};
-use pleat_provision::process::{PROGRAMS, ProcessConfig, Server, Size};
+use pleat_provision::process::{PROGRAMS, ProcessConfig, Role, Server, Size};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
@@ -31,12 +31,26 @@ async fn founded() -> (Node, TempDir) {
 async fn started(dir: &TempDir, name: &str) -> Server {
     let size = Size { memory_mib: 128, connections: 100 };
     let (dir, programs) = (dir.path().join(name), PathBuf::from(PROGRAMS));
-    Server::start(ProcessConfig { dir, programs, port: None, size, password_file: None }).await.unwrap()
+    Server::start(ProcessConfig {
+        dir,
+        programs,
+        port: None,
+        size,
+        password_file: None,
+        role: Role::Primary { make: true },
+    })
+    .await
+    .unwrap()
 }
 
 /// What the node's supervision does when a server is ready, and the control loop afterwards.
 async fn noted(host: &Host, shard: ShardId, address: SocketAddr) {
-    host.command(Command::NoteServer { shard, node: NodeId(1), address, at: 1 }, LIMIT).await.unwrap();
+    host.command(
+        Command::NoteServer { shard, node: NodeId(1), place: Place { address, dir: String::new() }, at: 1 },
+        LIMIT,
+    )
+    .await
+    .unwrap();
     host.command(Command::ActivateShard { shard, at: 1 }, LIMIT).await.unwrap();
 }
 

@@ -19,8 +19,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use pleat_cluster::{Engine, Mode, PARTITION_COUNT_DEFAULT, Policy, ScaleIn, Strategy, Thresholds};
+use pleat_cluster::{Engine, Mode, PARTITION_COUNT_DEFAULT, Policy, ScaleIn, Standbys, Strategy, Thresholds};
 use pleat_provision::process::{PROGRAMS, Size};
 use serde_json::Value;
 
@@ -111,6 +112,12 @@ pub struct PostgresConfig {
     pub programs: PathBuf,
     /// For everything that one server does.
     pub memory_mib: u32,
+    /// Whether the servers of a new cluster have standbys.
+    pub standbys: Standbys,
+    /// How long a primary that does not answer is waited for until its standby is promoted.
+    pub promote_after: Duration,
+    /// How long a synchronous primary waits for a standby that does not follow any more.
+    pub standby_wait: Duration,
 }
 
 /// How a node logs.
@@ -182,7 +189,13 @@ impl TlsConfig {
 
 impl Default for PostgresConfig {
     fn default() -> Self {
-        Self { programs: PathBuf::from(PROGRAMS), memory_mib: Size::SMALL.memory_mib }
+        Self {
+            programs: PathBuf::from(PROGRAMS),
+            memory_mib: Size::SMALL.memory_mib,
+            standbys: Standbys::None,
+            promote_after: Duration::from_secs(10),
+            standby_wait: Duration::from_secs(10),
+        }
     }
 }
 
@@ -253,7 +266,7 @@ impl Config {
             (None, Engine::Sqlite) => self.policy.mode,
             (None, Engine::Postgres) => Mode::Manual,
         };
-        Policy { min_shards, mode, ..self.policy.clone() }
+        Policy { min_shards, mode, standbys: self.postgres.standbys, ..self.policy.clone() }
     }
 
     /// The values of a tree that [`keys::check`] found nothing wrong with.
@@ -262,6 +275,7 @@ impl Config {
         let text = |path: &str| find(tree, path).and_then(Value::as_str);
         let integer = |path: &str| find(tree, path).and_then(Value::as_u64);
         let small = |path: &str| integer(path).and_then(|number| u32::try_from(number).ok());
+        let seconds = |path: &str| integer(path).map(Duration::from_secs);
         let limit = |name: &str, otherwise: u64| integer(&format!("limits.{name}")).unwrap_or(otherwise);
         let mut table_shard_keys = BTreeMap::new();
         if let Some(Value::Object(map)) = find(tree, "table_shard_keys") {
@@ -275,6 +289,9 @@ impl Config {
             postgres: PostgresConfig {
                 programs: text("postgres.programs").map_or(default.postgres.programs, PathBuf::from),
                 memory_mib: small("postgres.memory_mib").unwrap_or(default.postgres.memory_mib),
+                standbys: standbys(tree),
+                promote_after: seconds("postgres.promote_after_s").unwrap_or(default.postgres.promote_after),
+                standby_wait: seconds("postgres.standby_wait_s").unwrap_or(default.postgres.standby_wait),
             },
             min_shards: small("min_shards"),
             listen: text("listen").and_then(|address| address.parse().ok()),
@@ -312,6 +329,14 @@ impl Config {
                 level: text("log.level").map_or(default.log.level, str::to_string),
             },
         }
+    }
+}
+
+fn standbys(tree: &Value) -> Standbys {
+    match find(tree, "postgres.standbys").and_then(Value::as_str) {
+        Some("synchronous") => Standbys::Synchronous,
+        Some("asynchronous") => Standbys::Asynchronous,
+        _ => Standbys::None,
     }
 }
 
@@ -359,6 +384,7 @@ fn policy(tree: &Value) -> Policy {
             below_percent: number("scale_in.below_percent").unwrap_or(default.scale_in.below_percent),
             max_bytes: count("scale_in.max_bytes").unwrap_or(default.scale_in.max_bytes),
         },
+        standbys: default.standbys,
     }
 }
 

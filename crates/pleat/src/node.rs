@@ -118,6 +118,7 @@ impl Node {
         tokio::spawn(follow_addresses(host.clone(), addresses));
         let control = pleat_control::Settings {
             postgres_programs: options.config.postgres.programs.clone(),
+            promote_after: options.config.postgres.promote_after,
             ..pleat_control::Settings::default()
         };
         let control = Control::start(host.clone(), control);

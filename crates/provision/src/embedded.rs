@@ -107,6 +107,7 @@ mod tests {
             distrusted: Default::default(),
             disagreement: None,
             server: None,
+            pair: Default::default(),
         }
     }
 

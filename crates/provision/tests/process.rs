@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
-use pleat_provision::process::{NAME, PROGRAMS, ProcessConfig, ProcessError, Server, Size, State};
+use pleat_provision::process::{
+    NAME, PROGRAMS, ProcessConfig, ProcessError, Role, Server, Size, State, fence, unfence,
+};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
@@ -24,7 +26,14 @@ fn folder() -> TempDir {
 
 fn config(dir: &Path) -> ProcessConfig {
     let size = Size { memory_mib: 128, connections: 20 };
-    ProcessConfig { dir: dir.join("shard"), programs: PathBuf::from(PROGRAMS), port: None, size, password_file: None }
+    ProcessConfig {
+        dir: dir.join("shard"),
+        programs: PathBuf::from(PROGRAMS),
+        port: None,
+        size,
+        password_file: None,
+        role: Role::Primary { make: true },
+    }
 }
 
 async fn start(dir: &Path) -> Server {
@@ -287,4 +296,42 @@ async fn a_server_that_does_not_start_is_given_up_with_its_last_words() {
     let error = timeout(Duration::from_secs(120), Server::start(config(dir.path()))).await.unwrap().unwrap_err();
     assert!(error.to_string().contains("8 times in a row") && error.to_string().contains("pg_control"), "{error}");
     assert!(processes(dir.path()).is_empty());
+}
+
+fn standby_of(primary: &Server, dir: &Path) -> ProcessConfig {
+    ProcessConfig { role: Role::Standby { of: primary.address(), anew: false }, ..config(dir) }
+}
+
+#[tokio::test]
+async fn a_standby_follows_is_promoted_and_the_fenced_one_does_not_come_back() {
+    let (one, two) = (folder(), folder());
+    let primary = Server::start(config(one.path())).await.unwrap();
+    ask(&primary, "SELECT pg_create_physical_replication_slot('pleat_standby', true)").unwrap();
+    let standby = Server::start(standby_of(&primary, two.path())).await.unwrap();
+    ask(&primary, "CREATE TABLE t (i int); INSERT INTO t VALUES (1), (2)").unwrap();
+    let behind = "SELECT coalesce(min(flush_lsn) < pg_current_wal_lsn(), true) FROM pg_stat_replication";
+    while ask(&primary, behind).unwrap() != "f" {
+        sleep(Duration::from_millis(50)).await;
+    }
+    // Its supervisor is there, and would start it again.
+    fence(&one.path().join("shard"), 7).await.unwrap();
+    fence(&one.path().join("shard"), 7).await.unwrap();
+    assert!(one.path().join("shard/data.fenced-7").exists());
+    standby.promote().await.unwrap();
+    standby.promote().await.unwrap();
+    ask(&standby, "INSERT INTO t VALUES (3)").unwrap();
+    assert_eq!(ask(&standby, "SELECT count(*) FROM t").unwrap(), "3");
+    sleep(Duration::from_secs(1)).await;
+    assert!(std::net::TcpStream::connect(primary.address()).is_err());
+    primary.stop().await;
+    let again = ProcessConfig { role: Role::Primary { make: false }, ..config(one.path()) };
+    assert!(Server::start(again.clone()).await.unwrap_err().to_string().contains("its data is gone"));
+    // Another operation's fence takes over what an earlier one has, so that one can't be taken back any more.
+    fence(&one.path().join("shard"), 9).await.unwrap();
+    assert!(!unfence(&one.path().join("shard"), 7).unwrap());
+    assert!(unfence(&one.path().join("shard"), 9).unwrap());
+    let back = Server::start(again).await.unwrap();
+    assert_eq!(ask(&back, "SELECT count(*) FROM t").unwrap(), "2");
+    back.stop().await;
+    standby.stop().await;
 }

@@ -683,6 +683,18 @@ impl Cluster for World {
         Ok(None)
     }
 
+    async fn ask_apart(&self, _: ShardId, _: &str, _: Duration) -> Result<postgres::Asked, postgres::PostgresError> {
+        Ok(postgres::Asked::default())
+    }
+
+    async fn server_runs(&self, _: NodeId, _: ShardId, _: Duration) -> Result<bool, HostError> {
+        Ok(true)
+    }
+
+    async fn fence(&self, _: &str, _: u64) -> Result<(), String> {
+        Ok(())
+    }
+
     async fn settled(&self, _: NodeId, _: ShardId, _: Generation, _: bool, _: Duration) -> Result<u64, HostError> {
         Ok(0)
     }

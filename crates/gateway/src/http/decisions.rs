@@ -341,6 +341,7 @@ fn changed(policy: &Policy, changes: Map<String, Json_>) -> Result<Policy, Probl
             below_percent: body.scale_in.below_percent,
             max_bytes: body.scale_in.max_bytes,
         },
+        standbys: policy.standbys,
     };
     policy.check().map_err(wrong)?;
     Ok(policy)

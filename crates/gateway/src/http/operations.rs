@@ -283,6 +283,7 @@ fn describe(kind: &OperationKind) -> String {
             format!("merge {from} ({}) into {to}", count(partitions.len()))
         }
         OperationKind::Rebuild { node, shard: Some(shard) } => format!("rebuild the replica of {shard} on {node}"),
+        OperationKind::Promote { shard, to, .. } => format!("make the standby of {shard} on {to} its primary"),
         OperationKind::Rebuild { node, shard: None } => format!("rebuild all replicas on {node}"),
         OperationKind::Ddl { effect, .. } => match effect {
             DdlEffect::CreateTable(table) => format!("create {} table {}", table.kind_name(), table.name),

@@ -11,9 +11,11 @@ use crate::backend::Backend;
 /// How long a server may take to tell its figures.
 const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// In one round trip: the database's size, its connections, its transactions that were rolled back, and the rows of each table, as the
+/// In one round trip: the database's size, its connections, its transactions that were rolled back, how far its standby is behind, and the rows of each table, as the
 /// server's statistics have them.
 const ASKED: &str = "SELECT pg_database_size(current_database()), numbackends, xact_rollback, \
+    (SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn) FROM pg_stat_replication \
+     WHERE application_name = 'pleat_standby' AND state = 'streaming' ORDER BY flush_lsn DESC LIMIT 1), \
     (SELECT coalesce(json_object_agg(CASE schemaname WHEN 'public' THEN relname ELSE schemaname || '.' || relname END, n_live_tup), '{}') \
      FROM pg_stat_user_tables) \
     FROM pg_stat_database WHERE datname = current_database()";
@@ -24,6 +26,8 @@ pub struct ServerFigures {
     /// Pleat's own included.
     pub connections: u64,
     pub rolled_back: u64,
+    /// How much of its log its standby does not have on its disk, in bytes. Absent: none follows.
+    pub standby_behind: Option<u64>,
     /// Estimates.
     pub rows_per_table: BTreeMap<String, u64>,
 }
@@ -55,7 +59,8 @@ async fn ask(backend: &dyn Backend, shard: ShardId) -> Result<ServerFigures, Str
         database_bytes: number(0),
         connections: number(1),
         rolled_back: number(2),
-        rows_per_table: serde_json::from_str(text(3))
+        standby_behind: text(3).parse().ok(),
+        rows_per_table: serde_json::from_str(text(4))
             .map_err(|error| format!("the server's figures can't be read: {error}"))?,
     })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use pleat_cluster::{Catalog, Shard, ShardState, TableKind};
+use pleat_cluster::{Catalog, Engine, Follows, Shard, ShardState, TableKind};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -39,6 +39,9 @@ pub struct ShardBody {
     /// Where a shard that is a server listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
+    /// The standby of a shard that is a server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<StandbyBody>,
     /// When it was measured.
     pub last_updated: Option<String>,
     /// `creating` or `active`.
@@ -71,6 +74,20 @@ pub struct ShardBody {
     /// Why it is unhealthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// A server that follows the shard's own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StandbyBody {
+    /// The node that supervises it.
+    pub node: String,
+    pub server: Option<String>,
+    /// `catching up`: it is not promoted; `following`; or `in step`: it has all that is acknowledged.
+    pub state: String,
+    /// Whether the primary waits for it.
+    pub synchronous: bool,
+    /// How much of the primary's log it does not have on its disk; null while it doesn't follow, or the primary could not be asked.
+    pub lag_bytes: Option<u64>,
 }
 
 /// Latencies in milliseconds; null where nothing was served lately.
@@ -119,8 +136,20 @@ fn known(catalog: &Catalog, shard: &Shard) -> ShardBody {
         ownership: shard.ownership,
         engine: catalog.engine.name().to_owned(),
         server: shard.server.map(|server| server.to_string()),
+        standby: standby(catalog, shard),
         ..ShardBody::default()
     }
+}
+
+fn standby(catalog: &Catalog, shard: &Shard) -> Option<StandbyBody> {
+    let node = shard.standby().filter(|_| catalog.engine == Engine::Postgres)?;
+    Some(StandbyBody {
+        node: catalog.nodes.get(&node).map_or_else(|| node.to_string(), |node| node.name.clone()),
+        server: shard.pair.places.get(&node).map(|place| place.address.to_string()),
+        state: shard.pair.follows.name().to_owned(),
+        synchronous: shard.pair.follows == Follows::InStep,
+        lag_bytes: None,
+    })
 }
 
 fn single_tables(catalog: &Catalog, shard: &Shard) -> Vec<String> {
@@ -178,6 +207,7 @@ fn with_server(known: ShardBody, look: &Look, shard: &Shard, figures: &ServerFig
         last_updated: seen.map(|seen| rfc3339(seen.at)),
         node: supervisor.map(|node| node.to_string()),
         errors: Some(figures.rolled_back),
+        standby: known.standby.map(|standby| StandbyBody { lag_bytes: figures.standby_behind, ..standby }),
         disk_percent: resources.map(|resources| resources.disk_percent),
         system_cpu_percent: resources.map(|resources| resources.system_cpu_percent),
         ..known

@@ -118,6 +118,7 @@ mod tests {
                 distrusted: Default::default(),
                 disagreement: None,
                 server: None,
+                pair: Default::default(),
             };
             catalog.shards.insert(id, shard);
         }

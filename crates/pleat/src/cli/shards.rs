@@ -32,10 +32,24 @@ pub async fn run(target: &Target) -> anyhow::Result<()> {
 pub fn print(shards: &Value) -> anyhow::Result<()> {
     let shards = shards.as_array().map(Vec::as_slice).unwrap_or_default();
     output::list(HEADER, NUMBERS, shards.iter().map(row).collect())?;
+    for (shard, standby) in shards.iter().filter_map(|shard| Some((shard, shard.get("standby")?))) {
+        output::line(&standby_of(shard, standby))?;
+    }
     for shard in shards.iter().filter(|shard| shard.get("error").is_some_and(|error| !error.is_null())) {
         output::line(&format!("{}: {}", output::text(shard, "shard_id"), output::text(shard, "error")))?;
     }
     Ok(())
+}
+
+/// `shard-1: standby on node-2, in step (synchronous), 0 bytes behind`
+fn standby_of(shard: &Value, standby: &Value) -> String {
+    let synchronous = if standby["synchronous"] == true { " (synchronous)" } else { "" };
+    let behind = standby["lag_bytes"]
+        .as_u64()
+        .map_or_else(String::new, |bytes| format!(", {} bytes behind", output::thousands(bytes)));
+    let (shard, node, state) =
+        (output::text(shard, "shard_id"), output::text(standby, "node"), output::text(standby, "state"));
+    format!("{shard}: standby on {node}, {state}{synchronous}{behind}")
 }
 
 fn row(shard: &Value) -> Vec<String> {

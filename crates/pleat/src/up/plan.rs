@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use pleat_cluster::{Engine, Standbys};
 
 use super::UpArgs;
 use crate::config::Config;
@@ -69,6 +70,13 @@ impl Plan {
                 "{} shards can't share {} partitions; raise partition_count or start with fewer shards",
                 identity.initial_shards,
                 identity.partition_count
+            );
+        }
+        let copies = identity.nodes.min(config.replication_factor);
+        if identity.engine == Engine::Postgres && config.postgres.standbys != Standbys::None && copies < 2 {
+            bail!(
+                "a standby is on another node than its primary; have two nodes at least (--nodes, and replication_factor), or leave out \
+                 postgres.standbys"
             );
         }
         let coordinator = coordinator.unwrap_or(identity.coordinator);
@@ -170,8 +178,6 @@ fn agree<T: PartialEq + std::fmt::Display>(
 
 #[cfg(test)]
 mod tests {
-    use pleat_cluster::Engine;
-
     use super::*;
 
     fn plan(args: UpArgs, existing: Option<&Plan>) -> Result<Plan, String> {

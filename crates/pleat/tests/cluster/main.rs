@@ -29,6 +29,7 @@ mod servers;
 mod side_by_side;
 mod snapshots;
 mod sqlite;
+mod standbys;
 mod statements;
 mod throughput;
 mod transactions;

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use crate::harness::{Cluster, Options, PATIENCE};
 
 /// Writers over all nodes, as `drivers/growing_on_servers.py` has them.
-struct Writers(Child);
+pub struct Writers(Child);
 
 impl Writers {
-    fn start(cluster: &Cluster, nodes: u16, with_faults: bool) -> Writers {
+    pub fn start(cluster: &Cluster, nodes: u16, with_faults: bool) -> Writers {
         let ports: Vec<String> = (1..=nodes).map(|node| cluster.pg_port(node).to_string()).collect();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/drivers/growing_on_servers.py");
         let child = Command::new("/usr/bin/python3")
@@ -30,7 +30,7 @@ impl Writers {
     }
 
     /// Have them stop, and tell what came of it.
-    fn stop(mut self) -> Value {
+    pub fn stop(mut self) -> Value {
         drop(self.0.stdin.take());
         let done = self.0.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&done.stdout);
@@ -38,7 +38,7 @@ impl Writers {
     }
 }
 
-fn psql(port: &str, query: &str) -> String {
+pub fn psql(port: &str, query: &str) -> String {
     let done = Command::new("psql")
         .args(["-XqAt", "-h", "127.0.0.1", "-p", port, "-U", "pleat", "-d", "pleat", "-c", query])
         .output()
@@ -67,7 +67,7 @@ fn config() -> Value {
     })
 }
 
-const SCHEMA: &str =
+pub const SCHEMA: &str =
     "CREATE TABLE grows (id bigint PRIMARY KEY, writer int NOT NULL, n int NOT NULL, t text) SHARD BY (id);
     CREATE INDEX by_writer ON grows (writer);
     CREATE TABLE kinds (kind int PRIMARY KEY, label text) REFERENCE;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,10 +17,16 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::account::{self, Account};
-use super::{NAME, ProcessConfig, ProcessError, leftover, settings};
+use super::{NAME, ProcessConfig, ProcessError, Role, STANDBY, leftover, settings};
 
 /// Making the data, or changing a password without a server, may take this long.
 const MAKING_MAX: Duration = Duration::from_secs(120);
+/// Copying another server's data may take this long.
+const COPYING_MAX: Duration = Duration::from_secs(6 * 3_600);
+/// A standby may take this long to become a primary.
+const PROMOTING_MAX: Duration = Duration::from_secs(120);
+/// What makes a server a standby.
+const STANDBY_FILE: &str = "standby.signal";
 /// A longer path is no address of a Unix socket.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// A password, in bytes.
@@ -31,7 +37,7 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 /// A directory that is ours.
 pub struct Directory {
     config: ProcessConfig,
-    account: Option<Account>,
+    pub programs: Programs,
     password: Option<String>,
     pub port: u16,
     socket: Option<PathBuf>,
@@ -49,14 +55,17 @@ impl Directory {
         config.dir = config.dir.canonicalize().map_err(ProcessError::io("find", &config.dir))?;
         let lock = lock(&config.dir)?;
         let data = config.dir.join("data");
-        leftover::end(&data).await.map_err(|why| ProcessError::Failed { dir: config.dir.clone(), why })?;
+        leftover::end(&data, leftover::PATIENT)
+            .await
+            .map_err(|why| ProcessError::Failed { dir: config.dir.clone(), why })?;
         let account = account::of(&data)?;
         if let Some(account) = account {
             account.reaches(&config.dir)?;
         }
         let port = port(&config)?;
         let socket = socket(&config.dir, port, account)?;
-        Ok(Directory { config, account, password, port, socket, _lock: lock })
+        let programs = Programs { folder: config.programs.clone(), account };
+        Ok(Directory { config, programs, password, port, socket, _lock: lock })
     }
 
     pub fn data(&self) -> PathBuf {
@@ -70,10 +79,26 @@ impl Directory {
     /// Make the data if it is not there, and let in who may come in.
     pub async fn prepare(&self) -> Result<(), String> {
         let data = self.data();
-        if !data.exists() {
-            self.make().await.map_err(|why| format!("make its data: {why}"))?;
+        match self.config.role {
+            Role::Primary { make: true } if !data.exists() => {
+                self.make().await.map_err(|why| format!("make its data: {why}"))?;
+            }
+            Role::Standby { of, anew } => {
+                let is_here = data.exists();
+                if is_here && !is_standby(&data) {
+                    return Err(format!("{} is a primary's, and not given away for a standby's", data.display()));
+                }
+                if anew || !is_here {
+                    self.copy(of, is_here).await.map_err(|why| format!("copy the data of {of}: {why}"))?;
+                }
+            }
+            Role::Primary { .. } if !data.exists() => return Err(format!("its data is gone from {}", data.display())),
+            Role::Primary { .. } => {}
         }
-        if let Some(password) = &self.password {
+        if let Role::Primary { .. } = self.config.role
+            && !is_standby(&data)
+            && let Some(password) = &self.password
+        {
             let quoted = password.replace('\'', "''");
             let change = format!("ALTER ROLE {NAME} PASSWORD '{quoted}'\n");
             // What fails is not told in the statement's own words: it has the password.
@@ -85,20 +110,58 @@ impl Directory {
     }
 
     async fn make(&self) -> Result<(), String> {
-        let new = self.config.dir.join("data.new");
-        if new.exists() {
-            leftover::end(&new).await?;
-            fs::remove_dir_all(&new).map_err(|error| format!("remove {}: {error}", new.display()))?;
-        }
-        folder(&new, 0o700).map_err(|error| error.to_string())?;
-        self.account.map_or(Ok(()), |account| account.own(&new)).map_err(|error| error.to_string())?;
+        let new = self.new_folder().await?;
         let mut initdb = self.program("initdb", Signal::SIGKILL);
         initdb.arg("-D").arg(&new).arg(format!("--username={NAME}"));
         // Text is ordered by its bytes, so that all shards agree, and Pleat with them; letters are Unicode's.
         initdb.args(["--encoding=UTF8", "--locale=C.UTF-8", "--lc-collate=C", "--auth=trust", "--no-instructions"]);
-        to_its_end(initdb, "").await?;
+        to_its_end(initdb, "", MAKING_MAX).await?;
         self.alone(&new, &format!("CREATE DATABASE {NAME}\n")).await?;
-        fs::rename(&new, self.data()).map_err(|error| format!("rename {}: {error}", new.display()))?;
+        self.becomes_data(&new)
+    }
+
+    /// A copy of a server that runs, for a standby of it. Its slot is there.
+    async fn copy(&self, of: SocketAddr, is_here: bool) -> Result<(), String> {
+        let new = self.new_folder().await?;
+        if is_here {
+            // Gone by its name at once, and never half there.
+            let made_room = fs::remove_dir(&new).and_then(|()| fs::rename(self.data(), &new));
+            made_room.map_err(|error| format!("rename {}: {error}", self.data().display()))?;
+            self.new_folder().await?;
+        }
+        let mut backup = self.program("pg_basebackup", Signal::SIGKILL);
+        backup.args(["-h", &of.ip().to_string(), "-p", &of.port().to_string(), "-U", NAME, "--no-password"]);
+        backup.args(["-X", "stream", "-S", STANDBY, "-c", "fast", "-D"]).arg(&new);
+        if let Some(password) = &self.password {
+            backup.env("PGPASSWORD", password);
+        }
+        to_its_end(backup, "", COPYING_MAX).await?;
+        let signal = new.join(STANDBY_FILE);
+        fs::write(&signal, "").map_err(|error| format!("write {}: {error}", signal.display()))?;
+        self.own(&signal)?;
+        let synced = File::open(&new).and_then(|dir| dir.sync_all());
+        synced.map_err(|error| format!("write {} to the disk: {error}", new.display()))?;
+        self.becomes_data(&new)
+    }
+
+    /// An empty folder for data that is being made.
+    async fn new_folder(&self) -> Result<PathBuf, String> {
+        let new = self.config.dir.join("data.new");
+        if new.exists() {
+            leftover::end(&new, leftover::PATIENT).await?;
+            fs::remove_dir_all(&new).map_err(|error| format!("remove {}: {error}", new.display()))?;
+        }
+        folder(&new, 0o700).map_err(|error| error.to_string())?;
+        self.own(&new)?;
+        Ok(new)
+    }
+
+    fn own(&self, path: &Path) -> Result<(), String> {
+        self.programs.account.map_or(Ok(()), |account| account.own(path)).map_err(|error| error.to_string())
+    }
+
+    fn becomes_data(&self, new: &Path) -> Result<(), String> {
+        fs::rename(new, self.data()).map_err(|error| format!("rename {}: {error}", new.display()))?;
         let synced = File::open(&self.config.dir).and_then(|dir| dir.sync_all());
         synced.map_err(|error| format!("write {} to the disk: {error}", self.config.dir.display()))
     }
@@ -108,22 +171,46 @@ impl Directory {
         let mut postgres = self.program("postgres", Signal::SIGKILL);
         postgres.args(["--single", "-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", "-D"]);
         postgres.arg(data).arg("postgres");
-        to_its_end(postgres, statement).await
+        to_its_end(postgres, statement, MAKING_MAX).await
     }
 
     /// The server itself, not started yet.
     pub fn server(&self) -> Command {
         let mut postgres = self.program("postgres", Signal::SIGINT);
         postgres.arg("-D").arg(self.data());
-        postgres.args(settings::arguments(self.config.size, self.port, self.socket.as_deref()));
+        postgres.args(settings::arguments(self.config.size, self.port, self.socket.as_deref(), self.config.role));
+        if let (Some(password), Role::Standby { .. }) = (&self.password, self.config.role) {
+            // For its way to the primary.
+            postgres.env("PGPASSWORD", password);
+        }
         postgres.stdout(Stdio::null()).stderr(Stdio::piped());
         postgres
     }
 
+    fn program(&self, name: &str, at_our_end: Signal) -> Command {
+        self.programs.command(name, at_our_end)
+    }
+}
+
+/// PostgreSQL's programs, and whom they run as.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    folder: PathBuf,
+    account: Option<Account>,
+}
+
+impl Programs {
+    /// Have a standby become a primary.
+    pub async fn promote(&self, data: &Path) -> Result<(), String> {
+        let mut promote = self.command("pg_ctl", Signal::SIGKILL);
+        promote.args(["promote", "-w", "-t", &PROMOTING_MAX.as_secs().to_string(), "-D"]).arg(data);
+        to_its_end(promote, "", PROMOTING_MAX + PROMOTING_MAX / 10).await
+    }
+
     /// One of PostgreSQL's programs, as its account, with nothing of our environment. It gets `at_our_end` when the thread that starts
     /// it is gone.
-    fn program(&self, name: &str, at_our_end: Signal) -> Command {
-        let mut command = Command::new(self.config.programs.join(name));
+    fn command(&self, name: &str, at_our_end: Signal) -> Command {
+        let mut command = Command::new(self.folder.join(name));
         command.env_clear().env("PATH", "/usr/bin:/bin").env("TZ", "UTC");
         // Ctrl-C in a terminal is for us, and we stop the server in order.
         command.stdin(Stdio::null()).current_dir("/").process_group(0);
@@ -146,6 +233,11 @@ impl Directory {
     }
 }
 
+/// Whether the data is a standby's.
+pub fn is_standby(data: &Path) -> bool {
+    data.join(STANDBY_FILE).exists()
+}
+
 pub fn programs_are_there(folder: &Path) -> Result<(), ProcessError> {
     match ["initdb", "postgres"].into_iter().find(|program| !folder.join(program).is_file()) {
         None => Ok(()),
@@ -158,7 +250,7 @@ pub fn programs_are_there(folder: &Path) -> Result<(), ProcessError> {
 }
 
 /// Run a program with this input to its end, which must be a good one.
-async fn to_its_end(mut command: Command, input: &str) -> Result<(), String> {
+async fn to_its_end(mut command: Command, input: &str, within: Duration) -> Result<(), String> {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let run = async {
         let mut child = command.spawn()?;
@@ -168,7 +260,7 @@ async fn to_its_end(mut command: Command, input: &str) -> Result<(), String> {
         }
         child.wait_with_output().await
     };
-    let output = timeout(MAKING_MAX, run).await.map_err(|_| format!("no end after {} s", MAKING_MAX.as_secs()))?;
+    let output = timeout(within, run).await.map_err(|_| format!("no end after {} s", within.as_secs()))?;
     let output = output.map_err(|error| error.to_string())?;
     match output.status.success() {
         true => Ok(()),

@@ -16,9 +16,16 @@ use tokio::time::timeout;
 
 /// The server's own file about itself.
 pub const POSTMASTER: &str = "postmaster.pid";
-/// How long processes may take to end, by how they are told to.
-const FAST: Duration = Duration::from_secs(30);
-const IMMEDIATE: Duration = Duration::from_secs(5);
+/// How long processes are left to shut down in order, and then at once, before they are ended by force.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    pub fast: Duration,
+    pub immediate: Duration,
+}
+
+/// For what is to be used again.
+pub const PATIENT: Patience = Patience { fast: Duration::from_secs(30), immediate: Duration::from_secs(5) };
+/// How long processes may take to end that are ended by force.
 const KILLED: Duration = Duration::from_secs(5);
 
 /// One process.
@@ -28,7 +35,7 @@ struct Process {
 }
 
 /// End what runs in a data directory: in order if its first process is there, at once if it is not.
-pub async fn end(data: &Path) -> Result<(), String> {
+pub async fn end(data: &Path, patience: Patience) -> Result<(), String> {
     let first = postmaster(data).map(|first| first.pid);
     let mut found = of(data);
     if let Some(first) = first
@@ -36,9 +43,9 @@ pub async fn end(data: &Path) -> Result<(), String> {
     {
         tracing::info!(pid = first, "an earlier PostgreSQL server still runs; it is shut down");
         send(process, Signal::INT);
-        found = ended(data, found, FAST).await;
+        found = ended(data, found, patience.fast).await;
     }
-    for (signal, within) in [(Signal::QUIT, IMMEDIATE), (Signal::KILL, KILLED)] {
+    for (signal, within) in [(Signal::QUIT, patience.immediate), (Signal::KILL, KILLED)] {
         if found.is_empty() {
             break;
         }
@@ -59,7 +66,7 @@ pub async fn end(data: &Path) -> Result<(), String> {
 /// What the server says about itself.
 pub struct Postmaster {
     pub pid: i32,
-    /// It takes connections.
+    /// It takes connections, or it is a standby that is not to take any.
     pub ready: bool,
 }
 
@@ -69,7 +76,7 @@ pub fn postmaster(data: &Path) -> Option<Postmaster> {
     let mut lines = text.lines();
     // In a server of one user the id is negative.
     let pid = lines.next()?.trim().parse::<i32>().ok()?.checked_abs()?;
-    Some(Postmaster { pid, ready: lines.nth(6).is_some_and(|status| status.trim() == "ready") })
+    Some(Postmaster { pid, ready: lines.nth(6).is_some_and(|status| ["ready", "standby"].contains(&status.trim())) })
 }
 
 fn send(process: &Process, signal: Signal) {

@@ -7,6 +7,7 @@
 //! | `pleat.lock` | locked (`flock`) by the process that supervises the server, for as long as that lives |
 //! | `data` | the server's data; never there half made |
 //! | `data.new` | what is being made, or was when somebody died; removed by the next start |
+//! | `data.fenced-N` | what was `data` when operation N took the shard away from this server ([`fence`]) |
 //! | `socket` | the server's Unix socket, where its path is short enough to be one |
 //! | `port` | the port that was chosen, so that it is the same the next time |
 //!
@@ -25,7 +26,9 @@
 //! 3. `data` is complete: it is made under another name, with its database, and renamed when it is on the disk.
 //! 4. The server ends with its supervisor: Linux sends it SIGINT (a fast shutdown) when the thread that started it is gone,
 //!    and that thread lives as long as the supervision.
-//! 5. The server never runs as root, and nothing is started through a shell. No password is in an argument or in a log.
+//! 5. A server whose data was fenced does not run, and is not started again: the name that it would be started by is gone, and whoever ran
+//!    in the data is seen to have ended. That holds for a supervisor, too, that was paused at any point and goes on later.
+//! 6. The server never runs as root, and nothing is started through a shell. No password is in an argument or in a log.
 //!
 //! # What happens when a process dies
 //!
@@ -37,10 +40,13 @@
 //! | another process of the server | PostgreSQL's own business: its first process restarts them all |
 //! | both at once | as for Pleat; what was left behind without parents is ended by the next start |
 //!
+//! | a standby's supervisor, while it is promoted | the next start finds data that is still a standby's, or is not, and it is promoted, or was |
+//!
 //! The server's processes are told apart by `/proc`, and the signal of the fourth invariant is Linux's: other systems need other means.
 
 mod account;
 mod directory;
+mod fence;
 mod leftover;
 mod log;
 mod schema;
@@ -53,15 +59,20 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use directory::Directory;
+use directory::{Directory, Programs};
+pub use fence::{fence, forget_fenced, unfence};
 pub use pleat_cluster::SERVER_NAME as NAME;
 pub use schema::{SchemaPart, copy_schema};
 pub use settings::Size;
 
 /// Where Debian has PostgreSQL 15.
 pub const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+/// A standby's name to its primary: that of its slot there, and what a synchronous primary waits for.
+pub const STANDBY: &str = "pleat_standby";
 /// How long a server may take until it takes connections, recovery and the making of its data included.
 const READY_WITHIN: Duration = Duration::from_secs(300);
+/// How much longer one may take that first copies another one's data.
+const COPIED_WITHIN: Duration = Duration::from_secs(6 * 3_600);
 
 /// What a server shall be.
 #[derive(Clone, Debug)]
@@ -75,6 +86,18 @@ pub struct ProcessConfig {
     pub size: Size,
     /// A file whose first line is the password of the user [`NAME`]. Absent: whoever reaches loopback is believed.
     pub password_file: Option<PathBuf>,
+    pub role: Role,
+}
+
+/// What the server is in its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes. Data that is missing is made only if `make` says so: else it was lost, or fenced. Data that is still a standby's follows nobody,
+    /// and waits to be [promoted](Server::promote).
+    Primary { make: bool },
+    /// It follows the server there, through the slot [`STANDBY`], and takes no connections. Data that is missing is copied from there; with `anew`
+    /// also data that is here. A primary's data is never touched.
+    Standby { of: SocketAddr, anew: bool },
 }
 
 /// What the server does at the moment.
@@ -82,7 +105,7 @@ pub struct ProcessConfig {
 pub enum State {
     /// It is being made or started, or recovers.
     Starting,
-    /// It takes connections.
+    /// It takes connections, or, as a standby, follows.
     Ready { pid: u32 },
     /// It died, and is started again after a pause.
     Down { why: String, pause: Duration },
@@ -127,6 +150,8 @@ pub fn check(programs: &Path, dir: &Path) -> Result<(), ProcessError> {
 /// A server under supervision. Dropping it stops the server, without waiting for that.
 #[derive(Debug)]
 pub struct Server {
+    programs: Programs,
+    data: PathBuf,
     port: u16,
     socket: Option<PathBuf>,
     state: watch::Receiver<State>,
@@ -138,19 +163,24 @@ impl Server {
     /// Make the server if it is not there yet, start it, and return when it takes connections.
     pub async fn start(config: ProcessConfig) -> Result<Server, ProcessError> {
         let dir = config.dir.clone();
+        let within = match config.role {
+            Role::Primary { .. } => READY_WITHIN,
+            Role::Standby { .. } => COPIED_WITHIN,
+        };
         let directory = Directory::open(config).await?;
         let (port, socket) = (directory.port, directory.socket_folder().map(Path::to_owned));
+        let (programs, data) = (directory.programs.clone(), directory.data());
         let (state, watched) = watch::channel(State::Starting);
         let (stop, told) = watch::channel(false);
         let failed = |why: String| ProcessError::Failed { dir: dir.clone(), why };
         supervise::begin(directory, state, told).map_err(|error| failed(format!("start a thread: {error}")))?;
-        let mut server = Server { port, socket, state: watched, stop };
-        let settled = tokio::time::timeout(READY_WITHIN, server.settled()).await;
+        let mut server = Server { programs, data, port, socket, state: watched, stop };
+        let settled = tokio::time::timeout(within, server.settled()).await;
         let why = match settled {
             Ok(State::Ready { .. }) => return Ok(server),
             Ok(State::Failed { why }) => why,
             Ok(State::Starting | State::Down { .. } | State::Stopped) => "it stopped".to_owned(),
-            Err(_) => format!("it takes no connections after {} s", READY_WITHIN.as_secs()),
+            Err(_) => format!("it takes no connections after {} s", within.as_secs()),
         };
         server.stop().await;
         Err(failed(why))
@@ -169,6 +199,15 @@ impl Server {
     /// What it does at the moment, and from then on.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
+    }
+
+    /// Make a standby a primary, if it isn't one, and return when it takes writes.
+    pub async fn promote(&self) -> Result<(), ProcessError> {
+        if !directory::is_standby(&self.data) {
+            return Ok(());
+        }
+        let failed = |why| ProcessError::Failed { dir: self.data.clone(), why: format!("it is not promoted: {why}") };
+        self.programs.promote(&self.data).await.map_err(failed)
     }
 
     /// Stop it in order: its clients are cut off, and what is committed is on the disk.

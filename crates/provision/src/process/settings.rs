@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::NAME;
+use super::{NAME, Role, STANDBY};
 
 /// How much of the machine a server may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Size {
 
 /// All settings, as arguments of the server: they go before those of any file, so nobody's edit of one takes from a
 /// shard what moves and transactions over several shards need.
-pub fn arguments(size: Size, port: u16, socket: Option<&Path>) -> Vec<String> {
+pub fn arguments(size: Size, port: u16, socket: Option<&Path>, role: Role) -> Vec<String> {
     let text = |text: &str| text.to_owned();
     let connections = size.connections.to_string();
     let mut settings = size.memory();
@@ -63,6 +63,15 @@ pub fn arguments(size: Size, port: u16, socket: Option<&Path>) -> Vec<String> {
         ("max_prepared_transactions", connections),
         ("max_replication_slots", text("16")),
         ("max_wal_senders", text("16")),
+        // What follows and does not answer is not waited for without end, nor kept the log for.
+        ("wal_sender_timeout", text("10s")),
+        ("wal_receiver_timeout", text("10s")),
+        ("wal_retrieve_retry_interval", text("500ms")),
+        ("max_slot_wal_keep_size", text("8GB")),
+        // A router with an old catalog that comes to a standby is to learn nothing there.
+        ("hot_standby", text("off")),
+        ("primary_slot_name", text(STANDBY)),
+        ("primary_conninfo", follows(role)),
         ("password_encryption", text("scram-sha-256")),
         // Its log goes to us. What a statement said, or a row held, is not repeated there.
         ("logging_collector", text("off")),
@@ -74,13 +83,24 @@ pub fn arguments(size: Size, port: u16, socket: Option<&Path>) -> Vec<String> {
     settings.into_iter().flat_map(|(name, value)| [text("-c"), format!("{name}={value}")]).collect()
 }
 
+/// How a standby reaches its primary.
+fn follows(role: Role) -> String {
+    match role {
+        Role::Primary { .. } => String::new(),
+        Role::Standby { of, .. } => {
+            format!("host={} port={} user={NAME} application_name={STANDBY} connect_timeout=5", of.ip(), of.port())
+        }
+    }
+}
+
 /// `pg_hba.conf`: who may connect.
 pub fn who_may_connect(password: bool) -> String {
     let method = if password { "scram-sha-256" } else { "trust" };
     format!(
         "# Written by Pleat at every start.\n\
          local all {NAME} {method}\n\
-         host all {NAME} 127.0.0.1/32 {method}\n"
+         host all {NAME} 127.0.0.1/32 {method}\n\
+         host replication {NAME} 127.0.0.1/32 {method}\n"
     )
 }
 

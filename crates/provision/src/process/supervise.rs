@@ -12,7 +12,7 @@ use tokio::process::Child;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::directory::Directory;
+use super::directory::{self, Directory};
 use super::log::Tail;
 use super::{State, leftover};
 
@@ -104,7 +104,7 @@ impl Supervision {
     async fn once(&mut self) -> End {
         let died = |why| End::Died { why, after: Duration::ZERO };
         // The children of one that was killed may still be there, and hold its memory.
-        if let Err(why) = leftover::end(&self.directory.data()).await {
+        if let Err(why) = leftover::end(&self.directory.data(), leftover::PATIENT).await {
             return died(why);
         }
         let mut child = match self.directory.server().spawn() {
@@ -147,7 +147,8 @@ async fn watch(
         sleep(LOOK_INTERVAL).await;
     }
     *ready = Some(Instant::now());
-    tracing::info!(pid, port = directory.port, "the PostgreSQL server takes connections");
+    let standby = directory::is_standby(&data);
+    tracing::info!(pid, port = directory.port, standby, "the PostgreSQL server runs");
     state.send_replace(State::Ready { pid });
     std::future::pending().await
 }
