@@ -42,6 +42,7 @@
 mod ask;
 mod cancel;
 mod connection;
+mod dsn;
 mod error;
 mod exchange;
 mod identity;
@@ -55,6 +56,7 @@ pub mod wire;
 pub use ask::{ANSWER_BYTES_MAX, Asked};
 pub use cancel::Canceller;
 pub use connection::{Connection, Profile, Reply, Request};
+pub use dsn::{Dsn, Host};
 pub use error::PostgresError;
 pub use identity::{Identity, mark};
 pub use pool::{Lease, Limits, Pool};
