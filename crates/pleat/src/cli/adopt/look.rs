@@ -119,7 +119,7 @@ async fn tables(server: &mut Connection) -> anyhow::Result<Vec<TableFacts>> {
         "SELECT n.nspname, c.relname, c.relkind, c.relpersistence, \
          (SELECT p.relname FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhparent WHERE i.inhrelid = c.oid LIMIT 1), c.relispartition, \
          EXISTS (SELECT 1 FROM pg_inherits i WHERE i.inhparent = c.oid), \
-         greatest(c.reltuples, s.n_live_tup, 0)::bigint, coalesce(pg_total_relation_size(c.oid), 0), \
+         CASE WHEN c.reltuples > 0 THEN c.reltuples ELSE coalesce(s.n_live_tup, 0) END::bigint, coalesce(pg_total_relation_size(c.oid), 0), \
          coalesce(s.seq_scan, 0) + coalesce(s.idx_scan, 0), coalesce(s.n_tup_ins, 0) + coalesce(s.n_tup_upd, 0) + coalesce(s.n_tup_del, 0) \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_stat_user_tables s ON s.relid = c.oid \
          WHERE c.relkind IN ('r', 'p', 'f') AND {OURS} ORDER BY 1, 2"
