@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use pleat_cluster::{Catalog, Engine, NodeId, SERVER_NAME, ShardId, ShardState};
 use pleat_consensus::Status;
 use pleat_engine::Refusal;
-use pleat_engine::postgres::{Address, Asked, Connection, Lease, Limits, Pool, PostgresError, Server};
+use pleat_engine::postgres::{Address, Asked, Connection, Identity, Lease, Limits, Pool, PostgresError, Server, mark};
 
 use crate::observe_servers::Counted;
 use crate::{Host, HostError};
@@ -24,6 +24,8 @@ pub const POOL_CONNECTIONS: usize = CLIENTS.connections + OWN.connections;
 const CLIENTS: Limits = Limits { connections: 60, waiting: 10_000, wait: Duration::from_secs(10) };
 const OWN: Limits = Limits { connections: 4, ..CLIENTS };
 
+/// How long a server may take to be marked.
+const MARK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a server may take to end a session, and the pause before it is asked again.
 const END_LIMIT: Duration = Duration::from_secs(5);
 const END_PAUSE: Duration = Duration::from_millis(500);
@@ -50,25 +52,27 @@ enum Whose {
     Own,
 }
 
-/// The server at an address, and who Pleat is to it.
-fn server_at(address: SocketAddr) -> Server {
+/// A shard's server at an address, and who Pleat is to it.
+fn server_at(address: SocketAddr, identity: Identity) -> Server {
     let name = || SERVER_NAME.to_owned();
-    Server { address: Address::Tcp(address), user: name(), database: name(), password: None }
+    let address = Address::Tcp(address);
+    Server { address, user: name(), database: name(), password: None, identity: Some(identity) }
 }
 
 impl Pools {
-    fn new(address: SocketAddr) -> Pools {
-        let server = server_at(address);
+    fn new(address: SocketAddr, identity: Identity) -> Pools {
+        let server = server_at(address, identity);
         Pools { address, clients: Pool::new(server.clone(), CLIENTS), own: Pool::new(server, OWN) }
     }
 }
 
 impl Servers {
-    fn pool(&self, shard: ShardId, address: SocketAddr, whose: Whose) -> Pool {
+    fn pool(&self, cluster: &str, shard: ShardId, address: SocketAddr, whose: Whose) -> Pool {
         let mut all = self.pools.lock();
-        let pools = all.entry(shard).or_insert_with(|| Pools::new(address));
+        let new = || Pools::new(address, Identity::new(cluster, shard));
+        let pools = all.entry(shard).or_insert_with(new);
         if pools.address != address {
-            *pools = Pools::new(address);
+            *pools = new();
         }
         match whose {
             Whose::Clients => pools.clients.clone(),
@@ -137,7 +141,23 @@ impl Host {
 
     /// How a shard's server is reached by whoever needs connections of its own. `None`: it was not started yet.
     pub fn server(&self, shard: ShardId) -> Result<Option<Server>, HostError> {
-        Ok(server_of(&self.catalog(), shard).map_err(HostError::Refused)?.map(server_at))
+        let address = server_of(&self.catalog(), shard).map_err(HostError::Refused)?;
+        Ok(address.map(|address| server_at(address, Identity::new(self.cluster_id(), shard))))
+    }
+
+    /// Mark the server at an address as this shard, before the catalog is told of it. Again is fine.
+    ///
+    /// # Errors
+    /// [`HostError::Server`], or what is not retryable: it is another shard.
+    pub async fn mark_server(&self, shard: ShardId, address: SocketAddr) -> Result<(), HostError> {
+        let identity = Identity::new(self.cluster_id(), shard);
+        let server = server_at(address, identity.clone());
+        match tokio::time::timeout(MARK_LIMIT, mark(&server, &identity)).await {
+            Ok(marked) => Ok(marked?),
+            Err(_) => {
+                Err(HostError::Unavailable(format!("the server of {shard} was not marked within {MARK_LIMIT:?}")))
+            }
+        }
     }
 
     /// Have a session on a shard's server ended, by the number of its process there. Returns when the server has said that there is none,
@@ -200,7 +220,7 @@ impl Host {
                     Err(_) => return Err(HostError::Unavailable(format!("the server of {shard} was not started yet"))),
                 }
             };
-            let pool = self.servers().pool(shard, server, whose);
+            let pool = self.servers().pool(self.cluster_id(), shard, server, whose);
             tokio::select! {
                 // What is free is taken.
                 biased;
@@ -252,14 +272,14 @@ mod tests {
                 .unwrap();
         };
         note(&mut catalog, address(1));
-        servers.pool(shard, address(1), Whose::Clients);
+        servers.pool("test", shard, address(1), Whose::Clients);
         servers.keep_to(&catalog);
         assert_eq!(known(&servers), Some(address(1)));
         note(&mut catalog, address(2));
         servers.keep_to(&catalog);
         assert_eq!(known(&servers), None);
-        servers.pool(shard, address(1), Whose::Clients);
-        servers.pool(shard, address(2), Whose::Own);
+        servers.pool("test", shard, address(1), Whose::Clients);
+        servers.pool("test", shard, address(2), Whose::Own);
         assert_eq!(known(&servers), Some(address(2)), "another address takes its place");
     }
 

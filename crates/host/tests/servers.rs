@@ -45,6 +45,7 @@ async fn started(dir: &TempDir, name: &str) -> Server {
 
 /// What the node's supervision does when a server is ready, and the control loop afterwards.
 async fn noted(host: &Host, shard: ShardId, address: SocketAddr) {
+    host.mark_server(shard, address).await.unwrap();
     host.command(
         Command::NoteServer { shard, node: NodeId(1), place: Place { address, dir: String::new() }, at: 1 },
         LIMIT,
@@ -92,6 +93,29 @@ async fn a_lease_goes_to_where_the_catalog_has_the_server() {
     let Err(down) = host.lease(SHARD, Duration::from_millis(300)).await else { panic!("the server is down") };
     assert_eq!((down.code(), down.is_retryable()), ("57P03", true), "{down}");
     first.stop().await;
+    common::stop(node).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_another_shard_is_sent_nothing() {
+    let (node, dir) = founded().await;
+    let host = &node.host;
+    let server = started(&dir, "first").await;
+    let address = server.address();
+    // The catalog was told of it, and it says of itself nothing, or that it is another one.
+    host.command(Command::NoteServer { shard: SHARD, node: NodeId(1), address, at: 1 }, LIMIT).await.unwrap();
+    let refused = async || {
+        let Err(refused) = host.lease(SHARD, Duration::from_secs(1)).await else { panic!("it is another shard's") };
+        assert_eq!((refused.code(), refused.is_retryable()), ("57P03", true), "{refused}");
+        refused.to_string()
+    };
+    assert!(refused().await.contains("no mark"));
+    host.mark_server(OTHER, address).await.unwrap();
+    assert!(refused().await.contains(&OTHER.to_string()));
+    let error = host.mark_server(SHARD, address).await.unwrap_err();
+    assert!(!error.is_retryable() && error.to_string().contains("another shard's data"), "{error}");
+    host.mark_server(OTHER, address).await.unwrap();
+    server.stop().await;
     common::stop(node).await;
 }
 

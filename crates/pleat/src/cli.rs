@@ -5,6 +5,7 @@
 //! 0 when all went well, 1 for an error, 2 for a command line that makes no sense, 74 for a node whose disk failed. A reader that goes away
 //! (`pleat shards | head -1`) is no error.
 
+mod adopt;
 pub(crate) mod client;
 mod export;
 mod import;
@@ -69,6 +70,8 @@ enum Command {
     Policy(policy::PolicyArgs),
     /// Users of the PostgreSQL address: add, list, remove
     User(user::UserArgs),
+    /// Tell how an existing PostgreSQL database would be sharded, and why; changes nothing
+    Adopt(adopt::AdoptArgs),
 }
 
 /// Which cluster, and how to print.
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Why(args) => args.target.json,
         Command::Policy(args) => args.target.json,
         Command::User(args) => args.target.json,
+        Command::Adopt(args) => args.json,
     };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -133,6 +137,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Why(args) => why::run(args).await,
             Command::Policy(args) => policy::run(args).await,
             Command::User(args) => user::run(args).await,
+            Command::Adopt(args) => adopt::run(args).await,
         }
     })
 }

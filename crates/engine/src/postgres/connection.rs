@@ -105,7 +105,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connect and log in.
+    /// Connect and log in, and see that the server is the shard that it has to be.
     pub async fn open(server: &Server) -> Result<Connection, PostgresError> {
         Connection::open_with(server, &[("application_name", "pleat")]).await
     }
@@ -113,7 +113,7 @@ impl Connection {
     /// The same, with these settings of the session.
     pub(super) async fn open_with(server: &Server, settings: &[(&str, &str)]) -> Result<Connection, PostgresError> {
         let Started { stream, buffer, parameters, process, secret } = start(server, settings).await?;
-        Ok(Connection {
+        let mut connection = Connection {
             stream,
             input: buffer,
             output: BytesMut::new(),
@@ -129,7 +129,11 @@ impl Connection {
             parameters,
             profile: Profile::default(),
             turn: Turn::new(server.address.clone(), process, secret),
-        })
+        };
+        if let Some(identity) = &server.identity {
+            connection.check(identity).await?;
+        }
+        Ok(connection)
     }
 
     /// What is below the protocol, and what was read ahead: for a stream of changes, which is not asked and answered.

@@ -22,6 +22,7 @@
 //! 3. No message is held whole but small ones; what waits to be sent, for a connection, or in a session has a limit.
 //! 4. A failure says whether something may have been done: [`PostgresError::is_retryable`] is true only where surely nothing was.
 //! 5. The password is not sent, whatever the server asks for; one that can't prove that it knows the password is left.
+//! 6. Nothing is sent to a server that isn't marked as the shard that it is taken for (`identity`).
 //!
 //! # What happens when something dies
 //!
@@ -41,8 +42,10 @@
 mod ask;
 mod cancel;
 mod connection;
+mod dsn;
 mod error;
 mod exchange;
+mod identity;
 pub mod moving;
 mod pool;
 mod server;
@@ -53,7 +56,9 @@ pub mod wire;
 pub use ask::{ANSWER_BYTES_MAX, Asked};
 pub use cancel::Canceller;
 pub use connection::{Connection, Profile, Reply, Request};
+pub use dsn::{Dsn, Host};
 pub use error::PostgresError;
+pub use identity::{Identity, mark};
 pub use pool::{Lease, Limits, Pool};
 pub use server::{Address, Password, Server, Tls};
 pub use statement::Statement;

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use bytes::BytesMut;
 
+use super::identity::Identity;
 use super::wire::Broken;
 use super::wire::frontend::First;
 use crate::scram::end_point;
@@ -28,6 +29,8 @@ pub struct Server {
     pub database: String,
     /// For a server that asks for one. Only its proof is ever sent.
     pub password: Option<Password>,
+    /// The shard that it has to be; `None`: whatever it is.
+    pub identity: Option<Identity>,
 }
 
 /// Where a server listens.

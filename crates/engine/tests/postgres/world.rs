@@ -53,7 +53,7 @@ pub fn config(dir: &TempDir) -> ProcessConfig {
 
 pub fn target(address: Address, password: Option<&str>) -> Server {
     let password = password.map(|password| Password(password.to_owned()));
-    Server { address, user: NAME.to_owned(), database: NAME.to_owned(), password }
+    Server { address, user: NAME.to_owned(), database: NAME.to_owned(), password, identity: None }
 }
 
 /// What came up to an event, as messages.

@@ -103,7 +103,7 @@ fn in_a_path(name: &str) -> String {
 }
 
 /// The first line of a file or of standard input, which must be the only one.
-fn from_file(file: &Path) -> anyhow::Result<Vec<u8>> {
+pub(super) fn from_file(file: &Path) -> anyhow::Result<Vec<u8>> {
     // A line's end, and one byte that shows that it is too long.
     let limit = scram::PASSWORD_BYTES_MAX as u64 + 3;
     let mut password = Vec::new();

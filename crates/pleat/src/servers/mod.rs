@@ -29,6 +29,11 @@
 //! | the primary's node, between what it says of the standby and what it has the primary do | the next one sees that they differ, and does it |
 //! | the old primary's node, while it copies the new one | its next start begins the copy anew |
 //!
+//! # Data of another shard
+//!
+//! A server is marked as its shard when it starts for the first time, and its mark is compared by every start and every connection
+//! (`engine/postgres/identity`). Where two directories were mistaken for each other, nobody is sent to either.
+//!
 //! # Data that is gone
 //!
 //! The catalog knows whether a shard's server was ever started. If so, and there is no data, then it was lost, and an empty server in its
@@ -59,6 +64,8 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(60);
 /// How long one message to the control group may take, and the pause before the next.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
 const TELL_PAUSE: Duration = Duration::from_millis(500);
+/// The pause before a server that was not marked is tried again.
+const MARK_PAUSE: Duration = Duration::from_secs(2);
 /// What a server has of connections beyond those of the nodes' pools: for people, and for what follows its changes.
 const CONNECTIONS_SPARE: u32 = 44;
 /// A server has room for so many nodes at least, so that one may come without its being started again.
@@ -435,9 +442,24 @@ impl Keeper {
         }
     }
 
-    /// Until the catalog has the server's address.
+    fn is_primary(&self) -> bool {
+        let catalog = self.host.catalog();
+        catalog.shards.get(&self.shard).is_some_and(|shard| shard.primary() == Some(self.host.node()))
+    }
+
+    /// Until the server is marked as the shard, and the catalog has its address.
     async fn tell(&self, server: &Server) {
         let (shard, node) = (self.shard, self.host.node());
+        // Before anybody is sent there: whose data this is, the directory's name alone can't say. A standby has its primary's mark.
+        while self.is_primary()
+            && let Err(error) = self.host.mark_server(shard, server.address()).await
+        {
+            tracing::error!(%shard, %error, "the PostgreSQL server was not marked as the shard; trying again");
+            if !error.is_retryable() {
+                self.host.note_server_state(shard, Some(error.to_string()));
+            }
+            sleep(MARK_PAUSE).await;
+        }
         let dir = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
         let place = Place { address: server.address(), dir: dir.display().to_string() };
         let is_known = |catalog: &Catalog| match catalog.shards.get(&shard) {

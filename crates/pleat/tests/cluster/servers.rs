@@ -36,7 +36,7 @@ fn pool(cluster: &Cluster, shard: u16) -> Pool {
     let port = fs::read_to_string(dir(cluster, shard).join("port")).unwrap();
     let address = Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port.trim().parse().unwrap())));
     let name = || SERVER_NAME.to_owned();
-    let server = Server { address, user: name(), database: name(), password: None };
+    let server = Server { address, user: name(), database: name(), password: None, identity: None };
     Pool::new(server, Limits { connections: 1, waiting: 10, wait: PATIENCE })
 }
 

@@ -18,6 +18,7 @@
 //!
 //! Tokens are cut as PostgreSQL does with `standard_conforming_strings = on`: whoever lets clients turn that off plans wrongly.
 
+pub mod adopt;
 mod analysis;
 mod clauses;
 mod compose;

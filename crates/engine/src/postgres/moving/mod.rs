@@ -53,6 +53,7 @@ pub use delete::{Sweep, Turn, delete_rows};
 pub use mover::Mover;
 pub use precheck::missing;
 pub use sql::in_partitions;
+pub(super) use sql::literal;
 pub use unsettled::{Unsettled, unsettled};
 
 /// What an operation moves.
