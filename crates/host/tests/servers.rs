@@ -103,7 +103,12 @@ async fn a_server_that_is_another_shard_is_sent_nothing() {
     let server = started(&dir, "first").await;
     let address = server.address();
     // The catalog was told of it, and it says of itself nothing, or that it is another one.
-    host.command(Command::NoteServer { shard: SHARD, node: NodeId(1), address, at: 1 }, LIMIT).await.unwrap();
+    host.command(
+        Command::NoteServer { shard: SHARD, node: NodeId(1), place: Place { address, dir: String::new() }, at: 1 },
+        LIMIT,
+    )
+    .await
+    .unwrap();
     let refused = async || {
         let Err(refused) = host.lease(SHARD, Duration::from_secs(1)).await else { panic!("it is another shard's") };
         assert_eq!((refused.code(), refused.is_retryable()), ("57P03", true), "{refused}");
