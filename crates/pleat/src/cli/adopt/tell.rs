@@ -20,7 +20,7 @@ const KINDS: [(&str, &str); 6] = [
     ("any_shard", "to any shard (reference tables alone)"),
     ("single_tables", "to the shard of the single tables"),
     ("several_shards", "to several shards"),
-    ("every_copy", "to all shards, each changes its copy of a reference table"),
+    ("every_copy", "to all shards alike (writes to reference tables, upkeep)"),
     ("refused", "refused"),
 ];
 

@@ -25,7 +25,7 @@ pub enum Verdict {
     SingleShard,
     /// Several shards, or all: appended, merged or gathered, or a transaction over them.
     SeveralShards,
-    /// A write to a reference table: every shard changes its copy.
+    /// Every shard does the same: a write to a reference table, of which each has a copy; ANALYZE and VACUUM.
     EveryCopy,
     /// It can't be routed.
     Refused { sqlstate: &'static str, message: String, hint: Option<String> },

@@ -35,18 +35,22 @@ fn of_sharded(database: &Database, found: &Found, at: usize, column: &str, why: 
         Why::ForeignKey { name, to } => {
             format!("Its foreign key {name} leads by {column} to {to}: its rows lie with the rows that they refer to.")
         }
-        Why::Name => {
-            let root = found.root.as_deref().unwrap_or("others");
-            format!("Its {column} is called as the key of {root} is, though no foreign key says that it is the same.")
-        }
+        Why::Name => match found.root.as_deref() {
+            Some(root) if root.contains('.') => {
+                format!(
+                    "Its {column} is called as what refers to {root} is, though no foreign key says that it is the same."
+                )
+            }
+            _ => format!("Other tables have a {column}, too, though no foreign key says that it is the same."),
+        },
         Why::Own => format!("It is sharded by its own primary key, {column}."),
     }];
     if let Some(facts) = table.column(column).filter(|facts| facts.evenness() < EVEN_ENOUGH) {
-        let values = facts.distinct.map_or("some".to_owned(), |distinct| format!("about {distinct:.0}"));
-        let top = facts.top_share.unwrap_or_default();
+        let values =
+            facts.distinct.map_or("an unknown number of".to_owned(), |distinct| format!("about {distinct:.0}"));
+        let top = 100.0 * facts.top_share.unwrap_or_default();
         reasons.push(format!(
-            "Its rows spread unevenly: {column} has {values} values, and the most frequent one is that of {:.0} % of the rows.",
-            100.0 * top
+            "Its rows spread unevenly: {column} has {values} values, and the most frequent one is that of {top:.1} % of the rows."
         ));
     }
     reasons
