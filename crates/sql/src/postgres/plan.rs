@@ -111,6 +111,8 @@ pub struct Query {
     pub in_transaction: bool,
     /// The tables of the catalog that it mentions, by their keys there, each once.
     pub tables: Vec<String>,
+    /// It asks a sequence that is no column's of the catalog. Each server has one of that name: where any shard would do, it has to be always the same.
+    pub counts: bool,
     /// Pleat has to give values first, and it is this text that is carried out.
     pub given: Option<Arc<Given>>,
     pub(super) keys: Vec<(usize, KeyType)>,

@@ -43,7 +43,14 @@ pub(super) fn plan(reader: &Reader, from: usize, to: usize) -> Result<Query, Sql
 
 /// What needs values of Pleat's is planned with places for them.
 fn routed(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
-    let Some(given) = serial::given(reader, from, to)? else { return planned(reader, from, to) };
+    let Some(given) = serial::given(reader, from, to)? else {
+        let mut query = planned(reader, from, to)?;
+        query.counts = serial::counts(reader.tokens, from, to);
+        if matches!(query.plan.several, Several::Any) && query.plan.singles.is_empty() {
+            query.plan.singles.extend(serial::of_single(reader, from, to));
+        }
+        return Ok(query);
+    };
     let tokens = Tokens::of(&given.text)?;
     let query = planned(&Reader { tokens: &tokens, schema: reader.schema }, 0, tokens.len());
     // The client's text is another one.
@@ -82,6 +89,7 @@ fn of_statement(analysis: &Analysis, statement: &Statement, range: (usize, usize
         pins: analysis.pins,
         in_transaction: true,
         tables: tables.into_iter().collect(),
+        counts: false,
         given: None,
         keys: keys(&plan),
         plan,
@@ -156,7 +164,7 @@ pub(super) fn named<'s>(reader: &Reader<'s>, from: usize, to: usize) -> Vec<&'s 
 fn any(writes: bool, pins: bool) -> Query {
     let plan = Plan { keyed: Vec::new(), singles: BTreeSet::new(), several: Several::Any };
     let (tables, given, keys) = (Vec::new(), None, Vec::new());
-    Query { verb: Verb::Other, writes, pins, in_transaction: true, tables, given, keys, plan }
+    Query { verb: Verb::Other, writes, pins, in_transaction: true, tables, counts: false, given, keys, plan }
 }
 
 /// A statement that isn't understood may go to any shard if nothing of the cluster's is in it.

@@ -20,7 +20,7 @@
 //! A value that is given once stands for a whole statement. So `nextval` is for the rows of VALUES, and for a SELECT without FROM. How
 //! many rows INSERT … SELECT makes nobody knows before it ran: the column has to be among the selected.
 
-use pleat_cluster::{Serial, Table, table_key};
+use pleat_cluster::{Serial, ShardId, Table, TableKind, table_key};
 
 use super::clauses::commas;
 use super::compose::quote;
@@ -56,6 +56,57 @@ pub(super) fn refuse(query: &Query, place: &str) -> Result<(), SqlError> {
         Some(_) => Err(SqlError::unsupported(format!("{place} can't have values that Pleat gives"))
             .hint("ask for the value first (SELECT nextval(…)), and send it as a constant")),
     }
+}
+
+/// Whether a statement asks a sequence.
+pub(super) fn counts(tokens: &Tokens, from: usize, to: usize) -> bool {
+    (from..to).any(|at| asks(tokens, at))
+}
+
+fn asks(tokens: &Tokens, at: usize) -> bool {
+    let name = || tokens.name(at).is_some_and(|name| matches!(name.as_str(), "nextval" | "currval" | "setval"));
+    tokens.is_symbol(at + 1, "(") && name()
+}
+
+/// The shard whose sequence a statement calls for, by naming that of a single table. Those of other servers are other ones.
+pub(super) fn of_single(reader: &Reader, from: usize, to: usize) -> Option<ShardId> {
+    let tokens = reader.tokens;
+    let mut calls = (from..to).filter(|at| asks(tokens, *at));
+    calls.find_map(|at| {
+        let argument = commas(tokens, at + 2, tokens.closing(at + 1).min(to)).first().copied()?;
+        match named(reader, argument)?.1.kind {
+            TableKind::Single { shard } => Some(shard),
+            _ => None,
+        }
+    })
+}
+
+/// The table whose sequence an argument names: `'s'`, `'s'::regclass` or `pg_get_serial_sequence('t', 'c')`.
+fn named<'a>(reader: &Reader<'a>, (from, to): (usize, usize)) -> Option<(String, &'a Table)> {
+    let tokens = reader.tokens;
+    let cast = |at: usize| at == to || tokens.is_symbol(at, "::") && tokens.is(at + 1, "regclass") && at + 2 == to;
+    let of = |found: &dyn Fn(&str, &str, &Serial) -> bool| {
+        let has = |(key, table): &(&String, &Table)| {
+            table
+                .columns
+                .iter()
+                .any(|column| column.serial.as_ref().is_some_and(|serial| found(key, &column.name, serial)))
+        };
+        reader.schema.tables.iter().find(has).map(|(key, table)| (key.clone(), table))
+    };
+    if let Some(name) = tokens.string(from).filter(|_| cast(from + 1)) {
+        let (schema, name) = parts(&name)?;
+        let schema = schema.unwrap_or_else(|| "public".to_owned());
+        return of(&|_, _, serial| serial.sequence == name && serial.schema == schema);
+    }
+    let (open, comma) = (from + 1, from + 3);
+    if tokens.is(from, "pg_get_serial_sequence") && tokens.is_symbol(open, "(") && tokens.is_symbol(comma, ",") {
+        let (schema, name) = parts(&tokens.string(open + 1)?)?;
+        let column = tokens.string(comma + 1).filter(|_| tokens.closing(open) == comma + 2 && cast(comma + 3))?;
+        let table = table_key(schema.as_deref().unwrap_or("public"), &name);
+        return of(&|key, name, _| key == table && name == column);
+    }
+    None
 }
 
 /// The tokens `from..to` (perhaps none) written otherwise.
@@ -136,16 +187,15 @@ impl<'a> Writer<'_, 'a> {
         while at < self.to {
             depth += i32::from(self.tokens().opens(at));
             let name = self.tokens().name(at).filter(|_| self.tokens().is_symbol(at + 1, "("));
-            let close = self.tokens().closing(at + 1);
-            match name.as_deref() {
-                Some(name @ ("nextval" | "currval" | "lastval" | "setval")) if close < self.to => {
-                    if let Some(value) = self.called(name, at, (at + 2, close))? {
-                        self.replace_call(name, at, close + 1, depth, value);
-                        at = close + 1;
-                        continue;
-                    }
+            if let Some(name @ ("nextval" | "currval" | "lastval" | "setval")) = name.as_deref() {
+                let close = self.tokens().closing(at + 1);
+                if close < self.to
+                    && let Some(value) = self.called(name, at, (at + 2, close))?
+                {
+                    self.replace_call(name, at, close + 1, depth, value);
+                    at = close + 1;
+                    continue;
                 }
-                _ => {}
             }
             at += 1;
         }
@@ -220,31 +270,9 @@ impl<'a> Writer<'_, 'a> {
             && (self.from..at).map(|at| i32::from(tokens.opens(at))).sum::<i32>() >= 1
     }
 
-    /// The table whose sequence an argument names: `'s'`, `'s'::regclass` or `pg_get_serial_sequence('t', 'c')`.
-    fn counted(&self, (from, to): (usize, usize)) -> Option<(String, &'a Table)> {
-        let tokens = self.tokens();
-        let cast = |at: usize| at == to || tokens.is_symbol(at, "::") && tokens.is(at + 1, "regclass") && at + 2 == to;
-        let tables = self.reader.schema.tables;
-        let of = |found: &dyn Fn(&str, &Table, &str, &Serial) -> bool| {
-            let mut counted = tables.iter().filter_map(|(key, table)| Some((key, table, table.serial()?)));
-            let found = counted.find(|(key, table, (column, serial))| found(key, table, column, serial))?;
-            Some((found.0.clone(), found.1))
-        };
-        if let Some(name) = tokens.string(from).filter(|_| cast(from + 1)) {
-            let (schema, name) = parts(&name)?;
-            return of(&|_, _, _, serial| {
-                serial.sequence == name
-                    && schema.as_ref().map_or(serial.schema == "public", |schema| *schema == serial.schema)
-            });
-        }
-        let (open, comma) = (from + 1, from + 3);
-        if tokens.is(from, "pg_get_serial_sequence") && tokens.is_symbol(open, "(") && tokens.is_symbol(comma, ",") {
-            let (schema, name) = parts(&tokens.string(open + 1)?)?;
-            let wanted = tokens.string(comma + 1).filter(|_| tokens.closing(open) == comma + 2 && cast(comma + 3))?;
-            let wanted_table = table_key(schema.as_deref().unwrap_or("public"), &name);
-            return of(&|key, _, column, _| *key == wanted_table && column == wanted);
-        }
-        None
+    /// The table that is not single whose sequence an argument names.
+    fn counted(&self, argument: (usize, usize)) -> Option<(String, &'a Table)> {
+        named(self.reader, argument).filter(|(_, table)| table.serial().is_some())
     }
 
     // ---- INSERT ----

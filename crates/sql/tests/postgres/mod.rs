@@ -216,6 +216,7 @@ fn explained(query: &Query) -> String {
     let mut shown = String::new();
     let mut facts = vec![format!("{:?}", query.verb).to_lowercase()];
     facts.extend(query.writes.then(|| "writes".to_owned()));
+    facts.extend(query.counts.then(|| "counts".to_owned()));
     facts.extend(query.pins.then(|| "pins".to_owned()));
     facts.extend((!query.in_transaction).then(|| "outside of transactions".to_owned()));
     if let Some(given) = &query.given {

@@ -262,6 +262,18 @@ impl Relay {
         let after = Table { id: table.id, ..described.table(placed(described, placement, anchor)?) };
         let changes = vec![TableChange { before: Some(table.clone()), after: Some(after) }];
         check(&catalog.tables, &changes, &seen)?;
+        // What the server has given is not given again, though the rows are gone.
+        if let ([TableChange { after: Some(after), .. }], TableKind::Single { shard }) =
+            (changes.as_slice(), &table.kind)
+            && let Some((_, serial)) = after.serial()
+        {
+            let asked = format!("SELECT last_value FROM {} WHERE is_called", serial.qualified());
+            let asked = self.lease(*shard).await?.ask(&asked).await?;
+            let last = asked.rows.first().and_then(|row| row.first()?.as_deref()?.parse::<i64>().ok());
+            if let Some(last) = last {
+                self.shared.app.executor.set_serial(table.id, last).await?;
+            }
+        }
         Ok(changes)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pleat_cluster::ShardId;
 use pleat_engine::postgres::Statement;
 use pleat_engine::postgres::wire::frontend::Bind;
-use pleat_sql::postgres::{Direction, Planned, Query, What};
+use pleat_sql::postgres::{Direction, Planned, Query, Route, What};
 
 use super::block::{Answered, controls};
 use super::extended::value_of;
@@ -329,6 +329,9 @@ impl Relay {
         }
         let count = catalog.partition_count;
         let route = query.route(value, count)?;
+        if let (Route::Any, true, Some(anchor)) = (&route, query.counts, catalog.anchor()) {
+            return Ok(Way::One(anchor));
+        }
         self.way(catalog, route, &|| query.scatter(value, count))
     }
 }
