@@ -209,7 +209,10 @@ impl Executor {
     pub(crate) async fn set_serial(&self, table: TableId, last: i64) -> Result<(), Failure> {
         let command = LedgerCommand::AllocateIds { table, count: 0, at_least: Some(last) };
         self.backend.ledger_command(command, LEDGER_TIME_MAX).await?;
-        self.blocks.give_up(table);
+        let block = self.blocks.of((table, true));
+        let mut block = block.lock().await;
+        // With nothing of it left, the next comes from the ledger.
+        block.next = block.next.max(last.saturating_add(1).min(block.end));
         Ok(())
     }
 

@@ -83,7 +83,7 @@ impl Relay {
         match &planned.what {
             What::Query(query) => {
                 self.check_block()?;
-                if !query.keys().is_empty() {
+                if query.given.as_ref().map_or(!query.keys().is_empty(), |given| given.params > 0) {
                     let hint = "send values with the extended protocol, as drivers do for statements with parameters";
                     return Err(Failure::new("42P02", "there is no parameter $1", hint).into());
                 }

@@ -79,7 +79,8 @@ def with_sqlalchemy():
         made = sa.Column(sa.DateTime(timezone=True), server_default=sa.func.now())
 
     engine = sa.create_engine(f"postgresql+psycopg2://pleat@127.0.0.1:{PORT}/pleat")
-    base.metadata.create_all(engine)
+    # In a transaction that has looked whether the table is there, it can't be made.
+    base.metadata.create_all(engine.execution_options(isolation_level="AUTOCOMMIT"))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("ALTER TABLE authors_by_id SHARD BY (id)"))
     with Session(engine) as session:
