@@ -16,8 +16,9 @@
 //!
 //! # Servers
 //!
-//! Rows of servers get the values of their serial columns from the same blocks ([`Executor::serials`]), whatever their shard key. A value that was given by hand is met
-//! there as in PostgreSQL: the INSERT fails with `23505`, and then the block is looked through for such values ([`Executor::skip_serials`]).
+//! Rows of servers get the values of their serial columns from the same blocks ([`Executor::serials`]), whatever their shard key. A value that was
+//! given by hand is met there as in PostgreSQL: the INSERT fails with `23505`, and then the block is looked through for such values
+//! ([`Executor::skip_serials`]).
 //!
 //! # Repetitions
 //!

@@ -7,8 +7,8 @@
 //!
 //! # The mechanism
 //!
-//! The client's text gets more parameters, behind the client's own: `INSERT INTO t (a) VALUES ($1)` becomes `INSERT INTO t (a, "id") VALUES ($1, $2)`.
-//! That text is planned like any other, so keys, rows that are taken apart and upserts need no second way; whoever carries it out
+//! The client's text gets more parameters, behind the client's own: `INSERT INTO t (a) VALUES ($1)` becomes `INSERT INTO t (a, "id") VALUES ($1,
+//! $2)`. That text is planned like any other, so keys, rows that are taken apart and upserts need no second way; whoever carries it out
 //! binds values for the places ([`Given`]). A text stays the same from one execution to the next, and so it stays prepared.
 //! Describing the client's own text gives the right types: each server has the column's default, though nobody uses it.
 //!

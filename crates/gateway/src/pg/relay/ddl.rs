@@ -9,8 +9,8 @@
 //! A shard sees its own rows alone. So of a sharded table each unique constraint has the shard key among its columns, and a foreign key refers to a
 //! reference table, or to a table that is sharded alike, by the keys of both. What can't hold is refused when it is declared.
 //!
-//! Columns that count get their values from Pleat ([`super::serial`]). With the change the servers' own sequences are withheld, in the same transaction. A unique
-//! constraint over such a column holds without the shard key if nobody else can give values: GENERATED ALWAYS.
+//! Columns that count get their values from Pleat ([`super::serial`]). With the change the servers' own sequences are withheld, in the same
+//! transaction. A unique constraint over such a column holds without the shard key if nobody else can give values: GENERATED ALWAYS.
 //!
 //! A schema change is no part of a transaction: in a block that has done nothing yet it is done at once, with a warning, so that tools work that begin
 //! a transaction around everything.

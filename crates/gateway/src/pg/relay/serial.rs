@@ -2,24 +2,25 @@
 //!
 //! # The problem
 //!
-//! Each server would count from 1, and a row's shard may follow from the value. So the value is chosen here, before the statement is routed: the planner
-//! has written places for it ([`Given`]), and they are bound like the client's own parameters.
+//! Each server would count from 1, and a row's shard may follow from the value. So the value is chosen here, before the statement is routed: the
+//! planner has written places for it ([`Given`]), and they are bound like the client's own parameters.
 //!
 //! # Rules
 //!
-//! - *No value is given twice*, on whichever node, whatever dies: a node takes a block from the ledger and gives it out from memory; what is left when it ends is a gap. So
-//!   is what a statement was given that failed, was rolled back, or was routed anew: then it gets other values.
-//! - *A server gives none.* Its own sequences are at their ends from the moment in which it has the table ([`pleat_cluster::withhold`]: in the same transaction;
-//!   in a new server before rows come). What reaches one nevertheless gets `2200H`: a trigger, a function, and a statement that a router planned by
-//!   an older catalog, in which the table was single.
-//! - *Values by hand* are the client's business, as in PostgreSQL, where the sequence doesn't notice: whoever meets one gets `23505`. But a block begins above the
-//!   largest value of a primary key, and after a failure the node leaves out what it finds taken in its block, so that this
+//! - *No value is given twice*, on whichever node, whatever dies: a node takes a block from the ledger and gives it out from memory; what is left
+//!   when it ends is a gap. So is what a statement was given that failed, was rolled back, or was routed anew: then it gets other values.
+//! - *A server gives none.* Its own sequences are at their ends from the moment in which it has the table ([`pleat_cluster::withhold`]: in the same
+//!   transaction; in a new server before rows come). What reaches one nevertheless gets `2200H`: a trigger, a function, and a statement that a router
+//!   planned by an older catalog, in which the table was single.
+//! - *Values by hand* are the client's business, as in PostgreSQL, where the sequence doesn't notice: whoever meets one gets `23505`. But a block
+//!   begins above the largest value of a primary key, and after a failure the node leaves out what it finds taken in its block, so that this
 //!   happens once and not a thousand times. `setval` raises the ledger's number, and never lowers it.
 //! - `currval` and `lastval` are kept in the session: its servers know nothing of them.
 //!
 //! # Caveats
 //!
-//! A unique constraint that holds because Pleat gives the values ([`pleat_cluster::Serial::sole`]) is broken by a trigger that sets the column itself.
+//! A unique constraint that holds because Pleat gives the values ([`pleat_cluster::Serial::sole`]) is broken by a trigger that sets the column
+//! itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
