@@ -29,6 +29,7 @@ mod policy;
 mod prepared;
 mod rebuild;
 mod receipt;
+mod serial;
 mod shard;
 mod standby;
 mod table;
@@ -53,6 +54,7 @@ pub use operation::{Cause, Operation, OperationKind, Phase, Step};
 pub use policy::{Mode, Policy, ScaleIn, Strategy, Thresholds};
 pub use prepared::PreparedName;
 pub use receipt::{Digest, RECEIPT_TABLES_MAX, Receipt, TableReceipt};
+pub use serial::{Serial, withhold};
 pub use shard::{Engine, SERVER_NAME, Shard, ShardState};
 pub use standby::{Follows, Pair, Place, Standbys};
 pub use table::{

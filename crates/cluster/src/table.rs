@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyType, Retold, Rewritten, ShardId, TableId, Trigger, View};
+use crate::{KeyType, Retold, Rewritten, Serial, ShardId, TableId, Trigger, View};
 
 /// The tables of a catalog, by lower-case name (SQLite's names are case-insensitive).
 pub type Tables = BTreeMap<String, Table>;
@@ -34,6 +34,8 @@ pub struct Column {
     pub generated: bool,
     /// Whether the column has a DEFAULT, so that an INSERT may leave it out.
     pub has_default: bool,
+    /// Of a table of servers: that a sequence gives its values, where an INSERT doesn't.
+    pub serial: Option<Serial>,
 }
 
 /// One index that a user made (`CREATE INDEX`).
@@ -74,6 +76,13 @@ impl Table {
     /// Whether SQLite keeps a counter for it in `sqlite_sequence` (or its definition says the word elsewhere).
     pub fn may_autoincrement(&self) -> bool {
         self.create_sql.to_ascii_uppercase().contains("AUTOINCREMENT")
+    }
+
+    /// The column whose values Pleat gives, on servers, and how it counts. A table has at most one.
+    pub fn serial(&self) -> Option<(&str, &Serial)> {
+        let counts = |column: &'_ Column| column.serial.is_some() && !matches!(self.kind, TableKind::Single { .. });
+        let column = self.columns.iter().find(|column| counts(column))?;
+        Some((&column.name, column.serial.as_ref()?))
     }
 
     /// The shard key and its type, when the table is sharded.

@@ -14,7 +14,7 @@ use pleat_cluster::{
     ShardId,
 };
 use pleat_consensus::{Disk, Status};
-use pleat_engine::postgres::Lease;
+use pleat_engine::postgres::{Asked, Lease};
 use pleat_engine::{Action, ReadRequest};
 use pleat_host::{
     Freshness, Host, HostError, InDoubt, NodeObservation, PartitionWeight, Pass, Progress, RowStream, TxnPart,
@@ -66,6 +66,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn end_session(&self, shard: ShardId, process: u32);
     /// A connection to a shard that is a server, for a transaction.
     async fn lease(&self, shard: ShardId, within: Duration) -> Result<Lease, HostError>;
+    /// What a shard's server answers to a short question of Pleat's own.
+    async fn ask_server(&self, shard: ShardId, text: String, within: Duration) -> Result<Vec<Asked>, HostError>;
     /// The time that a transaction which begins now carries.
     fn txn_clock(&self) -> Millis;
     async fn ledger_command(&self, command: LedgerCommand, within: Duration) -> Result<LedgerReply, HostError>;
@@ -170,6 +172,10 @@ impl Backend for Host {
 
     async fn lease(&self, shard: ShardId, within: Duration) -> Result<Lease, HostError> {
         Host::lease(self, shard, within).await
+    }
+
+    async fn ask_server(&self, shard: ShardId, text: String, within: Duration) -> Result<Vec<Asked>, HostError> {
+        Host::ask_server(self, shard, &[text], within).await
     }
 
     fn txn_clock(&self) -> Millis {

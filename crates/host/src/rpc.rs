@@ -21,7 +21,7 @@ use crate::{Freshness, HostError, TxnHandle, TxnStep};
 pub const CALL: &str = "host.call";
 /// The transport's method for streams of rows.
 pub const READ: &str = "host.read";
-const FORMAT: u8 = 7;
+const FORMAT: u8 = 8;
 
 /// A call to another node, with the time that the caller has for it.
 #[derive(Debug, Serialize, Deserialize)]

@@ -371,6 +371,7 @@ fn a_decision_of_a_table_change_does_not_hinder() {
         collation: None,
         not_null: false,
         generated: false,
+        serial: None,
         has_default: false,
     };
     let table = Table {

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use pleat_provision::process::{NAME, PROGRAMS, ProcessConfig, Server, Size};
+use pleat_provision::process::{NAME, PROGRAMS, ProcessConfig, Role, Server, Size};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -34,7 +34,14 @@ const WORK: &str = "
 
 fn config(dir: &TempDir, password_file: Option<PathBuf>) -> ProcessConfig {
     let size = Size { memory_mib: 128, connections: 10 };
-    ProcessConfig { dir: dir.path().join("shard"), programs: PROGRAMS.into(), port: None, size, password_file }
+    ProcessConfig {
+        dir: dir.path().join("shard"),
+        programs: PROGRAMS.into(),
+        port: None,
+        size,
+        password_file,
+        role: Role::Primary { make: true },
+    }
 }
 
 fn psql(server: &Server, text: &str) -> String {

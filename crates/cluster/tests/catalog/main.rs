@@ -47,6 +47,7 @@ fn table(name: &str, kind: TableKind) -> Table {
         collation: None,
         not_null: false,
         generated: false,
+        serial: None,
         has_default: false,
     };
     Table {

@@ -69,6 +69,7 @@ fn column(name: &str, decl_type: &str) -> Column {
         collation: None,
         not_null: false,
         generated: false,
+        serial: None,
         has_default: false,
     }
 }

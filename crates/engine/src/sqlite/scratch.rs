@@ -117,7 +117,15 @@ impl Scratch {
     pub fn view_columns(&self, view: &str) -> Vec<Column> {
         let column = |row: &rusqlite::Row<'_>| {
             let (name, decl_type) = (row.get(0)?, row.get::<_, Option<String>>(1)?.unwrap_or_default());
-            Ok(Column { name, decl_type, collation: None, not_null: false, generated: false, has_default: false })
+            Ok(Column {
+                name,
+                decl_type,
+                collation: None,
+                not_null: false,
+                generated: false,
+                has_default: false,
+                serial: None,
+            })
         };
         let ask = || -> rusqlite::Result<Vec<Column>> {
             let mut described = self.db.conn.prepare("SELECT name, type FROM pragma_table_xinfo(?1) ORDER BY cid")?;
@@ -217,6 +225,7 @@ impl Scratch {
                 decl_type: declared(row.get::<_, Option<String>>(1)?.unwrap_or_default()),
                 not_null: row.get(2)?,
                 generated: hidden == 2 || hidden == 3,
+                serial: None,
                 has_default: row.get(3)?,
             });
         }

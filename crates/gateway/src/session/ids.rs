@@ -14,6 +14,12 @@
 //! ([`DdlEffect::PlaceTable`](pleat_cluster::DdlEffect)), perhaps into a block that a node still holds. So a block is good for one of the two ways alone ([`Way`]), and so is an id that a
 //! request was given before it was refused.
 //!
+//! # Servers
+//!
+//! Rows of servers get the values of their serial columns from the same blocks ([`Executor::serials`]), whatever their shard key. A value that was
+//! given by hand is met there as in PostgreSQL: the INSERT fails with `23505`, and then the block is looked through for such values
+//! ([`Executor::skip_serials`]).
+//!
 //! # Repetitions
 //!
 //! When the id is the shard key it decides where the row goes, and a repeated request would go elsewhere with another
@@ -44,6 +50,10 @@ const BLOCK_MIN: u32 = 1_000;
 const BLOCK_MAX: u32 = 100_000;
 /// A block that lasts for less than this is followed by one of twice its size.
 const BLOCK_LASTS_MIN: Duration = Duration::from_secs(10);
+/// A range of values is enough for so many blocks.
+const BLOCKS_MIN: i64 = 1_000;
+/// How long the ledger is waited for, for values of servers' rows.
+const LEDGER_TIME_MAX: Duration = Duration::from_secs(10);
 /// Tables whose blocks a node holds. Beyond that they are all given up, which costs gaps.
 const TABLES_MAX: usize = 10_000;
 
@@ -150,6 +160,61 @@ impl Executor {
             None => Ok(Ids::none()),
             Some(wanted) => Ok(Ids::none().with(wanted.table, self.take_ids(run, attempt, &wanted).await?)),
         }
+    }
+
+    /// The first of `count` values of a column that counts, in a table of servers, between `first` and `last`. `largest` finds the largest that the
+    /// table has, where that is soon found, when a new block is needed.
+    pub(crate) async fn serials(
+        &self,
+        table: TableId,
+        (first, last): (i64, i64),
+        count: u32,
+        largest: impl Future<Output = Option<i64>>,
+    ) -> Result<i64, Failure> {
+        let block = self.blocks.of((table, true));
+        let mut block = block.lock().await;
+        if let Some(given) = block.take(count, None) {
+            return Ok(given);
+        }
+        let above = largest.await.max(first.checked_sub(1));
+        // A small range is not used up by what is lost of blocks.
+        let most = u32::try_from((last / BLOCKS_MIN).max(1)).unwrap_or(u32::MAX).max(count);
+        let asked = block.ask(count, Instant::now()).min(most);
+        let command = LedgerCommand::AllocateIds { table, count: asked, at_least: above };
+        let reply = self.backend.ledger_command(command, LEDGER_TIME_MAX).await?;
+        let LedgerReply::Ids { first } = reply else {
+            return Err(Failure::internal(format!("the ledger gave {reply:?} for ids")));
+        };
+        (block.next, block.end) = (first, first.saturating_add(i64::from(asked)).min(last.saturating_add(1)));
+        block.take(count, None).ok_or_else(|| {
+            let message = format!("nextval: reached maximum value of the sequence ({last})");
+            Failure::new("2200H", message, "give the column a larger type")
+        })
+    }
+
+    /// Leave out values of this node's block that rows have got by hand. `largest` finds the largest such value in a range (its end is not in it).
+    pub(crate) async fn skip_serials<F>(&self, table: TableId, largest: impl FnOnce(i64, i64) -> F)
+    where
+        F: Future<Output = Option<i64>>,
+    {
+        let block = self.blocks.of((table, true));
+        let mut block = block.lock().await;
+        if block.next < block.end
+            && let Some(taken) = largest(block.next, block.end).await
+        {
+            block.next = taken.saturating_add(1).clamp(block.next, block.end);
+        }
+    }
+
+    /// `setval`: what is given from now on is above `last`; on other nodes, when they have used up their blocks.
+    pub(crate) async fn set_serial(&self, table: TableId, last: i64) -> Result<(), Failure> {
+        let command = LedgerCommand::AllocateIds { table, count: 0, at_least: Some(last) };
+        self.backend.ledger_command(command, LEDGER_TIME_MAX).await?;
+        let block = self.blocks.of((table, true));
+        let mut block = block.lock().await;
+        // With nothing of it left, the next comes from the ledger.
+        block.next = block.next.max(last.saturating_add(1).min(block.end));
+        Ok(())
     }
 
     /// The first of so many ids that were never given.

@@ -20,7 +20,7 @@ use pleat_cluster::{
     OperationKind, PartitionId, Phase, Planned, Policy, Reply, ShardId, ShardState, TableKind, TxnId,
 };
 use pleat_consensus::Status;
-use pleat_engine::postgres::Lease;
+use pleat_engine::postgres::{Asked, Lease};
 use pleat_engine::{
     Action, Outcome, Proposal, ReadRequest, Readers, Refusal, SchemaChange, SqlFailure, Store, StoreConfig,
 };
@@ -451,6 +451,10 @@ impl Backend for Cluster {
     }
 
     async fn lease(&self, shard: ShardId, _: Duration) -> Result<Lease, HostError> {
+        Err(HostError::Internal(format!("{shard} is no server")))
+    }
+
+    async fn ask_server(&self, shard: ShardId, _: String, _: Duration) -> Result<Vec<Asked>, HostError> {
         Err(HostError::Internal(format!("{shard} is no server")))
     }
 

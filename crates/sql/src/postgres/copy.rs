@@ -32,7 +32,9 @@ pub(super) fn plan(reader: &Reader, from: usize, to: usize) -> Result<Copy, SqlE
         if close >= to {
             return Err(reader.expected(to, "a closing ) for the query"));
         }
-        copy.query = Some((tokens.slice(at + 1, close).to_owned(), query::plan(reader, at + 1, close)?));
+        let query = query::plan(reader, at + 1, close)?;
+        super::serial::refuse(&query, "COPY of a query")?;
+        copy.query = Some((tokens.slice(at + 1, close).to_owned(), query));
         at = close + 1;
     } else {
         at = copy.name(reader, at, to)?;

@@ -211,6 +211,7 @@ impl Change<'_, '_> {
                 .hint("create the table with its columns (and say where its rows live), then use INSERT … SELECT"));
         }
         let mut query = query::plan(self.reader, start, end)?;
+        super::serial::refuse(&query, "CREATE TABLE … AS")?;
         query.plan = Plan {
             several: match query.plan.several {
                 kept @ (Several::Any | Several::Refused(_)) => kept,

@@ -16,6 +16,9 @@
 //! [`prepare`] depends on the text and the schema alone, so its plans can be kept by text and catalog generation. A plan is asked
 //! for its route each time, with the parameters: [`Query::route`].
 //!
+//! An INSERT that leaves out a column which counts, and `nextval` and its like, get values from Pleat: [`serial`] writes parameters for them, and
+//! what is planned is that text ([`Given`]).
+//!
 //! Tokens are cut as PostgreSQL does with `standard_conforming_strings = on`: whoever lets clients turn that off plans wrongly.
 
 pub mod adopt;
@@ -37,6 +40,7 @@ mod query;
 mod read;
 mod route;
 mod screen;
+mod serial;
 mod shape;
 mod spread;
 mod statement;
@@ -45,8 +49,8 @@ mod types;
 mod write;
 
 pub use plan::{
-    Copy, CopyFormat, Ddl, Direction, Fetch, Part, Placement, Planned, Query, Route, Source, Spread, UniqueIndex, Verb,
-    What,
+    Copy, CopyFormat, Ddl, Direction, Fetch, Given, GivenValue, Part, Placement, Planned, Query, Route, Source, Spread,
+    UniqueIndex, Verb, What,
 };
 
 pub use screen::Screen;

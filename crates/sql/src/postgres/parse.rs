@@ -41,10 +41,20 @@ pub(super) fn token_of(span: Span) -> Option<usize> {
 }
 
 fn parser(tokens: &Tokens, from: usize, to: usize) -> Result<Parser<'static>, SqlError> {
-    let theirs = (from..to).map(|at| convert(tokens, at)).collect::<Result<Vec<_>, _>>()?;
+    // `OVERRIDING SYSTEM VALUE` is unknown to their parser, and says nothing of where rows belong.
+    let overrides = |at: usize| (at..at + 3).any(|at| at >= 2 && overriding(tokens, at - 2));
+    let seen = (from..to).filter(|at| !overrides(*at));
+    let theirs = seen.map(|at| convert(tokens, at)).collect::<Result<Vec<_>, _>>()?;
     Ok(Parser::new(&DIALECT as &dyn Dialect)
         .with_recursion_limit(PARSER_RECURSION_MAX)
         .with_tokens_with_locations(theirs))
+}
+
+/// Whether `OVERRIDING SYSTEM VALUE` (or USER) stands at `at`.
+pub(super) fn overriding(tokens: &Tokens, at: usize) -> bool {
+    tokens.is(at, "OVERRIDING")
+        && (tokens.is(at + 1, "SYSTEM") || tokens.is(at + 1, "USER"))
+        && tokens.is(at + 2, "VALUE")
 }
 
 fn convert(tokens: &Tokens, at: usize) -> Result<TokenWithSpan, SqlError> {

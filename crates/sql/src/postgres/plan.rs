@@ -111,8 +111,36 @@ pub struct Query {
     pub in_transaction: bool,
     /// The tables of the catalog that it mentions, by their keys there, each once.
     pub tables: Vec<String>,
+    /// It asks a sequence that is no column's of the catalog. Each server has one of that name: where any shard would do, it has to be always the same.
+    pub counts: bool,
+    /// Pleat has to give values first, and it is this text that is carried out.
+    pub given: Option<Arc<Given>>,
     pub(super) keys: Vec<(usize, KeyType)>,
     pub(super) plan: Plan,
+}
+
+/// A statement with places for values that Pleat gives. The plan is of its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The client's text with more parameters in it.
+    pub text: String,
+    /// How many parameters are the client's. Those behind them are bigints:
+    pub params: usize,
+    /// in this order.
+    pub values: Vec<GivenValue>,
+}
+
+/// A value that Pleat gives. Tables are told by their keys in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GivenValue {
+    /// The next of the table's serial column.
+    Next { table: String },
+    /// The one that the session got last for the table: `currval`.
+    Current { table: String },
+    /// The one that the session got last: `lastval`.
+    Last,
+    /// `setval`: what comes next is above it; with `called` false it is the value itself.
+    Set { table: String, to: i64, called: bool },
 }
 
 /// How a query finds its way.

@@ -1,6 +1,7 @@
 //! Statements that are routed by the tables that they mention.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use pleat_cluster::{KeyType, Table, TableKind};
 use sqlparser::ast::{SetExpr, Statement};
@@ -11,7 +12,7 @@ use super::functions::{self, Purity};
 use super::lex::{Kind, Tokens};
 use super::plan::{Constant, Plan, Query, Several, Verb};
 use super::statement::Reader;
-use super::{parse, read, write};
+use super::{parse, read, serial, write};
 use crate::error::{Code, SqlError};
 
 /// Plans the statement that the tokens `from..to` spell.
@@ -40,7 +41,24 @@ pub(super) fn plan(reader: &Reader, from: usize, to: usize) -> Result<Query, Sql
     }
 }
 
+/// What needs values of Pleat's is planned with places for them.
 fn routed(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
+    let Some(given) = serial::given(reader, from, to)? else {
+        let mut query = planned(reader, from, to)?;
+        query.counts = serial::counts(reader.tokens, from, to);
+        if matches!(query.plan.several, Several::Any) && query.plan.singles.is_empty() {
+            query.plan.singles.extend(serial::of_single(reader, from, to));
+        }
+        return Ok(query);
+    };
+    let tokens = Tokens::of(&given.text)?;
+    let query = planned(&Reader { tokens: &tokens, schema: reader.schema }, 0, tokens.len());
+    // The client's text is another one.
+    let query = query.map_err(|error| SqlError { position: None, ..error })?;
+    Ok(Query { given: Some(Arc::new(given)), ..query })
+}
+
+fn planned(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
     let mut analysis = Analysis::new(reader.schema, reader.tokens);
     match understood(&mut analysis, (from, to)) {
         Ok(statement) => of_statement(&analysis, &statement, (from, to)),
@@ -71,6 +89,8 @@ fn of_statement(analysis: &Analysis, statement: &Statement, range: (usize, usize
         pins: analysis.pins,
         in_transaction: true,
         tables: tables.into_iter().collect(),
+        counts: false,
+        given: None,
         keys: keys(&plan),
         plan,
     })
@@ -143,7 +163,8 @@ pub(super) fn named<'s>(reader: &Reader<'s>, from: usize, to: usize) -> Vec<&'s 
 
 fn any(writes: bool, pins: bool) -> Query {
     let plan = Plan { keyed: Vec::new(), singles: BTreeSet::new(), several: Several::Any };
-    Query { verb: Verb::Other, writes, pins, in_transaction: true, tables: Vec::new(), keys: Vec::new(), plan }
+    let (tables, given, keys) = (Vec::new(), None, Vec::new());
+    Query { verb: Verb::Other, writes, pins, in_transaction: true, tables, counts: false, given, keys, plan }
 }
 
 /// A statement that isn't understood may go to any shard if nothing of the cluster's is in it.
@@ -220,6 +241,14 @@ fn maintained(reader: &Reader, from: usize, to: usize, in_transaction: bool) -> 
     let all = reader.schema.tables.iter();
     let found: Vec<(&String, &Table)> =
         all.filter(|(key, _)| names.contains(key.rsplit('.').next().unwrap_or(key))).collect();
+    if (from..to).any(|at| tokens.are(at, &["RESTART", "IDENTITY"]))
+        && let Some((name, _)) = found.iter().find(|(_, table)| table.serial().is_some())
+    {
+        return Err(SqlError::unsupported(format!(
+            "the values of {name}'s serial column don't begin anew: Pleat gives each once"
+        ))
+        .hint("leave RESTART IDENTITY out, or drop the table and create it again"));
+    }
     let single = |table: &&(&String, &Table)| matches!(table.1.kind, TableKind::Single { .. });
     let singles: BTreeSet<_> = found
         .iter()
@@ -281,6 +310,16 @@ fn explain(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
         );
     }
     let inner = plan(reader, at, to)?;
+    if inner.given.is_some() {
+        // What an INSERT does with a value doesn't depend on the value; only EXPLAIN ANALYZE takes one.
+        return match analyze {
+            false => Ok(any(false, false)),
+            true => Err(SqlError::unsupported(
+                "EXPLAIN ANALYZE of a statement that gets values from Pleat is not supported",
+            )
+            .hint("give the values of serial columns in the statement")),
+        };
+    }
     let mut plan = inner.plan;
     plan.several = match plan.several {
         Several::Every { reference: true } if !analyze => Several::Any,

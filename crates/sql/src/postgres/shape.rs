@@ -9,6 +9,9 @@ use pleat_cluster::Value;
 
 use super::lex::{Kind, Tokens};
 
+/// Functions whose argument names a sequence.
+const SEQUENCES: [&str; 4] = ["NEXTVAL", "CURRVAL", "SETVAL", "LASTVAL"];
+
 /// A text with parameters in the place of its plain numbers and strings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape<'t> {
@@ -44,6 +47,8 @@ impl Shape<'_> {
                     tokens.string(at).map(Value::Text)
                 }
                 Kind::Param => return None,
+                // The name of a sequence is no value: Pleat itself may have to answer.
+                Kind::Word if SEQUENCES.iter().any(|word| tokens.is(at, word)) => return None,
                 Kind::Symbol if tokens.str(at) == ";" => return None,
                 _ => continue,
             };

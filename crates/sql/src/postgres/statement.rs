@@ -239,5 +239,6 @@ fn declare(reader: &Reader, at: usize, to: usize) -> Result<What, SqlError> {
     let hold = (at..start).any(|at| reader.is(at, to, &["WITH", "HOLD"]));
     let text = reader.tokens.slice(start, to).to_owned();
     let query: Query = query::plan(reader, start, to)?;
+    super::serial::refuse(&query, "a cursor")?;
     Ok(What::Declare { name, hold, text, query })
 }

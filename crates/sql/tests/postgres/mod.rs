@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use pleat_cluster::{Column, KeyType, PartitionId, ShardId, Table, TableId, TableKind, Tables, Value, View, Views};
+use pleat_cluster::{
+    Column, KeyType, PartitionId, Serial, ShardId, Table, TableId, TableKind, Tables, Value, View, Views,
+};
 use pleat_sql::postgres::{Part, Planned, Query, Route, Screen, Source, Spread, What, prepare};
 use pleat_sql::{Schema, SqlError};
 
@@ -16,10 +18,22 @@ pub struct World {
     pub default_keys: BTreeMap<String, String>,
 }
 
-fn table(id: u32, name: &str, kind: TableKind, primary_key: &[&str], columns: &str) -> (String, Table) {
+fn table(id: u32, of: &str, kind: TableKind, primary_key: &[&str], columns: &str) -> (String, Table) {
     let columns = columns.split(", ").map(|column| {
         let (name, rest) = column.split_once(' ').unwrap();
         let (rest, generated) = rest.split_once(" generated").map_or((rest, false), |(rest, _)| (rest, true));
+        let (rest, serial) = match rest.split_once(" serial") {
+            Some((rest, how)) => (rest, Some(how.trim())),
+            None => (rest, None),
+        };
+        let serial = serial.map(|how| Serial {
+            schema: "public".to_owned(),
+            sequence: format!("{}_{name}_seq", of.rsplit('.').next().unwrap()),
+            always: how != "",
+            first: 1,
+            last: i64::MAX,
+            sole: how == "sole",
+        });
         let (decl_type, has_default) = match rest.split_once(" default") {
             Some((decl_type, _)) => (decl_type, true),
             None => (rest, false),
@@ -30,12 +44,13 @@ fn table(id: u32, name: &str, kind: TableKind, primary_key: &[&str], columns: &s
             collation: None,
             not_null: false,
             generated,
-            has_default,
+            has_default: has_default || serial.is_some(),
+            serial,
         }
     });
     let table = Table {
         id: TableId(id),
-        name: name.rsplit('.').next().unwrap().to_owned(),
+        name: of.rsplit('.').next().unwrap().to_owned(),
         kind,
         columns: columns.collect(),
         primary_key: primary_key.iter().map(|name| (*name).to_owned()).collect(),
@@ -45,7 +60,7 @@ fn table(id: u32, name: &str, kind: TableKind, primary_key: &[&str], columns: &s
         indexes: Vec::new(),
         triggers: Vec::new(),
     };
-    (name.to_owned(), table)
+    (of.to_owned(), table)
 }
 
 pub fn world() -> World {
@@ -92,6 +107,10 @@ pub fn world() -> World {
         ),
         table(9, "blobs", by("k", KeyType::Bytes), &["k"], "k bytea, data text"),
         table(10, "made", by("Id", KeyType::Integer), &["Id"], "Id bigint, at date, year integer generated"),
+        table(11, "posts", by("id", KeyType::Integer), &["id"], "id bigint serial, title text, at date default"),
+        table(12, "lines", by("tenant", KeyType::Integer), &["id"], "id bigint serial sole, tenant bigint, note text"),
+        table(13, "tags", TableKind::Reference, &["id"], "id integer serial always, tag text"),
+        table(14, "log", single(), &["id"], "id bigint serial, line text"),
     ];
     let view = View { name: "rich".into(), sql: "CREATE VIEW rich AS SELECT * FROM users".into() };
     World {
@@ -197,8 +216,12 @@ fn explained(query: &Query) -> String {
     let mut shown = String::new();
     let mut facts = vec![format!("{:?}", query.verb).to_lowercase()];
     facts.extend(query.writes.then(|| "writes".to_owned()));
+    facts.extend(query.counts.then(|| "counts".to_owned()));
     facts.extend(query.pins.then(|| "pins".to_owned()));
     facts.extend((!query.in_transaction).then(|| "outside of transactions".to_owned()));
+    if let Some(given) = &query.given {
+        let _ = writeln!(shown, "  {} with {:?} from ${}", given.text, given.values, given.params + 1);
+    }
     facts.extend((!query.keys().is_empty()).then(|| format!("keys {:?}", query.keys())));
     let _ = writeln!(shown, "  {}", facts.join(", "));
     match query.route(&value(query), PARTITIONS) {

@@ -481,6 +481,7 @@ pub fn describe(connection: &Connection, name: &str) -> Option<Table> {
                 collation,
                 not_null: row.get(2)?,
                 generated: row.get::<_, i64>(5)? > 0,
+                serial: None,
                 has_default: row.get(3)?,
             })
         })

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pleat_cluster::{Digest, RECEIPT_TABLES_MAX, ShardState, TableReceipt};
+use pleat_cluster::{Digest, RECEIPT_TABLES_MAX, ShardState, TableReceipt, withhold};
 use pleat_engine::postgres::moving::{self, Mover, TableDigest};
 use pleat_provision::process::{SchemaPart, copy_schema};
 use tokio::time::{Instant, sleep};
@@ -25,6 +25,8 @@ const NEAR_BYTES: u64 = 1 << 20;
 /// How long transactions of clients may keep the digests from one position, before the attempt is told what it waits for and tries again.
 const DIGEST_WAIT: Duration = Duration::from_secs(20);
 const DIGESTS_MAX: usize = 30;
+/// How long a short question to a server may take.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// The stream is followed for so long between two looks.
 const FOLLOW: Duration = Duration::from_millis(500);
 
@@ -93,6 +95,11 @@ async fn schema(work: &Work, plan: &Plan, step: &str, part: SchemaPart) -> Resul
     };
     let (from, to) = (address(plan.from)?, address(plan.to)?);
     copy_schema(&work.tools.settings.postgres_programs, from, to, None, part).await.map_err(Stop::Again)?;
+    // In a new server they would begin anew.
+    if let Some(text) = withhold(work.catalog().tables.values()) {
+        let answers = work.cluster().ask(plan.to, vec![text], ASK_LIMIT).await;
+        answers.map_err(|error| Stop::Again(format!("withhold sequences: {error}")))?;
+    }
     work.end(step, "").await
 }
 

@@ -1,6 +1,7 @@
 //! COPY: rows in, each to the shard of its key, and rows out, shard after shard.
 //!
 //! A row is passed on as it came: only its key is read. A header goes to every shard, because each expects one.
+//! Where the columns leave out one whose values Pleat gives, each row gets one more value at its end.
 //! COPY FROM is part of its transaction, here as in PostgreSQL: over several shards it is committed on all of them or none.
 
 use std::collections::BTreeMap;
@@ -29,8 +30,9 @@ const BINARY_END: &[u8] = &[0xff, 0xff];
 /// Rows on their way to shards.
 struct Load {
     text: String,
-    /// Where the key stands among the columns, and how it is read. `None`: every row goes to all of `shards`.
+    /// Where the key stands among the columns, and how it is read. `None`: every row goes to all of `shards`, or by what it is given.
     key: Option<(usize, KeyType, Option<usize>)>,
+    giving: Option<Giving>,
     key_name: String,
     columns: usize,
     /// What each shard is sent first.
@@ -38,6 +40,16 @@ struct Load {
     binary: bool,
     /// Those that take part, with what waits to be sent.
     shards: BTreeMap<ShardId, BytesMut>,
+}
+
+/// The value that each row gets behind those that it comes with.
+struct Giving {
+    /// The table, by its key in the catalog.
+    table: String,
+    column: String,
+    /// Bytes of its type in binary format.
+    bytes: usize,
+    is_key: bool,
 }
 
 impl Relay {
@@ -52,7 +64,11 @@ impl Relay {
         let catalog = self.catalog();
         let table = copy.table.as_ref().and_then(|name| catalog.tables.get(name));
         let shards: Vec<ShardId> = catalog.active_shards().map(|shard| shard.id).collect();
-        if let [sole] = shards.as_slice() {
+        let giving = match table {
+            Some(table) if copy.direction == Direction::In => Giving::of(copy, table)?,
+            _ => None,
+        };
+        if let ([sole], None) = (shards.as_slice(), &giving) {
             return Ok(self.through(client, key, *sole, &planned.text).await?.failed());
         }
         if let Some((_, query)) = &copy.query {
@@ -83,7 +99,10 @@ impl Relay {
             (TableKind::Sharded { .. }, Direction::Out) => {
                 self.copy_out(client, key, copy, &planned.text, &shards).await
             }
-            (_, Direction::In) => self.copy_in(client, key, planned, copy, table, &shards).await,
+            (_, Direction::In) => {
+                let load = Load::new(copy, table, &planned.text, giving)?;
+                self.copy_in(client, key, copy, load, &shards).await
+            }
         }
     }
 
@@ -187,18 +206,16 @@ impl Relay {
         &mut self,
         client: &mut Client,
         key: &Key,
-        planned: &Planned,
         copy: &Copy,
-        table: &Table,
+        mut load: Load,
         shards: &[ShardId],
     ) -> Result<bool, Stop> {
-        let mut load = Load::new(copy, table, &planned.text)?;
         self.begin_implicitly().await?;
         // First all connections: taking one may say something on those that are there.
         for shard in shards {
             self.part(*shard).await?;
         }
-        if load.key.is_none() {
+        if load.is_for_all() {
             for shard in shards {
                 self.open(&mut load, *shard).await?;
             }
@@ -263,7 +280,13 @@ impl Relay {
             };
             if load.binary {
                 while let Some((number, row)) = binary.row()? {
-                    let value = load.binary_key(number, &row)?;
+                    let mut value = load.binary_key(number, &row)?;
+                    let mut row = row;
+                    if let Some(giving) = &load.giving {
+                        let given = self.take_one(&giving.table).await?;
+                        row = giving.binary(&row, given);
+                        value = if giving.is_key { Some(Value::Integer(given)) } else { value };
+                    }
                     self.hand_out(load, number, value, &row).await?;
                 }
                 if last && !binary.ended {
@@ -271,11 +294,20 @@ impl Relay {
                 }
             } else {
                 while let Some((line, row)) = decoder.raw(last)? {
+                    let mut row = row.freeze();
                     if std::mem::take(&mut wants_header) {
-                        load.head = row.freeze();
+                        if let Some(giving) = &load.giving {
+                            row = giving.text(&form, &row, &giving.header(&form));
+                        }
+                        load.head = row;
                         continue;
                     }
-                    let value = load.text_key(&form, line, &row)?;
+                    let mut value = load.text_key(&form, line, &row)?;
+                    if let Some(giving) = &load.giving {
+                        let given = self.take_one(&giving.table).await?;
+                        row = giving.text(&form, &row, &given.to_string());
+                        value = if giving.is_key { Some(Value::Integer(given)) } else { value };
+                    }
                     self.hand_out(load, line, value, &row).await?;
                     if last && !row.ends_with(b"\n") {
                         load.shards
@@ -293,8 +325,12 @@ impl Relay {
 
     /// Give a row to the shard that it belongs to, or to all.
     async fn hand_out(&mut self, load: &mut Load, line: u64, value: Option<Value>, row: &[u8]) -> Result<(), Stop> {
-        let shard = match (&value, load.key) {
-            (Some(value), Some((_, of, _))) => {
+        let of = match (&load.giving, load.key) {
+            (Some(Giving { is_key: true, .. }), _) => Some(KeyType::Integer),
+            (_, key) => key.map(|(_, of, _)| of),
+        };
+        let shard = match (&value, of) {
+            (Some(value), Some(of)) => {
                 let catalog = self.catalog();
                 let partition = partition_of(value, of, catalog.partition_count).map_err(|error| {
                     let hint = format!("every row needs a value for {}, which is the shard key", load.key_name);
@@ -355,7 +391,7 @@ impl Relay {
             part.lease.copy_done();
         }
         let (mut count, mut failed) = (0, false);
-        let copies = load.key.is_none();
+        let copies = load.is_for_all();
         for (at, shard) in load.shards.keys().enumerate() {
             let Some(part) = self.parts.get_mut(shard) else { continue };
             let mut messages = finish(&mut part.lease).await?;
@@ -394,8 +430,66 @@ impl Relay {
     }
 }
 
+impl Giving {
+    /// What a COPY leaves out. The error is of one that gives values which only Pleat may give.
+    fn of(copy: &Copy, table: &Table) -> Result<Option<Giving>, Failure> {
+        let Some((column, serial)) = table.serial() else { return Ok(None) };
+        let given = copy.columns.is_empty() || copy.columns.iter().any(|name| name == column);
+        if given && serial.sole {
+            let message =
+                format!("{column} of {} is unique over all shards because Pleat gives its values", table.name);
+            return Err(Failure::new("0A000", message, "name the other columns in the COPY, and leave this one out"));
+        }
+        let (Some(name), false) = (&copy.table, given) else { return Ok(None) };
+        let bytes = match table.column(column).map_or("", |column| column.decl_type.as_str()) {
+            "smallint" => 2,
+            "integer" => 4,
+            _ => 8,
+        };
+        let is_key = table.shard_key().is_some_and(|(key, _)| key == column);
+        Ok(Some(Giving { table: name.clone(), column: column.to_owned(), bytes, is_key }))
+    }
+
+    /// The name of the column, as a header has it.
+    fn header(&self, form: &Form) -> String {
+        let (quote, name) = (char::from(form.quote), &self.column);
+        match form.csv {
+            true => format!("{quote}{}{quote}", name.replace(quote, &format!("{}{quote}", char::from(form.escape)))),
+            false => name.clone(),
+        }
+    }
+
+    /// A row with one more value.
+    fn text(&self, form: &Form, row: &[u8], value: &str) -> Bytes {
+        let plain = row.strip_suffix(b"\n").unwrap_or(row);
+        let plain = plain.strip_suffix(b"\r").unwrap_or(plain);
+        let mut longer = BytesMut::with_capacity(row.len() + value.len() + 1);
+        longer.put_slice(plain);
+        longer.put_u8(form.delimiter);
+        longer.put_slice(value.as_bytes());
+        longer.put_slice(&row[plain.len()..]);
+        longer.freeze()
+    }
+
+    /// The same in binary format.
+    fn binary(&self, row: &[u8], value: i64) -> Bytes {
+        let mut longer = BytesMut::with_capacity(row.len() + 12);
+        let count = row.get(..2).map_or(0, |two| u16::from_be_bytes([two[0], two[1]]));
+        longer.put_u16(count.saturating_add(1));
+        longer.put_slice(row.get(2..).unwrap_or_default());
+        let bytes = value.to_be_bytes();
+        longer.put_u32(u32::try_from(self.bytes).unwrap_or(8));
+        longer.put_slice(&bytes[bytes.len() - self.bytes..]);
+        longer.freeze()
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 impl Load {
-    fn new(copy: &Copy, table: &Table, text: &str) -> Result<Load, Failure> {
+    fn new(copy: &Copy, table: &Table, text: &str, giving: Option<Giving>) -> Result<Load, Failure> {
         let columns: Vec<&str> = match copy.columns.is_empty() {
             true => {
                 table.columns.iter().filter(|column| !column.generated).map(|column| column.name.as_str()).collect()
@@ -404,6 +498,7 @@ impl Load {
         };
         let key = match table.shard_key() {
             None => None,
+            Some(_) if giving.as_ref().is_some_and(|giving| giving.is_key) => None,
             Some((key, of)) => {
                 let place = columns.iter().position(|column| column.eq_ignore_ascii_case(key)).ok_or_else(|| {
                     let message =
@@ -420,15 +515,29 @@ impl Load {
             head.put_slice(SIGNATURE);
             head.put_u64(0);
         }
+        let text = match &giving {
+            None => text.to_owned(),
+            Some(giving) => {
+                let all = columns.iter().copied().chain([giving.column.as_str()]).map(quoted);
+                let all: Vec<String> = all.collect();
+                format!("COPY {} ({}) {}", copy.name_as_written, all.join(", "), copy.options_as_written)
+            }
+        };
         Ok(Load {
-            text: text.to_owned(),
+            text,
             key,
+            giving,
             key_name: table.shard_key().map_or_else(String::new, |(key, _)| key.to_owned()),
             columns: columns.len(),
             head: head.freeze(),
             binary,
             shards: BTreeMap::new(),
         })
+    }
+
+    /// Whether every row goes to all shards.
+    fn is_for_all(&self) -> bool {
+        self.key.is_none() && !self.giving.as_ref().is_some_and(|giving| giving.is_key)
     }
 
     /// The key of a row of text or CSV. `None`: there is none, and every shard gets the row.
@@ -626,6 +735,21 @@ mod tests {
         assert_eq!(as_stored("abc  ".to_owned(), KeyType::Text, None), Value::from("abc  "));
         assert_eq!(as_stored(" 7".to_owned(), KeyType::Integer, None), Value::Integer(7));
         assert_eq!(as_stored("\\xDEad".to_owned(), KeyType::Bytes, None), Value::Blob(vec![0xde, 0xad]));
+    }
+
+    #[test]
+    fn rows_get_one_more_value() {
+        let giving = Giving { table: "t".to_owned(), column: "a,b".to_owned(), bytes: 4, is_key: true };
+        let form =
+            |csv, delimiter| Form { csv, header: false, delimiter, null: String::new(), quote: b'"', escape: b'"' };
+        assert_eq!(&giving.text(&form(false, b'\t'), b"x\ty\n", "7")[..], b"x\ty\t7\n");
+        assert_eq!(&giving.text(&form(true, b','), b"x\r\n", "7")[..], b"x,7\r\n");
+        assert_eq!(&giving.text(&form(true, b','), b"x", "7")[..], b"x,7");
+        assert_eq!(giving.header(&form(true, b',')), "\"a,b\"");
+        assert_eq!(
+            &giving.binary(&[0, 1, 0, 0, 0, 1, b'x'], 258)[..],
+            [0, 2, 0, 0, 0, 1, b'x', 0, 0, 0, 4, 0, 0, 1, 2]
+        );
     }
 
     #[test]

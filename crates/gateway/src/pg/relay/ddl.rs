@@ -9,13 +9,18 @@
 //! A shard sees its own rows alone. So of a sharded table each unique constraint has the shard key among its columns, and a foreign key refers to a
 //! reference table, or to a table that is sharded alike, by the keys of both. What can't hold is refused when it is declared.
 //!
+//! Columns that count get their values from Pleat ([`super::serial`]). With the change the servers' own sequences are withheld, in the same
+//! transaction. A unique constraint over such a column holds without the shard key if nobody else can give values: GENERATED ALWAYS.
+//!
 //! A schema change is no part of a transaction: in a block that has done nothing yet it is done at once, with a warning, so that tools work that begin
 //! a transaction around everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pleat_cluster::{Column, DdlEffect, KeyType, ShardId, Table, TableChange, TableId, TableKind, Tables, table_key};
+use pleat_cluster::{
+    Column, DdlEffect, KeyType, Serial, ShardId, Table, TableChange, TableId, TableKind, Tables, table_key, withhold,
+};
 use pleat_engine::postgres::Lease;
 use pleat_sql::postgres::{Ddl, Placement, Planned};
 
@@ -33,11 +38,19 @@ const TRIAL: &str = "BEGIN; SET LOCAL lock_timeout = '5s'";
 
 /// Tables with their columns, in the order of these.
 const COLUMNS: &str = "SELECT n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated <> '', \
-    a.atthasdef OR a.attidentity <> '', coalesce(co.collisdeterministic, true), a.attidentity <> '' OR coalesce(pg_get_expr(d.adbin, d.adrelid), '') LIKE 'nextval(%' \
+    a.atthasdef OR a.attidentity <> '', coalesce(co.collisdeterministic, true), s.oid, \
+    a.attidentity <> '' OR pg_get_expr(d.adbin, d.adrelid) ~ '^nextval[(]''[^'']*''::regclass[)]$', a.attidentity = 'a', \
+    s.nspname, s.relname, s.seqstart, s.seqmax, s.seqincrement = 1 AND NOT s.seqcycle \
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
     LEFT JOIN pg_collation co ON co.oid = a.attcollation \
+    LEFT JOIN LATERAL (SELECT sc.oid, sn.nspname, sc.relname, sq.* FROM pg_depend p \
+        JOIN pg_sequence sq ON sq.seqrelid = CASE p.classid WHEN 'pg_attrdef'::regclass THEN p.refobjid ELSE p.objid END \
+        JOIN pg_class sc ON sc.oid = sq.seqrelid JOIN pg_namespace sn ON sn.oid = sc.relnamespace \
+        WHERE p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid AND p.refclassid = 'pg_class'::regclass \
+        OR p.classid = 'pg_class'::regclass AND p.refclassid = 'pg_class'::regclass AND p.deptype = 'i' \
+            AND p.refobjid = a.attrelid AND p.refobjsubid = a.attnum LIMIT 1) s ON true \
     WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' \
     ORDER BY 1, 2, a.attnum";
 /// Unique indexes, primary keys among them, with their columns; one over an expression has an empty name among them.
@@ -69,8 +82,8 @@ struct Described {
     uniques: Vec<Unique>,
     /// Columns whose equality is not that of their bytes.
     loose: BTreeSet<String>,
-    /// Columns that a sequence of each server fills.
-    serial: BTreeSet<String>,
+    /// Columns that a sequence fills otherwise than Pleat can: not one after the other, or computed.
+    odd: BTreeSet<String>,
 }
 
 struct Unique {
@@ -85,6 +98,37 @@ struct Reference {
     columns: Vec<String>,
     to: String,
     to_columns: Vec<String>,
+}
+
+impl Described {
+    fn table(&self, kind: TableKind) -> Table {
+        let mut table = Table {
+            id: TableId(0),
+            name: self.name.clone(),
+            kind,
+            columns: self.columns.clone(),
+            primary_key: self.primary_key.clone(),
+            rowid_alias: false,
+            without_rowid: false,
+            create_sql: String::new(),
+            indexes: Vec::new(),
+            triggers: Vec::new(),
+        };
+        let Some((key, _)) = table.shard_key() else { return table };
+        let sole = |column: &Column| {
+            let apart = |unique: &Unique| {
+                unique.columns.contains(&column.name) && !unique.columns.iter().any(|name| name == key)
+            };
+            self.uniques.iter().any(apart)
+        };
+        let soles: Vec<bool> = table.columns.iter().map(sole).collect();
+        for (column, sole) in table.columns.iter_mut().zip(soles) {
+            if let Some(serial) = &mut column.serial {
+                serial.sole = serial.always && sole;
+            }
+        }
+        table
+    }
 }
 
 impl Relay {
@@ -111,6 +155,7 @@ impl Relay {
             return Err(Failure::new("0A000", message, hint).into());
         }
         self.outside(client)?;
+        check_restart(&self.catalog().tables, &ddl.statement)?;
         if let Some(unique) = &ddl.unique {
             let catalog = self.catalog();
             if let Some(table) = catalog.tables.get(&unique.table) {
@@ -133,8 +178,13 @@ impl Relay {
             client.out.notice(Severity::Notice, "42P07", &format!("relation \"{name}\" already exists, skipping"));
             return Ok(Answered::Tag(tag));
         }
+        let withheld = withhold(changes.iter().filter_map(|change| change.after.as_ref()));
         let effect = DdlEffect::Servers { about: ddl.about.clone(), changes };
-        let sql = if ddl.place { String::new() } else { ddl.statement.clone() };
+        let sql = match (ddl.place, withheld) {
+            (true, withheld) => withheld.unwrap_or_default(),
+            (false, Some(withheld)) => format!("{}; {withheld}", ddl.statement),
+            (false, None) => ddl.statement.clone(),
+        };
         let executor = &self.shared.app.executor;
         if let Some(notice) = executor.change_servers(effect, sql, &planned.text, CHANGE_TIME_MAX).await? {
             client.out.notice(Severity::Notice, "00000", &notice);
@@ -209,9 +259,21 @@ impl Relay {
                 ));
             }
         }
-        let after = Table { kind: placed(described, placement, anchor)?, ..table.clone() };
+        let after = Table { id: table.id, ..described.table(placed(described, placement, anchor)?) };
         let changes = vec![TableChange { before: Some(table.clone()), after: Some(after) }];
         check(&catalog.tables, &changes, &seen)?;
+        // What the server has given is not given again, though the rows are gone.
+        if let ([TableChange { after: Some(after), .. }], TableKind::Single { shard }) =
+            (changes.as_slice(), &table.kind)
+            && let Some((_, serial)) = after.serial()
+        {
+            let asked = format!("SELECT last_value FROM {} WHERE is_called", serial.qualified());
+            let asked = self.lease(*shard).await?.ask(&asked).await?;
+            let last = asked.rows.first().and_then(|row| row.first()?.as_deref()?.parse::<i64>().ok());
+            if let Some(last) = last {
+                self.shared.app.executor.set_serial(table.id, last).await?;
+            }
+        }
         Ok(changes)
     }
 }
@@ -231,14 +293,22 @@ async fn look(lease: &mut Lease) -> Result<Seen, Failure> {
             primary_key: Vec::new(),
             uniques: Vec::new(),
             loose: BTreeSet::new(),
-            serial: BTreeSet::new(),
+            odd: BTreeSet::new(),
         });
         let (Some(column), Some(decl_type)) = (text(2), text(3)) else { continue };
         if !is(7) {
             described.loose.insert(column.clone());
         }
-        if is(8) {
-            described.serial.insert(column.clone());
+        let number = |at: usize| text(at).and_then(|text| text.parse::<i64>().ok());
+        let serial = match (text(11), text(12), number(13), number(14)) {
+            (Some(schema), Some(sequence), Some(first), Some(last)) => {
+                let last = last.min(most(&decl_type));
+                Some(Serial { schema, sequence, always: is(10), first, last, sole: false })
+            }
+            _ => None,
+        };
+        if serial.is_some() && !(is(9) && is(15)) {
+            described.odd.insert(column.clone());
         }
         described.columns.push(Column {
             name: column,
@@ -247,6 +317,7 @@ async fn look(lease: &mut Lease) -> Result<Seen, Failure> {
             not_null: is(4),
             generated: is(5),
             has_default: is(6),
+            serial,
         });
     }
     let lines = |text: Option<String>| -> Vec<String> {
@@ -306,18 +377,7 @@ fn changes(
         }
     }
     for (name, described) in &after.tables {
-        let table = |kind: TableKind| Table {
-            id: TableId(0),
-            name: described.name.clone(),
-            kind,
-            columns: described.columns.clone(),
-            primary_key: described.primary_key.clone(),
-            rowid_alias: false,
-            without_rowid: false,
-            create_sql: String::new(),
-            indexes: Vec::new(),
-            triggers: Vec::new(),
-        };
+        let table = |kind: TableKind| described.table(kind);
         match (known.get(name), renamed) {
             (None, Some((_, to, old))) if to == name => {
                 found.push(TableChange {
@@ -398,11 +458,6 @@ fn sharded(described: &Described, key: &str) -> Result<TableKind, Failure> {
     if column.generated {
         return Err(refused("it is generated"));
     }
-    if described.serial.contains(&column.name) {
-        return Err(refused(
-            "each server would number its rows from 1. Give the rows ids of your own (a UUID), or shard by another column",
-        ));
-    }
     Ok(TableKind::Sharded { key: column.name.clone(), key_type })
 }
 
@@ -417,18 +472,9 @@ fn check(known: &Tables, changes: &[TableChange], seen: &Seen) -> Result<(), Fai
         for unique in &described.uniques {
             check_unique(after, &format!("the unique index {}", unique.name), &unique.columns)?;
         }
-        if !matches!(after.kind, TableKind::Single { .. })
-            && let Some(serial) = described.serial.iter().next()
-        {
-            let kind = after.kind_name();
-            let message =
-                format!("{}.{serial} is filled by a sequence of each server, and the table is {kind}", after.name);
-            return Err(Failure::new(
-                "0A000",
-                message,
-                "give the rows ids of your own: a UUID, or a number of the application",
-            ));
-        }
+    }
+    for change in changes {
+        check_serial(change, seen)?;
     }
     for reference in &seen.references {
         if changed(&reference.table).is_none() && changed(&reference.to).is_none() {
@@ -460,20 +506,115 @@ fn check(known: &Tables, changes: &[TableChange], seen: &Seen) -> Result<(), Fai
     Ok(())
 }
 
-/// A unique constraint of a sharded table has to have the shard key.
+/// Whether Pleat can give the values of a table's column that counts.
+fn check_serial(change: &TableChange, seen: &Seen) -> Result<(), Failure> {
+    let counted = |table: &&Table| table.serial().is_some();
+    let before = change.before.as_ref().filter(counted);
+    let Some(after) = &change.after else { return Ok(()) };
+    let refused = |message: String, hint: &str| Err(Failure::new("0A000", message, hint.to_owned()));
+    let Some((name, serial)) = after.serial() else {
+        let placed = before.is_some() && matches!(after.kind, TableKind::Single { .. });
+        return match placed {
+            true => refused(
+                format!(
+                    "{} would count from its server's sequence, which knows nothing of the values that Pleat gave",
+                    after.name
+                ),
+                "create another table as SINGLE",
+            ),
+            false => Ok(()),
+        };
+    };
+    let table = &after.name;
+    if after.columns.iter().filter(|column| column.serial.is_some()).count() > 1 {
+        return refused(
+            format!("{table} has more than one column that counts, and it is {}", after.kind_name()),
+            "have one of them filled by the application",
+        );
+    }
+    let described = seen.tables.get(&table.to_ascii_lowercase());
+    if described.is_some_and(|described| described.odd.contains(name)) {
+        return refused(
+            format!(
+                "Pleat gives the values of {table}.{name}, and can't compute what its sequence and its default say"
+            ),
+            "the default is nextval('sequence') alone, and the sequence has INCREMENT 1 and no CYCLE",
+        );
+    }
+    let same = |column: &Column| {
+        column
+            .serial
+            .as_ref()
+            .is_some_and(|other| (&other.schema, &other.sequence) == (&serial.schema, &serial.sequence))
+    };
+    let others = seen.tables.values().filter(|other| other.name != *table);
+    if let Some(other) = others.into_iter().find(|other| other.columns.iter().any(same)) {
+        return refused(
+            format!("the sequence {} of {table}.{name} also fills {}", serial.sequence, other.name),
+            "have a sequence for each table, or make the ids on the client (UUIDs)",
+        );
+    }
+    if change.before.as_ref().is_some_and(|before| before.column(name).is_none()) {
+        return refused(
+            format!("{table}.{name} would have every server number the rows that are there"),
+            "add it as a plain column, give the rows values, then ALTER COLUMN … SET DEFAULT nextval('a sequence')",
+        );
+    }
+    Ok(())
+}
+
+/// What Pleat has given is never given again.
+fn check_restart(known: &Tables, statement: &str) -> Result<(), Failure> {
+    let lower = statement.to_ascii_lowercase();
+    let words: BTreeSet<&str> = lower.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '$')).collect();
+    let has = |name: &str| words.contains(name.to_ascii_lowercase().as_str());
+    let restarted =
+        |table: &&Table| table.serial().is_some_and(|(_, serial)| has(&serial.sequence) || has(&table.name));
+    match known.values().find(restarted).filter(|_| has("restart") && has("alter")) {
+        Some(table) => Err(Failure::new(
+            "0A000",
+            format!("the values of {}'s serial column don't begin anew: Pleat gives each once", table.name),
+            "SELECT setval('the sequence', n) has them go on above n",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The largest value of a type.
+fn most(decl_type: &str) -> i64 {
+    match decl_type {
+        "smallint" => i16::MAX.into(),
+        "integer" => i32::MAX.into(),
+        _ => i64::MAX,
+    }
+}
+
+/// A unique constraint of a sharded table has to have the shard key, or a column whose values nobody but Pleat gives.
 fn check_unique(table: &Table, what: &str, columns: &[String]) -> Result<(), Failure> {
+    let sole = table.serial().filter(|(name, serial)| serial.sole && columns.iter().any(|column| column == name));
+    if sole.is_some() {
+        return Ok(());
+    }
     match table.shard_key() {
         Some((key, _)) if !columns.iter().any(|column| column == key) => Err(Failure::new(
             "0A000",
             format!("{what} of {} would hold in each shard only: it lacks the shard key {key}", table.name),
-            format!("add {key} to its columns, or shard the table by another column"),
+            match table
+                .serial()
+                .is_some_and(|(name, serial)| !serial.always && columns.iter().any(|column| column == name))
+            {
+                true => format!(
+                    "make the column GENERATED ALWAYS AS IDENTITY, so that Pleat alone gives its values, or add {key} to the columns"
+                ),
+                false => format!("add {key} to its columns, or shard the table by another column"),
+            },
         )),
         _ => Ok(()),
     }
 }
 
 /// A table's name as SQL has it: `schema.name` comes apart at its first dot.
-fn written(name: &str) -> String {
+pub fn written(name: &str) -> String {
     let quoted = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
     match name.split_once('.') {
         Some((schema, name)) => format!("{}.{}", quoted(schema), quoted(name)),
@@ -497,6 +638,7 @@ mod tests {
             collation: None,
             not_null: false,
             generated: false,
+            serial: None,
             has_default: false,
         };
         Described {
@@ -505,7 +647,7 @@ mod tests {
             primary_key: Vec::new(),
             uniques: Vec::new(),
             loose: BTreeSet::new(),
-            serial: BTreeSet::new(),
+            odd: BTreeSet::new(),
         }
     }
 

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use pleat_cluster::{KeyType, ShardId, Value};
 use pleat_engine::postgres::wire::frontend::Bind;
 use pleat_engine::postgres::{Request, Statement};
-use pleat_sql::postgres::{Planned, What};
+use pleat_sql::postgres::{Planned, Query, What};
 
 use super::block::{Answered, controls};
 use super::part::Ended;
+use super::serial::Filled;
 use super::simple::may_write;
 use super::spread::Call;
 use super::{ROUTES_MAX, Relay, Way, never_settled};
@@ -60,6 +61,9 @@ impl Relay {
             let done = self.routed_message(client, key, message.clone()).await;
             self.routed = None;
             if !matches!(done, Err(Stop::Stale)) {
+                if matches!(done, Ok(true)) {
+                    self.given_out(true).await;
+                }
                 return done;
             }
         }
@@ -164,16 +168,11 @@ impl Relay {
         let Some(Planned { what: What::Query(query), .. }) = plan.first() else {
             return Err(no_statement(name).into());
         };
-        let catalog = self.catalog();
-        let value = |at: usize| {
-            let of = query.keys().iter().find(|(known, _)| *known == at).map(|(_, of)| *of)?;
-            key_value(&bind, &prepared.types, at, of)
+        let filled = match &query.given {
+            Some(given) => self.give(given, &prepared.types, &bind).await?,
+            None => Filled { statement: prepared.statement.clone(), types: prepared.types.clone(), bind },
         };
-        let call = Call { query, statement: &prepared.statement, types: &prepared.types, bind: &bind, describe: true };
-        match self.way_of(&catalog, query, &value)? {
-            Way::Several(route) => self.several(client, key, &call, route).await,
-            Way::One(shard) => self.alone(client, key, &call, shard).await,
-        }
+        self.carry_out(client, key, query, &filled).await
     }
 
     async fn bind(&mut self, client: &mut Client, key: &Key, bind: Bind) -> Result<bool, Stop> {
@@ -187,16 +186,19 @@ impl Relay {
         self.check_room(bytes)?;
         let plan = self.plan(&prepared.text)?;
         let name = bind.portal.clone();
+        let (mut prepared, mut bind) = (prepared, bind);
         let (place, failed) = match plan.first() {
             Some(Planned { what: What::Query(query), .. }) => {
                 self.check_block()?;
                 self.writes |= query.writes;
+                if let Some(given) = &query.given {
+                    let Filled { statement, types, bind: filled } = self.give(given, &prepared.types, &bind).await?;
+                    bind = filled;
+                    prepared = Arc::new(Prepared { text: prepared.text.clone(), statement, types });
+                }
                 let catalog = self.catalog();
-                let value = |at: usize| {
-                    let of = query.keys().iter().find(|(known, _)| *known == at).map(|(_, of)| *of)?;
-                    key_value(&bind, &prepared.types, at, of)
-                };
-                match self.way_of(&catalog, query, &value)? {
+                let way = self.way_of(&catalog, query, &value_of(query, &bind, &prepared.types))?;
+                match way {
                     Way::One(shard) => {
                         let failed = self.go_home(client, key, shard).await?;
                         self.forward(Request::Bind(prepared.statement.clone(), bind))?;
@@ -286,11 +288,11 @@ impl Relay {
         match (place, &planned.what) {
             (Place::Here(bind), What::Query(query)) => {
                 self.check_block()?;
+                if query.given.as_ref().is_some_and(|given| given.text != prepared.statement.text()) {
+                    // A schema change since the Bind.
+                    return Err(stale_plan().into());
+                }
                 let catalog = self.catalog();
-                let value = |at: usize| {
-                    let of = query.keys().iter().find(|(known, _)| *known == at).map(|(_, of)| *of)?;
-                    key_value(&bind, &prepared.types, at, of)
-                };
                 if client.reader.peek().await? != Some(b'S') || self.has_done_something() {
                     self.begin_implicitly().await?;
                 }
@@ -301,7 +303,7 @@ impl Relay {
                     bind: &bind,
                     describe: false,
                 };
-                let done = match self.way_of(&catalog, query, &value)? {
+                let done = match self.way_of(&catalog, query, &value_of(query, &bind, &prepared.types))? {
                     Way::Several(route) => self.several(client, key, &call, route).await,
                     // Partitions have moved together meanwhile.
                     Way::One(shard) => self.alone(client, key, &call, shard).await,
@@ -329,10 +331,7 @@ impl Relay {
                 }
                 Err(stop) => Err(stop),
             },
-            _ => {
-                Err(Failure::new("0A000", "cached plan must not change result type", "prepare the statement again")
-                    .into())
-            }
+            _ => Err(stale_plan().into()),
         }
     }
 
@@ -383,11 +382,13 @@ impl Relay {
         {
             part.lease.push(Request::Sync)?;
             if !self.discards {
-                self.pump(client, key, home).await?;
+                let failed = self.pump(client, key, home).await?.failed();
+                self.given_out(failed).await;
             } else if drain(part).await.is_err() {
                 self.lose([home]);
             }
         }
+        self.given_out(false).await;
         self.discards = false;
         self.pending.clear();
         let ended = self.end_implicitly(client, key).await;
@@ -530,7 +531,7 @@ async fn drain(part: &mut super::part::Part) -> Result<(), Failure> {
 }
 
 /// Types by their numbers in `pg_type`.
-mod oid {
+pub mod oid {
     pub const BYTEA: u32 = 17;
     pub const INT8: u32 = 20;
     pub const INT2: u32 = 21;
@@ -560,6 +561,18 @@ mod oid {
             "numeric" | "decimal" => 1700,
             _ => 0,
         }
+    }
+}
+
+fn stale_plan() -> Failure {
+    Failure::new("0A000", "cached plan must not change result type", "prepare the statement again")
+}
+
+/// The values of the parameters that a query is routed by.
+pub fn value_of<'v>(query: &'v Query, bind: &'v Bind, types: &'v [u32]) -> impl Fn(usize) -> Option<Value> + 'v {
+    move |at: usize| {
+        let of = query.keys().iter().find(|(known, _)| *known == at).map(|(_, of)| *of)?;
+        key_value(bind, types, at, of)
     }
 }
 

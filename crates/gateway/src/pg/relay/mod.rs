@@ -17,6 +17,7 @@
 //! - [`copy`]: rows in and out, split by their keys.
 //! - [`ddl`]: schema changes, tried on one shard, then made on all by an operation of the journal.
 //! - [`settings`]: SET and its like.
+//! - [`serial`]: values of serial columns, which no server gives.
 //!
 //! # States of a session
 //!
@@ -50,7 +51,7 @@
 //!
 //! # What is not here yet
 //!
-//! COPY of a query that has to be gathered, serial keys of sharded tables, limits of rows in an Execute over several shards (all rows come at once).
+//! COPY of a query that has to be gathered, limits of rows in an Execute over several shards (all rows come at once).
 
 mod block;
 mod copy;
@@ -59,6 +60,7 @@ mod extended;
 mod gather;
 mod messages;
 mod part;
+mod serial;
 mod settings;
 mod simple;
 mod spread;
@@ -117,6 +119,8 @@ struct Relay {
     routed: Option<Arc<Catalog>>,
     /// Whether that may write.
     writes: bool,
+    /// Values of serial columns that it was given.
+    values: serial::Values,
 }
 
 /// Plans of texts, by the catalog's tables.
@@ -146,6 +150,7 @@ pub async fn serve(
         turn: usize::try_from(key.process).unwrap_or(0),
         routed: None,
         writes: false,
+        values: serial::Values::default(),
     };
     relay.greet(client, key).await?;
     relay.talk(client, key, stopping).await
@@ -205,11 +210,14 @@ impl Relay {
         let plan = || Ok::<_, Infallible>(pleat_sql::postgres::prepare(&shape.text, &schema).unwrap_or_default());
         let Ok((plan, known)) = self.shared.relayed_shapes.get(&shape.text, &catalog, plan);
         let [Planned { what: What::Query(query), .. }] = plan.as_slice() else { return None };
+        if query.pins || query.given.is_some() {
+            return None;
+        }
         let value = |at: usize| shape.values.get(at).cloned().flatten();
         let Ok(Route::Partitions(partitions)) = query.route(&value, catalog.partition_count) else { return None };
         let shard = self.owner_of(&catalog, partitions.iter()).ok()??;
         self.shared.app.metrics.planned(known);
-        (!query.pins).then_some((shard, query.writes))
+        Some((shard, query.writes))
     }
 
     /// The shard for what any shard can answer.

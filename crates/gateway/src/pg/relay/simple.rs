@@ -5,9 +5,11 @@ use std::sync::Arc;
 use pleat_cluster::ShardId;
 use pleat_engine::postgres::Statement;
 use pleat_engine::postgres::wire::frontend::Bind;
-use pleat_sql::postgres::{Direction, Planned, Query, Shape, What};
+use pleat_sql::postgres::{Direction, Planned, Query, Route, Shape, What};
 
 use super::block::{Answered, controls};
+use super::extended::value_of;
+use super::serial::Filled;
 use super::spread::Call;
 use super::{ROUTES_MAX, Relay, Way, never_settled};
 use crate::pg::cancel::Key;
@@ -22,6 +24,7 @@ impl Relay {
         // Messages that no Sync ended belong to it.
         self.sync(client, key).await?;
         let done = self.statements_of(client, key, text).await;
+        self.given_out(!matches!(done, Ok(false))).await;
         // Also when the connection is gone: half of a message is never committed.
         if !matches!(done, Ok(false)) {
             self.fail_block();
@@ -105,9 +108,13 @@ impl Relay {
         match &planned.what {
             What::Query(query) => {
                 self.check_block()?;
-                if !query.keys().is_empty() {
+                if query.given.as_ref().map_or(!query.keys().is_empty(), |given| given.params > 0) {
                     let hint = "send values with the extended protocol, as drivers do for statements with parameters";
                     return Err(Failure::new("42P02", "there is no parameter $1", hint).into());
+                }
+                if let Some(given) = &query.given {
+                    let filled = self.give(given, &[], &Bind::default()).await?;
+                    return self.carry_out(client, key, query, &filled).await;
                 }
                 let catalog = self.catalog();
                 match self.way_of(&catalog, query, &|_| None)? {
@@ -137,6 +144,23 @@ impl Relay {
                 }
                 Answered::Already(done) => Ok(!done),
             },
+        }
+    }
+
+    /// A statement with all its values, answered as in the simple protocol. True: a server's error was passed on.
+    pub(super) async fn carry_out(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        query: &Query,
+        filled: &Filled,
+    ) -> Result<bool, Stop> {
+        let Filled { statement, types, bind } = filled;
+        let catalog = self.catalog();
+        let call = Call { query, statement, types, bind, describe: true };
+        match self.way_of(&catalog, query, &value_of(query, bind, types))? {
+            Way::Several(route) => self.several(client, key, &call, route).await,
+            Way::One(shard) => self.alone(client, key, &call, shard).await,
         }
     }
 
@@ -330,6 +354,9 @@ impl Relay {
         }
         let count = catalog.partition_count;
         let route = query.route(value, count)?;
+        if let (Route::Any, true, Some(anchor)) = (&route, query.counts, catalog.anchor()) {
+            return Ok(Way::One(anchor));
+        }
         self.way(catalog, route, &|| query.scatter(value, count))
     }
 }

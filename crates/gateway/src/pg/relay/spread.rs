@@ -8,11 +8,13 @@
 //!
 //! One connection to each shard, taken in the order of the shards, so that two statements don't wait for each other; and for gathering one
 //! more, which is why only so many gather at a time. Rows are not held: a shard waits until its rows are taken.
+//! Only those that an INSERT of several shards RETURNs are, because they are told in the order in which they stand in it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use pleat_cluster::{Catalog, PartitionId, ShardId};
 use pleat_engine::postgres::wire::frontend::Bind;
 use pleat_engine::postgres::{Reply, Request, Statement};
@@ -46,6 +48,16 @@ pub struct Run {
     pub shard: ShardId,
     pub statement: Arc<Statement>,
     pub bind: Bind,
+}
+
+/// In which order the rows of several shards are told.
+enum Order {
+    /// Shard by shard.
+    AsTheyCome,
+    /// All give the same: those of the first.
+    First,
+    /// RETURNING of an INSERT: as the rows stand in it. Clients count on that to know which of their rows got which id.
+    Rows(BTreeMap<ShardId, Vec<usize>>),
 }
 
 impl Relay {
@@ -104,13 +116,13 @@ impl Relay {
                     self.begin_implicitly().await?;
                 }
                 let mut runs = Vec::new();
-                for (shard, mut rows) in by_shard {
+                for (shard, rows) in &mut by_shard {
                     rows.sort_unstable();
-                    let piece = call.query.rows(&rows);
+                    let piece = call.query.rows(rows);
                     let piece = piece.ok_or_else(|| Failure::internal("an INSERT could not be taken apart"))?;
-                    runs.push(run(shard, &piece, call.bind, &types));
+                    runs.push(run(*shard, &piece, call.bind, &types));
                 }
-                self.append(client, key, runs, call.describe, false).await
+                self.append_in_order(client, key, runs, call.describe, Order::Rows(by_shard)).await
             }
             Route::Any | Route::Partitions(_) | Route::Single(_) => {
                 Err(Failure::internal("a statement of one shard was taken for one of several").into())
@@ -238,6 +250,18 @@ impl Relay {
         describe: bool,
         same: bool,
     ) -> Result<bool, Stop> {
+        let order = if same { Order::First } else { Order::AsTheyCome };
+        self.append_in_order(client, key, runs, describe, order).await
+    }
+
+    async fn append_in_order(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        runs: Vec<Run>,
+        describe: bool,
+        order: Order,
+    ) -> Result<bool, Stop> {
         let mut canceller = Vec::new();
         let shards: Vec<ShardId> = runs.iter().map(|run| run.shard).collect();
         // First all connections: taking one may say something on those that are there.
@@ -254,7 +278,7 @@ impl Relay {
             part.lease.push(Request::Sync)?;
             canceller.push(part.lease.canceller());
         }
-        let done = self.appended(client, key, &shards, same, &canceller).await;
+        let done = self.appended(client, key, &shards, &order, &canceller).await;
         match &done {
             Ok(failed) => {
                 if *failed {
@@ -275,7 +299,7 @@ impl Relay {
         client: &mut Client,
         key: &Key,
         shards: &[ShardId],
-        same: bool,
+        order: &Order,
         cancellers: &[pleat_engine::postgres::Canceller],
     ) -> Result<bool, Stop> {
         // All of them begin before one is waited for.
@@ -286,11 +310,18 @@ impl Relay {
         }
         let (mut failed, mut described, mut cancelled) = (false, false, false);
         let mut tag: Option<(String, u64)> = None;
+        // Rows that wait for those before them, by their places.
+        let mut held: Vec<(usize, Bytes)> = Vec::new();
+        let mut each_has_one = true;
         for (at, shard) in shards.iter().enumerate() {
             let Some(part) = self.parts.get_mut(shard) else {
                 return Err(Failure::internal(format!("the session has no connection to {shard}")).into());
             };
-            let quiet = same && at > 0;
+            let quiet = matches!(order, Order::First) && at > 0;
+            let mut places = match order {
+                Order::Rows(rows) => rows.get(shard).map_or(&[][..], Vec::as_slice).iter(),
+                Order::AsTheyCome | Order::First => [].iter(),
+            };
             let mut messages = Messages::default();
             loop {
                 let reply = tokio::select! {
@@ -323,6 +354,11 @@ impl Relay {
                             described = true;
                             client.out.raw(&whole.bytes);
                         }
+                        b'D' if matches!(order, Order::Rows(_)) => {
+                            let place = places.next().copied();
+                            each_has_one &= place.is_some();
+                            held.push((place.unwrap_or(usize::MAX), whole.bytes));
+                        }
                         b'D' | b'N' if !quiet => client.out.raw(&whole.bytes),
                         b'C' => {
                             let body = whole.body();
@@ -334,6 +370,17 @@ impl Relay {
                         _ => {}
                     }
                 }
+                client.flush_much().await?;
+            }
+            each_has_one &= places.next().is_none();
+        }
+        if !failed {
+            // Unless ON CONFLICT or a trigger has left some out: which those are nobody says.
+            if each_has_one {
+                held.sort_by_key(|(place, _)| *place);
+            }
+            for (_, row) in held {
+                client.out.raw(&row);
                 client.flush_much().await?;
             }
         }

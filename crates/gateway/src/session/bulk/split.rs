@@ -129,6 +129,7 @@ mod tests {
             collation: None,
             not_null: false,
             generated: false,
+            serial: None,
             has_default: false,
         };
         Table {
