@@ -598,19 +598,6 @@ impl Inner {
         true
     }
 
-    fn spread_to(&mut self, anchor: ShardId, shard: ShardId) {
-        let request = MoveRead::ReferenceLog { after: 0, limit: 100_000 };
-        let Ok(MoveChunk::ReferenceLog { entries: log, .. }) = self.move_read(anchor, &request) else { panic!() };
-        let mut next = log.last().map_or(0, |entry| entry.seq);
-        while let Some(entry) = log.iter().find(|entry| entry.seq == next) {
-            match self.apply(shard, Action::ReferenceApply(entry.clone())).unwrap() {
-                Outcome::Reference { .. } => next += 1,
-                Outcome::Refused(Refusal::Gap { expected, .. }) => next = expected,
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
     fn check_cities(&self, shard: ShardId) {
         let rows = self.read(shard, "SELECT id, name FROM cities ORDER BY id", None, Vec::new(), OwnershipCheck::None);
         let city = |(id, name): (&i64, &String)| vec![Value::Integer(*id), Value::Text(name.clone())];

@@ -240,6 +240,18 @@ mod tests {
     }
 
     #[test]
+    fn standbys_need_another_node() {
+        let postgres = crate::config::PostgresConfig { standbys: Standbys::Synchronous, ..Default::default() };
+        let config = Config { postgres, ..Config::default() };
+        let plan = |nodes, engine| {
+            let args = UpArgs { nodes: Some(nodes), engine: Some(engine), ..UpArgs::default() };
+            Plan::new(&args, &config, PathBuf::from("d"), None).map_err(|error| error.to_string())
+        };
+        assert!(plan(1, Engine::Postgres).unwrap_err().contains("two nodes at least"));
+        assert!(plan(2, Engine::Postgres).is_ok() && plan(1, Engine::Sqlite).is_ok());
+    }
+
+    #[test]
     fn addresses_that_can_not_work_are_refused() {
         let refused = |listen: &str, coordinator: &str| {
             plan(UpArgs { listen: at(listen), coordinator: at(coordinator), ..UpArgs::default() }, None).unwrap_err()

@@ -66,8 +66,10 @@ pub async fn end(data: &Path, patience: Patience) -> Result<(), String> {
 /// What the server says about itself.
 pub struct Postmaster {
     pub pid: i32,
-    /// It takes connections, or it is a standby that is not to take any.
+    /// It takes connections.
     pub ready: bool,
+    /// It recovers from its log, be it a standby or not, and takes no connections while it does.
+    pub recovers: bool,
 }
 
 /// Read it. It is written in place: what is not there yet is not ready.
@@ -76,7 +78,8 @@ pub fn postmaster(data: &Path) -> Option<Postmaster> {
     let mut lines = text.lines();
     // In a server of one user the id is negative.
     let pid = lines.next()?.trim().parse::<i32>().ok()?.checked_abs()?;
-    Some(Postmaster { pid, ready: lines.nth(6).is_some_and(|status| ["ready", "standby"].contains(&status.trim())) })
+    let status = lines.nth(6).map_or("", str::trim);
+    Some(Postmaster { pid, ready: status == "ready", recovers: status == "standby" })
 }
 
 fn send(process: &Process, signal: Signal) {

@@ -143,7 +143,13 @@ async fn watch(
     ready: &mut Option<Instant>,
 ) -> std::convert::Infallible {
     let data = directory.data();
-    while !leftover::postmaster(&data).is_some_and(|said| said.ready && said.pid.unsigned_abs() == pid) {
+    let is_up = || {
+        leftover::postmaster(&data).is_some_and(|said| {
+            // A standby recovers for as long as it is one.
+            said.pid.unsigned_abs() == pid && (said.ready || (said.recovers && directory::is_standby(&data)))
+        })
+    };
+    while !is_up() {
         sleep(LOOK_INTERVAL).await;
     }
     *ready = Some(Instant::now());

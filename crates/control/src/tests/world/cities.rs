@@ -38,6 +38,19 @@ impl Inner {
         self.write_cities(Statement::new("DELETE FROM cities WHERE id = ?1", [Value::Integer(key)]));
     }
 
+    pub(super) fn spread_to(&mut self, anchor: ShardId, shard: ShardId) {
+        let request = MoveRead::ReferenceLog { after: 0, limit: 100_000 };
+        let Ok(MoveChunk::ReferenceLog { entries: log, .. }) = self.move_read(anchor, &request) else { panic!() };
+        let mut next = log.last().map_or(0, |entry| entry.seq);
+        while let Some(entry) = log.iter().find(|entry| entry.seq == next) {
+            match self.apply(shard, Action::ReferenceApply(entry.clone())).unwrap() {
+                Outcome::Reference { .. } => next += 1,
+                Outcome::Refused(Refusal::Gap { expected, .. }) => next = expected,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     /// What is due at this call of a transaction that begins before call `at`.
     pub fn city_txn(&mut self, call: u64, at: u64, pause: u64, runs_late: bool) {
         match call.checked_sub(at) {
