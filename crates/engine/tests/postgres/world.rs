@@ -11,7 +11,7 @@ use pleat_engine::postgres::wire::frontend::Bind;
 use pleat_engine::postgres::{
     Address, Connection, Lease, Limits, Password, Pool, PostgresError, Reply, Request, Server, Statement,
 };
-use pleat_provision::process::{self, NAME, PROGRAMS, ProcessConfig, Size};
+use pleat_provision::process::{self, NAME, PROGRAMS, ProcessConfig, Role, Size};
 use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -48,7 +48,7 @@ impl World {
 pub fn config(dir: &TempDir) -> ProcessConfig {
     let size = Size { memory_mib: 128, connections: 10 };
     let (dir, programs) = (dir.path().join("shard"), PathBuf::from(PROGRAMS));
-    ProcessConfig { dir, programs, port: None, size, password_file: None }
+    ProcessConfig { dir, programs, port: None, size, password_file: None, role: Role::Primary { make: true } }
 }
 
 pub fn target(address: Address, password: Option<&str>) -> Server {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pleat_cluster::{Column, KeyType, Table, TableId, TableKind};
+use pleat_cluster::{Column, KeyType, Serial, Table, TableId, TableKind};
 
 /// A database, as its own catalogs and statistics tell.
 #[derive(Clone, Debug, Default)]
@@ -129,6 +129,13 @@ impl TableFacts {
         }
     }
 
+    /// What Pleat would give the values of a column by, as far as planning needs it.
+    fn counts(&self, column: &str) -> Serial {
+        let (schema, table) = self.name.split_once('.').unwrap_or(("public", &self.name));
+        let (schema, sequence) = (schema.to_owned(), format!("{table}_{column}_seq"));
+        Serial { schema, sequence, always: false, first: 1, last: i64::MAX, sole: false }
+    }
+
     /// As the catalog would have it.
     pub(super) fn in_catalog(&self, id: u32, kind: TableKind) -> Table {
         let column = |column: &ColumnFacts| Column {
@@ -138,6 +145,7 @@ impl TableFacts {
             not_null: column.not_null,
             generated: column.generated,
             has_default: column.has_default,
+            serial: column.serial.then(|| self.counts(&column.name)),
         };
         Table {
             id: TableId(id),

@@ -24,8 +24,6 @@ pub enum ObstacleKind {
     ForeignKey,
     /// A shard key that may be NULL.
     NullKey,
-    /// A column that a sequence of each server fills.
-    Serial,
 }
 
 impl ObstacleKind {
@@ -34,7 +32,6 @@ impl ObstacleKind {
             ObstacleKind::Unique => "unique",
             ObstacleKind::ForeignKey => "foreign_key",
             ObstacleKind::NullKey => "nullable_key",
-            ObstacleKind::Serial => "serial",
         }
     }
 }
@@ -46,15 +43,12 @@ const LOST: f64 = 1.0;
 /// A column is to be added to a key, and nothing that matters is lost.
 const WIDENED: f64 = 0.5;
 const NOT_NULL: f64 = 0.25;
-/// It is in the way wherever the rows go.
-const ANYWHERE: f64 = 0.0;
 
 /// One of them, not told yet: what is tried thousands of times need not be put into words.
 enum Broken<'a> {
     Unique { table: &'a TableFacts, key: &'a str, unique: &'a Unique },
     Null { table: &'a TableFacts, key: &'a str },
     Reference { reference: &'a ForeignKey, from: Side<'a>, to: Side<'a> },
-    Serial { table: &'a TableFacts, column: &'a str, placed: &'a Placed },
 }
 
 type Side<'a> = (&'a TableFacts, &'a Placed);
@@ -89,10 +83,6 @@ fn each<'a>(database: &'a Database, links: &Links<'a>, placements: &'a [Placed],
             if !holds(reference, from.1, to.1) {
                 found(Broken::Reference { reference, from, to });
             }
-        }
-        if *placed != Placed::Single {
-            let serial = table.columns.iter().filter(|column| column.serial);
-            serial.for_each(|column| found(Broken::Serial { table, column: &column.name, placed }));
         }
     }
 }
@@ -134,7 +124,6 @@ impl Broken<'_> {
                 Some(_) => WIDENED,
                 None => LOST,
             },
-            Broken::Serial { .. } => ANYWHERE,
         }
     }
 
@@ -149,16 +138,6 @@ impl Broken<'_> {
                 remedy: format!("give each row a {key}, and ALTER COLUMN {key} SET NOT NULL"),
             },
             Broken::Reference { reference, from, to } => of_reference(reference, *from, *to),
-            Broken::Serial { table, column, placed } => Obstacle {
-                table: table.name.clone(),
-                kind: ObstacleKind::Serial,
-                what: format!("column {column}"),
-                why: format!(
-                    "a sequence fills it, which each server has for itself, and the table would be {}",
-                    placed.name()
-                ),
-                remedy: "give the rows ids of your own: a UUID, or a number of the application".to_owned(),
-            },
         }
     }
 }
