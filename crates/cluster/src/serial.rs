@@ -33,10 +33,14 @@ impl Serial {
 ///
 /// They are set to their ends, so whatever asks one (a trigger, a function, a statement that was planned before the table was Pleat's) gets an error,
 /// `2200H`. That is no part of a server's schema: a server that gets the schema of another has to run it as well.
+///
+/// `setval` alone would outlast a rollback. Behind ALTER SEQUENCE … RESTART it doesn't: that gives the sequence another file, which is the
+/// transaction's own until it is committed.
 pub fn withhold<'t>(tables: impl IntoIterator<Item = &'t Table>) -> Option<String> {
-    let sequences = tables.into_iter().filter_map(|table| Some(table.serial()?.1.qualified().replace('\'', "''")));
-    let named: Vec<String> = sequences.map(|name| format!("'{name}'::regclass")).collect();
-    let list = named.join(", ");
-    (!named.is_empty())
-        .then(|| format!("SELECT setval(seqrelid, seqmax, true) FROM pg_sequence WHERE seqrelid IN ({list})"))
+    let names: Vec<String> = tables.into_iter().filter_map(|table| Some(table.serial()?.1.qualified())).collect();
+    let restarts: String = names.iter().map(|name| format!("ALTER SEQUENCE {name} RESTART; ")).collect();
+    let literals: Vec<String> = names.iter().map(|name| format!("'{}'::regclass", name.replace('\'', "''"))).collect();
+    let list = literals.join(", ");
+    (!names.is_empty())
+        .then(|| format!("{restarts}SELECT setval(seqrelid, seqmax, true) FROM pg_sequence WHERE seqrelid IN ({list})"))
 }

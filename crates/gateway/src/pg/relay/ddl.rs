@@ -267,7 +267,11 @@ impl Relay {
             (changes.as_slice(), &table.kind)
             && let Some((_, serial)) = after.serial()
         {
-            let asked = format!("SELECT last_value FROM {} WHERE is_called", serial.qualified());
+            // At its end it was withheld, and has given nothing of that.
+            let name = serial.qualified();
+            let end =
+                format!("(SELECT seqmax FROM pg_sequence WHERE seqrelid = '{}'::regclass)", name.replace('\'', "''"));
+            let asked = format!("SELECT last_value FROM {name} WHERE is_called AND last_value < {end}");
             let asked = self.lease(*shard).await?.ask(&asked).await?;
             let last = asked.rows.first().and_then(|row| row.first()?.as_deref()?.parse::<i64>().ok());
             if let Some(last) = last {
