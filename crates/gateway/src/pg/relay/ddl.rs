@@ -40,7 +40,7 @@ const TRIAL: &str = "BEGIN; SET LOCAL lock_timeout = '5s'";
 const COLUMNS: &str = "SELECT n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated <> '', \
     a.atthasdef OR a.attidentity <> '', coalesce(co.collisdeterministic, true), s.oid, \
     a.attidentity <> '' OR pg_get_expr(d.adbin, d.adrelid) ~ '^nextval[(]''[^'']*''::regclass[)]$', a.attidentity = 'a', \
-    s.nspname, s.relname, s.seqstart, s.seqmax, s.seqincrement = 1 AND NOT s.seqcycle \
+    s.nspname, s.relname, s.seqstart, s.seqmax, s.seqincrement = 1 AND NOT s.seqcycle, pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval(%' \
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
@@ -82,7 +82,7 @@ struct Described {
     uniques: Vec<Unique>,
     /// Columns whose equality is not that of their bytes.
     loose: BTreeSet<String>,
-    /// Columns that a sequence fills otherwise than Pleat can: not one after the other, or computed.
+    /// Columns that a sequence fills otherwise than Pleat can: not one after the other, computed, found by its name, or of another type.
     odd: BTreeSet<String>,
 }
 
@@ -233,7 +233,23 @@ impl Relay {
             }
         };
         let changes = changes(&catalog.tables, &before, &after, kind)?;
+        check_defaults(&catalog.tables, &changes, &before, &after)?;
         check(&catalog.tables, &changes, &after)?;
+        for change in &changes {
+            if let (Some(before), Some(after)) = (&change.before, &change.after)
+                && let Some(column) = newly_sole(before, after)
+                && self.has_rows(&before.name).await?
+            {
+                return Err(Failure::new(
+                    "0A000",
+                    format!(
+                        "{}.{column} can't become unique over all shards: values that are there were perhaps given by hand, on several shards the same",
+                        after.name
+                    ),
+                    "declare it in CREATE TABLE, or while the table is empty; or add the shard key to the columns",
+                ));
+            }
+        }
         Ok((changes, tag))
     }
 
@@ -248,19 +264,30 @@ impl Relay {
         let seen = look(&mut lease).await?;
         let described = seen.tables.get(name).ok_or_else(unknown)?;
         let placement = ddl.placement.as_ref().ok_or_else(|| Failure::internal("a placement was not read"))?;
-        for shard in catalog.active_shards() {
-            let mut lease = self.lease(shard.id).await?;
-            let asked = lease.ask(&format!("SELECT 1 FROM {} LIMIT 1", written(&described.name))).await?;
-            if !asked.rows.is_empty() {
+        if self.has_rows(&described.name).await? {
+            return Err(Failure::new(
+                "0A000",
+                format!("{name} has rows, and on PostgreSQL shards only an empty table can be placed anew yet"),
+                "make another table with the placement, and INSERT or COPY the rows into it",
+            ));
+        }
+        if !matches!(placement, Placement::Reference) {
+            let views = format!(
+                "SELECT 1 FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid WHERE d.classid = 'pg_rewrite'::regclass \
+                 AND d.refclassid = 'pg_class'::regclass AND d.refobjid = '{}'::regclass AND r.ev_class <> d.refobjid LIMIT 1",
+                written(&described.name).replace('\'', "''")
+            );
+            if !lease.ask(&views).await?.rows.is_empty() {
                 return Err(Failure::new(
                     "0A000",
-                    format!("{name} has rows, and on PostgreSQL shards only an empty table can be placed anew yet"),
-                    "make another table with the placement, and INSERT or COPY the rows into it",
+                    format!("a view reads {name}, and would see the rows of one shard only"),
+                    "drop the view first",
                 ));
             }
         }
         let after = Table { id: table.id, ..described.table(placed(described, placement, anchor)?) };
         let changes = vec![TableChange { before: Some(table.clone()), after: Some(after) }];
+        check_defaults(&catalog.tables, &changes, &seen, &seen)?;
         check(&catalog.tables, &changes, &seen)?;
         // What the server has given is not given again, though the rows are gone.
         if let ([TableChange { after: Some(after), .. }], TableKind::Single { shard }) =
@@ -279,6 +306,17 @@ impl Relay {
             }
         }
         Ok(changes)
+    }
+
+    /// Whether any shard has a row of a table.
+    async fn has_rows(&mut self, name: &str) -> Result<bool, Failure> {
+        for shard in self.catalog().active_shards() {
+            let asked = self.lease(shard.id).await?.ask(&format!("SELECT 1 FROM {} LIMIT 1", written(name))).await?;
+            if !asked.rows.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -311,7 +349,8 @@ async fn look(lease: &mut Lease) -> Result<Seen, Failure> {
             }
             _ => None,
         };
-        if serial.is_some() && !(is(9) && is(15)) {
+        let plain = is(9) && is(15) && matches!(decl_type.as_str(), "smallint" | "integer" | "bigint");
+        if if serial.is_some() { !plain } else { is(16) } {
             described.odd.insert(column.clone());
         }
         described.columns.push(Column {
@@ -510,6 +549,40 @@ fn check(known: &Tables, changes: &[TableChange], seen: &Seen) -> Result<(), Fai
     Ok(())
 }
 
+/// The column that a change makes unique over all shards for no other reason than that Pleat gives its values: those that are there it has
+/// perhaps not given.
+fn newly_sole<'t>(before: &Table, after: &'t Table) -> Option<&'t str> {
+    let (name, _) = after.serial().filter(|(_, serial)| serial.sole)?;
+    let was = before.serial().is_some_and(|(_, serial)| serial.sole);
+    (!was).then_some(name)
+}
+
+/// Whether a server would fill a column from a sequence where Pleat can't. A default that becomes another one is no change to the catalog, so all
+/// columns are looked at, but not what was there before.
+fn check_defaults(known: &Tables, changes: &[TableChange], before: &Seen, after: &Seen) -> Result<(), Failure> {
+    let changed = |name: &str| {
+        changes.iter().filter_map(|change| change.after.as_ref()).find(|table| table.name.eq_ignore_ascii_case(name))
+    };
+    for (key, described) in &after.tables {
+        let change = changed(&described.name);
+        let was = before.tables.get(key).is_some_and(|before| described.odd.is_subset(&before.odd));
+        let Some(table) = change.or_else(|| known.get(key).filter(|_| !was)) else { continue };
+        if let Some(column) = described.odd.first()
+            && !matches!(table.kind, TableKind::Single { .. })
+        {
+            return Err(Failure::new(
+                "0A000",
+                format!(
+                    "Pleat gives the values of {}.{column}, and can't compute what its sequence and its default say",
+                    table.name
+                ),
+                "the default is nextval('sequence') alone, the sequence has INCREMENT 1 and no CYCLE, and the column is a smallint, integer or bigint",
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Whether Pleat can give the values of a table's column that counts.
 fn check_serial(change: &TableChange, seen: &Seen) -> Result<(), Failure> {
     let counted = |table: &&Table| table.serial().is_some();
@@ -534,15 +607,6 @@ fn check_serial(change: &TableChange, seen: &Seen) -> Result<(), Failure> {
         return refused(
             format!("{table} has more than one column that counts, and it is {}", after.kind_name()),
             "have one of them filled by the application",
-        );
-    }
-    let described = seen.tables.get(&table.to_ascii_lowercase());
-    if described.is_some_and(|described| described.odd.contains(name)) {
-        return refused(
-            format!(
-                "Pleat gives the values of {table}.{name}, and can't compute what its sequence and its default say"
-            ),
-            "the default is nextval('sequence') alone, and the sequence has INCREMENT 1 and no CYCLE",
         );
     }
     let same = |column: &Column| {
