@@ -3,9 +3,11 @@
 //! `CREATE TABLE t (…) SHARD BY (k)`, `… REFERENCE` and `… SINGLE` are PostgreSQL's statement with one more clause at its end, which is cut off. What a
 //! change comes to (columns, types, the primary key) is learned from a server that has tried it, so nothing of that is read here.
 
-use pleat_cluster::{TableKind, table_key};
+use pleat_cluster::{Table, TableKind, table_key};
 
+use super::analysis::Analysis;
 use super::clauses::{Span, commas};
+use super::functions::Purity;
 use super::lex::Tokens;
 use super::plan::{Ddl, Placement, Plan, Several, UniqueIndex, What};
 use super::query;
@@ -146,10 +148,15 @@ impl Change<'_, '_> {
 
     /// What would have each shard keep, or do, something about its own rows alone.
     fn refuse_of_one_shard(&self) -> Result<(), SqlError> {
-        let spread = query::named(self.reader, self.from, self.to);
-        if self.is(&["MATERIALIZED"]) && spread.iter().any(|table| table.kind != TableKind::Reference) {
-            return Err(SqlError::unsupported("a materialized view would have other rows on every shard")
-                .hint("keep its rows in a table, or in a view (which is not materialized)"));
+        if (self.at..self.to.min(self.at + 2)).any(|at| self.reader.tokens.is(at, "VIEW"))
+            && let Some(table) = self.read_of_one_shard()
+        {
+            return Err(SqlError::unsupported(format!(
+                "a view that reads {} ({}) would see the rows of one shard only",
+                table.name,
+                table.kind_name()
+            ))
+            .hint("a view may read REFERENCE tables; write its query in the place of the view, or keep its rows in a table"));
         }
         if self.is(&["RULE"]) {
             return Err(SqlError::unsupported("rules rewrite statements behind Pleat's back").hint("use a trigger"));
@@ -159,6 +166,19 @@ impl Change<'_, '_> {
                 .hint("create the schema, then what is in it"));
         }
         Ok(())
+    }
+
+    /// A table whose rows are not on every server, among those that a view reads.
+    fn read_of_one_shard(&self) -> Option<&Table> {
+        let reader = self.reader;
+        let mut analysis = Analysis::new(reader.schema, reader.tokens);
+        let understood = query_of(reader.tokens, self.at, self.to)
+            .is_some_and(|range| query::understood(&mut analysis, range).is_ok() && analysis.purity != Purity::Unknown);
+        let tables: Vec<&Table> = match understood {
+            true => analysis.mentions.iter().map(|mention| mention.table).collect(),
+            false => query::named(reader, self.from, self.to),
+        };
+        tables.into_iter().find(|table| table.kind != TableKind::Reference)
     }
 
     fn create_table(mut self) -> Result<What, SqlError> {
