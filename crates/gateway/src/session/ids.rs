@@ -50,6 +50,8 @@ const BLOCK_MIN: u32 = 1_000;
 const BLOCK_MAX: u32 = 100_000;
 /// A block that lasts for less than this is followed by one of twice its size.
 const BLOCK_LASTS_MIN: Duration = Duration::from_secs(10);
+/// How often rows are looked through for values that were given by hand, at most.
+const LOOKED_AGAIN: Duration = Duration::from_secs(1);
 /// A range of values is enough for so many blocks.
 const BLOCKS_MIN: i64 = 1_000;
 /// How long the ledger is waited for, for values of servers' rows.
@@ -77,6 +79,8 @@ struct Block {
     end: i64,
     size: u32,
     taken_at: Option<Instant>,
+    /// When values that were given by hand were looked for in it.
+    looked_at: Option<Instant>,
 }
 
 impl Block {
@@ -104,7 +108,8 @@ impl Blocks {
         if blocks.len() >= TABLES_MAX && !blocks.contains_key(&way) {
             blocks.clear();
         }
-        let new = || Arc::new(AsyncMutex::new(Block { next: 0, end: 0, size: BLOCK_MIN, taken_at: None }));
+        let new =
+            || Arc::new(AsyncMutex::new(Block { next: 0, end: 0, size: BLOCK_MIN, taken_at: None, looked_at: None }));
         blocks.entry(way).or_insert_with(new).clone()
     }
 
@@ -193,16 +198,25 @@ impl Executor {
     }
 
     /// Leave out values of this node's block that rows have got by hand. `largest` finds the largest such value in a range (its end is not in it).
+    /// Others are given values in the meantime.
     pub(crate) async fn skip_serials<F>(&self, table: TableId, largest: impl FnOnce(i64, i64) -> F)
     where
         F: Future<Output = Option<i64>>,
     {
         let block = self.blocks.of((table, true));
+        let (next, end) = {
+            let mut block = block.lock().await;
+            let now = Instant::now();
+            if block.next >= block.end || block.looked_at.is_some_and(|at| now.duration_since(at) < LOOKED_AGAIN) {
+                return;
+            }
+            block.looked_at = Some(now);
+            (block.next, block.end)
+        };
+        let Some(taken) = largest(next, end).await else { return };
         let mut block = block.lock().await;
-        if block.next < block.end
-            && let Some(taken) = largest(block.next, block.end).await
-        {
-            block.next = taken.saturating_add(1).clamp(block.next, block.end);
+        if block.end == end {
+            block.next = block.next.max(taken.saturating_add(1).min(end));
         }
     }
 
@@ -345,7 +359,7 @@ mod tests {
     #[test]
     fn a_block_gives_each_id_once_and_grows_when_it_does_not_last() {
         let now = Instant::now();
-        let mut block = Block { next: 1, end: 4, size: BLOCK_MIN, taken_at: None };
+        let mut block = Block { next: 1, end: 4, size: BLOCK_MIN, taken_at: None, looked_at: None };
         let mut take = |count| block.take(count, None);
         assert_eq!((take(2), take(2), take(1), take(1)), (Some(1), None, Some(3), None));
         assert_eq!(block.ask(1, now), BLOCK_MIN);
@@ -356,10 +370,10 @@ mod tests {
             block.ask(1, now + 3 * BLOCK_LASTS_MIN);
         }
         assert_eq!(block.size, BLOCK_MAX);
-        let mut last = Block { next: i64::MAX - 1, end: i64::MAX, size: 1, taken_at: None };
+        let mut last = Block { next: i64::MAX - 1, end: i64::MAX, size: 1, taken_at: None, looked_at: None };
         assert_eq!((last.take(2, None), last.take(1, Some(i64::MAX))), (None, None));
         assert_eq!(last.take(1, None), Some(i64::MAX - 1));
-        let mut above = Block { next: 10, end: 20, size: BLOCK_MIN, taken_at: None };
+        let mut above = Block { next: 10, end: 20, size: BLOCK_MIN, taken_at: None, looked_at: None };
         assert_eq!(
             (above.take(1, Some(5)), above.take(1, Some(15)), above.take(1, Some(50))),
             (Some(10), Some(16), None)

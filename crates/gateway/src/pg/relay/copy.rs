@@ -68,6 +68,9 @@ impl Relay {
             Some(table) if copy.direction == Direction::In => Giving::of(copy, table)?,
             _ => None,
         };
+        if let (Some(table), Direction::In) = (table, copy.direction) {
+            self.values.goes_into(table);
+        }
         if let ([sole], None) = (shards.as_slice(), &giving) {
             return Ok(self.through(client, key, *sole, &planned.text).await?.failed());
         }

@@ -61,9 +61,6 @@ impl Relay {
             let done = self.routed_message(client, key, message.clone()).await;
             self.routed = None;
             if !matches!(done, Err(Stop::Stale)) {
-                if matches!(done, Ok(true)) {
-                    self.given_out(true).await;
-                }
                 return done;
             }
         }
@@ -170,7 +167,10 @@ impl Relay {
         };
         let filled = match &query.given {
             Some(given) => self.give(given, &prepared.types, &bind).await?,
-            None => Filled { statement: prepared.statement.clone(), types: prepared.types.clone(), bind },
+            None => {
+                self.values.goes(&self.catalog(), query);
+                Filled { statement: prepared.statement.clone(), types: prepared.types.clone(), bind }
+            }
         };
         self.carry_out(client, key, query, &filled).await
     }
@@ -197,6 +197,7 @@ impl Relay {
                     prepared = Arc::new(Prepared { text: prepared.text.clone(), statement, types });
                 }
                 let catalog = self.catalog();
+                self.values.goes(&catalog, query);
                 let way = self.way_of(&catalog, query, &value_of(query, &bind, &prepared.types))?;
                 match way {
                     Way::One(shard) => {
@@ -382,13 +383,12 @@ impl Relay {
         {
             part.lease.push(Request::Sync)?;
             if !self.discards {
-                let failed = self.pump(client, key, home).await?.failed();
-                self.given_out(failed).await;
+                self.pump(client, key, home).await?;
             } else if drain(part).await.is_err() {
                 self.lose([home]);
             }
         }
-        self.given_out(false).await;
+        self.given_out().await;
         self.discards = false;
         self.pending.clear();
         let ended = self.end_implicitly(client, key).await;

@@ -216,7 +216,10 @@ impl Relay {
                     client.flush().await?;
                     take_rows(client, key, lease).await?;
                 }
-                Reply::Ready { error, .. } => return Ok(Ended::Ready { failed: error.is_some() }),
+                Reply::Ready { error, .. } => {
+                    self.values.answered(error.as_ref().map(|code| code.as_str()));
+                    return Ok(Ended::Ready { failed: error.is_some() });
+                }
                 Reply::Answered => return Ok(Ended::Answered { failed: lease.is_skipping() }),
             }
         }

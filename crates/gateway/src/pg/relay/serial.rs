@@ -13,9 +13,10 @@
 //!   transaction; in a new server before rows come). What reaches one nevertheless gets `2200H`: a trigger, a function, and a statement that a router
 //!   planned by an older catalog, in which the table was single.
 //! - *Values by hand* are the client's business, as in PostgreSQL, where the sequence doesn't notice: whoever meets one gets `23505`. But a block
-//!   begins above the largest value of a primary key, and after a failure the node leaves out what it finds taken in its block, so that this
-//!   happens once and not a thousand times. `setval` raises the ledger's number, and never lowers it.
-//! - `currval` and `lastval` are kept in the session: its servers know nothing of them.
+//!   begins above the largest value of a primary key, and after a `23505` the node leaves out what it finds taken in its block (it looks once a
+//!   second at most), so that this happens once and not a thousand times. `setval` raises the ledger's number, and never lowers it.
+//! - `currval` and `lastval` are kept in the session: its servers know nothing of them. Which value a single table's server gave last is not known
+//!   here, and then `lastval` answers none.
 //!
 //! # Caveats
 //!
@@ -28,10 +29,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use pleat_cluster::{Serial, Table, TableId};
+use pleat_cluster::{Catalog, Serial, Table, TableId};
 use pleat_engine::postgres::Statement;
 use pleat_engine::postgres::wire::frontend::Bind;
-use pleat_sql::postgres::{Given, GivenValue};
+use pleat_sql::postgres::{Given, GivenValue, Query, Verb};
 
 use super::Relay;
 use super::ddl::written;
@@ -42,13 +43,56 @@ use crate::session::Failure;
 const LARGEST_TIME_MAX: Duration = Duration::from_secs(5);
 const LARGEST_PATIENCE: &str = "SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '3s'";
 
+/// A row has a value that another has.
+const DUPLICATE: &str = "23505";
+
 /// What a session was given.
 #[derive(Debug, Default)]
 pub struct Values {
     current: BTreeMap<TableId, i64>,
-    last: Option<i64>,
+    last: Last,
     /// Tables whose values statements got that are not known to have been done.
     unsure: BTreeMap<TableId, String>,
+    /// One of these statements met a value that was there.
+    met: bool,
+}
+
+/// What `lastval` answers.
+#[derive(Debug, Default)]
+enum Last {
+    #[default]
+    None,
+    Given(i64),
+    /// The value came from a server, whose session has perhaps been another's since.
+    OfServer,
+}
+
+impl Values {
+    /// A server has answered, perhaps with an error.
+    pub(super) fn answered(&mut self, code: Option<&str>) {
+        self.met |= code == Some(DUPLICATE) && !self.unsure.is_empty();
+    }
+
+    /// A statement goes to servers with no value of Pleat's: if one of these counts now, it is not known here.
+    pub(super) fn goes(&mut self, catalog: &Catalog, query: &Query) {
+        let counts = |name: &String| catalog.tables.get(name).is_some_and(of_server);
+        let inserts = query.writes && !matches!(query.verb, Verb::Update | Verb::Delete);
+        if query.counts || inserts && query.given.is_none() && query.tables.iter().any(counts) {
+            self.last = Last::OfServer;
+        }
+    }
+
+    /// The same of rows that are copied into a table.
+    pub(super) fn goes_into(&mut self, table: &Table) {
+        if of_server(table) {
+            self.last = Last::OfServer;
+        }
+    }
+}
+
+/// Whether it is a server that gives the values of a table.
+fn of_server(table: &Table) -> bool {
+    table.serial().is_none() && table.columns.iter().any(|column| column.serial.is_some())
 }
 
 /// A statement with its values.
@@ -114,14 +158,18 @@ impl Relay {
                     };
                     self.values.current.get(&id).copied().ok_or_else(undefined)?
                 }
-                GivenValue::Last => self.values.last.ok_or_else(|| {
-                    let message = "lastval is not yet defined in this session";
-                    Failure::new(
-                        "55000",
-                        message,
-                        "it knows of sharded and reference tables; use RETURNING, or currval",
-                    )
-                })?,
+                GivenValue::Last => match self.values.last {
+                    Last::Given(value) => value,
+                    Last::OfServer => {
+                        let message = "lastval doesn't know the value that a single table got last";
+                        return Err(Failure::new("0A000", message, "use RETURNING"));
+                    }
+                    Last::None => {
+                        let message = "lastval is not yet defined in this session";
+                        let hint = "it knows of sharded and reference tables; use RETURNING, or currval";
+                        return Err(Failure::new("55000", message, hint));
+                    }
+                },
                 GivenValue::Set { table, to, called } => {
                     let (id, serial) = self.serial_of(table)?;
                     if *to < 1 || *to > serial.last {
@@ -151,7 +199,7 @@ impl Relay {
     fn gave(&mut self, table: &str, value: i64) {
         if let Ok((id, _)) = self.serial_of(table) {
             self.values.current.insert(id, value);
-            self.values.last = Some(value);
+            self.values.last = Last::Given(value);
         }
     }
 
@@ -175,11 +223,15 @@ impl Relay {
         Ok(value)
     }
 
-    /// Statements that were given values have been done, or some of them failed: perhaps because they met values that were given by hand.
-    pub(super) async fn given_out(&mut self, failed: bool) {
-        for (id, name) in std::mem::take(&mut self.values.unsure) {
+    /// Statements that were given values have been done, or one of them met values that were given by hand.
+    pub(super) async fn given_out(&mut self) {
+        let unsure = std::mem::take(&mut self.values.unsure);
+        if !std::mem::take(&mut self.values.met) {
+            return;
+        }
+        for (id, name) in unsure {
             let catalog = self.shared.app.backend.catalog();
-            let Some(table) = catalog.tables.get(&name).filter(|table| failed && table.id == id) else { continue };
+            let Some(table) = catalog.tables.get(&name).filter(|table| table.id == id) else { continue };
             let largest = async |from, to| self.largest(table, Some((from, to))).await;
             self.shared.app.executor.skip_serials(id, largest).await;
         }

@@ -24,7 +24,10 @@ impl Relay {
         // Messages that no Sync ended belong to it.
         self.sync(client, key).await?;
         let done = self.statements_of(client, key, text).await;
-        self.given_out(!matches!(done, Ok(false))).await;
+        if let Err(Stop::Failed(failure)) = &done {
+            self.values.answered(Some(&failure.code));
+        }
+        self.given_out().await;
         // Also when the connection is gone: half of a message is never committed.
         if !matches!(done, Ok(false)) {
             self.fail_block();
@@ -117,6 +120,7 @@ impl Relay {
                     return self.carry_out(client, key, query, &filled).await;
                 }
                 let catalog = self.catalog();
+                self.values.goes(&catalog, query);
                 match self.way_of(&catalog, query, &|_| None)? {
                     Way::One(shard) => {
                         let ended = match query.pins {

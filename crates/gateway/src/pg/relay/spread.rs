@@ -341,7 +341,10 @@ impl Relay {
                     Reply::Bytes(bytes) => messages.push(&bytes),
                     Reply::CopyIn => part.lease.copy_fail("rows are not taken here"),
                     Reply::Answered => {}
-                    Reply::Ready { .. } => break,
+                    Reply::Ready { error, .. } => {
+                        self.values.answered(error.as_ref().map(|code| code.as_str()));
+                        break;
+                    }
                 }
                 while let Some(whole) = messages.next()? {
                     match whole.tag {
