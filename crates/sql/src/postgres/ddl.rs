@@ -3,6 +3,8 @@
 //! `CREATE TABLE t (…) SHARD BY (k)`, `… REFERENCE` and `… SINGLE` are PostgreSQL's statement with one more clause at its end, which is cut off. What a
 //! change comes to (columns, types, the primary key) is learned from a server that has tried it, so nothing of that is read here.
 
+use std::collections::BTreeSet;
+
 use pleat_cluster::{Table, TableKind, table_key};
 
 use super::analysis::Analysis;
@@ -11,6 +13,7 @@ use super::functions::Purity;
 use super::lex::Tokens;
 use super::plan::{Ddl, Placement, Plan, Several, UniqueIndex, What};
 use super::query;
+use super::serial;
 use super::statement::Reader;
 use crate::error::SqlError;
 
@@ -231,7 +234,7 @@ impl Change<'_, '_> {
                 .hint("create the table with its columns (and say where its rows live), then use INSERT … SELECT"));
         }
         let mut query = query::plan(self.reader, start, end)?;
-        super::serial::refuse(&query, "CREATE TABLE … AS")?;
+        serial::refuse(&query, "CREATE TABLE … AS")?;
         query.plan = Plan {
             several: match query.plan.several {
                 kept @ (Several::Any | Several::Refused(_)) => kept,
@@ -298,7 +301,27 @@ impl Change<'_, '_> {
 
     // ---- ALTER, DROP and the rest ----
 
+    /// What Pleat has given is never given again.
+    fn refuse_restart(&self) -> Result<(), SqlError> {
+        if !self.has(&["RESTART"]) {
+            return Ok(());
+        }
+        let names: BTreeSet<String> = (self.at..self.to).filter_map(|at| self.reader.tokens.name(at)).collect();
+        let has = |name: &str| names.iter().any(|found| found.eq_ignore_ascii_case(name));
+        let bare = |key: &str| has(key.rsplit('.').next().unwrap_or(key));
+        let restarted = |(key, table): &(&String, &Table)| {
+            table.serial().is_some_and(|(_, serial)| bare(key) || has(&serial.sequence))
+        };
+        match self.reader.schema.tables.iter().find(restarted) {
+            Some((name, _)) => {
+                Err(serial::no_restart(name).hint("SELECT setval('the sequence', n) has them go on above n"))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn alter(&mut self) -> Result<(), SqlError> {
+        self.refuse_restart()?;
         if !self.accept(&["TABLE"]) {
             let words = format!("alter {}", self.word());
             self.ddl.in_transaction = !["SYSTEM", "SUBSCRIPTION", "DATABASE"].iter().any(|word| self.is(&[word]));

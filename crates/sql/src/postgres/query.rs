@@ -188,7 +188,7 @@ fn not_parsed(reader: &Reader, from: usize, to: usize, error: impl FnOnce() -> S
 }
 
 /// Words that brackets follow without a call.
-fn is_word(name: &str) -> bool {
+pub(super) fn is_word(name: &str) -> bool {
     matches!(
         name,
         "and"
@@ -241,13 +241,16 @@ fn maintained(reader: &Reader, from: usize, to: usize, in_transaction: bool) -> 
     let all = reader.schema.tables.iter();
     let found: Vec<(&String, &Table)> =
         all.filter(|(key, _)| names.contains(key.rsplit('.').next().unwrap_or(key))).collect();
-    if (from..to).any(|at| tokens.are(at, &["RESTART", "IDENTITY"]))
-        && let Some((name, _)) = found.iter().find(|(_, table)| table.serial().is_some())
-    {
-        return Err(SqlError::unsupported(format!(
-            "the values of {name}'s serial column don't begin anew: Pleat gives each once"
-        ))
-        .hint("leave RESTART IDENTITY out, or drop the table and create it again"));
+    if (from..to).any(|at| tokens.are(at, &["RESTART", "IDENTITY"])) {
+        if let Some((name, _)) = found.iter().find(|(_, table)| table.serial().is_some()) {
+            return Err(
+                serial::no_restart(name).hint("leave RESTART IDENTITY out, or drop the table and create it again")
+            );
+        }
+        let cascades = (from..to).any(|at| tokens.is(at, "CASCADE"));
+        if let Some((name, _)) = reader.schema.tables.iter().find(|(_, table)| cascades && table.serial().is_some()) {
+            return Err(serial::no_restart(name).hint("leave CASCADE out, and name the tables"));
+        }
     }
     let single = |table: &&(&String, &Table)| matches!(table.1.kind, TableKind::Single { .. });
     let singles: BTreeSet<_> = found

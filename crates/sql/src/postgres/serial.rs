@@ -24,10 +24,11 @@ use pleat_cluster::{Serial, ShardId, Table, TableKind, table_key};
 
 use super::clauses::commas;
 use super::compose::quote;
-use super::functions;
+use super::functions::{self, Purity};
 use super::lex::{Kind, Tokens};
 use super::parse::overriding;
 use super::plan::{Given, GivenValue, Query};
+use super::query::is_word;
 use super::statement::Reader;
 use crate::error::{Code, SqlError};
 
@@ -56,6 +57,11 @@ pub(super) fn refuse(query: &Query, place: &str) -> Result<(), SqlError> {
         Some(_) => Err(SqlError::unsupported(format!("{place} can't have values that Pleat gives"))
             .hint("ask for the value first (SELECT nextval(…)), and send it as a constant")),
     }
+}
+
+/// ALTER SEQUENCE … RESTART, TRUNCATE … RESTART IDENTITY, of the table of this name.
+pub(super) fn no_restart(table: &str) -> SqlError {
+    SqlError::unsupported(format!("the values of {table}'s serial column don't begin anew: Pleat gives each once"))
 }
 
 /// Whether a statement asks a sequence.
@@ -257,7 +263,17 @@ impl<'a> Writer<'_, 'a> {
     fn once(&self, at: usize) -> bool {
         let tokens = self.tokens();
         let called = |at: usize| tokens.name(at).filter(|_| tokens.is_symbol(at + 1, "("));
-        let several = |at: usize| self.is(at, "FROM") || called(at).is_some_and(|name| functions::gives_sets(&name));
+        let cast = |at: usize| at > self.from && (tokens.is_symbol(at - 1, "::") || self.is(at - 1, "AS"));
+        // A function of the user's may give a set of rows.
+        let unknown = |at: usize, name: &str| {
+            functions::purity(name) == Purity::Unknown
+                && !matches!(name, "nextval" | "currval" | "lastval" | "setval")
+                && !is_word(name)
+                && !cast(at)
+        };
+        let several = |at: usize| {
+            self.is(at, "FROM") || called(at).is_some_and(|name| functions::gives_sets(&name) || unknown(at, &name))
+        };
         let reads = (self.from..self.to).any(several);
         if self.is(self.from, "SELECT") {
             return !reads;
@@ -356,6 +372,12 @@ impl<'a> Writer<'_, 'a> {
         if !absent && widths.iter().any(missing) {
             // Rows of different lengths: the server says what is wrong.
             return Ok(());
+        }
+        let united = rows
+            .last()
+            .is_some_and(|(_, close)| ["UNION", "INTERSECT", "EXCEPT"].iter().any(|word| self.is(close + 1, word)));
+        if absent && united {
+            return Err(counts_unknown(table, column));
         }
         if absent {
             self.refuse_nested(depth, table, column)?;

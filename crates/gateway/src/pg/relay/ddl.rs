@@ -155,7 +155,6 @@ impl Relay {
             return Err(Failure::new("0A000", message, hint).into());
         }
         self.outside(client)?;
-        check_restart(&self.catalog().tables, &ddl.statement)?;
         if let Some(unique) = &ddl.unique {
             let catalog = self.catalog();
             if let Some(table) = catalog.tables.get(&unique.table) {
@@ -629,23 +628,6 @@ fn check_serial(change: &TableChange, seen: &Seen) -> Result<(), Failure> {
         );
     }
     Ok(())
-}
-
-/// What Pleat has given is never given again.
-fn check_restart(known: &Tables, statement: &str) -> Result<(), Failure> {
-    let lower = statement.to_ascii_lowercase();
-    let words: BTreeSet<&str> = lower.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '$')).collect();
-    let has = |name: &str| words.contains(name.to_ascii_lowercase().as_str());
-    let restarted =
-        |table: &&Table| table.serial().is_some_and(|(_, serial)| has(&serial.sequence) || has(&table.name));
-    match known.values().find(restarted).filter(|_| has("restart") && has("alter")) {
-        Some(table) => Err(Failure::new(
-            "0A000",
-            format!("the values of {}'s serial column don't begin anew: Pleat gives each once", table.name),
-            "SELECT setval('the sequence', n) has them go on above n",
-        )),
-        None => Ok(()),
-    }
 }
 
 /// The largest value of a type.
