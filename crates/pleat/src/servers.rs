@@ -383,7 +383,7 @@ impl Keeper {
             operation.given_up && of_this(&operation.kind)
         });
         for operation in given_up {
-            if process::unfence(&self.dir, operation.id.0)? {
+            if process::unfence(&self.dir, shard.pair.reign, operation.id.0)? {
                 tracing::warn!(shard = %self.shard, operation = %operation.id, "the promotion was given up; the primary is started again");
                 return Ok(true);
             }
