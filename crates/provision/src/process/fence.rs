@@ -34,7 +34,8 @@ use std::time::{Duration, Instant};
 use super::leftover::{self, Patience};
 
 /// How long the server may take to shut down in order, in which it sends its standby what that still lacks.
-const PATIENCE: Patience = Patience { fast: Duration::from_secs(2), immediate: Duration::from_millis(500) };
+const PATIENCE: Patience =
+    Patience { fast: Duration::from_secs(2), immediate: Duration::from_millis(500), certain: true };
 /// How long the names are changed for. A control leader that was paused in here, and is none any more, does not take up what may be another
 /// server's by then.
 const RENAMED_WITHIN: Duration = Duration::from_secs(5);
