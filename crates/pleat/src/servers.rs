@@ -266,6 +266,7 @@ impl Keeper {
                 _ = told.wait_for(|told| *told) => Ended::Told,
             };
         }
+        self.host.note_server_state(self.shard, Some("it is being started".to_owned()));
         let server = tokio::select! {
             started = self.start(&part, anew) => match started {
                 Ok(server) => server,
@@ -296,14 +297,20 @@ impl Keeper {
                         continue;
                     }
                     Err(why) => {
-                        server.stop().await;
+                        self.stop(server).await;
                         return Ended::Failed(why);
                     }
                 }
             }
-            server.stop().await;
+            self.stop(server).await;
             return ended;
         }
+    }
+
+    async fn stop(&self, server: Server) {
+        // Before it does: who asks must not take it for one that runs.
+        self.host.note_server_state(self.shard, Some("it was stopped".to_owned()));
+        server.stop().await;
     }
 
     /// What the control group itself says that this node's server is to be.
@@ -332,6 +339,7 @@ impl Keeper {
                 let may_go = shard.is_some_and(|shard| shard.pair.follows == Follows::Coming);
                 let anew = anew && may_go && catalog.promoting(self.shard).is_none();
                 if anew || !is_here {
+                    self.host.note_server_state(self.shard, Some("it is being copied".to_owned()));
                     self.have_log_kept().await?;
                 }
                 Role::Standby { of: *of, anew }
