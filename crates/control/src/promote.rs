@@ -218,10 +218,13 @@ async fn carry_out(tools: &Tools, id: OperationId, shard: ShardId, to: NodeId, r
         }
     }
     work.note("promote", false, "").await?;
+    let mut warned = false;
     while let Err(why) = look(tools, shard).await {
-        tracing::debug!(%shard, why, "the new primary does not answer yet");
+        if !std::mem::replace(&mut warned, true) {
+            tracing::warn!(%shard, node = %to, why, "the new primary does not answer yet");
+        }
+        work.is_at(|| format!("waits for {to}: {why}"))?;
         sleep(RETRY_PAUSE).await;
-        work.operation()?;
     }
     let message = format!("{to} serves {shard}: {}", operation.reason);
     work.finish(Phase::Successful, &message).await
