@@ -370,10 +370,18 @@ impl Keeper {
             Role::Primary { .. } => self.promote_if(&server, is_pair).await?,
             Role::Standby { .. } => {
                 let keep_newest = self.host.catalog().policy.standbys == Standbys::Asynchronous;
-                process::forget_fenced(&self.dir, keep_newest)?;
+                self.forget_fenced(keep_newest).await;
             }
         }
         Ok(server)
+    }
+
+    async fn forget_fenced(&self, keep_newest: bool) {
+        let dir = self.dir.clone();
+        let forgotten = pleat_consensus::blocking(move || process::forget_fenced(&dir, keep_newest)).await;
+        if let Err(why) = forgotten.map_err(|error| error.to_string()).flatten() {
+            tracing::error!(shard = %self.shard, why, "what was fenced can't be removed; the next start tries again");
+        }
     }
 
     async fn promote_if(&self, server: &Server, is_pair: bool) -> Result<(), String> {
