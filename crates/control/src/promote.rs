@@ -21,6 +21,7 @@
 //! | which, while | and then |
 //! | --- | --- |
 //! | the control leader, anywhere | the next one does the steps again: a fence that is there is left as it is, and a commit is a commit |
+//! | the control leader, in the fence, before it has renamed the data that it has said to take | given up after a minute; the next promotion fences |
 //! | the standby's node, before the commit | it is waited for, then the promotion is given up |
 //! | the standby's node, after the commit | its next start promotes its server, because it is named first |
 //! | the old primary's node, anywhere | its server is gone; its next start finds no data by its name, and a catalog that says why |

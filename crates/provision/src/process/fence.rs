@@ -18,13 +18,13 @@
 //!
 //! # Late comers
 //!
-//! The name has the reign in which it was fenced, and the number of the operation. What a fence has done is undone ([`unfence`]) only when that operation can't be
-//! committed any more; a later operation of the same reign gives the data its own name first, so that an `unfence` that comes late finds nothing. Data of
-//! an earlier reign is nobody's any more: it is not taken over, so it can't come back.
+//! The name has the reign in which it was fenced, and the number of the operation. What a fence has done is undone ([`unfence`]) only when that
+//! operation can't be committed any more; a later operation of the same reign gives the data its own name first, so that an `unfence` that
+//! comes late finds nothing. Data of an earlier reign is nobody's any more: it is not taken over, so it can't come back.
 //!
 //! A control leader may be paused in here, too, and go on when its operation has long ended and the directory has other data. So an operation
-//! takes data away *once*: a file `fenced-N`, which stays, says so before anything is renamed. If somebody dies in between, the operation is in vain, and another
-//! one follows.
+//! takes data away *once*: a file `fenced-N`, which stays, says so before anything is renamed. If somebody dies in between, the operation is in
+//! vain, and another one follows.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;

@@ -4,9 +4,9 @@
 //! server changes into it at once, and all of its processes stay there. Only those are signalled, and through a file descriptor that
 //! was opened before they were looked at, so that it is still the same process.
 //!
-//! A fence says "none is left" only when every process could be looked at that may be one: what is called like the server, and may have the data (the server wants it to be
-//! its own account's), but does not let itself be looked at, is an error. (Root in a container without `CAP_SYS_PTRACE` is not let.) Before a server is started that is
-//! no more than a reason to go on: its own `postmaster.pid` keeps a second one out.
+//! A fence says "none is left" only when every process could be looked at that may be one: what is called like the server, and may have the data
+//! (the server wants it to be its own account's), but does not let itself be looked at, is an error. (Root in a container without
+//! `CAP_SYS_PTRACE` is not let.) Before a server is started it is passed over: the server's own lock keeps a second one out.
 
 use std::fs;
 use std::io;
