@@ -57,7 +57,7 @@ pub trait Cluster: Send + Sync + 'static {
     /// Whether a node's server of a shard runs.
     async fn server_runs(&self, node: NodeId, shard: ShardId, within: Duration) -> Result<bool, HostError>;
     /// See [`pleat_provision::process::fence`].
-    async fn fence(&self, dir: &str, number: u64) -> Result<(), String>;
+    async fn fence(&self, dir: &str, reign: u64, number: u64) -> Result<(), String>;
     /// Whether the shard has a leader that a majority follows, be it busy or not; of a server: whether it answers.
     async fn reach(&self, shard: ShardId, within: Duration) -> Result<(), HostError>;
     /// Whether the shard answers a read; otherwise what is missing, for people.
@@ -144,8 +144,8 @@ impl Cluster for HostCluster {
         self.0.server_runs(node, shard, within).await
     }
 
-    async fn fence(&self, dir: &str, number: u64) -> Result<(), String> {
-        pleat_provision::process::fence(Path::new(dir), number).await
+    async fn fence(&self, dir: &str, reign: u64, number: u64) -> Result<(), String> {
+        pleat_provision::process::fence(Path::new(dir), reign, number).await
     }
 
     async fn settled(

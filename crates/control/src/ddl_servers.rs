@@ -136,7 +136,9 @@ async fn attempt(work: &Work, sql: &str) -> Result<usize, Trouble> {
     let run_ms = RUN_LIMIT.as_millis();
     for (done, shard) in shards.iter().enumerate() {
         let texts = vec![
-            format!("BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {run_ms}"),
+            format!(
+                "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {run_ms}"
+            ),
             sql.to_owned(),
             format!("PREPARE TRANSACTION '{name}'"),
         ];

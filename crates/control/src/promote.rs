@@ -21,6 +21,7 @@
 //! | which, while | and then |
 //! | --- | --- |
 //! | the control leader, anywhere | the next one does the steps again: a fence that is there is left as it is, and a commit is a commit |
+//! | the control leader, in the fence, before it has renamed the data that it has said to take | given up after a minute; the next promotion fences |
 //! | the standby's node, before the commit | it is waited for, then the promotion is given up |
 //! | the standby's node, after the commit | its next start promotes its server, because it is named first |
 //! | the old primary's node, anywhere | its server is gone; its next start finds no data by its name, and a catalog that says why |
@@ -174,10 +175,10 @@ async fn keep_carrying_out(tools: &Tools) {
     loop {
         let catalog = changes.borrow_and_update().clone();
         for open in catalog.open_operations() {
-            if let OperationKind::Promote { shard, to, .. } = open.kind
+            if let OperationKind::Promote { shard, to, reign } = open.kind
                 && running.insert(open.id)
             {
-                lanes.push(lane(tools, open.id, shard, to));
+                lanes.push(lane(tools, open.id, shard, to, reign));
             }
         }
         tokio::select! {
@@ -187,8 +188,8 @@ async fn keep_carrying_out(tools: &Tools) {
     }
 }
 
-async fn lane(tools: &Tools, id: OperationId, shard: ShardId, to: NodeId) -> OperationId {
-    if let Err(stop) = carry_out(tools, id, shard, to).await {
+async fn lane(tools: &Tools, id: OperationId, shard: ShardId, to: NodeId, reign: u64) -> OperationId {
+    if let Err(stop) = carry_out(tools, id, shard, to, reign).await {
         tracing::warn!(operation = %id, why = stop.reason(), "promotion: trying again");
         sleep(RETRY_PAUSE).await;
     }
@@ -196,7 +197,7 @@ async fn lane(tools: &Tools, id: OperationId, shard: ShardId, to: NodeId) -> Ope
 }
 
 /// Carry out a promotion, or take it up where an earlier leader left it.
-async fn carry_out(tools: &Tools, id: OperationId, shard: ShardId, to: NodeId) -> Result<(), Stop> {
+async fn carry_out(tools: &Tools, id: OperationId, shard: ShardId, to: NodeId, reign: u64) -> Result<(), Stop> {
     let work = Work::new(tools.clone(), id);
     work.take_over().await?;
     let operation = work.operation()?;
@@ -204,7 +205,7 @@ async fn carry_out(tools: &Tools, id: OperationId, shard: ShardId, to: NodeId) -
         return work.finish(Phase::Failed, &operation.message).await;
     }
     if !operation.committed {
-        match replace(&work, shard, to).await {
+        match replace(&work, shard, to, reign).await {
             Ok(()) => {}
             Err(stop @ (Stop::Superseded(_) | Stop::Again(_) | Stop::Waiting(_))) => return Err(stop),
             Err(stop) => {
@@ -218,27 +219,39 @@ async fn carry_out(tools: &Tools, id: OperationId, shard: ShardId, to: NodeId) -
         }
     }
     work.note("promote", false, "").await?;
+    let mut warned = false;
     while let Err(why) = look(tools, shard).await {
-        tracing::debug!(%shard, why, "the new primary does not answer yet");
+        if !std::mem::replace(&mut warned, true) {
+            tracing::warn!(%shard, node = %to, why, "the new primary does not answer yet");
+        }
+        work.is_at(|| format!("waits for {to}: {why}"))?;
         sleep(RETRY_PAUSE).await;
-        work.operation()?;
     }
     let message = format!("{to} serves {shard}: {}", operation.reason);
     work.finish(Phase::Successful, &message).await
 }
 
 /// Up to the commit.
-async fn replace(work: &Work, shard: ShardId, to: NodeId) -> Result<(), Stop> {
+async fn replace(work: &Work, shard: ShardId, to: NodeId, reign: u64) -> Result<(), Stop> {
     let catalog = work.catalog();
     let known = catalog.shards.get(&shard).ok_or_else(|| Stop::impossible(format!("{shard} is gone")))?;
+    if known.pair.reign != reign {
+        return Err(Stop::impossible("the servers have changed places since"));
+    }
     let place = known.primary().and_then(|from| known.pair.places.get(&from));
     let place = place.ok_or_else(|| Stop::impossible("nobody knows where the old primary's data is"))?;
     work.begin("fence").await?;
-    let begun = Instant::now();
-    while let Err(why) = work.cluster().fence(&place.dir, work.id.0).await {
+    let (begun, mut first) = (Instant::now(), None);
+    while let Err(why) = work.cluster().fence(&place.dir, reign, work.id.0).await {
         if begun.elapsed() > FENCE_MAX {
+            // Data is taken away once: what kept it from that is what was said first.
+            let why = first.unwrap_or(why);
             return Err(Stop::impossible(format!("the old primary can't be fenced: {why}")));
         }
+        if first.is_none() {
+            tracing::warn!(operation = %work.id, why, "the old primary is not fenced yet");
+        }
+        first.get_or_insert(why);
         sleep(RETRY_PAUSE).await;
         work.begin("fence").await?;
     }

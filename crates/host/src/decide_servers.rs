@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{Engine, LedgerCommand, LedgerReply, Millis, PreparedName, ShardId, ShardState, TxnId};
+use pleat_cluster::{Engine, LedgerCommand, LedgerReply, Millis, PreparedName, ShardId, ShardState, Standbys, TxnId};
 
 use crate::calls::mismatch;
 use crate::decide::DECIDE_LIMIT;
@@ -121,9 +121,23 @@ impl Host {
         let verb = if commit { "COMMIT" } else { "ROLLBACK" };
         match self.ask_server(shard, &[format!("{verb} PREPARED '{name}'")], DECIDE_LIMIT).await {
             Ok(_) => Ok(()),
-            Err(HostError::Server(ServerError { code, .. })) if code == UNDEFINED_OBJECT => Ok(()),
+            Err(HostError::Server(ServerError { code, .. })) if code == UNDEFINED_OBJECT => match commit {
+                true => self.is_on_standby(shard).await,
+                false => Ok(()),
+            },
             Err(error) => Err(error),
         }
+    }
+
+    /// Until a synchronous standby has all that its primary has committed so far. Who committed a prepared transaction may have been cut off while it waited
+    /// for that; the ledger must not forget it before.
+    async fn is_on_standby(&self, shard: ShardId) -> Result<(), HostError> {
+        if self.catalog().policy.standbys != Standbys::Synchronous {
+            return Ok(());
+        }
+        // A commit that has written something waits; there is nothing to read in it.
+        let write = "SELECT pg_logical_emit_message(true, 'pleat', '')".to_owned();
+        self.ask_server(shard, &[write], DECIDE_LIMIT).await.map(drop)
     }
 
     /// What is prepared on a server and waits for its decision.

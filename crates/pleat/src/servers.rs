@@ -273,6 +273,7 @@ impl Keeper {
                 _ = told.wait_for(|told| *told) => Ended::Told,
             };
         }
+        self.host.note_server_state(self.shard, Some("it is being started".to_owned()));
         let server = tokio::select! {
             started = self.start(&part, anew) => match started {
                 Ok(server) => server,
@@ -303,14 +304,20 @@ impl Keeper {
                         continue;
                     }
                     Err(why) => {
-                        server.stop().await;
+                        self.stop(server).await;
                         return Ended::Failed(why);
                     }
                 }
             }
-            server.stop().await;
+            self.stop(server).await;
             return ended;
         }
+    }
+
+    async fn stop(&self, server: Server) {
+        // Before it does: who asks must not take it for one that runs.
+        self.host.note_server_state(self.shard, Some("it was stopped".to_owned()));
+        server.stop().await;
     }
 
     /// What the control group itself says that this node's server is to be.
@@ -339,6 +346,7 @@ impl Keeper {
                 let may_go = shard.is_some_and(|shard| shard.pair.follows == Follows::Coming);
                 let anew = anew && may_go && catalog.promoting(self.shard).is_none();
                 if anew || !is_here {
+                    self.host.note_server_state(self.shard, Some("it is being copied".to_owned()));
                     self.have_log_kept().await?;
                 }
                 Role::Standby { of: *of, anew }
@@ -369,10 +377,18 @@ impl Keeper {
             Role::Primary { .. } => self.promote_if(&server, is_pair).await?,
             Role::Standby { .. } => {
                 let keep_newest = self.host.catalog().policy.standbys == Standbys::Asynchronous;
-                process::forget_fenced(&self.dir, keep_newest)?;
+                self.forget_fenced(keep_newest).await;
             }
         }
         Ok(server)
+    }
+
+    async fn forget_fenced(&self, keep_newest: bool) {
+        let dir = self.dir.clone();
+        let forgotten = pleat_consensus::blocking(move || process::forget_fenced(&dir, keep_newest)).await;
+        if let Err(why) = forgotten.map_err(|error| error.to_string()).flatten() {
+            tracing::error!(shard = %self.shard, why, "what was fenced can't be removed; the next start tries again");
+        }
     }
 
     async fn promote_if(&self, server: &Server, is_pair: bool) -> Result<(), String> {
@@ -390,7 +406,7 @@ impl Keeper {
             operation.given_up && of_this(&operation.kind)
         });
         for operation in given_up {
-            if process::unfence(&self.dir, operation.id.0)? {
+            if process::unfence(&self.dir, shard.pair.reign, operation.id.0)? {
                 tracing::warn!(shard = %self.shard, operation = %operation.id, "the promotion was given up; the primary is started again");
                 return Ok(true);
             }

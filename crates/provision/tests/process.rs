@@ -314,9 +314,10 @@ async fn a_standby_follows_is_promoted_and_the_fenced_one_does_not_come_back() {
         sleep(Duration::from_millis(50)).await;
     }
     // Its supervisor is there, and would start it again.
-    fence(&one.path().join("shard"), 7).await.unwrap();
-    fence(&one.path().join("shard"), 7).await.unwrap();
-    assert!(one.path().join("shard/data.fenced-7").exists());
+    let shard = one.path().join("shard");
+    fence(&shard, 3, 7).await.unwrap();
+    fence(&shard, 3, 7).await.unwrap();
+    assert!(shard.join("data.fenced-3-7").exists());
     standby.promote().await.unwrap();
     standby.promote().await.unwrap();
     ask(&standby, "INSERT INTO t VALUES (3)").unwrap();
@@ -327,9 +328,18 @@ async fn a_standby_follows_is_promoted_and_the_fenced_one_does_not_come_back() {
     let again = ProcessConfig { role: Role::Primary { make: false }, ..config(one.path()) };
     assert!(Server::start(again.clone()).await.unwrap_err().to_string().contains("its data is gone"));
     // Another operation's fence takes over what an earlier one has, so that one can't be taken back any more.
-    fence(&one.path().join("shard"), 9).await.unwrap();
-    assert!(!unfence(&one.path().join("shard"), 7).unwrap());
-    assert!(unfence(&one.path().join("shard"), 9).unwrap());
+    fence(&shard, 3, 9).await.unwrap();
+    assert!(!unfence(&shard, 3, 7).unwrap());
+    assert!(unfence(&shard, 3, 9).unwrap());
+    // Who comes late for an operation that has ended takes nothing away.
+    for number in [7, 9] {
+        assert!(fence(&shard, 3, number).await.unwrap_err().contains("was fenced for this operation before"));
+    }
+    // Nor does another reign bring back what an earlier one has left.
+    fence(&shard, 3, 11).await.unwrap();
+    fence(&shard, 4, 12).await.unwrap();
+    assert!(!unfence(&shard, 4, 12).unwrap());
+    assert!(unfence(&shard, 3, 11).unwrap());
     let back = Server::start(again).await.unwrap();
     assert_eq!(ask(&back, "SELECT count(*) FROM t").unwrap(), "2");
     back.stop().await;

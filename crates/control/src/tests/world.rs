@@ -678,7 +678,7 @@ impl Cluster for World {
         Ok(true)
     }
 
-    async fn fence(&self, _: &str, _: u64) -> Result<(), String> {
+    async fn fence(&self, _: &str, _: u64, _: u64) -> Result<(), String> {
         Ok(())
     }
 

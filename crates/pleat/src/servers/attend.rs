@@ -60,11 +60,21 @@ impl Keeper {
     pub(super) async fn attend_primary(&self) {
         // Up to where the log was when it was looked at, and when the standby was last seen to have all up to there.
         let (mut before, mut up_to_date) = (u64::MAX, Instant::now());
+        let mut is_blind = false;
         loop {
             let catalog = self.host.catalog();
-            if let Some(shard) = catalog.shards.get(&self.shard).filter(|shard| shard.standby().is_some())
-                && let Ok(look) = self.look().await
-            {
+            if let Some(shard) = catalog.shards.get(&self.shard).filter(|shard| shard.standby().is_some()) {
+                let look = match self.look().await {
+                    Ok(look) => look,
+                    Err(error) => {
+                        if !std::mem::replace(&mut is_blind, true) {
+                            tracing::warn!(shard = %self.shard, %error, "the primary does not say how its standby is; trying again");
+                        }
+                        sleep(LOOK_EVERY).await;
+                        continue;
+                    }
+                };
+                is_blind = false;
                 if look.flushed.is_some_and(|flushed| flushed >= before || flushed >= look.written) {
                     up_to_date = Instant::now();
                 }

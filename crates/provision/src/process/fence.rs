@@ -16,37 +16,71 @@
 //! It has a price: whoever fences must reach the old primary's directory and processes. Servers under this provisioner listen on loopback, so all nodes that use them are
 //! on one machine. Where that is not so, the fence fails, and nobody is promoted.
 //!
-//! The name has the number of the operation. What a fence has done is undone ([`unfence`]) only when that operation can't be committed any more; a later operation
-//! gives the data its own name first, so that an `unfence` that comes late finds nothing.
+//! # Late comers
+//!
+//! The name has the reign in which it was fenced, and the number of the operation. What a fence has done is undone ([`unfence`]) only when that
+//! operation can't be committed any more; a later operation of the same reign gives the data its own name first, so that an `unfence` that
+//! comes late finds nothing. Data of an earlier reign is nobody's any more: it is not taken over, so it can't come back.
+//!
+//! A control leader may be paused in here, too, and go on when its operation has long ended and the directory has other data. So an operation
+//! takes data away *once*: a file `fenced-N`, which stays, says so before anything is renamed. If somebody dies in between, the operation is in
+//! vain, and another one follows.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::leftover::{self, Patience};
 
 /// How long the server may take to shut down in order, in which it sends its standby what that still lacks.
-const PATIENCE: Patience = Patience { fast: Duration::from_secs(2), immediate: Duration::from_millis(500) };
+const PATIENCE: Patience =
+    Patience { fast: Duration::from_secs(2), immediate: Duration::from_millis(500), certain: true };
 /// How long the names are changed for. A control leader that was paused in here, and is none any more, does not take up what may be another
 /// server's by then.
 const RENAMED_WITHIN: Duration = Duration::from_secs(5);
 /// Names change while they are looked at, but not often.
 const TURNS_MAX: usize = 16;
 
-/// Make certain that the server in `dir` accepts nothing any more, for operation `number`. Doing it again does nothing.
-pub async fn fence(dir: &Path, number: u64) -> Result<(), String> {
+/// Make certain that the server in `dir` accepts nothing any more, for the operation `number` that ends a reign. Doing it again does nothing.
+pub async fn fence(dir: &Path, reign: u64, number: u64) -> Result<(), String> {
     // Another machine's directory, or none: then nothing can be told of its server.
     if !dir.join("pleat.lock").is_file() {
         return Err(format!("there is no server's directory {} on this machine", dir.display()));
     }
-    let (fenced, begun) = (name(dir, number), Instant::now());
+    let begun = Instant::now();
+    if begin(dir, number)? {
+        take(dir, reign, number, begun)?;
+    }
+    to_the_disk(dir)?;
+    // Before as well: else somebody could rename it between what ends its processes and the last look.
+    is_gone(dir)?;
+    leftover::end(&name(dir, reign, number), PATIENCE).await?;
+    is_gone(dir)
+}
+
+fn is_gone(dir: &Path) -> Result<(), String> {
+    let data = dir.join("data");
+    match data.exists() {
+        true => Err(format!(
+            "there is {}, though its server was fenced for this operation before; it takes another one to fence it again",
+            data.display()
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Give the data the operation's name.
+fn take(dir: &Path, reign: u64, number: u64, begun: Instant) -> Result<(), String> {
+    let (data, fenced) = (dir.join("data"), name(dir, reign, number));
     for _ in 0..TURNS_MAX {
         // What an unfence could still bring back goes first.
-        let newest = others(dir, number)?.into_iter().max().map(|(_, path)| path);
-        let mut taken = newest.filter(|_| !fenced.exists() && !dir.join("data").exists());
-        if taken.is_none() && dir.join("data").exists() {
-            taken = Some(dir.join("data"));
-        }
+        let others = all(dir)?.into_iter().filter(|other| other.reign == reign && other.number != number);
+        let newest = others.max().map(|other| other.path);
+        let taken = match data.exists() {
+            true => Some(data.clone()),
+            false => newest.filter(|_| !fenced.exists()),
+        };
         let Some(taken) = taken else { break };
         if fenced.exists() {
             return Err(format!(
@@ -60,51 +94,69 @@ pub async fn fence(dir: &Path, number: u64) -> Result<(), String> {
         }
         match fs::rename(&taken, &fenced) {
             Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(format!("rename {}: {error}", taken.display())),
         }
     }
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(|error| format!("write {} to the disk: {error}", dir.display()))?;
-    leftover::end(&fenced, PATIENCE).await?;
-    match dir.join("data").exists() {
-        true => Err(format!("{} came back", dir.join("data").display())),
-        false => Ok(()),
-    }
+    Ok(())
 }
 
 /// Give the data its name back that was fenced for an operation which can't be committed any more. `false`: there is none.
-pub fn unfence(dir: &Path, number: u64) -> Result<bool, String> {
-    match fs::rename(name(dir, number), dir.join("data")) {
+pub fn unfence(dir: &Path, reign: u64, number: u64) -> Result<bool, String> {
+    let fenced = name(dir, reign, number);
+    match fs::rename(&fenced, dir.join("data")) {
         Ok(()) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(format!("rename {}: {error}", name(dir, number).display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(format!("rename {}: {error}", fenced.display())),
     }
 }
 
-/// Remove what was fenced, but for the newest if `keep_newest` says so: nobody needs it when a copy of the new primary is there.
+/// Remove what was fenced, but for the newest if `keep_newest` says so: nobody needs it when a copy of the new primary is there. It may take long.
 pub fn forget_fenced(dir: &Path, keep_newest: bool) -> Result<(), String> {
-    let mut all = others(dir, 0)?;
+    let mut all = all(dir)?;
     all.sort();
     if keep_newest {
         all.pop();
     }
-    for (_, path) in all {
+    for Fenced { path, .. } in all {
         fs::remove_dir_all(&path).map_err(|error| format!("remove {}: {error}", path.display()))?;
     }
     Ok(())
 }
 
-fn name(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("data.fenced-{number}"))
+/// Data that was fenced. The newest is the greatest.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Fenced {
+    reign: u64,
+    number: u64,
+    path: PathBuf,
 }
 
-/// What was fenced for other operations, with their numbers.
-fn others(dir: &Path, number: u64) -> Result<Vec<(u64, PathBuf)>, String> {
+fn name(dir: &Path, reign: u64, number: u64) -> PathBuf {
+    dir.join(format!("data.fenced-{reign}-{number}"))
+}
+
+fn all(dir: &Path) -> Result<Vec<Fenced>, String> {
     let entries = fs::read_dir(dir).map_err(|error| format!("list {}: {error}", dir.display()))?;
     let fenced = entries.flatten().filter_map(|entry| {
-        let other = entry.file_name().to_str()?.strip_prefix("data.fenced-")?.parse().ok()?;
-        Some((other, entry.path()))
+        let name = entry.file_name();
+        let (reign, number) = name.to_str()?.strip_prefix("data.fenced-")?.split_once('-')?;
+        Some(Fenced { reign: reign.parse().ok()?, number: number.parse().ok()?, path: entry.path() })
     });
-    Ok(fenced.filter(|(other, _)| *other != number).collect())
+    Ok(fenced.collect())
+}
+
+/// Say that the operation takes the data away. False: it was said before.
+fn begin(dir: &Path, number: u64) -> Result<bool, String> {
+    let path = dir.join(format!("fenced-{number}"));
+    match File::options().write(true).create_new(true).open(&path) {
+        Ok(_) => to_the_disk(dir).map(|()| true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(format!("make {}: {error}", path.display())),
+    }
+}
+
+fn to_the_disk(dir: &Path) -> Result<(), String> {
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|error| format!("write {} to the disk: {error}", dir.display()))
 }

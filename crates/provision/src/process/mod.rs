@@ -7,7 +7,8 @@
 //! | `pleat.lock` | locked (`flock`) by the process that supervises the server, for as long as that lives |
 //! | `data` | the server's data; never there half made |
 //! | `data.new` | what is being made, or was when somebody died; removed by the next start |
-//! | `data.fenced-N` | what was `data` when operation N took the shard away from this server ([`fence`]) |
+//! | `data.fenced-R-N` | what was `data` when operation N took the shard away from this server, in reign R ([`fence`]) |
+//! | `fenced-N` | empty: operation N has done that, and does it no more |
 //! | `socket` | the server's Unix socket, where its path is short enough to be one |
 //! | `port` | the port that was chosen, so that it is the same the next time |
 //!

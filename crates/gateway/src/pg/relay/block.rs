@@ -19,13 +19,16 @@
 //! coordinator says "commit", once all have prepared; whoever finds one that waits says "abort"; the first word counts (`pleat_cluster::Ledger`).
 //! Without an answer of the ledger nobody is told anything, and the client that the outcome is unknown. The coordinator is a task of its own:
 //! a client that hangs up doesn't stop it.
+//!
+//! With synchronous standbys both words wait for the standby, whatever the session has set: a part that a promotion loses, or finds prepared when the
+//! ledger has forgotten it, would be half a transaction.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{LedgerCommand, LedgerReply, PreparedName, ShardId, TxnId};
-use pleat_engine::postgres::{Lease, PostgresError, Request};
+use pleat_cluster::{LedgerCommand, LedgerReply, PreparedName, ShardId, Standbys, TxnId};
+use pleat_engine::postgres::{Lease, PostgresError, Profile, Request};
 use pleat_sql::postgres::{Planned, What};
 use uuid::Uuid;
 
@@ -41,6 +44,9 @@ use crate::session::Failure;
 const LEDGER_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often a shard is told what was decided, before it is left to find out.
 const TOLD_TIMES: u32 = 3;
+
+/// What has a transaction wait for the standby when it is prepared, and not be cut short in that. Not SET: that would have the connection reset.
+const WAITING: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', true), pg_catalog.set_config('statement_timeout', '0', true); ";
 
 /// A transaction of the client.
 pub struct Block {
@@ -404,7 +410,8 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Part)>) -
     let began = backend.txn_clock();
     // By it whoever finds a part knows whom to ask.
     let name = PreparedName::Txn(txn);
-    let prepare = format!("PREPARE TRANSACTION '{name}'");
+    let waits = backend.catalog().policy.standbys == Standbys::Synchronous;
+    let prepare = format!("{}PREPARE TRANSACTION '{name}'", if waits { WAITING } else { "" });
     let votes = join_all(parts.iter_mut().map(|(_, part)| part.lease.ask(&prepare))).await;
     let mut refused = None;
     let mut prepared = Vec::new();
@@ -441,7 +448,7 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Part)>) -
     };
     let word = if commit { "COMMIT" } else { "ROLLBACK" };
     let told = format!("{word} PREPARED '{name}'");
-    let tell = parts.iter_mut().map(|(shard, part)| tell(backend.as_ref(), *shard, &mut part.lease, &told));
+    let tell = parts.iter_mut().map(|(shard, part)| tell(backend.as_ref(), *shard, &mut part.lease, &told, waits));
     let told = join_all(tell).await;
     if !commit {
         return Err(Failure::passing(
@@ -460,22 +467,29 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Part)>) -
     Ok(())
 }
 
-/// Tell a shard what was decided. One that can't be told now finds out.
-async fn tell(backend: &dyn Backend, shard: ShardId, lease: &mut Lease, text: &str) -> bool {
-    let done = |answer: &Result<_, PostgresError>| match answer {
-        Ok(_) => true,
-        // Somebody was faster.
-        Err(error) => error.sqlstate() == "42704",
-    };
-    if done(&lease.ask(text).await.map(drop)) {
+/// Tell a shard what was decided. One that can't be told now finds out. `waits`: it counts when its standby has it, too.
+async fn tell(backend: &dyn Backend, shard: ShardId, lease: &mut Lease, text: &str, waits: bool) -> bool {
+    if tell_once(lease, text, waits).await {
         return true;
     }
     for _ in 1..TOLD_TIMES {
         if let Ok(mut lease) = backend.lease(shard, LEDGER_TIME_MAX).await
-            && done(&lease.ask(text).await.map(drop))
+            && tell_once(&mut lease, text, waits).await
         {
             return true;
         }
     }
     false
+}
+
+async fn tell_once(lease: &mut Lease, text: &str, waits: bool) -> bool {
+    // The settings of a session may say that it waits for nobody, or not for long.
+    if waits && lease.assume(&Profile::default()).await.is_err() {
+        return false;
+    }
+    match lease.ask(text).await {
+        Ok(_) => true,
+        // Somebody was faster. Whether the standby has that, the ledger finds out.
+        Err(error) => !waits && error.sqlstate() == "42704",
+    }
 }
