@@ -29,7 +29,7 @@ fn table(id: u32, of: &str, kind: TableKind, primary_key: &[&str], columns: &str
         let serial = serial.map(|how| Serial {
             schema: "public".to_owned(),
             sequence: format!("{}_{name}_seq", of.rsplit('.').next().unwrap()),
-            always: how != "",
+            always: !how.is_empty(),
             first: 1,
             last: i64::MAX,
             sole: how == "sole",
