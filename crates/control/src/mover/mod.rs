@@ -180,7 +180,7 @@ async fn anew(work: &Work, plan: &mut Plan) -> Result<HandOver, Stop> {
     if touched(work)? {
         let taken_back = match work.catalog().engine {
             Engine::Sqlite => clean_up::take_back(work, plan).await,
-            Engine::Postgres => servers::take_back(work, plan).await,
+            Engine::Postgres => servers::take_back_patiently(work, plan).await,
         };
         taken_back.map_err(taking_back)?;
     }

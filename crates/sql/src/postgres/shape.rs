@@ -9,9 +9,6 @@ use pleat_cluster::Value;
 
 use super::lex::{Kind, Tokens};
 
-/// Functions whose argument names a sequence.
-const SEQUENCES: [&str; 4] = ["NEXTVAL", "CURRVAL", "SETVAL", "LASTVAL"];
-
 /// A text with parameters in the place of its plain numbers and strings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape<'t> {
@@ -19,7 +16,7 @@ pub struct Shape<'t> {
     pub statement: &'t str,
     /// `SELECT * FROM t WHERE k = $1`
     pub text: String,
-    /// What stands in each parameter's place. `None`: a number that is no 64-bit integer, or a string of several parts.
+    /// What stands in each parameter's place. `None`: a number that is no 64-bit integer.
     pub values: Vec<Option<Value>>,
 }
 
@@ -28,7 +25,7 @@ impl Shape<'_> {
     ///
     /// Its plan ([`prepare`](super::prepare)) is the text's as far as it leads to [`Route::Partitions`](super::Route::Partitions), by the values here: the keys
     /// are then the same. Anything else may be another plan (`ORDER BY 1` names a column, `ORDER BY $1` none) or none at all (`interval '1 day'`): the text is then to be
-    /// planned for itself.
+    /// planned for itself; and so is what asks a sequence, whose name is such a value.
     pub fn of(text: &str) -> Option<Shape<'_>> {
         let tokens = Tokens::of(text).ok()?;
         let routed = ["SELECT", "INSERT", "UPDATE", "DELETE", "WITH"].iter().any(|word| tokens.is(0, word));
@@ -47,8 +44,6 @@ impl Shape<'_> {
                     tokens.string(at).map(Value::Text)
                 }
                 Kind::Param => return None,
-                // The name of a sequence is no value: Pleat itself may have to answer.
-                Kind::Word if SEQUENCES.iter().any(|word| tokens.is(at, word)) => return None,
                 Kind::Symbol if tokens.str(at) == ";" => return None,
                 _ => continue,
             };

@@ -5,12 +5,12 @@ use std::time::Duration;
 use pleat_cluster::Phase;
 use pleat_engine::postgres::Server;
 use pleat_engine::postgres::moving::{self, Movement, Sweep, Turn};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::super::clean_up::{CLEAN_UP, TAKE_BACK};
 use super::super::cut_over::{COMMIT, FENCE};
 use super::super::receipt::HandOver;
-use super::super::{REMOVE_SHARD, is_removed, remove_shard};
+use super::super::{INSIST_PAUSE_MAX, REMOVE_SHARD, is_removed, remove_shard};
 use super::{Plan, failed, movement, open_gates, server, settle, unsettled};
 use crate::stop::Stop;
 use crate::tracker::Amount;
@@ -26,9 +26,14 @@ const LEARN_LIMIT: Duration = Duration::from_secs(1);
 pub(in crate::mover) async fn take_back(work: &Work, plan: &Plan) -> Result<(), Stop> {
     open_gates(work).await?;
     work.note(TAKE_BACK, false, "").await?;
-    moving::clean_source(&server(work, plan.from)?, work.id.0).await.map_err(failed("clean up on the source"))?;
+    // What is left of the target must not stay there for as long as the source is gone: the target may be merged away meanwhile.
+    let source = match server(work, plan.from) {
+        Ok(source) => moving::clean_source(&source, work.id.0).await.map_err(failed("clean up on the source")),
+        Err(stop) => Err(stop),
+    };
     // The server that a split made goes, if that was given up.
-    let target = match plan.creates && work.operation()?.given_up {
+    let goes = plan.creates && work.operation()?.given_up;
+    let target = match goes || is_removed(work, plan.to) {
         true => None,
         false => work.cluster().server(plan.to)?,
     };
@@ -36,7 +41,25 @@ pub(in crate::mover) async fn take_back(work: &Work, plan: &Plan) -> Result<(), 
         Some(target) => delete(work, plan, &target, TAKE_BACK, plan.creates).await?,
         None => 0,
     };
+    source?;
     work.end(TAKE_BACK, &format!("{rows} rows deleted on {}", plan.to)).await
+}
+
+/// The same before another attempt. A server that is gone for a moment, or has a standby that is to take its place, is waited for: it doesn't
+/// use the move's attempts up.
+pub(in crate::mover) async fn take_back_patiently(work: &Work, plan: &Plan) -> Result<(), Stop> {
+    let (begun, patience) = (Instant::now(), work.patience()?);
+    loop {
+        let stop = match take_back(work, plan).await {
+            Err(stop @ Stop::Again(_)) if begun.elapsed() < patience => stop,
+            done => return done,
+        };
+        if work.unreached(&[plan.from, plan.to]).await.is_empty() {
+            return Err(stop);
+        }
+        work.is_at(|| format!("waits for a server: {}", stop.reason()))?;
+        sleep(INSIST_PAUSE_MAX).await;
+    }
 }
 
 fn what(work: &Work, plan: &Plan) -> Result<Movement, Stop> {

@@ -46,7 +46,7 @@ mod fence;
 
 pub(crate) use attempt::BUILD_INDEXES;
 pub(super) use attempt::{CHECK, attempt};
-pub(super) use clean::{forward, take_back};
+pub(super) use clean::{forward, take_back, take_back_patiently};
 
 use std::collections::BTreeSet;
 use std::time::Duration;

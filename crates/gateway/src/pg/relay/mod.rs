@@ -82,6 +82,7 @@ use super::cancel::Key;
 use super::client::{Client, Stop};
 use super::start::Started;
 use crate::session::Failure;
+use crate::settings::PLAN_TEXT_BYTES_MAX;
 use block::Block;
 use extended::{Portal, Prepared};
 use gather::Cursor;
@@ -208,9 +209,13 @@ impl Relay {
         let default_keys = &self.shared.app.settings.default_keys;
         let schema = Schema { tables: &catalog.tables, views: &catalog.views, default_keys };
         let plan = || Ok::<_, Infallible>(pleat_sql::postgres::prepare(&shape.text, &schema).unwrap_or_default());
+        if shape.text.len() > PLAN_TEXT_BYTES_MAX {
+            return None;
+        }
         let Ok((plan, known)) = self.shared.relayed_shapes.get(&shape.text, &catalog, plan);
         let [Planned { what: What::Query(query), .. }] = plan.as_slice() else { return None };
-        if query.pins || query.given.is_some() {
+        // What counts may be named by a value.
+        if query.pins || query.counts || query.given.is_some() {
             return None;
         }
         let value = |at: usize| shape.values.get(at).cloned().flatten();

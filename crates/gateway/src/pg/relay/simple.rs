@@ -74,8 +74,9 @@ impl Relay {
 
     /// A statement with its values in it that concerns one shard, by the plan of its shape. `None`: the text is to be planned for itself.
     async fn shaped(&mut self, client: &mut Client, key: &Key, text: &str) -> Result<Option<bool>, Stop> {
-        let shape = Some(text).filter(|text| text.len() <= PLAN_TEXT_BYTES_MAX).and_then(Shape::of);
-        let Some(shape) = shape else { return Ok(None) };
+        let Some(shape) = Some(text).filter(|text| text.len() <= PLAN_TEXT_BYTES_MAX).and_then(Shape::of) else {
+            return Ok(None);
+        };
         for _ in 0..ROUTES_MAX {
             self.route_anew(false);
             let done = self.routed_shape(client, key, &shape).await;
