@@ -27,15 +27,7 @@ fn values_are_cut_out() {
             assert_eq!(found, Some((text.to_owned(), shape.to_owned(), values.clone())), "{text}{end}");
         }
     }
-    for text in [
-        "SELECT 1; SELECT 2",
-        "SELECT a",
-        "SELECT $1, 2",
-        "SET a = 1",
-        "DO 'SELECT 1'",
-        "SELECT 'open",
-        "INSERT INTO t VALUES (nextval('s'), 1)",
-    ] {
+    for text in ["SELECT 1; SELECT 2", "SELECT a", "SELECT $1, 2", "SET a = 1", "DO 'SELECT 1'", "SELECT 'open"] {
         assert_eq!(Shape::of(text), None, "{text}");
     }
 }
