@@ -188,7 +188,7 @@ enum Part {
     Standby {
         of: SocketAddr,
     },
-    /// Nothing, for now.
+    /// Nothing, until the catalog says otherwise; and why.
     None(&'static str),
 }
 
