@@ -313,7 +313,7 @@ impl Catalog {
             return Err(busy(format!("{} is still changing a table that a foreign key of this concerns", other.id)));
         }
         match effect {
-            DdlEffect::Servers { changes, .. } => self.admit_on_servers(changes),
+            DdlEffect::Servers { changes, views, .. } => self.admit_on_servers(changes, views),
             DdlEffect::CreateTable(table) => {
                 self.free_name(name)?;
                 if self.tables.len() >= Self::TABLES_MAX {
@@ -568,8 +568,8 @@ impl Catalog {
     }
 
     fn change_schema(&mut self, effect: &DdlEffect) -> Applied {
-        if let DdlEffect::Servers { changes, .. } = effect {
-            return self.change_on_servers(changes);
+        if let DdlEffect::Servers { changes, views, .. } = effect {
+            return self.change_on_servers(changes, views);
         }
         let name = effect.table().to_ascii_lowercase();
         if let DdlEffect::CreateTable(table) = effect {

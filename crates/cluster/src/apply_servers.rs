@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::apply::{Applied, busy, invalid};
 use crate::{
     Catalog, CommandError, DdlEffect, Engine, Generation, Millis, OperationId, OperationKind, PartitionId, ShardId,
-    Table, TableChange, TableId, TableKind,
+    Table, TableChange, TableId, TableKind, ViewChange,
 };
 
 impl Catalog {
@@ -118,8 +118,8 @@ impl Catalog {
         stray.flatten().copied().collect()
     }
 
-    /// Whether the tables are as they were when a schema change was tried on a server.
-    pub(crate) fn admit_on_servers(&self, changes: &[TableChange]) -> Applied {
+    /// Whether tables and views are as they were when a schema change was tried on a server.
+    pub(crate) fn admit_on_servers(&self, changes: &[TableChange], views: &[ViewChange]) -> Applied {
         for TableChange { before, after } in changes {
             if let Some(before) = before
                 && self.table(&before.name) != Some(before)
@@ -144,11 +144,20 @@ impl Catalog {
         if self.tables.len() + made > Self::TABLES_MAX {
             return Err(invalid(format!("a cluster has at most {} tables", Self::TABLES_MAX)));
         }
+        for ViewChange { before, after } in views {
+            let Some(name) = before.as_ref().or(after.as_ref()).map(|view| &view.name) else { continue };
+            if self.view(name) != before.as_ref() {
+                return Err(busy(format!("view {name} has just been changed")));
+            }
+        }
+        if self.views.len() + views.iter().filter(|change| change.before.is_none()).count() > Self::VIEWS_MAX {
+            return Err(invalid(format!("a cluster has at most {} views", Self::VIEWS_MAX)));
+        }
         Ok(())
     }
 
-    pub(crate) fn change_on_servers(&mut self, changes: &[TableChange]) -> Applied {
-        self.admit_on_servers(changes)?;
+    pub(crate) fn change_on_servers(&mut self, changes: &[TableChange], views: &[ViewChange]) -> Applied {
+        self.admit_on_servers(changes, views)?;
         for before in changes.iter().filter_map(|change| change.before.as_ref()) {
             self.tables.remove(&before.name.to_ascii_lowercase());
         }
@@ -162,6 +171,12 @@ impl Catalog {
                 }
             };
             self.tables.insert(after.name.to_ascii_lowercase(), Table { id, ..after.clone() });
+        }
+        for before in views.iter().filter_map(|change| change.before.as_ref()) {
+            self.views.remove(&before.name.to_ascii_lowercase());
+        }
+        for after in views.iter().filter_map(|change| change.after.as_ref()) {
+            self.views.insert(after.name.to_ascii_lowercase(), after.clone());
         }
         Ok(())
     }
@@ -257,7 +272,7 @@ mod tests {
     #[test]
     fn an_attempt_is_left_behind_when_another_begins_and_when_all_is_over() {
         let mut catalog = founded();
-        let effect = DdlEffect::Servers { changes: Vec::new(), about: "CREATE INDEX".to_owned() };
+        let effect = DdlEffect::Servers { changes: Vec::new(), views: Vec::new(), about: "CREATE INDEX".to_owned() };
         let kind = OperationKind::Ddl { effect, sql: "CREATE INDEX i ON t (a)".to_owned(), layout: 0 };
         let operation = catalog.apply(&start(kind)).unwrap().operation.unwrap();
         let begin = Command::BeginAttempt { operation, step: "prepare".to_owned(), epoch: 1, at: 1 };

@@ -67,4 +67,4 @@ pub use trigger::{
 };
 pub use user::{Secret, User, Users, Verifier};
 pub use value::Value;
-pub use view::{Rewritten, View, Views};
+pub use view::{Rewritten, View, ViewChange, Views};

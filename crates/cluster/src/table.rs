@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyType, Retold, Rewritten, Serial, ShardId, TableId, Trigger, View};
+use crate::{KeyType, Retold, Rewritten, Serial, ShardId, TableId, Trigger, View, ViewChange};
 
 /// The tables of a catalog, by lower-case name (SQLite's names are case-insensitive).
 pub type Tables = BTreeMap<String, Table>;
@@ -215,12 +215,13 @@ pub enum DdlEffect {
     DropView {
         view: String,
     },
-    /// A schema change of shards that are servers: what one of them told of its tables when the change was tried there. What
-    /// Pleat keeps of a schema is of tables alone, so one of a view, an index or a function changes nothing here.
+    /// A schema change of shards that are servers: what one of them told of its tables and views when the change was tried there. What
+    /// Pleat keeps of a schema is of these alone, so one of an index or a function changes nothing here.
     Servers {
         /// For people: `create table flights`.
         about: String,
         changes: Vec<TableChange>,
+        views: Vec<ViewChange>,
     },
     /// The same table, with its rows elsewhere: `ALTER TABLE … SHARD BY`, `… REFERENCE`, `… SINGLE`.
     PlaceTable {
@@ -273,9 +274,10 @@ impl DdlEffect {
             DdlEffect::AlterTable { before, .. } | DdlEffect::PlaceTable { before, .. } => &before.name,
             DdlEffect::CreateView(view) => &view.name,
             DdlEffect::DropView { view } => view,
-            DdlEffect::Servers { changes, .. } => {
+            DdlEffect::Servers { changes, views, .. } => {
                 let table = changes.first().and_then(|change| change.after.as_ref().or(change.before.as_ref()));
-                table.map_or("", |table| &table.name)
+                let view = || views.first().and_then(|change| change.after.as_ref().or(change.before.as_ref()));
+                table.map_or_else(|| view().map_or("", |view| &view.name), |table| &table.name)
             }
         }
     }
@@ -301,9 +303,11 @@ impl DdlEffect {
             DdlEffect::DropIndex { index, .. } => Some(index.as_str()),
             _ => None,
         };
-        if let DdlEffect::Servers { changes, .. } = self {
+        if let DdlEffect::Servers { changes, views, .. } = self {
             let tables = changes.iter().flat_map(|change| [&change.before, &change.after]);
-            return tables.flatten().map(|table| table.name.as_str()).collect();
+            let views = views.iter().flat_map(|change| [&change.before, &change.after]);
+            let tables = tables.flatten().map(|table| table.name.as_str());
+            return tables.chain(views.flatten().map(|view| view.name.as_str())).collect();
         }
         let (about, retold): (&[Table], &[Retold]) = match self {
             DdlEffect::CreateTrigger { about, .. } => (about, &[]),

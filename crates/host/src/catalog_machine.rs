@@ -28,9 +28,9 @@ use crate::position::with_index;
 /// How many outcomes are remembered for commands that are sent again.
 const RECENT_COMMANDS: usize = 256;
 /// The format of the file, and of outcomes.
-const FORMAT: u8 = 6;
+const FORMAT: u8 = 7;
 /// The format of a proposal that is a catalog's command.
-const COMMAND: u8 = 4;
+const COMMAND: u8 = 5;
 /// The format of a proposal that is a ledger's command.
 const LEDGER: u8 = 2;
 

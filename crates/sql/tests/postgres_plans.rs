@@ -5,7 +5,7 @@ mod postgres;
 #[test]
 fn explained() {
     let world = postgres::world();
-    for name in ["reads", "writes", "session", "serial"] {
+    for name in ["reads", "writes", "session", "serial", "views"] {
         let path = format!("{}/tests/postgres/{name}.txt", env!("CARGO_MANIFEST_DIR"));
         let script = std::fs::read_to_string(&path).unwrap();
         let mut shown = String::new();

@@ -15,7 +15,7 @@ async fn founded() -> Arc<World> {
 
 fn created() -> OperationKind {
     let changes = vec![TableChange { before: None, after: Some(users()) }];
-    ddl(DdlEffect::Servers { about: "create table users".to_owned(), changes }, SQL)
+    ddl(DdlEffect::Servers { about: "create table users".to_owned(), changes, views: Vec::new() }, SQL)
 }
 
 /// Whether the table is there: on all servers and in the catalog, or nowhere; and nothing is prepared.

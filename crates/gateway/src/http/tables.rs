@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use pleat_cluster::{Catalog, Column, KeyType, ShardId, Table, TableKind, View};
+use pleat_cluster::{Catalog, Column, Engine, KeyType, ShardId, Table, TableKind, View};
 use pleat_engine::Scratch;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -95,8 +95,11 @@ fn describe(table: &Table, catalog: &Catalog, look: &Look) -> TableBody {
     }
 }
 
-/// Views as SQLite describes them, in a database with the same tables.
+/// Views as SQLite describes them, in a database with the same tables. Of PostgreSQL servers' views the columns are not told.
 async fn describe_views(catalog: &Catalog, views: Vec<View>) -> Result<Vec<TableBody>, Problem> {
+    if catalog.engine != Engine::Sqlite {
+        return Ok(views.iter().map(|view| describe_view(view, Vec::new())).collect());
+    }
     if views.is_empty() {
         return Ok(Vec::new());
     }

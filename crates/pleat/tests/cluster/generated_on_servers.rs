@@ -127,9 +127,22 @@ fn aggregate(chance: &mut Chance) -> &'static str {
     ])
 }
 
+/// Views with the columns of `t` or of `u`.
+const VIEWS: [(&str, &str); 6] = [
+    ("vt", "SELECT * FROM t WHERE coalesce(a, 0) < 100"),
+    ("vu", "SELECT k, n, b, a FROM u WHERE n >= 0"),
+    ("both", "SELECT vt.k, u.n, u.b, vt.a FROM vt JOIN u ON u.k = vt.k"),
+    ("all_t", "SELECT t.k, u.n, u.b, t.a FROM t LEFT JOIN u ON u.k = t.k AND u.a > 0"),
+    ("by_key", "SELECT k, count(*)::int AS n, min(b) AS b, sum(a)::bigint AS a FROM u GROUP BY k"),
+    ("by_a", "SELECT a AS k, count(*)::int AS n, min(b) AS b, max(k) AS a FROM u GROUP BY a"),
+];
+
 /// A query, and whether the order of its rows is told by it.
 fn query(chance: &mut Chance) -> (String, bool) {
-    let table = chance.one(&["t", "t", "u"]);
+    let table = chance.one(&["t", "t", "u", "vt", "vu", "both", "all_t", "by_key", "by_a"]);
+    let like_t = matches!(table, "t" | "vt");
+    let t = chance.one(&["t", "t", "vt AS t"]);
+    let u = chance.one(&["u", "u", "vu u", "both u", "all_t u", "by_key AS u", "by_a AS u"]);
     let limit = |chance: &mut Chance| match chance.below(3) {
         0 => String::new(),
         1 => format!(" LIMIT {}", chance.below(12)),
@@ -137,14 +150,14 @@ fn query(chance: &mut Chance) -> (String, bool) {
     };
     match chance.below(16) {
         0 => {
-            let columns = if table == "t" { "k, a, b, c, d, e" } else { "k, n, b, a" };
+            let columns = if like_t { "k, a, b, c, d, e" } else { "k, n, b, a" };
             (format!("SELECT {columns} FROM {table}{}", filter(chance, "")), false)
         }
         1 => {
             (format!("SELECT {}, {} FROM {table}{}", expression(chance), expression(chance), filter(chance, "")), false)
         }
         2 => {
-            let key = if table == "t" { "k" } else { "k, n" };
+            let key = if like_t { "k" } else { "k, n" };
             let order = format!(
                 "{} {}{}, {key}",
                 expression(chance),
@@ -179,24 +192,27 @@ fn query(chance: &mut Chance) -> (String, bool) {
         7 => (format!("SELECT DISTINCT {} FROM {table}{}", expression(chance), filter(chance, "")), false),
         8 => {
             let kind = chance.one(&["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"]);
-            (format!("SELECT t.k, t.b, u.n, u.b FROM t {kind} u ON t.k = u.k{}", filter(chance, "t")), false)
+            (format!("SELECT t.k, t.b, u.n, u.b FROM {t} {kind} {u} ON t.k = u.k{}", filter(chance, "t")), false)
         }
         9 => {
             let kind = chance.one(&["JOIN", "LEFT JOIN"]);
             let on = chance.one(&["u.a = t.a", "u.b = t.b", "u.k = t.k + 1", "u.n = t.k"]);
-            (format!("SELECT t.k, u.k, u.n FROM t {kind} u ON {on}{}", filter(chance, "t")), false)
+            (format!("SELECT t.k, u.k, u.n FROM {t} {kind} {u} ON {on}{}", filter(chance, "t")), false)
         }
         10 => {
             let other = chance.one(&["r", "s"]);
             let kind = chance.one(&["JOIN", "LEFT JOIN"]);
             (
-                format!("SELECT t.k, {other}.label FROM t {kind} {other} ON {other}.id = t.k{}", filter(chance, "t")),
+                format!("SELECT t.k, {other}.label FROM {t} {kind} {other} ON {other}.id = t.k{}", filter(chance, "t")),
                 false,
             )
         }
         11 => {
             let set = chance.one(&["UNION", "UNION ALL", "INTERSECT", "EXCEPT"]);
-            (format!("SELECT k, b FROM t{} {set} SELECT k, b FROM u{}", filter(chance, ""), filter(chance, "")), false)
+            (
+                format!("SELECT k, b FROM {t}{} {set} SELECT k, b FROM {u}{}", filter(chance, ""), filter(chance, "")),
+                false,
+            )
         }
         12 => {
             let inner = chance.one(&[
@@ -207,11 +223,11 @@ fn query(chance: &mut Chance) -> (String, bool) {
                 "k IN (SELECT id FROM r)",
                 "b = ANY (SELECT label FROM s)",
             ]);
-            (format!("SELECT k, b FROM t WHERE {inner} AND ({})", condition(chance, "", 1)), false)
+            (format!("SELECT k, b FROM {t} WHERE {inner} AND ({})", condition(chance, "", 1)), false)
         }
         13 => {
             let text = format!(
-                "WITH w AS (SELECT k, count(*) AS n FROM u{} GROUP BY k) SELECT t.k, w.n FROM t JOIN w ON w.k = t.k{}",
+                "WITH w AS (SELECT k, count(*) AS n FROM {u}{} GROUP BY k) SELECT t.k, w.n FROM {t} JOIN w ON w.k = t.k{}",
                 filter(chance, ""),
                 filter(chance, "t")
             );
@@ -224,7 +240,7 @@ fn query(chance: &mut Chance) -> (String, bool) {
         }
         _ => {
             let text = format!(
-                "SELECT x.b, count(*) FROM (SELECT k, b FROM t{}) x JOIN u ON u.k = x.k GROUP BY x.b",
+                "SELECT x.b, count(*) FROM (SELECT k, b FROM {t}{}) x JOIN {u} ON u.k = x.k GROUP BY x.b",
                 filter(chance, "")
             );
             (text, false)
@@ -286,6 +302,11 @@ async fn generated_queries_mean_what_they_mean_on_one_server() {
         setup += &rows;
         setup_alone += &rows;
     }
+    for (name, text) in VIEWS {
+        let made = format!("CREATE VIEW {name} AS {text};\n");
+        setup += &made;
+        setup_alone += &made;
+    }
     let mut script = String::new();
     let mut asked = Vec::new();
     for _ in 0..queries {
@@ -294,7 +315,7 @@ async fn generated_queries_mean_what_they_mean_on_one_server() {
         asked.push((text, ordered));
     }
     let port = cluster.pg_port(1).to_string();
-    let counted = "SELECT count(*), sum(k) FROM t;\nSELECT count(*) FROM u;\n\\echo @@@ :SQLSTATE\n";
+    let counted = "SELECT count(*), sum(k) FROM t;\nSELECT count(*) FROM u;\nSELECT count(*), sum(n) FROM both;\n\\echo @@@ :SQLSTATE\n";
     let filled = answers(&port, &(setup + counted));
     let wanted = answers(&alone, &(setup_alone + counted));
     assert_eq!(filled, wanted, "{}", cluster.tail());

@@ -7,17 +7,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{KeyType, Table, TableKind, table_key};
 use sqlparser::ast::{
-    Delete, Expr, FromTable, Function, Ident, Insert, Join, JoinConstraint, JoinOperator, ObjectName, OnConflictAction,
-    OnInsert, Query, Select, SetExpr, Statement, TableAlias, TableFactor, TableObject, TableWithJoins, Update,
-    UpdateTableFromKind, Values, Visit, With,
+    Delete, Distinct, Expr, FromTable, Function, Ident, Insert, Join, JoinConstraint, JoinOperator, ObjectName,
+    OnConflictAction, OnInsert, Query, Select, SetExpr, Statement, TableAlias, TableFactor, TableObject,
+    TableWithJoins, Update, UpdateTableFromKind, Values, Visit, With,
 };
 
 use super::functions::{self, Purity};
 use super::keys::{Condition, Reach};
 use super::lex::Tokens;
+use super::local::{has_windows, rows_apart};
+use super::outputs::{Output, outputs};
 use super::parse::token_of;
 use super::plan::Constant;
 use super::tree::{Found, column_name, function_name, last_ident, schema_and_name};
+use super::views::{self, Viewed};
 use crate::Schema;
 use crate::error::{Code, SqlError};
 
@@ -50,7 +53,25 @@ pub(super) struct Mention<'s> {
     pub filters: Vec<Expr>,
 }
 
-impl Mention<'_> {
+impl<'s> Mention<'s> {
+    fn of(table: &'s Table, key: &str, alias: String, scope: usize, tokens: Option<(usize, usize)>) -> Mention<'s> {
+        Mention {
+            table,
+            key: key.to_owned(),
+            scope,
+            alias,
+            tokens,
+            has_alias: false,
+            renamed: false,
+            target: false,
+            stored: false,
+            nullable: false,
+            keys: None,
+            tied_to: BTreeSet::new(),
+            filters: Vec::new(),
+        }
+    }
+
     pub fn key_type(&self) -> Option<KeyType> {
         self.table.shard_key().map(|(_, key_type)| key_type)
     }
@@ -61,12 +82,16 @@ impl Mention<'_> {
 }
 
 /// One source in a FROM.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Source {
     pub alias: String,
     pub mention: Option<usize>,
-    /// `None`: not known (a subquery, a CTE, a function).
+    /// `None`: not known (most subqueries, a CTE, a function).
     pub columns: Option<Vec<String>>,
+    /// Columns of a subquery that are the shard key of a mention in it, in a way that a condition on the column limits the mention's rows just as well.
+    pub keys: Vec<(String, usize)>,
+    /// A subquery on the side of an outer join that gets NULLs.
+    pub nullable: bool,
 }
 
 /// The sources that expressions of a SELECT, UPDATE … can use.
@@ -78,6 +103,8 @@ pub(super) struct Scope {
     pub merged: BTreeSet<String>,
     /// RIGHT, FULL or nested joins: only WHERE is looked at.
     pub odd: bool,
+    /// The scope in whose FROM this subquery stands, if each of its rows is made of one shard's rows as the rows around it are.
+    pub apart_in: Option<usize>,
 }
 
 /// What a column's name stands for.
@@ -120,6 +147,8 @@ pub(super) struct Analysis<'s, 't> {
     pub unknown: bool,
     /// The scope of each SELECT, by the token of its keyword.
     selects: BTreeMap<usize, usize>,
+    /// Views that it reads: it is not known yet what they are.
+    pub views: Vec<Viewed>,
     ctes: Vec<BTreeSet<String>>,
     all_ctes: BTreeSet<String>,
 }
@@ -144,6 +173,7 @@ impl<'s, 't> Analysis<'s, 't> {
             outer_aggregate: false,
             unknown: false,
             selects: BTreeMap::new(),
+            views: Vec::new(),
             ctes: Vec::new(),
             all_ctes: BTreeSet::new(),
         }
@@ -343,10 +373,18 @@ impl<'s, 't> Analysis<'s, 't> {
             }
             _ => return Err(SqlError::unsupported("this kind of join is not PostgreSQL's")),
         };
-        let (middle, first) = (self.scopes[scope].sources.len(), self.mentions.len());
+        let (middle, first, opened) = (self.scopes[scope].sources.len(), self.mentions.len(), self.scopes.len());
         self.factor(&join.relation, scope, conditions)?;
-        let right = self.scopes[scope].sources.get(middle).and_then(|source| source.mention);
-        let reach = if left { Reach::Right(right) } else { Reach::All };
+        if !matches!(&join.join_operator, J::Join(_) | J::Inner(_) | J::CrossJoin(_)) {
+            // Of RIGHT and FULL joins both sides.
+            let (sources, scopes) = if self.scopes[scope].odd { (0, 0) } else { (middle, opened) };
+            self.not_preserved(scope, sources, scopes);
+        }
+        let right = self.scopes[scope]
+            .sources
+            .get(middle)
+            .map(|source| source.mention.into_iter().chain(source.keys.iter().map(|(_, mention)| *mention)).collect());
+        let reach = if left { Reach::Right(right.unwrap_or_default()) } else { Reach::All };
         if left {
             self.mentions[first..]
                 .iter_mut()
@@ -370,6 +408,13 @@ impl<'s, 't> Analysis<'s, 't> {
             JoinConstraint::None => {}
         }
         Ok(())
+    }
+
+    /// Subqueries among the sources of a scope (from `sources` on, of the scopes from `scopes` on) may have NULLs in the place of their rows.
+    fn not_preserved(&mut self, scope: usize, sources: usize, scopes: usize) {
+        self.scopes[scope].sources[sources..].iter_mut().for_each(|source| source.nullable = true);
+        let inner = self.scopes[scopes..].iter_mut().filter(|inner| inner.apart_in == Some(scope));
+        inner.for_each(|inner| inner.apart_in = None);
     }
 
     /// The columns that the sources before and from `middle` have in common; `None` when not all are known.
@@ -433,8 +478,12 @@ impl<'s, 't> Analysis<'s, 't> {
             }
             TableFactor::Derived { lateral, subquery, alias, sample: None } => {
                 let parent = if *lateral { Some(scope) } else { self.scopes[scope].parent };
-                self.query(subquery, parent)?;
+                let inner = self.query(subquery, parent)?;
                 self.opaque(alias.as_ref(), None, scope);
+                let renamed = alias.as_ref().is_some_and(|alias| !alias.columns.is_empty());
+                if let (SetExpr::Select(select), Some(inner), false) = (subquery.body.as_ref(), inner, renamed) {
+                    self.subquery(subquery, select, inner, scope);
+                }
             }
             TableFactor::NestedJoin { table_with_joins, alias } => {
                 self.scopes[scope].odd = true;
@@ -456,7 +505,52 @@ impl<'s, 't> Analysis<'s, 't> {
     fn opaque(&mut self, alias: Option<&TableAlias>, name: Option<&Ident>, scope: usize) {
         let alias =
             alias.map(|alias| alias.name.value.clone()).or(name.map(|name| name.value.clone())).unwrap_or_default();
-        self.scopes[scope].sources.push(Source { alias, mention: None, columns: None });
+        self.scopes[scope].sources.push(Source { alias, ..Source::default() });
+    }
+
+    /// What is certain of the columns and rows of the subquery that was added to the sources of `scope` last.
+    fn subquery(&mut self, query: &Query, select: &Select, inner: usize, scope: usize) {
+        let Some(outputs) = outputs(self, select, inner) else { return };
+        let columns = outputs.iter().map(|output| output.name.clone()).collect();
+        let cut = query.limit_clause.is_some() || query.fetch.is_some() || !query.locks.is_empty();
+        // Leaving rows out must not change what becomes of others.
+        let plain = !cut && !self.scopes[inner].odd && !has_windows(select);
+        let key = |output: &Output| {
+            let (mention, own) = self.key_mention(output.expr?, inner)?;
+            own.then(|| (output.name.clone(), mention))
+        };
+        let distinct_on = matches!(select.distinct, Some(Distinct::On(_)));
+        let keys = if plain && !distinct_on { outputs.iter().filter_map(key).collect() } else { Vec::new() };
+        // Its order would be lost; a LATERAL one may be made of others' rows.
+        let ordered = query.order_by.is_some() || query.with.is_some();
+        let apart = plain && !ordered && self.scopes[inner].parent != Some(scope) && rows_apart(self, select, inner);
+        self.scopes[inner].apart_in = apart.then_some(scope);
+        if let Some(source) = self.scopes[scope].sources.last_mut() {
+            source.columns = Some(columns);
+            source.keys = keys;
+        }
+    }
+
+    /// Whether scope `inner` is `scope`, or subqueries in its FROM whose rows are made as those around them.
+    pub fn is_made_in(&self, mut inner: usize, scope: usize) -> bool {
+        while inner != scope {
+            match self.scopes[inner].apart_in {
+                Some(around) => inner = around,
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// The mention whose shard key a subquery's column of this name is, and whether NULLs may be in the place of the subquery's rows.
+    pub fn key_of_subquery(&self, scope: usize, qualifier: Option<&Ident>, name: &Ident) -> Option<(usize, bool)> {
+        let mut named = self.scopes[scope].sources.iter().filter(|source| match qualifier {
+            Some(qualifier) => source.alias == qualifier.value,
+            None => source.columns.as_ref().is_none_or(|columns| columns.contains(&name.value)),
+        });
+        let (Some(source), None) = (named.next(), named.next()) else { return None };
+        let mut keys = source.keys.iter().filter(|(column, _)| *column == name.value);
+        keys.next().map(|(_, mention)| (*mention, source.nullable))
     }
 
     fn table(&mut self, name: &ObjectName, alias: Option<&TableAlias>, scope: usize) -> Result<Source, SqlError> {
@@ -473,8 +567,10 @@ impl<'s, 't> Analysis<'s, 't> {
             .first()
             .zip(parts.last())
             .and_then(|(first, last)| Some((token_of(first.span)?, token_of(last.span)? + 1)));
+        let viewed = self.views.len();
         let mut source = self.relation(schema, &ident.value, tokens, scope)?;
         if let Some(alias) = alias {
+            self.views[viewed..].iter_mut().for_each(|view| view.has_alias = true);
             source.alias.clone_from(&alias.name.value);
             if !alias.columns.is_empty() {
                 source.columns = None;
@@ -497,33 +593,19 @@ impl<'s, 't> Analysis<'s, 't> {
         tokens: Option<(usize, usize)>,
         scope: usize,
     ) -> Result<Source, SqlError> {
-        let unknown = Source { alias: name.to_owned(), mention: None, columns: None };
+        let unknown = Source { alias: name.to_owned(), ..Source::default() };
         if schema.is_none() && self.ctes.iter().any(|names| names.contains(name)) {
             return Ok(unknown);
         }
         let key = table_key(schema.unwrap_or("public"), name);
         if let Some((key, table)) = self.schema.tables.get_key_value(&key) {
-            self.mentions.push(Mention {
-                table,
-                key: key.clone(),
-                scope,
-                alias: name.to_owned(),
-                tokens,
-                has_alias: false,
-                renamed: false,
-                target: false,
-                stored: false,
-                nullable: false,
-                keys: None,
-                tied_to: BTreeSet::new(),
-                filters: Vec::new(),
-            });
+            self.mentions.push(Mention::of(table, key, name.to_owned(), scope, tokens));
             let columns = table.columns.iter().map(|column| column.name.clone()).collect();
             return Ok(Source { mention: Some(self.mentions.len() - 1), columns: Some(columns), ..unknown });
         }
         if self.schema.views.contains_key(&key) {
-            return Err(SqlError::unsupported(format!("{name} is a view: views are not routed yet"))
-                .hint("write the view's query in its place"));
+            self.views.push(Viewed { key, name: name.to_owned(), tokens, has_alias: false });
+            return Ok(unknown);
         }
         self.unknown = true;
         Ok(unknown)
@@ -618,6 +700,28 @@ impl<'s, 't> Analysis<'s, 't> {
 
     // ---- writes ----
 
+    /// The table that is written to. A view is one if all that it reads is on one shard.
+    fn target_table(
+        &mut self,
+        name: &ObjectName,
+        alias: Option<&TableAlias>,
+        scope: usize,
+    ) -> Result<Source, SqlError> {
+        let viewed = self.views.len();
+        let source = self.table(name, alias, scope)?;
+        let Some(view) = self.views.drain(viewed..).next() else { return Ok(source) };
+        let place = views::shard_of(self.schema, &view.key);
+        let Some((key, table)) = place.and_then(|(table, _)| self.schema.tables.get_key_value(&table)) else {
+            return Err(SqlError::unsupported(format!(
+                "{} is a view of rows that are not all on one shard, and can't be written to",
+                view.name
+            ))
+            .hint("write to its table"));
+        };
+        self.mentions.push(Mention::of(table, key, source.alias.clone(), scope, None));
+        Ok(Source { mention: Some(self.mentions.len() - 1), ..source })
+    }
+
     fn target(&mut self, source: Source, alias: Option<&str>, scope: usize) -> Option<usize> {
         self.targets += 1;
         self.writes = true;
@@ -629,7 +733,7 @@ impl<'s, 't> Analysis<'s, 't> {
         if let Some(mention) = mention {
             self.mentions[mention].alias.clone_from(&alias);
         }
-        self.scopes[scope].sources.push(Source { alias, mention, columns: source.columns });
+        self.scopes[scope].sources.push(Source { alias, ..source });
         mention
     }
 
@@ -638,7 +742,7 @@ impl<'s, 't> Analysis<'s, 't> {
             return Err(SqlError::unsupported("INSERT into something that is no table is not understood"));
         };
         let scope = self.open(None);
-        let source = self.table(name, None, scope)?;
+        let source = self.target_table(name, None, scope)?;
         let alias = insert.table_alias.as_ref().map(|alias| alias.alias.value.as_str());
         let target = self.target(source, alias, scope);
         let values = insert.source.as_ref().and_then(|source| match source.body.as_ref() {
@@ -653,8 +757,8 @@ impl<'s, 't> Analysis<'s, 't> {
         }
         self.scopes[scope].sources.push(Source {
             alias: "excluded".to_owned(),
-            mention: None,
             columns: Some(Vec::new()),
+            ..Source::default()
         });
         self.exprs(&insert.returning, Some(scope))?;
         if let Some(on) = &insert.on {
@@ -707,7 +811,7 @@ impl<'s, 't> Analysis<'s, 't> {
         if !update.table.joins.is_empty() {
             return Err(SqlError::syntax("UPDATE has no JOIN in PostgreSQL").hint("use UPDATE … FROM"));
         }
-        let source = self.table(name, alias.as_ref(), scope)?;
+        let source = self.target_table(name, alias.as_ref(), scope)?;
         let alias = alias.as_ref().map(|alias| alias.name.value.as_str());
         let target = self.target(source, alias, scope);
         self.assigned(&update.assignments, target)?;
@@ -736,7 +840,7 @@ impl<'s, 't> Analysis<'s, 't> {
         if !joins.is_empty() || !delete.tables.is_empty() {
             return Err(SqlError::syntax("DELETE has no JOIN in PostgreSQL").hint("use DELETE … USING"));
         }
-        let source = self.table(name, alias.as_ref(), scope)?;
+        let source = self.target_table(name, alias.as_ref(), scope)?;
         let alias = alias.as_ref().map(|alias| alias.name.value.as_str());
         self.target(source, alias, scope);
         let mut conditions = match &delete.using {

@@ -6,7 +6,7 @@ use super::clauses::commas;
 use super::plan::{Copy, CopyFormat, Direction};
 use super::query;
 use super::statement::Reader;
-use crate::error::SqlError;
+use crate::error::{Code, SqlError};
 
 /// Plans the COPY that the tokens `from..to` spell.
 pub(super) fn plan(reader: &Reader, from: usize, to: usize) -> Result<Copy, SqlError> {
@@ -73,8 +73,8 @@ impl Copy {
         };
         self.table = reader.schema.tables.contains_key(&key).then_some(key.clone());
         if reader.schema.views.contains_key(&key) {
-            return Err(SqlError::unsupported(format!("{} is a view: views are not routed yet", self.name_as_written))
-                .hint("copy the view's query instead: COPY (SELECT …) TO STDOUT"));
+            return Err(SqlError::new(Code::WrongObject, format!("cannot copy from view {}", self.name_as_written))
+                .hint("copy its rows instead: COPY (SELECT * FROM the view) TO STDOUT"));
         }
         at += 1;
         if at < to && tokens.is_symbol(at, "(") {

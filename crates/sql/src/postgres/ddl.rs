@@ -7,14 +7,13 @@ use std::collections::BTreeSet;
 
 use pleat_cluster::{Table, TableKind, table_key};
 
-use super::analysis::Analysis;
 use super::clauses::{Span, commas};
-use super::functions::Purity;
 use super::lex::Tokens;
 use super::plan::{Ddl, Placement, Plan, Several, UniqueIndex, What};
 use super::query;
 use super::serial;
 use super::statement::Reader;
+use super::views;
 use crate::error::SqlError;
 
 /// Plans the CREATE, ALTER, DROP … that the tokens `from..to` spell. CREATE TEMP TABLE … AS is a query.
@@ -151,15 +150,19 @@ impl Change<'_, '_> {
 
     /// What would have each shard keep, or do, something about its own rows alone.
     fn refuse_of_one_shard(&self) -> Result<(), SqlError> {
-        if (self.at..self.to.min(self.at + 2)).any(|at| self.reader.tokens.is(at, "VIEW"))
-            && let Some(table) = self.read_of_one_shard()
+        let view = (self.at..self.to.min(self.at + 2)).any(|at| self.reader.tokens.is(at, "VIEW"));
+        let kept = self.ddl.temporary || self.is(&["MATERIALIZED"]);
+        if let Some(table) = if kept { self.read_of_one_shard() } else { self.read_by_function() }
+            && view
         {
-            return Err(SqlError::unsupported(format!(
-                "a view that reads {} ({}) would see the rows of one shard only",
-                table.name,
-                table.kind_name()
-            ))
-            .hint("a view may read REFERENCE tables; write its query in the place of the view, or keep its rows in a table"));
+            let (name, kind) = (&table.name, table.kind_name());
+            let what = match kept {
+                true if self.ddl.temporary => "a temporary view that reads",
+                true => "a materialized view that reads",
+                false => "a view with a function that may read",
+            };
+            return Err(SqlError::unsupported(format!("{what} {name} ({kind}) would see the rows of one shard only"))
+                .hint("such a view may read REFERENCE tables; make a plain view of the table, or keep the rows in a table"));
         }
         if self.is(&["RULE"]) {
             return Err(SqlError::unsupported("rules rewrite statements behind Pleat's back").hint("use a trigger"));
@@ -173,15 +176,15 @@ impl Change<'_, '_> {
 
     /// A table whose rows are not on every server, among those that a view reads.
     fn read_of_one_shard(&self) -> Option<&Table> {
-        let reader = self.reader;
-        let mut analysis = Analysis::new(reader.schema, reader.tokens);
-        let understood = query_of(reader.tokens, self.at, self.to)
-            .is_some_and(|range| query::understood(&mut analysis, range).is_ok() && analysis.purity != Purity::Unknown);
-        let tables: Vec<&Table> = match understood {
-            true => analysis.mentions.iter().map(|mention| mention.table).collect(),
-            false => query::named(reader, self.from, self.to),
-        };
+        let (from, to) = query_of(self.reader.tokens, self.at, self.to).unwrap_or((self.from, self.to));
+        let tables = views::tables_of(self.reader, from, to);
+        let tables = tables.iter().filter_map(|key| self.reader.schema.tables.get(key));
         tables.into_iter().find(|table| table.kind != TableKind::Reference)
+    }
+
+    fn read_by_function(&self) -> Option<&Table> {
+        let (from, to) = query_of(self.reader.tokens, self.at, self.to)?;
+        views::hidden(self.reader, from, to)
     }
 
     fn create_table(mut self) -> Result<What, SqlError> {

@@ -9,6 +9,8 @@
 //! - `a.k = b.k` ties: b's rows matter only with keys that a's rows have, and the other way round. In the ON of
 //!   a LEFT JOIN the tie goes from left to right only, and from an outer query only into a subquery.
 //! - RIGHT and FULL joins and joins in parentheses: only what WHERE says counts.
+//! - A column of a subquery in FROM that is the key of a table in it limits that table, unless the subquery is cut (LIMIT) or has windows, or an outer
+//!   join may put NULLs in its place.
 //!
 //! A condition that is not understood limits nothing, which is always right and merely asks more shards.
 
@@ -35,8 +37,8 @@ pub(super) struct Condition {
 pub(super) enum Reach {
     /// Every source of the scope.
     All,
-    /// Only this source's mention: the right side of a LEFT JOIN.
-    Right(Option<usize>),
+    /// Only these mentions, which are the right side of a LEFT JOIN: a table, or those of a subquery that its columns limit.
+    Right(Vec<usize>),
 }
 
 impl Condition {
@@ -66,7 +68,7 @@ impl Analysis<'_, '_> {
         for (mention, keys) in self.keys_of(expr, scope) {
             let reached = match reach {
                 Reach::All => true,
-                Reach::Right(right) => *right == Some(mention),
+                Reach::Right(right) => right.contains(&mention),
             };
             if reached && self.mentions[mention].keys.is_none() {
                 self.mentions[mention].keys = Some(keys);
@@ -112,7 +114,9 @@ impl Analysis<'_, '_> {
     /// The mention whose shard key `expr` is, and whether it is of this scope.
     pub fn key_mention(&self, expr: &Expr, scope: usize) -> Option<(usize, bool)> {
         let (qualifier, column) = column_name(expr)?;
-        let Resolved::Mention { mention, own } = self.resolve(scope, qualifier, column) else { return None };
+        let Resolved::Mention { mention, own } = self.resolve(scope, qualifier, column) else {
+            return self.key_of_subquery(scope, qualifier, column).map(|(mention, _)| (mention, true));
+        };
         let (key, _) = self.mentions[mention].table.shard_key()?;
         (key == column.value).then_some((mention, own))
     }
@@ -121,7 +125,7 @@ impl Analysis<'_, '_> {
     pub fn tie(&mut self, limited: (usize, bool), limiting: (usize, bool), reach: &Reach) {
         let allowed = match reach {
             Reach::All => limited.1,
-            Reach::Right(right) => *right == Some(limited.0),
+            Reach::Right(right) => right.contains(&limited.0),
         };
         if allowed
             && limited.0 != limiting.0
@@ -140,7 +144,7 @@ impl Analysis<'_, '_> {
         let Some(mention) = used.pop_first() else { return };
         let reached = match reach {
             Reach::All => !self.mentions[mention].nullable,
-            Reach::Right(right) => *right == Some(mention),
+            Reach::Right(right) => right.contains(&mention),
         };
         if reached && !self.scopes[scope].odd {
             self.mentions[mention].filters.push(expr.clone());

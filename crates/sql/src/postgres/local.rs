@@ -5,7 +5,7 @@ use sqlparser::ast::{Distinct, Expr, GroupByExpr, Select, SelectItem, WindowType
 
 use super::analysis::Analysis;
 use super::functions;
-use super::tree::{Found, function_name};
+use super::tree::{Found, column_name, function_name};
 
 /// The mention whose row decides on which shard a row of the SELECT is made: all other sharded tables of the statement are tied to it.
 ///
@@ -20,14 +20,19 @@ pub(super) fn driver(analysis: &Analysis, scope: usize) -> Option<usize> {
     let ties_all =
         |driver: &usize| (0..mentions.len()).all(|at| !mentions[at].is_sharded() || analysis.tied(at, *driver));
     (0..mentions.len())
-        .filter(|at| mentions[*at].scope == scope && mentions[*at].is_sharded() && !mentions[*at].nullable)
+        .filter(|at| analysis.is_made_in(mentions[*at].scope, scope))
+        .filter(|at| mentions[*at].is_sharded() && !mentions[*at].nullable)
         .find(ties_all)
 }
 
 /// Whether `expr` is the shard key of a row that is part of each row of the SELECT: equal values are on one shard.
 pub(super) fn is_key(analysis: &Analysis, expr: &Expr, scope: usize) -> bool {
     let found = analysis.key_mention(expr, scope);
-    found.is_some_and(|(mention, own)| own && !analysis.mentions[mention].nullable)
+    let nulls = || {
+        let (qualifier, name) = column_name(expr)?;
+        analysis.key_of_subquery(scope, qualifier, name).map(|(_, nullable)| nullable)
+    };
+    found.is_some_and(|(mention, own)| own && !analysis.mentions[mention].nullable) && nulls() != Some(true)
 }
 
 /// Whether the SELECT's own clauses (joins aside) leave rows of different shards alone: no aggregates unless by key, and so on.

@@ -16,6 +16,8 @@
 //! [`prepare`] depends on the text and the schema alone, so its plans can be kept by text and catalog generation. A plan is asked
 //! for its route each time, with the parameters: [`Query::route`].
 //!
+//! A statement that reads views is planned with their queries in their place ([`views`]).
+//!
 //! An INSERT that leaves out a column which counts, and `nextval` and its like, get values from Pleat: [`serial`] writes parameters for them, and
 //! what is planned is that text ([`Given`]).
 //!
@@ -46,6 +48,7 @@ mod spread;
 mod statement;
 mod tree;
 mod types;
+mod views;
 mod write;
 
 pub use plan::{

@@ -12,7 +12,7 @@ use super::functions::{self, Purity};
 use super::lex::{Kind, Tokens};
 use super::plan::{Constant, Plan, Query, Several, Verb};
 use super::statement::Reader;
-use super::{parse, read, serial, write};
+use super::{parse, read, serial, views, write};
 use crate::error::{Code, SqlError};
 
 /// Plans the statement that the tokens `from..to` spell.
@@ -41,8 +41,17 @@ pub(super) fn plan(reader: &Reader, from: usize, to: usize) -> Result<Query, Sql
     }
 }
 
-/// What needs values of Pleat's is planned with places for them.
+/// Views are written out first; only the plan is of that text.
 fn routed(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
+    let Some(text) = views::written_out(reader, from, to)? else { return counted(reader, from, to) };
+    let tokens = Tokens::of(&text)?;
+    let query = counted(&Reader { tokens: &tokens, schema: reader.schema }, 0, tokens.len());
+    // The client's text is another one.
+    query.map_err(|error| SqlError { position: None, ..error })
+}
+
+/// What needs values of Pleat's is planned with places for them.
+fn counted(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
     let Some(given) = serial::given(reader, from, to)? else {
         let mut query = planned(reader, from, to)?;
         query.counts = serial::counts(reader.tokens, from, to);
@@ -71,6 +80,10 @@ fn planned(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
 pub(super) fn understood(analysis: &mut Analysis, (from, to): Span) -> Result<Statement, SqlError> {
     let statement = parse::statement(analysis.tokens, from, to)?;
     analysis.statement(&statement)?;
+    if let Some(view) = analysis.views.first() {
+        return Err(SqlError::unsupported(format!("it is not understood what the view {} is here", view.name))
+            .hint("write the view's query in its place"));
+    }
     nothing_missed(analysis, from, to)?;
     Ok(statement)
 }
@@ -138,7 +151,9 @@ fn nothing_missed(analysis: &Analysis, from: usize, to: usize) -> Result<(), Sql
     };
     let missed = (from..to).filter(|at| behind(*at) && !tokens.is_symbol(at + 1, ".")).find_map(|at| {
         let name = tokens.name(at)?;
-        (analysis.schema.tables.contains_key(&name.to_ascii_lowercase()) && !known(at, &name)).then_some(at)
+        let key = name.to_ascii_lowercase();
+        let has = analysis.schema.tables.contains_key(&key) || analysis.schema.views.contains_key(&key);
+        (has && !known(at, &name)).then_some(at)
     });
     match missed {
         Some(at) => Err(SqlError::unsupported(format!("it is not understood what {} is here", tokens.str(at)))
@@ -152,13 +167,33 @@ fn nothing_missed(analysis: &Analysis, from: usize, to: usize) -> Result<(), Sql
 
 /// The tables of the catalog that a text's words name, whatever they stand for there: those inside of strings, too.
 pub(super) fn named<'s>(reader: &Reader<'s>, from: usize, to: usize) -> Vec<&'s Table> {
-    let word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-    let text = reader.tokens.slice(from, to).to_ascii_lowercase();
-    let words: BTreeSet<&str> = text.split(|c| !word(c)).collect();
-    // A name with other characters in it is looked for as it is.
-    let names = |name: &str| if name.chars().all(word) { words.contains(name) } else { text.contains(name) };
+    let words = Words::of(reader.tokens.slice(from, to));
     let tables = reader.schema.tables.iter();
-    tables.filter(|(key, _)| names(key.rsplit('.').next().unwrap_or(key))).map(|(_, table)| table).collect()
+    tables.filter(|(key, _)| words.name(key)).map(|(_, table)| table).collect()
+}
+
+/// The words of a text, those inside of strings, too.
+pub(super) struct Words {
+    text: String,
+    words: BTreeSet<String>,
+}
+
+impl Words {
+    pub fn of(text: &str) -> Words {
+        let text = text.to_ascii_lowercase();
+        let words = text.split(|c| !Words::is_in_word(c)).map(str::to_owned).collect();
+        Words { text, words }
+    }
+
+    fn is_in_word(c: char) -> bool {
+        c.is_alphanumeric() || c == '_' || c == '$'
+    }
+
+    /// Whether one of them is a table's or view's name, by its key. A name with other characters in it is looked for as it is.
+    pub fn name(&self, key: &str) -> bool {
+        let name = key.rsplit('.').next().unwrap_or(key);
+        if name.chars().all(Words::is_in_word) { self.words.contains(name) } else { self.text.contains(name) }
+    }
 }
 
 fn any(writes: bool, pins: bool) -> Query {
@@ -174,8 +209,7 @@ fn not_parsed(reader: &Reader, from: usize, to: usize, error: impl FnOnce() -> S
         && !(from..to).any(|at| ["INSERT", "UPDATE", "DELETE", "MERGE", "INTO"].iter().any(|word| tokens.is(at, word)));
     let tables = named(reader, from, to);
     let harmless = |table: &&Table| reads && table.kind == TableKind::Reference;
-    let view =
-        reader.schema.views.keys().any(|view| (from..to).any(|at| tokens.name(at).is_some_and(|name| name == *view)));
+    let view = views::names_one(reader, from, to);
     let escaped = (from..to).any(|at| tokens.kind(at) == Some(Kind::Opaque) && tokens.str(at).ends_with('"'));
     let into = tokens.is(from, "SELECT") && (from..to).any(|at| tokens.is(at, "INTO"));
     if !tables.iter().all(harmless) || view || escaped || into {
@@ -223,15 +257,16 @@ pub(super) fn is_word(name: &str) -> bool {
 
 /// DO and CALL: what they do is not known, so they must not name a table whose rows are on several shards.
 fn opaque(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
-    match named(reader, from, to).first() {
-        None => Ok(any(true, true)),
-        Some(table) => Err(SqlError::unsupported(format!(
-            "{} names the table {}: what it does would happen on one shard only",
-            reader.tokens.str(from).to_ascii_uppercase(),
-            table.name
-        ))
-        .hint("send its statements one by one, in a transaction")),
-    }
+    let word = || reader.tokens.str(from).to_ascii_uppercase();
+    let named = match named(reader, from, to).first() {
+        None => match views::named(reader, from, to) {
+            None => return Ok(any(true, true)),
+            Some(view) => format!("the view {view}"),
+        },
+        Some(table) => format!("the table {}", table.name),
+    };
+    Err(SqlError::unsupported(format!("{} names {named}: what it does would happen on one shard only", word()))
+        .hint("send its statements one by one, in a transaction"))
 }
 
 /// TRUNCATE, LOCK, VACUUM, ANALYZE: of the tables that they name, or of all.

@@ -28,7 +28,7 @@ use super::lex::Tokens;
 use super::parse::{self, token_of};
 use super::plan::{Direction, Part};
 use super::statement::{self, Reader};
-use super::{copy, ddl, query};
+use super::{copy, ddl, query, views};
 use crate::Schema;
 use crate::error::{Code, SqlError};
 
@@ -111,6 +111,11 @@ impl Screen<'_> {
     /// The text with conditions in the query that the tokens `span` spell. `None`: it needs none.
     fn query(&self, reader: &Reader, span: Span) -> Result<Option<String>, SqlError> {
         let tokens = reader.tokens;
+        if let Some(query) = views::written_out(reader, span.0, span.1)? {
+            let (before, behind) = (tokens.slice(0, span.0), &tokens.text[tokens.end(span.1 - 1)..]);
+            let text = format!("{before} {query}{behind}");
+            return Ok(Some(self.statement(&text)?.into_owned()));
+        }
         let mut analysis = Analysis::new(reader.schema, tokens);
         let mut tree = match query::understood(&mut analysis, span) {
             Ok(tree) => tree,

@@ -112,10 +112,19 @@ pub fn world() -> World {
         table(13, "tags", TableKind::Reference, &["id"], "id integer serial always, tag text"),
         table(14, "log", single(), &["id"], "id bigint serial, line text"),
     ];
-    let view = View { name: "rich".into(), sql: "CREATE VIEW rich AS SELECT * FROM users".into() };
+    let view = |name: &str, sql: &str| (name.to_owned(), View { name: name.to_owned(), sql: sql.to_owned() });
+    let views = [
+        view("rich", "SELECT users.id, users.name, users.org AS firm FROM public.users WHERE (users.org > 3)"),
+        view("richest", "SELECT rich.id AS who, rich.name FROM public.rich WHERE (rich.firm = 9)"),
+        view("spent", "SELECT orders.user_id, count(*) AS n FROM public.orders GROUP BY orders.user_id"),
+        view("per_firm", "SELECT users.org, count(*) AS n FROM public.users GROUP BY users.org"),
+        view("latest", "SELECT users.id, users.name FROM public.users ORDER BY users.made DESC LIMIT 10"),
+        view("codes", "SELECT airports.code FROM public.airports"),
+        view("shop.lines", "SELECT log.line FROM public.log"),
+    ];
     World {
         tables: tables.into_iter().collect(),
-        views: [("rich".to_owned(), view)].into_iter().collect(),
+        views: views.into_iter().collect(),
         default_keys: [("trips".to_owned(), "driver".to_owned())].into_iter().collect(),
     }
 }

@@ -12,6 +12,9 @@
 //! Columns that count get their values from Pleat ([`super::serial`]). With the change the servers' own sequences are withheld, in the same
 //! transaction. A unique constraint over such a column holds without the shard key if nobody else can give values: GENERATED ALWAYS.
 //!
+//! Of a view the catalog has the query, as a server tells it: what reads the view is planned with that in its place. A view whose rows Pleat could not
+//! give is refused when it is made.
+//!
 //! A schema change is no part of a transaction: in a block that has done nothing yet it is done at once, with a warning, so that tools work that begin
 //! a transaction around everything.
 
@@ -19,13 +22,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pleat_cluster::{
-    Column, DdlEffect, KeyType, Serial, ShardId, Table, TableChange, TableId, TableKind, Tables, table_key, withhold,
+    Column, DdlEffect, KeyType, Serial, ShardId, Table, TableChange, TableId, TableKind, Tables, ViewChange, table_key,
+    withhold,
 };
 use pleat_engine::postgres::Lease;
 use pleat_sql::postgres::{Ddl, Placement, Planned};
 
-use super::Relay;
 use super::block::Answered;
+use super::{Relay, views};
 use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
 use crate::pg::wire::write::Severity;
@@ -67,7 +71,6 @@ const REFERENCES: &str = "SELECT n.nspname, c.relname, o.conname, fn.nspname, f.
      JOIN pg_attribute a ON a.attrelid = o.confrelid AND a.attnum = k.number) \
     FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
     JOIN pg_class f ON f.oid = o.confrelid JOIN pg_namespace fn ON fn.oid = f.relnamespace WHERE o.contype = 'f' AND o.conparentid = 0 ORDER BY 1, 2, 3";
-
 /// What a server says of its tables.
 struct Seen {
     /// By their keys in the catalog. What kind they are is not the server's to know.
@@ -164,10 +167,10 @@ impl Relay {
         if let Some(notice) = &ddl.notice {
             client.out.notice(Severity::Notice, "00000", notice);
         }
-        let (changes, tag) = match (ddl.place, ddl.try_first) {
-            (true, _) => (self.placed(ddl).await?, "ALTER TABLE".to_owned()),
+        let Tried { changes, views, tag } = match (ddl.place, ddl.try_first) {
+            (true, _) => Tried::of(self.placed(ddl).await?, "ALTER TABLE".to_owned()),
             (false, true) => self.tried(ddl).await?,
-            (false, false) => (Vec::new(), tag_of(&ddl.about)),
+            (false, false) => Tried::of(Vec::new(), tag_of(&ddl.about)),
         };
         if ddl.if_not_exists
             && changes.is_empty()
@@ -178,7 +181,7 @@ impl Relay {
             return Ok(Answered::Tag(tag));
         }
         let withheld = withhold(changes.iter().filter_map(|change| change.after.as_ref()));
-        let effect = DdlEffect::Servers { about: ddl.about.clone(), changes };
+        let effect = DdlEffect::Servers { about: ddl.about.clone(), changes, views };
         let sql = match (ddl.place, withheld) {
             (true, withheld) => withheld.unwrap_or_default(),
             (false, Some(withheld)) => format!("{}; {withheld}", ddl.statement),
@@ -211,20 +214,23 @@ impl Relay {
         }
     }
 
-    /// Try a change on one shard. Gives what it does to tables, and its tag.
-    async fn tried(&mut self, ddl: &Ddl) -> Result<(Vec<TableChange>, String), Failure> {
+    /// Try a change on one shard.
+    async fn tried(&mut self, ddl: &Ddl) -> Result<Tried, Failure> {
         let catalog = self.catalog();
         let anchor = crate::session::anchor(&catalog)?;
         let mut lease = self.lease(anchor).await?;
         let before = look(&mut lease).await?;
         lease.ask(TRIAL).await?;
         let tried = match lease.ask(&ddl.statement).await {
-            Ok(asked) => look(&mut lease).await.map(|after| (asked.tag, after)),
+            Ok(asked) => match look(&mut lease).await {
+                Ok(after) => views::look(&mut lease).await.map(|views| (asked.tag, after, views)),
+                Err(failure) => Err(failure),
+            },
             Err(error) => Err(error.into()),
         };
         // The transaction ends with the connection, if it can't be told.
         let _ = lease.ask("ROLLBACK").await;
-        let (tag, after) = tried?;
+        let (tag, after, views) = tried?;
         let kind = |described: &Described| -> Result<TableKind, Failure> {
             match &ddl.placement {
                 Some(placement) => placed(described, placement, anchor),
@@ -249,7 +255,9 @@ impl Relay {
                 ));
             }
         }
-        Ok((changes, tag))
+        let views = views::changes(&catalog.views, views);
+        views::check(&catalog.tables, &catalog.views, &changes, &views)?;
+        Ok(Tried { changes, views, tag })
     }
 
     /// What a change of placement does to a table. It has no rows yet, else they would have to move.
@@ -316,6 +324,19 @@ impl Relay {
             }
         }
         Ok(false)
+    }
+}
+
+/// What a change came to where it was tried.
+struct Tried {
+    changes: Vec<TableChange>,
+    views: Vec<ViewChange>,
+    tag: String,
+}
+
+impl Tried {
+    fn of(changes: Vec<TableChange>, tag: String) -> Tried {
+        Tried { changes, views: Vec::new(), tag }
     }
 }
 

@@ -65,6 +65,7 @@ mod settings;
 mod simple;
 mod spread;
 mod talk;
+mod views;
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
