@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::apply::{Applied, busy, invalid};
 use crate::{
     Catalog, CommandError, DdlEffect, Engine, Generation, Millis, OperationId, OperationKind, PartitionId, ShardId,
-    Table, TableChange, TableId, TableKind, ViewChange,
+    Table, TableChange, TableId, TableKind, View, ViewChange,
 };
 
 impl Catalog {
@@ -144,14 +144,39 @@ impl Catalog {
         if self.tables.len() + made > Self::TABLES_MAX {
             return Err(invalid(format!("a cluster has at most {} tables", Self::TABLES_MAX)));
         }
+        self.admit_views(changes, views)?;
+        if self.views.len() + views.iter().filter(|change| change.before.is_none()).count() > Self::VIEWS_MAX {
+            return Err(invalid(format!("a cluster has at most {} views", Self::VIEWS_MAX)));
+        }
+        Ok(())
+    }
+
+    /// Tables and views share their names. A view that was made while the change was tried may read a table by a name that goes.
+    fn admit_views(&self, changes: &[TableChange], views: &[ViewChange]) -> Applied {
+        let changed = |view: &View| views.iter().any(|change| change.before.as_ref() == Some(view));
         for ViewChange { before, after } in views {
             let Some(name) = before.as_ref().or(after.as_ref()).map(|view| &view.name) else { continue };
             if self.view(name) != before.as_ref() {
                 return Err(busy(format!("view {name} has just been changed")));
             }
+            let goes = |name: &str| changes.iter().any(|change| change.takes(name));
+            if let Some(after) = after.as_ref().filter(|after| self.table(&after.name).is_some() && !goes(&after.name))
+            {
+                return Err(CommandError::Exists { what: format!("table {}", after.name) });
+            }
         }
-        if self.views.len() + views.iter().filter(|change| change.before.is_none()).count() > Self::VIEWS_MAX {
-            return Err(invalid(format!("a cluster has at most {} views", Self::VIEWS_MAX)));
+        for change in changes {
+            if let Some(after) = &change.after
+                && self.view(&after.name).is_some_and(|view| !changed(view))
+            {
+                return Err(CommandError::Exists { what: format!("view {}", after.name) });
+            }
+            let gone = change.before.as_ref().filter(|before| change.takes(&before.name));
+            if let Some(gone) = gone
+                && let Some(view) = self.views.values().find(|view| view.reads(&gone.name) && !changed(view))
+            {
+                return Err(busy(format!("view {} has just been made, and reads table {}", view.name, gone.name)));
+            }
         }
         Ok(())
     }

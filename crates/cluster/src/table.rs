@@ -241,6 +241,14 @@ pub struct TableChange {
     pub after: Option<Table>,
 }
 
+impl TableChange {
+    /// Whether there is no table of this name afterwards, where there was one.
+    pub(crate) fn takes(&self, name: &str) -> bool {
+        let is = |table: &Option<Table>| table.as_ref().is_some_and(|table| table.name.eq_ignore_ascii_case(name));
+        is(&self.before) && !is(&self.after)
+    }
+}
+
 /// The name by which a table of a server is known: `name`, or `schema.name` where the schema is not `public`.
 pub fn table_key(schema: &str, name: &str) -> String {
     match schema {

@@ -18,6 +18,22 @@ pub struct View {
     pub sql: String,
 }
 
+impl View {
+    /// Whether a view of PostgreSQL servers names this table (`name` or `schema.name`) with its schema, as their text of it does.
+    pub(crate) fn reads(&self, table: &str) -> bool {
+        let (schema, name) = table.split_once('.').unwrap_or(("public", table));
+        let forms = |name: &str| [name.to_owned(), format!("\"{}\"", name.replace('"', "\"\""))];
+        let whole = |text: &str, at: usize, length: usize| {
+            let word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+            !text[..at].ends_with(word) && !text[at + length..].starts_with(word)
+        };
+        forms(schema)
+            .iter()
+            .flat_map(|schema| forms(name).map(|name| format!("{schema}.{name}")))
+            .any(|wanted| self.sql.match_indices(&wanted).any(|(at, found)| whole(&self.sql, at, found.len())))
+    }
+}
+
 /// A view of PostgreSQL servers before a schema change and after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViewChange {

@@ -131,7 +131,7 @@ fn aggregate(chance: &mut Chance) -> &'static str {
 const VIEWS: [(&str, &str); 6] = [
     ("vt", "SELECT * FROM t WHERE coalesce(a, 0) < 100"),
     ("vu", "SELECT k, n, b, a FROM u WHERE n >= 0"),
-    ("both", "SELECT vt.k, u.n, u.b, vt.a FROM vt JOIN u ON u.k = vt.k"),
+    ("joined", "SELECT vt.k, u.n, u.b, vt.a FROM vt JOIN u ON u.k = vt.k"),
     ("all_t", "SELECT t.k, u.n, u.b, t.a FROM t LEFT JOIN u ON u.k = t.k AND u.a > 0"),
     ("by_key", "SELECT k, count(*)::int AS n, min(b) AS b, sum(a)::bigint AS a FROM u GROUP BY k"),
     ("by_a", "SELECT a AS k, count(*)::int AS n, min(b) AS b, max(k) AS a FROM u GROUP BY a"),
@@ -139,10 +139,10 @@ const VIEWS: [(&str, &str); 6] = [
 
 /// A query, and whether the order of its rows is told by it.
 fn query(chance: &mut Chance) -> (String, bool) {
-    let table = chance.one(&["t", "t", "u", "vt", "vu", "both", "all_t", "by_key", "by_a"]);
+    let table = chance.one(&["t", "t", "u", "vt", "vu", "joined", "all_t", "by_key", "by_a"]);
     let like_t = matches!(table, "t" | "vt");
     let t = chance.one(&["t", "t", "vt AS t"]);
-    let u = chance.one(&["u", "u", "vu u", "both u", "all_t u", "by_key AS u", "by_a AS u"]);
+    let u = chance.one(&["u", "u", "vu u", "joined u", "all_t u", "by_key AS u", "by_a AS u"]);
     let limit = |chance: &mut Chance| match chance.below(3) {
         0 => String::new(),
         1 => format!(" LIMIT {}", chance.below(12)),
@@ -315,7 +315,7 @@ async fn generated_queries_mean_what_they_mean_on_one_server() {
         asked.push((text, ordered));
     }
     let port = cluster.pg_port(1).to_string();
-    let counted = "SELECT count(*), sum(k) FROM t;\nSELECT count(*) FROM u;\nSELECT count(*), sum(n) FROM both;\n\\echo @@@ :SQLSTATE\n";
+    let counted = "SELECT count(*), sum(k) FROM t;\nSELECT count(*) FROM u;\nSELECT count(*), sum(n) FROM joined;\n\\echo @@@ :SQLSTATE\n";
     let filled = answers(&port, &(setup + counted));
     let wanted = answers(&alone, &(setup_alone + counted));
     assert_eq!(filled, wanted, "{}", cluster.tail());

@@ -7,15 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pleat_cluster::{KeyType, Table, TableKind, table_key};
 use sqlparser::ast::{
-    Delete, Distinct, Expr, FromTable, Function, Ident, Insert, Join, JoinConstraint, JoinOperator, ObjectName,
-    OnConflictAction, OnInsert, Query, Select, SetExpr, Statement, TableAlias, TableFactor, TableObject,
+    Delete, Distinct, Expr, FromTable, Function, GroupByExpr, Ident, Insert, Join, JoinConstraint, JoinOperator,
+    ObjectName, OnConflictAction, OnInsert, Query, Select, SetExpr, Statement, TableAlias, TableFactor, TableObject,
     TableWithJoins, Update, UpdateTableFromKind, Values, Visit, With,
 };
 
 use super::functions::{self, Purity};
 use super::keys::{Condition, Reach};
 use super::lex::Tokens;
-use super::local::{has_windows, rows_apart};
+use super::local::{has_windows, is_key, rows_apart};
 use super::outputs::{Output, outputs};
 use super::parse::token_of;
 use super::plan::Constant;
@@ -88,9 +88,18 @@ pub(super) struct Source {
     pub mention: Option<usize>,
     /// `None`: not known (most subqueries, a CTE, a function).
     pub columns: Option<Vec<String>>,
-    /// Columns of a subquery that are the shard key of a mention in it, in a way that a condition on the column limits the mention's rows just as well.
-    pub keys: Vec<(String, usize)>,
+    /// Columns of a subquery that are the shard key of a mention in it.
+    pub keys: Vec<KeyColumn>,
     /// A subquery on the side of an outer join that gets NULLs.
+    pub nullable: bool,
+}
+
+/// A subquery's column that is a shard key: a condition on it limits the mention's rows just as well.
+#[derive(Clone, Debug)]
+pub(super) struct KeyColumn {
+    pub name: String,
+    pub mention: usize,
+    /// NULLs may be in its place, in rows of any shard.
     pub nullable: bool,
 }
 
@@ -355,7 +364,13 @@ impl<'s, 't> Analysis<'s, 't> {
     }
 
     fn tree(&mut self, tree: &TableWithJoins, scope: usize, conditions: &mut Vec<Condition>) -> Result<(), SqlError> {
-        self.factor(&tree.relation, scope, conditions)?;
+        match &tree.relation {
+            // Nothing is joined to these parentheses from the left: they change nothing. Servers print the joins of views so.
+            TableFactor::NestedJoin { table_with_joins, alias: None } => {
+                self.tree(table_with_joins, scope, conditions)?;
+            }
+            relation => self.factor(relation, scope, conditions)?,
+        }
         for join in &tree.joins {
             self.join(join, scope, conditions)?;
         }
@@ -383,7 +398,7 @@ impl<'s, 't> Analysis<'s, 't> {
         let right = self.scopes[scope]
             .sources
             .get(middle)
-            .map(|source| source.mention.into_iter().chain(source.keys.iter().map(|(_, mention)| *mention)).collect());
+            .map(|source| source.mention.into_iter().chain(source.keys.iter().map(|key| key.mention)).collect());
         let reach = if left { Reach::Right(right.unwrap_or_default()) } else { Reach::All };
         if left {
             self.mentions[first..]
@@ -515,9 +530,18 @@ impl<'s, 't> Analysis<'s, 't> {
         let cut = query.limit_clause.is_some() || query.fetch.is_some() || !query.locks.is_empty();
         // Leaving rows out must not change what becomes of others.
         let plain = !cut && !self.scopes[inner].odd && !has_windows(select);
+        let sets = match &select.group_by {
+            GroupByExpr::All(_) => true,
+            GroupByExpr::Expressions(list, modifiers) => {
+                !modifiers.is_empty()
+                    || list.iter().any(|by| matches!(by, Expr::Rollup(_) | Expr::Cube(_) | Expr::GroupingSets(_)))
+            }
+        };
         let key = |output: &Output| {
-            let (mention, own) = self.key_mention(output.expr?, inner)?;
-            own.then(|| (output.name.clone(), mention))
+            let expr = output.expr?;
+            let (mention, own) = self.key_mention(expr, inner)?;
+            let nullable = sets || !is_key(self, expr, inner);
+            own.then(|| KeyColumn { name: output.name.clone(), mention, nullable })
         };
         let distinct_on = matches!(select.distinct, Some(Distinct::On(_)));
         let keys = if plain && !distinct_on { outputs.iter().filter_map(key).collect() } else { Vec::new() };
@@ -549,8 +573,8 @@ impl<'s, 't> Analysis<'s, 't> {
             None => source.columns.as_ref().is_none_or(|columns| columns.contains(&name.value)),
         });
         let (Some(source), None) = (named.next(), named.next()) else { return None };
-        let mut keys = source.keys.iter().filter(|(column, _)| *column == name.value);
-        keys.next().map(|(_, mention)| (*mention, source.nullable))
+        let mut keys = source.keys.iter().filter(|key| key.name == name.value);
+        keys.next().map(|key| (key.mention, key.nullable || source.nullable))
     }
 
     fn table(&mut self, name: &ObjectName, alias: Option<&TableAlias>, scope: usize) -> Result<Source, SqlError> {
@@ -718,7 +742,7 @@ impl<'s, 't> Analysis<'s, 't> {
             ))
             .hint("write to its table"));
         };
-        self.mentions.push(Mention::of(table, key, source.alias.clone(), scope, None));
+        self.mentions.push(Mention::of(table, key, source.alias.clone(), scope, view.tokens));
         Ok(Source { mention: Some(self.mentions.len() - 1), ..source })
     }
 

@@ -152,7 +152,8 @@ impl Change<'_, '_> {
     fn refuse_of_one_shard(&self) -> Result<(), SqlError> {
         let view = (self.at..self.to.min(self.at + 2)).any(|at| self.reader.tokens.is(at, "VIEW"));
         let kept = self.ddl.temporary || self.is(&["MATERIALIZED"]);
-        if let Some(table) = if kept { self.read_of_one_shard() } else { self.read_by_function() }
+        let read = self.read_of_one_shard().filter(|_| kept);
+        if let Some(table) = read.or_else(|| self.read_by_function())
             && view
         {
             let (name, kind) = (&table.name, table.kind_name());

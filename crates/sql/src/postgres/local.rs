@@ -1,7 +1,7 @@
 //! Whether the rows of a SELECT can be made by each shard for itself.
 
 use pleat_cluster::TableKind;
-use sqlparser::ast::{Distinct, Expr, GroupByExpr, Select, SelectItem, WindowType};
+use sqlparser::ast::{Distinct, Expr, Function, GroupByExpr, Select, SelectItem, WindowType};
 
 use super::analysis::Analysis;
 use super::functions;
@@ -35,13 +35,22 @@ pub(super) fn is_key(analysis: &Analysis, expr: &Expr, scope: usize) -> bool {
     found.is_some_and(|(mention, own)| own && !analysis.mentions[mention].nullable) && nulls() != Some(true)
 }
 
+/// Whether the key of a row that is part of each row of the SELECT is among all of its columns.
+fn has_key(analysis: &Analysis, scope: usize) -> bool {
+    analysis.scopes[scope].sources.iter().any(|source| {
+        let table = source.mention.map(|mention| &analysis.mentions[mention]);
+        table.is_some_and(|table| table.is_sharded() && !table.nullable)
+            || !source.nullable && source.keys.iter().any(|key| !key.nullable)
+    })
+}
+
 /// Whether the SELECT's own clauses (joins aside) leave rows of different shards alone: no aggregates unless by key, and so on.
 pub(super) fn rows_apart(analysis: &Analysis, select: &Select, scope: usize) -> bool {
     let distinct = match &select.distinct {
         None | Some(Distinct::All) => true,
         Some(Distinct::Distinct) => select.projection.iter().any(|item| {
             let key = |expr: &Expr| is_key(analysis, expr, scope);
-            matches!(item, SelectItem::Wildcard(_))
+            matches!(item, SelectItem::Wildcard(_)) && has_key(analysis, scope)
                 || matches!(item, SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } if key(expr))
         }),
         Some(Distinct::On(exprs)) => exprs.iter().any(|expr| is_key(analysis, expr, scope)),
@@ -114,7 +123,11 @@ pub(super) fn has_aggregates(select: &Select) -> bool {
     let rest = Select { from: Vec::new(), selection: None, ..select.clone() };
     let found = Found::of(&rest);
     let aggregate = |name: &str| functions::is_aggregate(name);
-    found.functions.iter().any(|function| function.over.is_none() && function_name(function).is_some_and(aggregate))
+    let aggregates = |function: &Function| {
+        // `rank(5) WITHIN GROUP (…)`, too.
+        function.over.is_none() && (!function.within_group.is_empty() || function_name(function).is_some_and(aggregate))
+    };
+    found.functions.iter().any(|function| aggregates(function))
 }
 
 pub(super) fn has_windows(select: &Select) -> bool {

@@ -287,6 +287,11 @@ fn maintained(reader: &Reader, from: usize, to: usize, in_transaction: bool) -> 
             return Err(serial::no_restart(name).hint("leave CASCADE out, and name the tables"));
         }
     }
+    if tokens.is(from, "LOCK")
+        && let Some(view) = views::named(reader, from, to)
+    {
+        return Err(SqlError::unsupported(format!("the view {view} can't be locked")).hint("lock its tables"));
+    }
     let single = |table: &&(&String, &Table)| matches!(table.1.kind, TableKind::Single { .. });
     let singles: BTreeSet<_> = found
         .iter()

@@ -124,6 +124,7 @@ impl Screen<'_> {
                     query::named(reader, span.0, span.1).into_iter().find(|table| table.shard_key().is_some());
                 return match sharded {
                     Some(table) => Err(refused(&table.name, &error.message)),
+                    None if views::names_one(reader, span.0, span.1) => Err(refused("a view", &error.message)),
                     // What is not understood was let through for this reason.
                     None => Ok(None),
                 };

@@ -51,10 +51,6 @@ pub(super) fn written_out(reader: &Reader, from: usize, to: usize) -> Result<Opt
         Err(error) => return Err(error),
     };
     for _ in 1..VIEWS_DEEP_MAX {
-        if text.len() > STATEMENT_BYTES_MAX {
-            let message = format!("with its views written out the statement has more than {STATEMENT_BYTES_MAX} bytes");
-            return Err(SqlError::new(Code::TooLong, message).hint("read fewer views in one statement"));
-        }
         let tokens = Tokens::of(&text)?;
         let next = one_level(&Reader { tokens: &tokens, schema: reader.schema }, 0, tokens.len());
         match next.map_err(not_understood)? {
@@ -96,6 +92,10 @@ fn one_level(reader: &Reader, from: usize, to: usize) -> Result<Option<String>, 
         let sql = reader.schema.views.get(&view.key).map_or("", |view| view.sql.as_str());
         text.push_str(&tokens.text[at..tokens.start(start)]);
         text.push_str(&format!("({})", sql.trim().trim_end_matches(';')));
+        if text.len() > STATEMENT_BYTES_MAX {
+            let message = format!("with its views written out the statement has more than {STATEMENT_BYTES_MAX} bytes");
+            return Err(SqlError::new(Code::TooLong, message).hint("read fewer views in one statement"));
+        }
         if !view.has_alias {
             text.push_str(&format!(" AS {}", quote(&view.name)));
         }
@@ -128,7 +128,8 @@ pub(super) fn hidden<'s>(reader: &Reader<'s>, from: usize, to: usize) -> Option<
     let mut analysis = Analysis::new(reader.schema, reader.tokens);
     let statement = parse::statement(reader.tokens, from, to).ok()?;
     analysis.statement(&statement).ok()?;
-    let named = query::named(reader, from, to).into_iter();
+    let named = by_words(reader, reader.tokens.slice(from, to), &mut BTreeSet::new());
+    let named = named.iter().filter_map(|key| reader.schema.tables.get(key));
     let read = |table: &&Table| analysis.mentions.iter().any(|mention| mention.table.id == table.id);
     let mut others = named.filter(|table| table.kind != TableKind::Reference && !read(table));
     if analysis.purity == Purity::Unknown { others.next() } else { None }

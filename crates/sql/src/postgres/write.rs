@@ -194,7 +194,9 @@ fn from_query(analysis: &Analysis, insert: &Insert, target: usize) -> Result<(Ke
         return Ok((keyed, refused(elsewhere())));
     }
     let source = match expr {
-        Some(expr) => analysis.key_mention(expr, scope).filter(|(_, own)| *own).map(|(at, _)| at),
+        Some(expr) => analysis.key_mention(expr, scope).map(|(at, _)| at).filter(|at| {
+            local::is_key(analysis, expr, scope) && analysis.is_made_in(analysis.mentions[*at].scope, scope)
+        }),
         None => starred(analysis, select, scope, position),
     };
     let source = source.filter(|at| {

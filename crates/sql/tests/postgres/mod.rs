@@ -121,6 +121,12 @@ pub fn world() -> World {
         view("latest", "SELECT users.id, users.name FROM public.users ORDER BY users.made DESC LIMIT 10"),
         view("codes", "SELECT airports.code FROM public.airports"),
         view("shop.lines", "SELECT log.line FROM public.log"),
+        view("said", "SELECT log.line FROM public.log"),
+        view(
+            "bought",
+            "SELECT u.id, u.name, o.id AS nr FROM (public.users u JOIN public.orders o ON ((o.user_id = u.id)))",
+        ),
+        view("names", "SELECT users.name FROM public.users"),
     ];
     World {
         tables: tables.into_iter().collect(),

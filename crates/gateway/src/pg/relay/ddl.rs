@@ -143,7 +143,10 @@ impl Relay {
         ddl: &Ddl,
     ) -> Result<Answered, Stop> {
         // What nobody else knows may be the session's own.
-        let known = |table: &String| self.catalog().tables.contains_key(table);
+        let known = |table: &String| {
+            let catalog = self.catalog();
+            catalog.tables.contains_key(table) || catalog.views.contains_key(table)
+        };
         let own = self.pinned.is_some()
             && !ddl.about.starts_with("create table")
             && ddl.table.as_ref().is_some_and(|table| !known(table));
@@ -221,16 +224,16 @@ impl Relay {
         let mut lease = self.lease(anchor).await?;
         let before = look(&mut lease).await?;
         lease.ask(TRIAL).await?;
-        let tried = match lease.ask(&ddl.statement).await {
-            Ok(asked) => match look(&mut lease).await {
-                Ok(after) => views::look(&mut lease).await.map(|views| (asked.tag, after, views)),
-                Err(failure) => Err(failure),
-            },
-            Err(error) => Err(error.into()),
+        let tried = async {
+            let views = views::look(&mut lease).await?;
+            let tag = lease.ask(&ddl.statement).await?.tag;
+            let after = look(&mut lease).await?;
+            Ok::<_, Failure>((tag, after, views, views::look(&mut lease).await?))
         };
+        let tried = tried.await;
         // The transaction ends with the connection, if it can't be told.
         let _ = lease.ask("ROLLBACK").await;
-        let (tag, after, views) = tried?;
+        let (tag, after, views_before, views_after) = tried?;
         let kind = |described: &Described| -> Result<TableKind, Failure> {
             match &ddl.placement {
                 Some(placement) => placed(described, placement, anchor),
@@ -255,7 +258,7 @@ impl Relay {
                 ));
             }
         }
-        let views = views::changes(&catalog.views, views);
+        let views = views::changes(&catalog.views, &views_before, views_after);
         views::check(&catalog.tables, &catalog.views, &changes, &views)?;
         Ok(Tried { changes, views, tag })
     }
@@ -431,6 +434,13 @@ fn changes(
         }
         _ => None,
     };
+    if renamed.is_none() && !new.is_empty() && gone().any(|name| known.contains_key(name)) {
+        return Err(Failure::new(
+            "0A000",
+            "it would give tables other names, and Pleat could not tell which becomes which",
+            "rename tables one by one, or set their schema one by one: ALTER TABLE … SET SCHEMA …",
+        ));
+    }
     let mut found = Vec::new();
     for name in gone() {
         if let Some(table) = known.get(name)

@@ -242,7 +242,7 @@ impl Relay {
                 Ok(failed)
             }
             Target::Portal(name) => {
-                let portal = self.portals.get(name).ok_or_else(|| no_portal(name))?;
+                let Some(portal) = self.portals.get(name) else { return self.describe_cursor(client, key, name).await };
                 match &portal.place {
                     Place::On(shard) => {
                         let shard = *shard;
@@ -258,6 +258,21 @@ impl Relay {
                     }
                 }
             }
+        }
+    }
+
+    /// A cursor is a portal of its name.
+    async fn describe_cursor(&mut self, client: &mut Client, key: &Key, name: &str) -> Result<bool, Stop> {
+        let describe = Request::DescribePortal(name.to_owned());
+        if let Some(shard) = self.cursors.get(name).copied() {
+            let failed = self.go_home(client, key, shard).await?;
+            self.forward(describe)?;
+            return Ok(failed);
+        }
+        let failed = self.settle(client, key).await?;
+        match self.on_held(client, key, name, [describe, Request::Sync]).await? {
+            Some(wrong) => Ok(failed || wrong),
+            None => Err(no_portal(name).into()),
         }
     }
 

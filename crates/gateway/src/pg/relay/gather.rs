@@ -124,16 +124,18 @@ impl Relay {
         Ok(false)
     }
 
-    /// FETCH, MOVE or CLOSE, if it is of a cursor over several shards. True: a server's error was passed on.
+    /// FETCH, MOVE or CLOSE (or what describes it), if it is of a cursor over several shards. True: a server's error was passed on.
     pub(super) async fn on_held(
         &mut self,
         client: &mut Client,
         key: &Key,
         name: &str,
-        text: &str,
+        requests: impl IntoIterator<Item = Request>,
     ) -> Result<Option<bool>, Stop> {
         let Some(Cursor { mut lease, hold }) = self.held.remove(name) else { return Ok(None) };
-        lease.push(Request::Query(text.to_owned()))?;
+        for request in requests {
+            lease.push(request)?;
+        }
         let failed = self.finished(client, key, &mut lease, true).await?;
         self.held.insert(name.to_owned(), Cursor { lease, hold });
         Ok(Some(failed))

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use pleat_cluster::ShardId;
-use pleat_engine::postgres::Statement;
 use pleat_engine::postgres::wire::frontend::Bind;
+use pleat_engine::postgres::{Request, Statement};
 use pleat_sql::postgres::{Direction, Planned, Query, Route, Shape, What};
 
 use super::block::{Answered, controls};
@@ -284,7 +284,7 @@ impl Relay {
     ) -> Result<Answered, Stop> {
         let closes = matches!(planned.what, What::Close(_));
         if let Some(name) = cursor
-            && let Some(failed) = self.on_held(client, key, name, &planned.text).await?
+            && let Some(failed) = self.on_held(client, key, name, [Request::Query(planned.text.clone())]).await?
         {
             if closes && !failed {
                 self.held.remove(name);

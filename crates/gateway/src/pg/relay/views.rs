@@ -10,31 +10,41 @@ use pleat_sql::postgres::{What, prepare};
 use super::ddl::written;
 use crate::session::Failure;
 
-/// Views but for those of extensions. Whoever asks has no schema in its `search_path`, so that all names are whole.
+/// Views but for those of extensions.
 const VIEWS: &str = "SELECT n.nspname, c.relname, pg_get_viewdef(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relkind = 'v' AND c.relpersistence <> 't' AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' \
     AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') ORDER BY 1, 2";
 
-/// Ask a server for its views, in a transaction that is rolled back.
+/// Names that are whole, and constants that mean the same to everybody.
+const TOLD_PLAINLY: &str = "SAVEPOINT pleat_look; SET LOCAL search_path = ''; SET LOCAL datestyle = 'ISO'; SET LOCAL intervalstyle = 'postgres'; \
+    SET LOCAL quote_all_identifiers = off";
+
+/// Ask a server for its views, in a transaction that is going to be rolled back.
 pub(super) async fn look(lease: &mut Lease) -> Result<Views, Failure> {
-    lease.ask("SET LOCAL search_path = ''").await?;
+    lease.ask(TOLD_PLAINLY).await?;
     let rows = lease.ask(VIEWS).await?.rows;
-    let view = |row: &Vec<Option<String>>| {
+    lease.ask("ROLLBACK TO SAVEPOINT pleat_look; RELEASE SAVEPOINT pleat_look").await?;
+    let mut views = Views::new();
+    for row in rows {
         let text = |at: usize| row.get(at).cloned().flatten();
-        let (schema, name, sql) = (text(0)?, text(1)?, text(2)?);
+        let (Some(schema), Some(name), Some(sql)) = (text(0), text(1), text(2)) else { continue };
         let key = table_key(&schema, &name);
         let name = if schema == "public" { name } else { format!("{schema}.{name}") };
-        Some((key, View { name, sql: sql.trim().trim_end_matches(';').to_owned() }))
-    };
-    Ok(rows.iter().filter_map(view).collect())
+        let view = View { name, sql: sql.trim().trim_end_matches(';').to_owned() };
+        if let Some(other) = views.insert(key, view) {
+            let message = format!("two views are called {} but for upper and lower case", other.name);
+            return Err(Failure::new("0A000", message, "give one of them another name"));
+        }
+    }
+    Ok(views)
 }
 
-/// What differs from what the catalog knows.
-pub(super) fn changes(known: &Views, now: Views) -> Vec<ViewChange> {
-    let gone = known.iter().filter(|(key, _)| !now.contains_key(*key));
-    let gone: Vec<ViewChange> = gone.map(|(_, view)| ViewChange { before: Some(view.clone()), after: None }).collect();
-    let new = now.into_iter().filter(|(key, view)| known.get(key) != Some(view));
-    let new = new.map(|(key, view)| ViewChange { before: known.get(&key).cloned(), after: Some(view) });
+/// What a statement did to views, in terms of the catalog.
+pub(super) fn changes(known: &Views, before: &Views, mut after: Views) -> Vec<ViewChange> {
+    let gone = before.keys().filter(|key| !after.contains_key(*key)).filter_map(|key| known.get(key));
+    let gone: Vec<ViewChange> = gone.map(|view| ViewChange { before: Some(view.clone()), after: None }).collect();
+    after.retain(|key, view| before.get(key) != Some(view));
+    let new = after.into_iter().map(|(key, view)| ViewChange { before: known.get(&key).cloned(), after: Some(view) });
     gone.into_iter().chain(new).collect()
 }
 

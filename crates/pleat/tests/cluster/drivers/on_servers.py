@@ -147,7 +147,83 @@ def with_psycopg2():
     connection.close()
 
 
+def with_views():
+    def refused(statement, code, *words):
+        try:
+            connection.execute(statement)
+        except psycopg.Error as error:
+            assert error.sqlstate == code and all(word in str(error) for word in words), error
+        else:
+            raise AssertionError(f"{statement} was not refused")
+
+    with psycopg.connect(**WHERE, autocommit=True) as connection:
+        for statement in (
+            "CREATE TABLE people (id int PRIMARY KEY, name text, age int) SHARD BY (id)",
+            "CREATE TABLE calls (person int, n int, minutes int, PRIMARY KEY (person, n)) SHARD BY (person)",
+            "CREATE TABLE rates (kind text PRIMARY KEY, cents int) REFERENCE",
+            "CREATE TABLE notes (id int PRIMARY KEY, said text, kind text) SINGLE",
+            "CREATE SCHEMA told",
+            "CREATE VIEW adults AS SELECT id, name, age AS years FROM people WHERE age >= 18",
+            "CREATE VIEW told.talk (who, sum) AS SELECT a.id, sum(c.minutes) FROM adults a JOIN calls c ON c.person = a.id GROUP BY a.id",
+            "CREATE VIEW loud AS SELECT id, said FROM notes WHERE said LIKE '%!'",
+            "CREATE VIEW priced AS SELECT n.id, r.cents FROM notes n JOIN rates r ON r.kind = n.kind",
+        ):
+            connection.execute(statement)
+        with connection.cursor() as cursor:
+            cursor.executemany("INSERT INTO people VALUES (%s, %s, %s)", [(n, f"p{n}", n * 2) for n in range(30)])
+            cursor.executemany("INSERT INTO calls VALUES (%s, %s, %s)", [(n % 30, n, n) for n in range(90)])
+            cursor.execute("INSERT INTO rates VALUES ('day', 7)")
+            cursor.execute("INSERT INTO notes VALUES (1, 'yes!', 'day'), (2, 'no', 'day')")
+
+        def one(statement, *values, **how):
+            return connection.execute(statement, values, **how).fetchone()
+
+        assert one("SELECT count(*), min(id) FROM adults") == (21, 9)
+        for number in (9, 10, 29):
+            for _ in range(7):
+                assert one("SELECT name, years FROM adults WHERE id = %s", number, prepare=True) == (f"p{number}", number * 2)
+        assert one("SELECT name FROM adults WHERE id = %s", 8) is None
+        assert one("SELECT sum FROM told.talk WHERE who = %s", 12) == (12 + 42 + 72,)
+        talk = connection.execute("SELECT * FROM told.talk ORDER BY sum DESC LIMIT 2").fetchall()
+        assert talk == [(29, 29 + 59 + 89), (28, 28 + 58 + 88)], talk
+        assert one("SELECT sum(sum), count(*) FROM told.talk")[1] == 21
+        assert one("SELECT p.id, a FROM people p JOIN adults a ON a.id = p.id WHERE p.id = 11")[0] == 11
+        assert one("SELECT * FROM priced WHERE id = 2") == (2, 7)
+        with connection.cursor().copy("COPY (SELECT id FROM adults) TO STDOUT") as copy:
+            assert sorted(int(row[0]) for row in copy.rows()) == list(range(9, 30))
+        with connection.transaction():
+            with connection.cursor("far") as cursor:
+                cursor.execute("SELECT id FROM adults ORDER BY id")
+                assert cursor.fetchmany(2) == [(9,), (10,)]
+
+        # Through a view of one shard; but not of several, and not of copies.
+        connection.execute("INSERT INTO loud VALUES (3, 'ha!')")
+        connection.execute("UPDATE loud SET said = 'hm' WHERE id = 1")
+        assert connection.execute("SELECT id FROM loud").fetchall() == [(3,)]
+        refused("UPDATE adults SET name = 'x'", "0A000", "adults", "write to its table")
+        refused("CREATE VIEW cheap AS SELECT * FROM rates; DELETE FROM cheap", "0A000", "cheap")
+
+        # Views follow what they stand on.
+        connection.execute("ALTER TABLE people RENAME COLUMN name TO called")
+        connection.execute("ALTER TABLE people RENAME TO persons")
+        assert one("SELECT name FROM adults WHERE id = 9") == ("p9",)
+        connection.execute("CREATE OR REPLACE VIEW adults AS SELECT id, upper(called) AS name, age AS years FROM persons WHERE age > 20")
+        assert one("SELECT min(id), min(name) FROM adults") == (11, "P11")
+        assert one("SELECT min(who) FROM told.talk") == (11,)
+        refused("ALTER TABLE persons DROP COLUMN called", "2BP01")
+        refused("CREATE MATERIALIZED VIEW m AS SELECT * FROM adults", "0A000", "materialized")
+        refused("CREATE TEMP VIEW m AS SELECT * FROM adults", "0A000", "temporary")
+        refused("CREATE VIEW m AS SELECT ctid FROM persons", "0A000", "ctid")
+        refused("COPY adults TO STDOUT", "42809", "adults")
+        connection.execute("DROP VIEW adults CASCADE")
+        refused("SELECT * FROM told.talk", "42P01")
+        connection.execute("CREATE TABLE adults (id int PRIMARY KEY) SHARD BY (id)")
+        connection.execute("INSERT INTO adults VALUES (1)")
+        assert one("SELECT * FROM adults") == (1,)
+
+
 with_psycopg()
 asyncio.run(with_asyncpg())
 with_sqlalchemy()
 with_psycopg2()
+with_views()
