@@ -148,7 +148,7 @@ fn query(chance: &mut Chance) -> (String, bool) {
         1 => format!(" LIMIT {}", chance.below(12)),
         _ => format!(" LIMIT {} OFFSET {}", chance.below(12), chance.below(6)),
     };
-    match chance.below(16) {
+    match chance.below(18) {
         0 => {
             let columns = if like_t { "k, a, b, c, d, e" } else { "k, n, b, a" };
             (format!("SELECT {columns} FROM {table}{}", filter(chance, "")), false)
@@ -189,7 +189,10 @@ fn query(chance: &mut Chance) -> (String, bool) {
             );
             (text, !order.is_empty())
         }
-        7 => (format!("SELECT DISTINCT {} FROM {table}{}", expression(chance), filter(chance, "")), false),
+        7 => {
+            let columns = if chance.often(30) { "*" } else { expression(chance) };
+            (format!("SELECT DISTINCT {columns} FROM {table}{}", filter(chance, "")), false)
+        }
         8 => {
             let kind = chance.one(&["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"]);
             (format!("SELECT t.k, t.b, u.n, u.b FROM {t} {kind} {u} ON t.k = u.k{}", filter(chance, "t")), false)
@@ -237,6 +240,27 @@ fn query(chance: &mut Chance) -> (String, bool) {
             let window = chance.one(&["PARTITION BY k ORDER BY n", "ORDER BY k, n", "PARTITION BY a ORDER BY k, n"]);
             let function = chance.one(&["row_number()", "sum(a)", "lag(b)", "count(*)"]);
             (format!("SELECT k, n, {function} OVER ({window}) FROM u{}", filter(chance, "")), false)
+        }
+        15 => {
+            let kind = chance.one(&["JOIN", "LEFT JOIN", "RIGHT JOIN"]);
+            let columns = chance.one(&["u.k, u.b", "t.k, u.b", "t.k AS k, max(u.b) AS b", "u.k AS k, min(t.b) AS b"]);
+            let groups = match columns.contains('(') {
+                true => format!(" GROUP BY {}", &columns[..3]),
+                false => String::new(),
+            };
+            let inner = format!("SELECT {columns} FROM {t} {kind} {u} ON u.k = t.k{}{groups}", filter(chance, "t"));
+            let text = match chance.below(4) {
+                0 => format!("SELECT x.k, count(*), max(x.b) FROM ({inner}) x GROUP BY x.k"),
+                1 => format!("SELECT DISTINCT * FROM ({inner}) x"),
+                2 => format!("SELECT x.b, count(DISTINCT x.k) FROM ({inner}) x GROUP BY x.b"),
+                _ => format!("SELECT x.k, v.n FROM ({inner}) x LEFT JOIN vu v ON v.k = x.k{}", filter(chance, "x")),
+            };
+            (text.replace("x.a", "x.k"), false)
+        }
+        16 => {
+            let text =
+                format!("SELECT count(*), min(k) FROM (SELECT DISTINCT {} AS k, b FROM {table}) x", expression(chance));
+            (text, false)
         }
         _ => {
             let text = format!(
