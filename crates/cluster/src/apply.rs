@@ -314,6 +314,7 @@ impl Catalog {
         }
         match effect {
             DdlEffect::Servers { changes, .. } => self.admit_on_servers(changes),
+            DdlEffect::PlaceOnServers { changes } => self.admit_placing(changes),
             DdlEffect::CreateTable(table) => {
                 self.free_name(name)?;
                 if self.tables.len() >= Self::TABLES_MAX {
@@ -568,8 +569,10 @@ impl Catalog {
     }
 
     fn change_schema(&mut self, effect: &DdlEffect) -> Applied {
-        if let DdlEffect::Servers { changes, .. } = effect {
-            return self.change_on_servers(changes);
+        match effect {
+            DdlEffect::Servers { changes, .. } => return self.change_on_servers(changes),
+            DdlEffect::PlaceOnServers { changes } => return self.place_on_servers(changes),
+            _ => {}
         }
         let name = effect.table().to_ascii_lowercase();
         if let DdlEffect::CreateTable(table) = effect {
@@ -598,7 +601,8 @@ impl Catalog {
             DdlEffect::CreateTable(_)
             | DdlEffect::CreateView(_)
             | DdlEffect::DropView { .. }
-            | DdlEffect::Servers { .. } => {}
+            | DdlEffect::Servers { .. }
+            | DdlEffect::PlaceOnServers { .. } => {}
             DdlEffect::CreateTrigger { trigger, .. } => table.set_trigger(&trigger.name, TriggerState::Ready),
             DdlEffect::DropTrigger { trigger, .. } => table.set_trigger(trigger, TriggerState::Going),
             DdlEffect::DropTable { .. } => {

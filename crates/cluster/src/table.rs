@@ -222,6 +222,12 @@ pub enum DdlEffect {
         about: String,
         changes: Vec<TableChange>,
     },
+    /// Tables of servers whose rows live elsewhere from then on, all at once. What was planned by the old placements is refused
+    /// afterwards; it is committed behind closed gates ([`Command::SetGates`](crate::Command::SetGates)).
+    PlaceOnServers {
+        /// Each has a `before`, and an `after` that differs in its `kind` (and in whether a column that counts is `sole`).
+        changes: Vec<TableChange>,
+    },
     /// The same table, with its rows elsewhere: `ALTER TABLE … SHARD BY`, `… REFERENCE`, `… SINGLE`.
     PlaceTable {
         /// As it was when this was planned; if it isn't any more, this is refused.
@@ -273,7 +279,7 @@ impl DdlEffect {
             DdlEffect::AlterTable { before, .. } | DdlEffect::PlaceTable { before, .. } => &before.name,
             DdlEffect::CreateView(view) => &view.name,
             DdlEffect::DropView { view } => view,
-            DdlEffect::Servers { changes, .. } => {
+            DdlEffect::Servers { changes, .. } | DdlEffect::PlaceOnServers { changes } => {
                 let table = changes.first().and_then(|change| change.after.as_ref().or(change.before.as_ref()));
                 table.map_or("", |table| &table.name)
             }
@@ -301,7 +307,7 @@ impl DdlEffect {
             DdlEffect::DropIndex { index, .. } => Some(index.as_str()),
             _ => None,
         };
-        if let DdlEffect::Servers { changes, .. } = self {
+        if let DdlEffect::Servers { changes, .. } | DdlEffect::PlaceOnServers { changes } = self {
             let tables = changes.iter().flat_map(|change| [&change.before, &change.after]);
             return tables.flatten().map(|table| table.name.as_str()).collect();
         }

@@ -117,6 +117,7 @@ pub struct Inner {
     pub random: u64,
     pub users: BTreeMap<i64, String>,
     pub servers: servers::Servers,
+    pub ledger: Ledger,
     pub cities: BTreeMap<i64, String>,
     pub city_txn: cities::CityTxn,
     pub items: items::Items,
@@ -186,6 +187,7 @@ impl World {
             random: 42,
             users: BTreeMap::new(),
             servers: servers::Servers::default(),
+            ledger: Ledger::default(),
             cities: BTreeMap::new(),
             city_txn: cities::CityTxn::default(),
             items: items::Items::default(),
@@ -664,6 +666,10 @@ impl Cluster for World {
     async fn command(&self, command: Command, _: Duration) -> Result<Reply, HostError> {
         self.with(|inner| inner.about_to(&command));
         self.call(true, |inner| inner.command(command)).await
+    }
+
+    async fn ledger(&self, command: LedgerCommand, _: Duration) -> Result<LedgerReply, HostError> {
+        self.call(true, |inner| inner.ledger.apply(&command).map_err(HostError::Ledger)).await
     }
 
     fn server(&self, _: ShardId) -> Result<Option<postgres::Server>, HostError> {

@@ -80,12 +80,13 @@ impl Executor {
         &self,
         effect: DdlEffect,
         sql: String,
+        origin: &str,
         text: &str,
         within: Duration,
     ) -> Result<Option<String>, Failure> {
         let deadline = Deadline::after(within);
         let layout = self.backend.catalog().layout;
-        let command = self.starting(OperationKind::Ddl { effect, sql, layout }, "postgresql", text);
+        let command = self.starting(OperationKind::Ddl { effect, sql, layout }, origin, text);
         let reply = self.backend.command(command, deadline.left()).await?;
         let id = reply.operation.ok_or_else(|| Failure::internal("the catalog started no operation"))?;
         self.wait_for(id, &deadline).await
