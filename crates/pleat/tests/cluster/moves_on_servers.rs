@@ -48,7 +48,7 @@ pub fn psql(port: &str, query: &str) -> String {
 }
 
 /// The ports of the servers of all shards.
-async fn servers(cluster: &Cluster) -> Vec<String> {
+pub async fn servers(cluster: &Cluster) -> Vec<String> {
     let shards = cluster.get("/shards").await;
     let port = |shard: &Value| shard["server"].as_str().unwrap().split_once(':').unwrap().1.to_owned();
     shards.as_array().unwrap().iter().map(port).collect()
@@ -211,7 +211,7 @@ async fn flights_are_split_over_three_servers_while_clients_write() {
 }
 
 /// Change flights over and over; gives how often. No change may fail.
-fn touch_until(done: &AtomicBool, script: &Path, port: &str) -> u64 {
+pub fn touch_until(done: &AtomicBool, script: &Path, port: &str) -> u64 {
     let (clients, each) = (2, 25);
     let mut count = 0;
     while !done.load(Ordering::Relaxed) {
