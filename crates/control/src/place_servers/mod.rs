@@ -34,8 +34,8 @@
 //! 3. From the commit until a server is told, nobody sees a table there whose rows move: it is locked.
 //! 4. No value of a column that counts is given twice: those that a server gave are marked before the commit, behind the gates; those of Pleat are below
 //!    what the sequence of a table that becomes single goes on with.
-//! 5. Gates are closed for [`FENCE_LIMIT`], then for [`PREPARE_LIMIT`] at each server, at most, the commit's answer excepted. They are not closed
-//!    while a client's transaction is open that has taken longer than a second.
+//! 5. Gates are closed for [`FENCE_LIMIT`] and then [`CARRY_LIMIT`] at most, the commit's answer excepted. They are not closed while a client's
+//!    transaction is open that has taken longer than a second.
 //!
 //! # A process dies …
 //!
@@ -70,7 +70,9 @@ use crate::stop::{Failure, Stop};
 use crate::work::{COMMAND_LIMIT, Work};
 use rows::{BYTES_MAX, Moving, ROWS_MAX, qualified, quoted};
 
-/// How long a server may take to carry out its part while clients wait.
+/// How long clients may wait for rows to be read, and for all servers to prepare.
+const CARRY_LIMIT: Duration = Duration::from_secs(10);
+/// How long a server may take for one statement of its part.
 const PREPARE_LIMIT: Duration = Duration::from_secs(5);
 /// How long it waits for a lock then, in milliseconds. Writers are gone; what holds one only reads.
 const LOCK_MS: u32 = 1_000;
@@ -106,9 +108,9 @@ async fn place(work: &Work, tables: &[(&Table, &Table)]) -> Result<(), Stop> {
             Err(Trouble::Stop(stop)) => return Err(stop),
             Err(Trouble::Passing(failure)) => failure,
         };
-        // Clients wait at the gates, and for what is locked.
-        roll_back(work).await;
+        // All clients wait at the gates, and some for what is locked.
         open_gates(work).await?;
+        roll_back(work).await;
         work.break_off(&failure.why).await?;
         if begun.elapsed() >= work.tools.settings.shard_limit {
             return Err(Stop::Impossible(failure));
@@ -140,11 +142,18 @@ async fn attempt(work: &Work, tables: &[(&Table, &Table)], tried: u32) -> Result
     })?;
     work.end(FENCE, "").await?;
     work.begin(PREPARE).await?;
+    let prepared = timeout(CARRY_LIMIT, carry(work, &shards, tables)).await;
+    prepared
+        .unwrap_or_else(|_| Err(passing(format!("the servers had not prepared within {} s", CARRY_LIMIT.as_secs()))))
+}
+
+/// Behind closed gates, have all servers prepare their parts. Gives how many did.
+async fn carry(work: &Work, shards: &[ShardId], tables: &[(&Table, &Table)]) -> Result<usize, Trouble> {
     let mut parts: BTreeMap<ShardId, Vec<String>> = BTreeMap::new();
     for (before, after) in tables {
-        let moving = moving(work, &shards, before, after).await?;
+        let moving = moving(work, shards, before, after).await?;
         let sequence = hand_over_sequence(work, before, after).await?;
-        for shard in &shards {
+        for shard in shards {
             let part = parts.entry(*shard).or_default();
             part.extend(moving.texts(*shard));
             part.extend(sequence.of(*shard));
