@@ -303,6 +303,12 @@ impl Catalog {
         {
             return Err(busy(format!("{} is still changing {name}", other.id)));
         }
+        let places = |effect: &DdlEffect| matches!(effect, DdlEffect::PlaceOnServers { .. });
+        if let Some(other) = (self.open_operations()).find(
+            |other| matches!(&other.kind, OperationKind::Ddl { effect: open, .. } if places(effect) || places(open)),
+        ) {
+            return Err(busy(format!("{} is still changing tables", other.id)));
+        }
         // A foreign key is planned by the placements of both tables.
         let ties = |one: &DdlEffect, other: &DdlEffect| {
             matches!(one, DdlEffect::PlaceTable { .. }) && other.refers_to(one.table())

@@ -167,7 +167,8 @@ impl Catalog {
     pub(crate) fn place_on_servers(&mut self, changes: &[TableChange]) -> Applied {
         self.admit_placing(changes)?;
         self.change_on_servers(changes)?;
-        self.change_generation_of(None);
+        // Schema changes, too: whether a foreign key holds follows from the placements.
+        self.layout = self.change_generation_of(None);
         Ok(())
     }
 
@@ -311,6 +312,16 @@ mod tests {
         assert_eq!(catalog.table("t").map(|table| &table.kind), Some(&sharded.kind));
         assert!(catalog.closed_gates().is_empty());
         assert!(catalog.shards.values().all(|shard| shard.ownership > closed), "who waited plans again");
+        let effect = DdlEffect::Servers { changes: Vec::new(), about: "create index".to_owned() };
+        let kind = |layout| OperationKind::Ddl { effect: effect.clone(), sql: String::new(), layout };
+        assert!(
+            matches!(catalog.apply(&start(kind(catalog.layout))), Err(CommandError::Busy { .. })),
+            "it has not ended"
+        );
+        let (phase, message) = (Phase::Successful, String::new());
+        catalog.apply(&Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }).unwrap();
+        assert!(matches!(catalog.apply(&start(kind(0))), Err(CommandError::Busy { .. })), "it was planned before");
+        catalog.apply(&start(kind(catalog.layout))).unwrap();
         assert_eq!(catalog.check(), Vec::new());
     }
 

@@ -182,7 +182,12 @@ fn placed(world: &World) -> OperationKind {
     let before = world.with(|inner| inner.catalog.table("users").cloned().unwrap());
     let after = Table { kind: users().kind, ..before.clone() };
     let changes = vec![TableChange { before: Some(before), after: Some(after) }];
-    OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes }, sql: String::new(), layout: 0 }
+    placing(world, changes)
+}
+
+fn placing(world: &World, changes: Vec<TableChange>) -> OperationKind {
+    let layout = world.with(|inner| inner.catalog.layout);
+    OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes }, sql: String::new(), layout }
 }
 
 /// Whether the table is sharded: on all servers and in the catalog, or nowhere; nothing is prepared, and no gate is closed.
@@ -309,8 +314,7 @@ async fn ids_go_on_above_what_the_server_gave_and_above_what_pleat_gave() {
 
     let after = Table { kind: TableKind::Single { shard: ShardId(2) }, ..table.clone() };
     let changes = vec![TableChange { before: Some(table), after: Some(after) }];
-    let effect = DdlEffect::PlaceOnServers { changes };
-    let id = world.start(OperationKind::Ddl { effect, sql: String::new(), layout: 0 });
+    let id = world.start(placing(&world, changes));
     until_quiet(&world).await;
     assert_eq!(operation(&world, id).phase, Phase::Successful);
     let told = world.with(|inner| {

@@ -83,9 +83,9 @@ async fn tables_with_rows_are_sharded_under_writers_and_then_their_server_become
     std::fs::write(script.path(), COUNT.replace("\n    ", "\n")).unwrap();
     let writers = Writers::start(&cluster, 3, false);
     let done = Arc::new(AtomicBool::new(false));
-    let counting = [1, 2].map(|node| {
+    let counting = [(1, "simple"), (2, "prepared")].map(|(node, mode)| {
         let (done, script, port) = (done.clone(), script.path().to_owned(), cluster.pg_port(node).to_string());
-        std::thread::spawn(move || touch_until(&done, &script, &port))
+        std::thread::spawn(move || touch_until(&done, &script, &port, mode))
     });
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     let shard = |args: &[&str]| {

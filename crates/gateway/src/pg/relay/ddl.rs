@@ -171,6 +171,7 @@ impl Relay {
             }
             return Ok(Answered::Tag("ALTER TABLE".to_owned()));
         }
+        let layout = self.catalog().layout;
         let (changes, tag) = match ddl.try_first {
             true => self.tried(ddl).await?,
             false => (Vec::new(), tag_of(&ddl.about)),
@@ -190,7 +191,8 @@ impl Relay {
             None => ddl.statement.clone(),
         };
         let executor = &self.shared.app.executor;
-        let changed = executor.change_servers(effect, sql, "postgresql", &planned.text, CHANGE_TIME_MAX).await?;
+        let changed =
+            executor.change_servers(effect, sql, layout, ("postgresql", &planned.text), CHANGE_TIME_MAX).await?;
         if let Some(notice) = changed {
             client.out.notice(Severity::Notice, "00000", &notice);
         }

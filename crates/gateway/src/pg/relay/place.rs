@@ -107,7 +107,9 @@ pub(crate) async fn place(
     }
     if !changes.is_empty() {
         let effect = DdlEffect::PlaceOnServers { changes };
-        notices.extend(app.executor.change_servers(effect, String::new(), origin, text, CHANGE_TIME_MAX).await?);
+        notices.extend(
+            app.executor.change_servers(effect, String::new(), catalog.layout, (origin, text), CHANGE_TIME_MAX).await?,
+        );
     }
     Ok(notices)
 }
