@@ -28,12 +28,12 @@
 //!
 //! # Invariants
 //!
-//! 1. The commit is proposed only while the catalog has the gates of all shards closed, after all routers and all servers have said that nothing older may
-//!    write, and after all servers have prepared. The catalog refuses it otherwise.
+//! 1. The commit is proposed only while the catalog has the gates of all shards closed, after all routers and all servers have said that nothing
+//!    older may write, and after all servers have prepared. The catalog refuses it while a gate is open.
 //! 2. With the commit every shard's `ownership` rises: no statement that was planned before goes to any server afterwards.
 //! 3. From the commit until a server is told, nobody sees a table there whose rows move: it is locked.
-//! 4. No value of a column that counts is given twice: those that a server gave are marked before the commit, behind the gates; those of Pleat are below
-//!    what the sequence of a table that becomes single goes on with.
+//! 4. No value of a column that counts is given twice: those that a server gave are marked before the commit, behind the gates; those of Pleat are
+//!    below what the sequence of a table that becomes single goes on with.
 //! 5. Gates are closed for [`FENCE_LIMIT`] and then [`CARRY_LIMIT`] at most, the commit's answer excepted. They are not closed while a client's
 //!    transaction is open that has taken longer than a second.
 //!

@@ -307,7 +307,7 @@ async fn ids_go_on_above_what_the_server_gave_and_above_what_pleat_gave() {
     assert_eq!(operation(&world, id).phase, Phase::Successful);
     let table = world.with(|inner| inner.catalog.table("users").cloned().unwrap());
     let given = LedgerCommand::AllocateIds { table: table.id, count: 1_000, at_least: None };
-    assert_eq!(world.with(|inner| inner.ledger.apply(&given)), Ok(LedgerReply::Ids { first: 42 }));
+    assert_eq!(world.with(|inner| inner.servers.ledger.apply(&given)), Ok(LedgerReply::Ids { first: 42 }));
     assert!(
         world.with(|inner| inner.servers.all().all(|server| server.made[1].contains("setval(seqrelid, seqmax, true)")))
     );

@@ -50,8 +50,7 @@ pub enum Fault {
     Late(u64, u64),
     /// Before the call, one write to a reference table.
     City(u64),
-    /// A transaction that writes to a reference table, by the catalog before call `at`. It runs then, or when it is prepared
-    /// (`runs_late`), so many calls later.
+    /// A transaction that writes to a reference table, by the catalog before call `at`. It runs then, or (`runs_late`), prepared, so many calls later.
     CityTxn { at: u64, pause: u64, runs_late: bool },
     /// Before the call, someone asks for the operation to be cancelled.
     Cancel(u64, OperationId),
@@ -117,7 +116,6 @@ pub struct Inner {
     pub random: u64,
     pub users: BTreeMap<i64, String>,
     pub servers: servers::Servers,
-    pub ledger: Ledger,
     pub cities: BTreeMap<i64, String>,
     pub city_txn: cities::CityTxn,
     pub items: items::Items,
@@ -187,7 +185,6 @@ impl World {
             random: 42,
             users: BTreeMap::new(),
             servers: servers::Servers::default(),
-            ledger: Ledger::default(),
             cities: BTreeMap::new(),
             city_txn: cities::CityTxn::default(),
             items: items::Items::default(),
@@ -669,7 +666,7 @@ impl Cluster for World {
     }
 
     async fn ledger(&self, command: LedgerCommand, _: Duration) -> Result<LedgerReply, HostError> {
-        self.call(true, |inner| inner.ledger.apply(&command).map_err(HostError::Ledger)).await
+        self.call(true, |inner| inner.servers.ledger.apply(&command).map_err(HostError::Ledger)).await
     }
 
     fn server(&self, _: ShardId) -> Result<Option<postgres::Server>, HostError> {

@@ -75,8 +75,8 @@ impl Executor {
         Command::StartOperation { kind, cause, reason, at }
     }
 
-    /// Have a schema change of shards that are servers carried out, which was planned by a layout, and wait for its end. `origin` and `text` are for the
-    /// journal. Gives a notice for people when something is left.
+    /// Have a schema change of shards that are servers carried out, which was planned by a layout, and wait for its end. `origin` and `text` are
+    /// for the journal. Gives a notice for people when something is left.
     pub(crate) async fn change_servers(
         &self,
         effect: DdlEffect,

@@ -308,8 +308,8 @@ pub struct Ddl {
     pub placement: Option<Placement>,
     /// Something that the user should know: where the rows of a new table live, when the statement didn't say so.
     pub notice: Option<String>,
-    /// ALTER TABLE … SHARD BY, REFERENCE, SINGLE: the tables whose placements change, by their keys in the catalog, all at once. Nothing else does, and
-    /// servers have nothing to run.
+    /// ALTER TABLE … SHARD BY, REFERENCE, SINGLE: the tables whose placements change, by their keys in the catalog, all at once. Nothing else
+    /// does, and servers have nothing to run.
     pub places: Vec<(String, Placement)>,
     /// The table that the statement is about, by its key in the catalog (or the one that it will have).
     pub table: Option<String>,

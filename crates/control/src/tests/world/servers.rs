@@ -9,6 +9,7 @@ use pleat_host::{HostError, ServerError};
 #[derive(Default)]
 pub struct Servers {
     of: BTreeMap<ShardId, Server>,
+    pub ledger: Ledger,
 }
 
 /// A change is known by its text, and made once.

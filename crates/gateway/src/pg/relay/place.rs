@@ -1,8 +1,8 @@
 //! Tables of servers that get another placement: what stands in the way, all of it at once, and then the operation of the journal.
 //!
-//! Whether the declarations of the tables hold is judged as when they are declared ([`super::ddl`]); besides, there is what CREATE TABLE can't meet: rows
-//! whose key is NULL, views, rules, inheritance. Several tables may be placed together, and are judged by what they will be: a foreign key from one to
-//! another leaves neither a first place. What is so already is left as it is.
+//! Whether the declarations of the tables hold is judged as when they are declared ([`super::ddl`]); besides, there is what CREATE TABLE can't meet:
+//! rows whose key is NULL, views, rules, inheritance. Several tables may be placed together, and are judged by what they will be: of two that a
+//! foreign key ties neither could go first. What is so already is left as it is.
 //!
 //! All of this is looked at while clients go on. What may change meanwhile is looked at again by the operation, behind closed gates.
 
