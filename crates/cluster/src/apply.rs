@@ -303,6 +303,12 @@ impl Catalog {
         {
             return Err(busy(format!("{} is still changing {name}", other.id)));
         }
+        let places = |effect: &DdlEffect| matches!(effect, DdlEffect::PlaceOnServers { .. });
+        if let Some(other) = (self.open_operations()).find(
+            |other| matches!(&other.kind, OperationKind::Ddl { effect: open, .. } if places(effect) || places(open)),
+        ) {
+            return Err(busy(format!("{} is still changing tables", other.id)));
+        }
         // A foreign key is planned by the placements of both tables.
         let ties = |one: &DdlEffect, other: &DdlEffect| {
             matches!(one, DdlEffect::PlaceTable { .. }) && other.refers_to(one.table())
@@ -314,6 +320,7 @@ impl Catalog {
         }
         match effect {
             DdlEffect::Servers { changes, views, .. } => self.admit_on_servers(changes, views),
+            DdlEffect::PlaceOnServers { changes } => self.admit_placing(changes),
             DdlEffect::CreateTable(table) => {
                 self.free_name(name)?;
                 if self.tables.len() >= Self::TABLES_MAX {
@@ -568,8 +575,10 @@ impl Catalog {
     }
 
     fn change_schema(&mut self, effect: &DdlEffect) -> Applied {
-        if let DdlEffect::Servers { changes, views, .. } = effect {
-            return self.change_on_servers(changes, views);
+        match effect {
+            DdlEffect::Servers { changes, views, .. } => return self.change_on_servers(changes, views),
+            DdlEffect::PlaceOnServers { changes } => return self.place_on_servers(changes),
+            _ => {}
         }
         let name = effect.table().to_ascii_lowercase();
         if let DdlEffect::CreateTable(table) = effect {
@@ -598,7 +607,8 @@ impl Catalog {
             DdlEffect::CreateTable(_)
             | DdlEffect::CreateView(_)
             | DdlEffect::DropView { .. }
-            | DdlEffect::Servers { .. } => {}
+            | DdlEffect::Servers { .. }
+            | DdlEffect::PlaceOnServers { .. } => {}
             DdlEffect::CreateTrigger { trigger, .. } => table.set_trigger(&trigger.name, TriggerState::Ready),
             DdlEffect::DropTrigger { trigger, .. } => table.set_trigger(trigger, TriggerState::Going),
             DdlEffect::DropTable { .. } => {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::apply::{Applied, busy, invalid};
 use crate::{
-    Catalog, CommandError, DdlEffect, Engine, Generation, Millis, OperationId, OperationKind, PartitionId, ShardId,
-    Table, TableChange, TableId, TableKind, View, ViewChange,
+    Catalog, CommandError, DdlEffect, Engine, Generation, Millis, OperationId, OperationKind, PartitionId, Shard,
+    ShardId, Table, TableChange, TableId, TableKind, View, ViewChange,
 };
 
 impl Catalog {
@@ -13,24 +13,22 @@ impl Catalog {
     pub(crate) fn admit_engine(&self, kind: &OperationKind) -> Applied {
         match (self.engine, kind) {
             (_, OperationKind::Ddl { effect, .. }) if effect.is_of_view() => Ok(()),
-            (Engine::Sqlite, OperationKind::Ddl { effect: DdlEffect::Servers { .. }, .. }) => {
-                Err(invalid("the shards are SQLite, and no servers that run the statement as it is"))
-            }
+            (
+                Engine::Sqlite,
+                OperationKind::Ddl { effect: DdlEffect::Servers { .. } | DdlEffect::PlaceOnServers { .. }, .. },
+            ) => Err(invalid("the shards are SQLite, and no servers that run the statement as it is")),
             (Engine::Sqlite, OperationKind::Promote { .. }) => {
                 Err(invalid("the shards are SQLite, whose replicas elect their leaders"))
             }
             (Engine::Sqlite, _)
             | (
                 Engine::Postgres,
-                OperationKind::Ddl { effect: DdlEffect::Servers { .. }, .. }
+                OperationKind::Ddl { effect: DdlEffect::Servers { .. } | DdlEffect::PlaceOnServers { .. }, .. }
                 | OperationKind::Split { .. }
                 | OperationKind::Move { .. }
                 | OperationKind::Merge { .. }
                 | OperationKind::Promote { .. },
             ) => Ok(()),
-            (Engine::Postgres, OperationKind::Ddl { effect: DdlEffect::PlaceTable { .. }, .. }) => {
-                Err(invalid("a table on PostgreSQL servers can't be given another placement yet"))
-            }
             (Engine::Postgres, OperationKind::Ddl { .. }) => {
                 Err(invalid("the shards are PostgreSQL servers, which run a schema change as it is"))
             }
@@ -49,16 +47,16 @@ impl Catalog {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         operation.gates_closed = None;
         let Some((_, to, _)) = operation.kind.moves() else { return };
-        self.change_generation_of(to);
+        self.change_generation_of(Some(to));
     }
 
     /// See [`Command::SetGates`](crate::Command::SetGates).
     pub(crate) fn set_gates(&mut self, id: OperationId, closed: bool, at: Millis) -> Applied {
         let engine = self.engine;
         let operation = self.open(id)?;
-        let Some((from, ..)) = operation.kind.moves().filter(|_| engine == Engine::Postgres) else {
+        if engine != Engine::Postgres || !operation.kind.has_gates() {
             return Err(invalid(format!("{id} moves nothing between servers")));
-        };
+        }
         if operation.committed || operation.given_up || operation.attempts == 0 {
             return Err(invalid(format!("{id} has no attempt under way")));
         }
@@ -70,38 +68,40 @@ impl Catalog {
         }
         operation.updated = at;
         operation.gates_closed = None;
-        let generation = self.change_generation_of(from);
+        let gated = operation.kind.moves().map(|(from, ..)| from);
+        let generation = self.change_generation_of(gated);
         if closed {
             self.open(id)?.gates_closed = Some(generation);
         }
         Ok(())
     }
 
-    /// A move between servers is committed while its gates are closed.
+    /// A move between servers is committed while its gates are closed, and so are new placements.
     pub(crate) fn admit_commit_on_servers(&mut self, id: OperationId) -> Applied {
         let engine = self.engine;
         let operation = self.open(id)?;
-        match operation.kind.moves() {
-            Some(_) if engine == Engine::Postgres && operation.gates_closed.is_none() => {
-                Err(invalid(format!("the gates of {id} are open")))
-            }
-            _ => Ok(()),
+        match operation.kind.has_gates() && engine == Engine::Postgres && operation.gates_closed.is_none() {
+            true => Err(invalid(format!("the gates of {id} are open"))),
+            false => Ok(()),
         }
     }
 
-    /// What was planned for a shard before now is to be planned anew.
-    fn change_generation_of(&mut self, shard: ShardId) -> Generation {
+    /// What was planned for a shard (`None`: for any) before now is to be planned anew.
+    fn change_generation_of(&mut self, shard: Option<ShardId>) -> Generation {
         let generation = self.bump();
-        if let Some(shard) = self.shards.get_mut(&shard) {
-            shard.ownership = generation;
-        }
+        let concerned = |known: &&mut Shard| shard.is_none_or(|shard| shard == known.id);
+        self.shards.values_mut().filter(concerned).for_each(|known| known.ownership = generation);
         generation
     }
 
-    /// The shards whose gates are closed, each by one open move of which it is the source.
+    /// The shards whose gates are closed: each by one open move of which it is the source, or all by one that places tables anew.
     pub fn closed_gates(&self) -> BTreeSet<ShardId> {
         let closed = self.open_operations().filter(|open| open.gates_closed.is_some());
-        closed.filter_map(|open| open.kind.moves().map(|(from, ..)| from)).collect()
+        let shards = closed.flat_map(|open| match open.kind.moves() {
+            Some((from, ..)) => vec![from],
+            None => self.shards.keys().copied().collect(),
+        });
+        shards.collect()
     }
 
     /// Partitions whose rows may be on a shard's server although it does not own them: a move's target has them until its commit, and its source
@@ -178,6 +178,31 @@ impl Catalog {
                 return Err(busy(format!("view {} has just been made, and reads table {}", view.name, gone.name)));
             }
         }
+        Ok(())
+    }
+
+    /// Whether these tables can be placed anew.
+    pub(crate) fn admit_placing(&self, changes: &[TableChange]) -> Applied {
+        let same = |before: &Table, after: &Table| {
+            let columns = before.columns.iter().zip(&after.columns).all(|(before, after)| before.name == after.name);
+            before.id == after.id && before.name == after.name && columns && before.columns.len() == after.columns.len()
+        };
+        let places = |change: &TableChange| match (&change.before, &change.after) {
+            (Some(before), Some(after)) => same(before, after),
+            _ => false,
+        };
+        if changes.is_empty() || !changes.iter().all(places) {
+            return Err(invalid("another placement leaves a table as it is but for that"));
+        }
+        self.admit_on_servers(changes, &[])
+    }
+
+    /// What was planned by the placements that these tables had is to be planned anew.
+    pub(crate) fn place_on_servers(&mut self, changes: &[TableChange]) -> Applied {
+        self.admit_placing(changes)?;
+        self.change_on_servers(changes, &[])?;
+        // Schema changes, too: whether a foreign key holds follows from the placements.
+        self.layout = self.change_generation_of(None);
         Ok(())
     }
 
@@ -279,6 +304,65 @@ mod tests {
         let (phase, message) = (Phase::Successful, String::new());
         catalog.apply(&Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }).unwrap();
         assert!(catalog.strays_on(one).is_empty());
+    }
+
+    #[test]
+    fn tables_are_placed_anew_behind_the_closed_gates_of_all_shards() {
+        let mut catalog = founded();
+        let column = Column {
+            name: "k".to_owned(),
+            decl_type: "bigint".to_owned(),
+            collation: None,
+            not_null: true,
+            generated: false,
+            serial: None,
+            has_default: false,
+        };
+        let single = Table {
+            id: TableId(1),
+            name: "t".to_owned(),
+            kind: TableKind::Single { shard: ShardId(1) },
+            columns: vec![column],
+            primary_key: vec!["k".to_owned()],
+            rowid_alias: false,
+            without_rowid: false,
+            create_sql: String::new(),
+            indexes: Vec::new(),
+            triggers: Vec::new(),
+        };
+        catalog.change_on_servers(&[TableChange { before: None, after: Some(single.clone()) }]).unwrap();
+        let kind = TableKind::Sharded { key: "k".to_owned(), key_type: KeyType::Integer };
+        let sharded = Table { kind, ..single.clone() };
+        let placing = |before: &Table, after: Option<&Table>| {
+            let changes = vec![TableChange { before: Some(before.clone()), after: after.cloned() }];
+            OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes }, sql: String::new(), layout: 0 }
+        };
+        assert!(catalog.apply(&start(placing(&single, None))).is_err(), "that would be a drop");
+        assert!(catalog.apply(&start(placing(&sharded, Some(&single)))).is_err(), "it is not as it was");
+        let operation = catalog.apply(&start(placing(&single, Some(&sharded)))).unwrap().operation.unwrap();
+        let gates = |closed| Command::SetGates { operation, closed, epoch: 1, at: 1 };
+        let commit = Command::CommitOperation { operation, epoch: 1, at: 1 };
+        catalog.apply(&Command::BeginAttempt { operation, step: "fence".to_owned(), epoch: 1, at: 1 }).unwrap();
+        assert!(catalog.apply(&commit).is_err(), "the gates are open");
+        catalog.apply(&gates(true)).unwrap();
+        let closed = catalog.generation;
+        assert_eq!(catalog.closed_gates(), BTreeSet::from([ShardId(1), ShardId(2)]));
+        assert!(catalog.shards.values().all(|shard| shard.ownership == closed));
+        catalog.apply(&commit).unwrap();
+        assert_eq!(catalog.table("t").map(|table| &table.kind), Some(&sharded.kind));
+        assert!(catalog.closed_gates().is_empty());
+        assert!(catalog.shards.values().all(|shard| shard.ownership > closed), "who waited plans again");
+        let effect = DdlEffect::Servers { changes: Vec::new(), about: "create index".to_owned() };
+        let kind = |layout| OperationKind::Ddl { effect: effect.clone(), sql: String::new(), layout };
+        assert!(
+            matches!(catalog.apply(&start(kind(catalog.layout))), Err(CommandError::Busy { .. })),
+            "it has not ended"
+        );
+        let (phase, message) = (Phase::Successful, String::new());
+        catalog.apply(&Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }).unwrap();
+        assert!(matches!(catalog.apply(&start(kind(0))), Err(CommandError::Busy { .. })), "it was planned before");
+        catalog.apply(&start(kind(catalog.layout))).unwrap();
+        assert_eq!(catalog.check(), Vec::new());
     }
 
     #[test]

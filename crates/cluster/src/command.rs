@@ -160,7 +160,8 @@ pub enum Command {
         at: Millis,
     },
     /// Where shards are servers, gates are the routers' own: each sees in the catalog whether it may let a statement through to a move's
-    /// source. Closing them is a new generation, by which routers say when all that they let through before has ended.
+    /// source, or to any shard while tables are placed anew. Closing them is a new generation, by which routers say when all that they
+    /// let through before has ended.
     SetGates {
         operation: OperationId,
         closed: bool,

@@ -87,6 +87,11 @@ impl OperationKind {
         }
     }
 
+    /// Whether, on servers, routers are held back for it.
+    pub fn has_gates(&self) -> bool {
+        self.moves().is_some() || matches!(self, OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { .. }, .. })
+    }
+
     /// The shard on which this puts a single table.
     pub fn single_home(&self) -> Option<ShardId> {
         match self {
@@ -138,7 +143,8 @@ pub struct Operation {
     pub message: String,
     /// The SQLSTATE of that failure, where there is one of its own: `23505` for a unique index over duplicates.
     pub code: Option<String>,
-    /// The generation as of which routers let nothing new through to the source of a move between servers, while they do
+    /// The generation as of which routers let nothing new through to the source of a move between servers, or to any server while tables
+    /// are placed anew, while they do
     /// (see [`Command::SetGates`](crate::Command::SetGates)).
     pub gates_closed: Option<Generation>,
     /// Where rows move: what was carried and compared. Of the newest attempt that came so far.

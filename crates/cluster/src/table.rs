@@ -223,6 +223,12 @@ pub enum DdlEffect {
         changes: Vec<TableChange>,
         views: Vec<ViewChange>,
     },
+    /// Tables of servers whose rows live elsewhere from then on, all at once. What was planned by the old placements is refused
+    /// afterwards; it is committed behind closed gates ([`Command::SetGates`](crate::Command::SetGates)).
+    PlaceOnServers {
+        /// Each has a `before`, and an `after` that differs in its `kind` (and in whether a column that counts is `sole`).
+        changes: Vec<TableChange>,
+    },
     /// The same table, with its rows elsewhere: `ALTER TABLE … SHARD BY`, `… REFERENCE`, `… SINGLE`.
     PlaceTable {
         /// As it was when this was planned; if it isn't any more, this is refused.
@@ -282,6 +288,10 @@ impl DdlEffect {
             DdlEffect::AlterTable { before, .. } | DdlEffect::PlaceTable { before, .. } => &before.name,
             DdlEffect::CreateView(view) => &view.name,
             DdlEffect::DropView { view } => view,
+            DdlEffect::PlaceOnServers { changes } => {
+                let table = changes.first().and_then(|change| change.after.as_ref().or(change.before.as_ref()));
+                table.map_or("", |table| &table.name)
+            }
             DdlEffect::Servers { changes, views, .. } => {
                 let table = changes.first().and_then(|change| change.after.as_ref().or(change.before.as_ref()));
                 let view = || views.first().and_then(|change| change.after.as_ref().or(change.before.as_ref()));
@@ -311,6 +321,10 @@ impl DdlEffect {
             DdlEffect::DropIndex { index, .. } => Some(index.as_str()),
             _ => None,
         };
+        if let DdlEffect::PlaceOnServers { changes } = self {
+            let tables = changes.iter().flat_map(|change| [&change.before, &change.after]);
+            return tables.flatten().map(|table| table.name.as_str()).collect();
+        }
         if let DdlEffect::Servers { changes, views, .. } = self {
             let tables = changes.iter().flat_map(|change| [&change.before, &change.after]);
             let views = views.iter().flat_map(|change| [&change.before, &change.after]);

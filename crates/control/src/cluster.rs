@@ -14,7 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pleat_cluster::{Catalog, Command, Engine, Generation, Millis, NodeId, OperationId, PartitionId, Reply, ShardId};
+use pleat_cluster::{
+    Catalog, Command, Engine, Generation, LedgerCommand, LedgerReply, Millis, NodeId, OperationId, PartitionId, Reply,
+    ShardId,
+};
 use pleat_engine::postgres::{Asked, PostgresError, Server};
 use pleat_engine::{
     Action, ContentDigest, MoveChunk, MoveRead, Outcome, OwnershipCheck, Query, ReadLimits, ReadRequest,
@@ -41,6 +44,8 @@ pub trait Cluster: Send + Sync + 'static {
     async fn move_read(&self, shard: ShardId, request: MoveRead, within: Duration) -> Result<MoveChunk, HostError>;
     /// Have a shard's server carry out texts, one after the other on one connection: see [`Host::ask_server`].
     async fn ask(&self, shard: ShardId, texts: Vec<String>, within: Duration) -> Result<Vec<Asked>, HostError>;
+    /// Change the ledger of transactions and ids.
+    async fn ledger(&self, command: LedgerCommand, within: Duration) -> Result<LedgerReply, HostError>;
     /// How a shard's server is reached by whoever needs connections of its own. `None`: it was not started yet.
     fn server(&self, shard: ShardId) -> Result<Option<Server>, HostError>;
     /// How much a node has under way on a shard's server that was planned before a generation: see [`Host::settled`].
@@ -130,6 +135,10 @@ impl Cluster for HostCluster {
 
     async fn ask(&self, shard: ShardId, texts: Vec<String>, within: Duration) -> Result<Vec<Asked>, HostError> {
         self.0.ask_server(shard, &texts, within).await
+    }
+
+    async fn ledger(&self, command: LedgerCommand, within: Duration) -> Result<LedgerReply, HostError> {
+        self.0.ledger_command(command, within).await
     }
 
     fn server(&self, shard: ShardId) -> Result<Option<Server>, HostError> {

@@ -464,6 +464,7 @@ fn put_after(catalog: &Catalog, effect: &DdlEffect) -> Result<SchemaChange, Stop
         // Made with the table, in the catalog already, after the commit, or not on shards.
         DdlEffect::CreateTable(_)
         | DdlEffect::Servers { .. }
+        | DdlEffect::PlaceOnServers { .. }
         | DdlEffect::CreateTrigger { .. }
         | DdlEffect::DropTrigger { .. }
         | DdlEffect::CreateView(_)
@@ -496,6 +497,7 @@ fn undoing(catalog: &Catalog, effect: &DdlEffect) -> Result<(String, SchemaChang
         ),
         DdlEffect::DropTable { .. }
         | DdlEffect::Servers { .. }
+        | DdlEffect::PlaceOnServers { .. }
         | DdlEffect::DropIndex { .. }
         | DdlEffect::DropTrigger { .. }
         | DdlEffect::AlterTable { .. }
@@ -530,6 +532,7 @@ fn describe(effect: &DdlEffect) -> String {
         DdlEffect::CreateView(view) => format!("view {} was created", view.name),
         DdlEffect::DropView { view } => format!("view {view} was dropped"),
         DdlEffect::Servers { about, .. } => format!("{about}: done"),
+        DdlEffect::PlaceOnServers { .. } => format!("table {} was placed anew", effect.table()),
     }
 }
 

@@ -63,10 +63,10 @@ const LOCK_MS: u32 = 2_000;
 /// How long it may run on one server, locks apart: it may read or write all of a table.
 const RUN_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a short question to a server may take.
-const ASK_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// The pause before the next attempt, at first and at most.
-const PAUSE_FIRST: Duration = Duration::from_millis(200);
-const PAUSE_LONGEST: Duration = Duration::from_secs(3);
+pub(crate) const PAUSE_FIRST: Duration = Duration::from_millis(200);
+pub(crate) const PAUSE_LONGEST: Duration = Duration::from_secs(3);
 /// SQLSTATEs of what passes: a lock that was not free, a deadlock, a conflict with what others commit.
 const PASSING: [&str; 3] = ["55P03", "40P01", "40001"];
 /// SQLSTATE: the server has no such transaction.
@@ -74,9 +74,19 @@ const UNDEFINED_OBJECT: &str = "42704";
 
 /// Carry out a schema change on servers, or take it up where an earlier leader left it.
 pub(crate) async fn carry_out(work: &Work, about: &str, sql: &str) -> Result<(), Stop> {
+    conclude(work, prepare_and_commit(work, sql), &format!("{about}: done on all shards")).await
+}
+
+/// See that an operation which servers prepare is committed or given up, by `preparing` if it is neither yet, and tell them. `done` is its message when it
+/// was done.
+pub(crate) async fn conclude(
+    work: &Work,
+    preparing: impl Future<Output = Result<(), Stop>>,
+    done: &str,
+) -> Result<(), Stop> {
     let operation = work.operation()?;
     if !operation.committed && !operation.given_up {
-        match work.interruptible(prepare_and_commit(work, sql)).await {
+        match work.interruptible(preparing).await {
             Ok(()) => {}
             Err(Stop::Cancelled) => work.give_up(&Failure::cancelled()).await?,
             Err(Stop::Impossible(failure)) => work.give_up(&failure).await?,
@@ -88,7 +98,7 @@ pub(crate) async fn carry_out(work: &Work, about: &str, sql: &str) -> Result<(),
         true => undo(work, &operation).await,
         false => {
             tell_servers(work, &operation).await?;
-            work.finish(Phase::Successful, &format!("{about}: done on all shards")).await
+            work.finish(Phase::Successful, done).await
         }
     }
 }
@@ -118,32 +128,50 @@ async fn prepare_and_commit(work: &Work, sql: &str) -> Result<(), Stop> {
 }
 
 /// Why an attempt was none.
-enum Trouble {
+pub(crate) enum Trouble {
     /// Another one may do.
     Passing(Failure),
     Stop(Stop),
 }
 
+impl From<Stop> for Trouble {
+    fn from(stop: Stop) -> Self {
+        Trouble::Stop(stop)
+    }
+}
+
 /// Prepare the change on all servers. Gives how many there are.
 async fn attempt(work: &Work, sql: &str) -> Result<usize, Trouble> {
-    let operation = work.operation().map_err(Trouble::Stop)?;
-    let name = name_of(&operation);
-    let shards = active(work);
-    // What an earlier attempt holds would be waited for in vain.
-    for shard in &shards {
-        forget(work, *shard).await.map_err(|error| trouble(*shard, error))?;
+    forget_all(work).await?;
+    prepare(work, LOCK_MS, RUN_LIMIT, |_| vec![sql.to_owned()]).await
+}
+
+/// Roll back what earlier attempts hold: it would be waited for in vain.
+pub(crate) async fn forget_all(work: &Work) -> Result<(), Trouble> {
+    for shard in active(work) {
+        forget(work, shard).await.map_err(|error| trouble(shard, error))?;
     }
-    let run_ms = RUN_LIMIT.as_millis();
+    Ok(())
+}
+
+/// Have every server carry out and prepare its texts, for the attempt at hand. Gives how many servers there are.
+pub(crate) async fn prepare(
+    work: &Work,
+    lock_ms: u32,
+    run_limit: Duration,
+    texts_of: impl Fn(ShardId) -> Vec<String>,
+) -> Result<usize, Trouble> {
+    let name = name_of(&work.operation()?);
+    let shards = active(work);
+    let run_ms = run_limit.as_millis();
     for (done, shard) in shards.iter().enumerate() {
-        let texts = vec![
-            format!(
-                "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {run_ms}"
-            ),
-            sql.to_owned(),
-            format!("PREPARE TRANSACTION '{name}'"),
-        ];
+        let mut texts = vec![format!(
+            "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = {run_ms}"
+        )];
+        texts.extend(texts_of(*shard));
+        texts.push(format!("PREPARE TRANSACTION '{name}'"));
         reach("operation.before-effect", Some(*shard));
-        let answers = work.cluster().ask(*shard, texts, RUN_LIMIT + ASK_LIMIT).await;
+        let answers = work.cluster().ask(*shard, texts, run_limit + ASK_LIMIT).await;
         reach("operation.had-effect", Some(*shard));
         let answers = answers.map_err(|error| trouble(*shard, error))?;
         if answers.last().is_none_or(|last| last.tag != "PREPARE TRANSACTION") {
@@ -153,12 +181,12 @@ async fn attempt(work: &Work, sql: &str) -> Result<usize, Trouble> {
                 code: Some("0A000".to_owned()),
             })));
         }
-        work.is_at(|| format!("prepared on {} of {} servers", done + 1, shards.len())).map_err(Trouble::Stop)?;
+        work.is_at(|| format!("prepared on {} of {} servers", done + 1, shards.len()))?;
     }
     Ok(shards.len())
 }
 
-fn trouble(shard: ShardId, error: HostError) -> Trouble {
+pub(crate) fn trouble(shard: ShardId, error: HostError) -> Trouble {
     match error {
         HostError::Server(ServerError { code, message, retryable, .. }) => {
             let passes = retryable || PASSING.contains(&code.as_str());
@@ -217,7 +245,7 @@ async fn undo(work: &Work, operation: &Operation) -> Result<(), Stop> {
 }
 
 /// Roll back what servers have prepared for the operation. One that can't is rid of it by its own node, since nobody can commit it any more.
-async fn roll_back(work: &Work) {
+pub(crate) async fn roll_back(work: &Work) {
     for shard in active(work) {
         if let Err(error) = forget(work, shard).await {
             tracing::info!(operation = %work.id, %shard, %error, "what the server has prepared is left to its node");
@@ -247,6 +275,6 @@ fn name_of(operation: &Operation) -> PreparedName {
 }
 
 /// In order, so that two leaders don't wait for each other.
-fn active(work: &Work) -> Vec<ShardId> {
+pub(crate) fn active(work: &Work) -> Vec<ShardId> {
     work.catalog().active_shards().map(|shard| shard.id).collect()
 }

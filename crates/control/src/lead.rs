@@ -42,7 +42,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::stop::Stop;
 use crate::work::{COMMAND_LIMIT, Tools, Work};
-use crate::{ddl, ddl_servers, mover, place};
+use crate::{ddl, ddl_servers, mover, place, place_servers};
 
 /// The pause after something failed, at first and at most.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -246,6 +246,9 @@ pub(crate) async fn carry_out(tools: &Tools, id: OperationId) -> Result<(), Stop
     if let Some((effect, sql)) = ddl::of(&operation.kind) {
         if let DdlEffect::Servers { about, .. } = effect {
             return ddl_servers::carry_out(&work, about, sql).await;
+        }
+        if let DdlEffect::PlaceOnServers { changes } = effect {
+            return place_servers::carry_out(&work, changes).await;
         }
         if let Some((before, after)) = place::of(effect) {
             return place::carry_out(&work, before, after).await;

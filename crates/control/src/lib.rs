@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `lead` | founds shards, then carries out operations, oldest first: one at a time, but for splits, merges and moves of different shards |
 //! | `ddl` | a schema change on every shard; `ddl_servers` where these are servers |
-//! | `place` | gives a table another placement, while clients write |
+//! | `place` | gives a table another placement, while clients write; `place_servers` where the shards are servers |
 //! | `mover` | a split or a move of partitions, while clients write: start reading there |
 //! | `rebuild` | brings back nodes that lost their disk, and replicas that differ; beside the others |
 //! | `promote` | has the standby of a PostgreSQL server take its place; beside the others |
@@ -28,6 +28,7 @@ mod lead;
 mod mover;
 mod observer;
 mod place;
+mod place_servers;
 mod promote;
 mod rebuild;
 mod steps;

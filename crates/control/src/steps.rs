@@ -12,7 +12,7 @@
 //! | `fence` | the same, and closed gates | the gates are opened first |
 //! | `take back`, between two attempts | some of that | the rest of it is taken back |
 //! | `check`, `reach shards`, `change shards`, `settle reference tables` | a schema change on some shards | it is undone there |
-//! | `prepare` | a schema change that some servers have prepared | it is rolled back there |
+//! | `prepare` | a schema change that some servers have prepared | it is rolled back there (of tables that are placed anew the gates open first) |
 //! | `commit` | nobody knows yet whether it took place | a cancellation is put in order with the commit by the catalog: whichever is there first refuses the other. No limit applies |
 //! | `activate`, `release`, `switch`, `open`, `own`, `clean up` | the result is in the catalog | nothing breaks these off; a cancellation is refused |
 //!

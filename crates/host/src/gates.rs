@@ -185,7 +185,9 @@ impl Host {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(HostError::Unavailable("the node stops".into())),
                 Err(_) => {
-                    let why = format!("a move keeps {shard} closed; it either ends or is taken back");
+                    let why = format!(
+                        "a move, or tables that are placed anew, keep {shard} closed; that either ends or is taken back"
+                    );
                     return Err(HostError::Unavailable(why));
                 }
             }

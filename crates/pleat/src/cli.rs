@@ -14,6 +14,7 @@ pub(crate) mod output;
 mod policy;
 mod rebalance;
 mod serve;
+mod shard_table;
 mod shards;
 mod sql;
 mod statements;
@@ -68,6 +69,8 @@ enum Command {
     Why(why::WhyArgs),
     /// Show or change what the autoscaler goes by
     Policy(policy::PolicyArgs),
+    /// Say where a table's rows live: by a shard key, on every shard, or on one; the rows go along
+    ShardTable(shard_table::ShardTableArgs),
     /// Users of the PostgreSQL address: add, list, remove
     User(user::UserArgs),
     /// Tell how an existing PostgreSQL database would be sharded, and why; changes nothing
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Rebalance(args) => args.target.json,
         Command::Why(args) => args.target.json,
         Command::Policy(args) => args.target.json,
+        Command::ShardTable(args) => args.target.json,
         Command::User(args) => args.target.json,
         Command::Adopt(args) => args.json,
     };
@@ -136,6 +140,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Rebalance(args) => rebalance::run(args).await,
             Command::Why(args) => why::run(args).await,
             Command::Policy(args) => policy::run(args).await,
+            Command::ShardTable(args) => shard_table::run(args).await,
             Command::User(args) => user::run(args).await,
             Command::Adopt(args) => adopt::run(args).await,
         }

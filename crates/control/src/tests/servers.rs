@@ -159,3 +159,167 @@ async fn a_change_can_be_cancelled_until_its_commit() {
         }
     }
 }
+
+fn single() -> Table {
+    Table { kind: TableKind::Single { shard: ShardId(1) }, ..users() }
+}
+
+/// A single table with a row for each partition, on the first server.
+async fn with_single() -> Arc<World> {
+    let world = founded().await;
+    let changes = vec![TableChange { before: None, after: Some(single()) }];
+    world.start(ddl(DdlEffect::Servers { about: "create table users".to_owned(), changes }, SQL));
+    until_quiet(&world).await;
+    world.with(|inner| {
+        let row = |partition: u32| vec![Some(partition.to_string()), Some("1".to_owned()), None];
+        inner.servers.server(ShardId(1)).rows = (0..inner.catalog.partition_count).map(row).collect();
+        inner.begin();
+    });
+    world
+}
+
+fn placed(world: &World) -> OperationKind {
+    let before = world.with(|inner| inner.catalog.table("users").cloned().unwrap());
+    let after = Table { kind: users().kind, ..before.clone() };
+    let changes = vec![TableChange { before: Some(before), after: Some(after) }];
+    placing(world, changes)
+}
+
+fn placing(world: &World, changes: Vec<TableChange>) -> OperationKind {
+    let layout = world.with(|inner| inner.catalog.layout);
+    OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes }, sql: String::new(), layout }
+}
+
+/// Whether the table is sharded: on all servers and in the catalog, or nowhere; nothing is prepared, and no gate is closed.
+fn is_placed(world: &World) -> bool {
+    world.with(|inner| {
+        let in_catalog = inner.catalog.table("users").unwrap().shard_key().is_some();
+        assert!(inner.catalog.closed_gates().is_empty());
+        for shard in 1..=SHARDS {
+            let server = inner.servers.server(ShardId(shard));
+            assert_eq!(server.made.len(), 1 + usize::from(in_catalog), "{shard}");
+            assert!(server.prepared.is_empty(), "{shard}: {:?}", server.prepared);
+        }
+        in_catalog
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_is_placed_anew_on_all_servers_with_its_rows() {
+    let world = with_single().await;
+    // The first look is before the gates are closed.
+    world.with(|inner| inner.servers.server(ShardId(2)).busy = 4);
+    let id = world.start(placed(&world));
+    until_quiet(&world).await;
+    let done = operation(&world, id);
+    assert_eq!((done.phase, is_placed(&world)), (Phase::Successful, true), "{done:#?}");
+    assert_eq!(step_names(&done), ["check", "fence", "prepare", "commit", "commit on servers"]);
+    let count = world.with(|inner| {
+        let mut came = |shard: u32| inner.servers.server(ShardId(shard)).made[1].matches("('1', NULL)").count();
+        assert_eq!(came(1), 0);
+        came(2) + came(3) + inner.catalog.partitions_of(ShardId(1)).len()
+    });
+    assert_eq!(count, world.with(|inner| inner.catalog.partition_count as usize));
+}
+
+#[tokio::test(start_paused = true)]
+async fn gates_open_for_a_client_that_does_not_end_and_close_again() {
+    let world = with_single().await;
+    world.with(|inner| inner.servers.server(ShardId(3)).locked = 3);
+    let id = world.start(placed(&world));
+    until_quiet(&world).await;
+    let done = operation(&world, id);
+    assert_eq!((done.phase, is_placed(&world), done.attempts), (Phase::Successful, true, 4), "{done:#?}");
+
+    let world = with_single().await;
+    world.with(|inner| inner.servers.server(ShardId(3)).locked = u32::MAX);
+    let id = world.start(placed(&world));
+    until_quiet(&world).await;
+    let failed = operation(&world, id);
+    assert_eq!((failed.phase, is_placed(&world)), (Phase::Failed, false), "{failed:#?}");
+    assert_eq!(failed.code.as_deref(), Some("55P03"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_placement_survives_whatever_happens_at_any_call() {
+    for fault in [Fault::CrashBefore as fn(u64) -> Fault, Fault::CrashAfter, Fault::Lost, Fault::Unreachable] {
+        for refuses in [false, true] {
+            for at in 1.. {
+                let world = with_single().await;
+                world.with(|inner| {
+                    inner.servers.server(ShardId(3)).refuses = refuses;
+                    inner.faults = vec![fault(at)];
+                });
+                let id = world.start(placed(&world));
+                until_quiet(&world).await;
+                let ended = operation(&world, id);
+                let phase = if refuses { Phase::Failed } else { Phase::Successful };
+                assert_eq!(ended.phase, phase, "{:?}: {ended:#?}", fault(at));
+                world.with(swept);
+                assert_eq!(is_placed(&world), !refuses, "{:?}", fault(at));
+                if world.with(|inner| inner.calls) < at {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_placement_can_be_cancelled_until_its_commit() {
+    for at in 1.. {
+        let world = with_single().await;
+        let id = world.start(placed(&world));
+        world.with(|inner| inner.faults = vec![Fault::Cancel(at, id)]);
+        until_quiet(&world).await;
+        let ended = operation(&world, id);
+        let expected = if ended.committed { Phase::Successful } else { Phase::Skipped };
+        world.with(swept);
+        assert_eq!((ended.phase, is_placed(&world)), (expected, ended.committed), "{at}: {ended:#?}");
+        if world.with(|inner| inner.calls) < at {
+            break;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ids_go_on_above_what_the_server_gave_and_above_what_pleat_gave() {
+    let world = with_single().await;
+    let serial = Serial {
+        schema: "public".to_owned(),
+        sequence: "users_id_seq".to_owned(),
+        always: false,
+        first: 1,
+        last: i64::MAX,
+        sole: false,
+    };
+    let counts = |mut table: Table| {
+        table.columns[0].serial = Some(serial.clone());
+        table
+    };
+    world.with(|inner| {
+        let single = counts(inner.catalog.table("users").cloned().unwrap());
+        inner.catalog.tables.insert("users".to_owned(), single);
+        inner.servers.server(ShardId(1)).last_value = Some(41);
+    });
+    let id = world.start(placed(&world));
+    until_quiet(&world).await;
+    assert_eq!(operation(&world, id).phase, Phase::Successful);
+    let table = world.with(|inner| inner.catalog.table("users").cloned().unwrap());
+    let given = LedgerCommand::AllocateIds { table: table.id, count: 1_000, at_least: None };
+    assert_eq!(world.with(|inner| inner.servers.ledger.apply(&given)), Ok(LedgerReply::Ids { first: 42 }));
+    assert!(
+        world.with(|inner| inner.servers.all().all(|server| server.made[1].contains("setval(seqrelid, seqmax, true)")))
+    );
+
+    let after = Table { kind: TableKind::Single { shard: ShardId(2) }, ..table.clone() };
+    let changes = vec![TableChange { before: Some(table), after: Some(after) }];
+    let id = world.start(placing(&world, changes));
+    until_quiet(&world).await;
+    assert_eq!(operation(&world, id).phase, Phase::Successful);
+    let told = world.with(|inner| {
+        let told: Vec<bool> = inner.servers.all().map(|server| server.made[2].contains(", 1042, false)")).collect();
+        told
+    });
+    assert_eq!(told, [false, true, false]);
+}

@@ -50,8 +50,7 @@ pub enum Fault {
     Late(u64, u64),
     /// Before the call, one write to a reference table.
     City(u64),
-    /// A transaction that writes to a reference table, by the catalog before call `at`. It runs then, or when it is prepared
-    /// (`runs_late`), so many calls later.
+    /// A transaction that writes to a reference table, by the catalog before call `at`. It runs then, or (`runs_late`), prepared, so many calls later.
     CityTxn { at: u64, pause: u64, runs_late: bool },
     /// Before the call, someone asks for the operation to be cancelled.
     Cancel(u64, OperationId),
@@ -664,6 +663,10 @@ impl Cluster for World {
     async fn command(&self, command: Command, _: Duration) -> Result<Reply, HostError> {
         self.with(|inner| inner.about_to(&command));
         self.call(true, |inner| inner.command(command)).await
+    }
+
+    async fn ledger(&self, command: LedgerCommand, _: Duration) -> Result<LedgerReply, HostError> {
+        self.call(true, |inner| inner.servers.ledger.apply(&command).map_err(HostError::Ledger)).await
     }
 
     fn server(&self, _: ShardId) -> Result<Option<postgres::Server>, HostError> {

@@ -21,6 +21,7 @@ mod health;
 mod ndjson;
 mod openapi;
 mod operations;
+mod placement;
 mod problem;
 mod query;
 mod rebalance;
@@ -55,6 +56,7 @@ pub use openapi::Document;
 pub use operations::{
     CauseBody, DigestBody, OperationBody, OperationsBody, ProgressBody, ReceiptBody, StepBody, TableReceiptBody,
 };
+pub use placement::{PlacedBody, PlacementOfBody, PlacementRequest};
 pub use problem::{ErrorBody, Position};
 pub use query::{QueryRequest, QueryResponse, StatementBody, Trailer};
 pub use rebalance::{LeftOutBody, MoveBody, RebalanceBody, RebalancedBody};
@@ -166,6 +168,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         read("/txns", get(txns::list)),
         read("/tables", get(tables::list)),
         read("/tables/{table}", get(tables::show)),
+        change("/tables/{table}/placement", post(placement::place)),
         change("/tables/{table}/rows", post(rows::insert)),
         both("/shards", get(shards::list)),
         both("/health", get(health::health)),

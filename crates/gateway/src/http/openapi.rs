@@ -32,6 +32,7 @@ use utoipa::OpenApi;
         super::txns::list,
         super::tables::list,
         super::tables::show,
+        super::placement::place,
         super::rows::insert,
         super::shards::list,
         super::health::health,

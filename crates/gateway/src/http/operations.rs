@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, Request, State};
 use pleat_cluster::{
     Catalog, Cause, Command, CommandError, DdlEffect, Digest, Operation, OperationId, OperationKind, Phase, Receipt,
-    ShardId, TableKind, TableReceipt, rfc3339,
+    ShardId, TableChange, TableKind, TableReceipt, rfc3339,
 };
 use pleat_host::{HostError, Progress};
 use serde::{Deserialize, Serialize};
@@ -299,6 +299,13 @@ fn describe(kind: &OperationKind) -> String {
             DdlEffect::CreateView(view) => format!("create view {}", view.name),
             DdlEffect::DropView { view } => format!("drop view {view}"),
             DdlEffect::Servers { about, .. } => about.clone(),
+            DdlEffect::PlaceOnServers { changes } => {
+                let each = changes.iter().filter_map(|TableChange { before, after }| {
+                    let (before, after) = (before.as_ref()?, after.as_ref()?);
+                    Some(format!("{}: {} to {}", before.name, placed(&before.kind), placed(&after.kind)))
+                });
+                format!("place tables: {}", each.collect::<Vec<_>>().join("; "))
+            }
             DdlEffect::AlterTable { before, statement, .. } => format!("alter table {}: {statement}", before.name),
         },
     }

@@ -64,7 +64,7 @@ mod extended;
 mod guesses;
 mod known;
 mod named;
-mod relay;
+pub(crate) mod relay;
 mod run;
 mod session;
 mod settings;

@@ -11,8 +11,8 @@
 use std::time::Duration;
 
 use pleat_cluster::{
-    Catalog, Cause, Command, CommandError, DdlEffect, Operation, OperationId, OperationKind, Phase, ShardId, TableKind,
-    Tried,
+    Catalog, Cause, Command, CommandError, DdlEffect, Generation, Operation, OperationId, OperationKind, Phase,
+    ShardId, TableKind, Tried,
 };
 use pleat_host::HostError;
 use pleat_sql::{DdlAction, DdlPlan, Placement};
@@ -75,17 +75,18 @@ impl Executor {
         Command::StartOperation { kind, cause, reason, at }
     }
 
-    /// Have a schema change of shards that are servers carried out, and wait for its end. Gives a notice for people when something is left.
+    /// Have a schema change of shards that are servers carried out, which was planned by a layout, and wait for its end. `origin` and `text` are
+    /// for the journal. Gives a notice for people when something is left.
     pub(crate) async fn change_servers(
         &self,
         effect: DdlEffect,
         sql: String,
-        text: &str,
+        layout: Generation,
+        (origin, text): (&str, &str),
         within: Duration,
     ) -> Result<Option<String>, Failure> {
         let deadline = Deadline::after(within);
-        let layout = self.backend.catalog().layout;
-        let command = self.starting(OperationKind::Ddl { effect, sql, layout }, "postgresql", text);
+        let command = self.starting(OperationKind::Ddl { effect, sql, layout }, origin, text);
         let reply = self.backend.command(command, deadline.left()).await?;
         let id = reply.operation.ok_or_else(|| Failure::internal("the catalog started no operation"))?;
         self.wait_for(id, &deadline).await

@@ -17,6 +17,7 @@ mod moves_under_load;
 mod moving;
 mod operations_killed_at_every_step;
 mod place;
+mod placing_on_servers;
 mod postgres_shards;
 mod postgresql;
 mod rebalance;

@@ -48,7 +48,7 @@ pub fn psql(port: &str, query: &str) -> String {
 }
 
 /// The ports of the servers of all shards.
-async fn servers(cluster: &Cluster) -> Vec<String> {
+pub async fn servers(cluster: &Cluster) -> Vec<String> {
     let shards = cluster.get("/shards").await;
     let port = |shard: &Value| shard["server"].as_str().unwrap().split_once(':').unwrap().1.to_owned();
     shards.as_array().unwrap().iter().map(port).collect()
@@ -174,7 +174,7 @@ async fn flights_are_split_over_three_servers_while_clients_write() {
     let done = Arc::new(AtomicBool::new(false));
     let touching = [1, 2].map(|node| {
         let (done, script, port) = (done.clone(), script.path().to_owned(), cluster.pg_port(node).to_string());
-        std::thread::spawn(move || touch_until(&done, &script, &port))
+        std::thread::spawn(move || touch_until(&done, &script, &port, "simple"))
     });
     let (code, _, told) = cluster.cli(&["policy", "mode=automatic"]);
     assert_eq!(code, 0, "{told}");
@@ -210,13 +210,13 @@ async fn flights_are_split_over_three_servers_while_clients_write() {
     }
 }
 
-/// Change flights over and over; gives how often. No change may fail.
-fn touch_until(done: &AtomicBool, script: &Path, port: &str) -> u64 {
+/// Run a script over and over, in this mode of pgbench; gives how often. No run may fail.
+pub fn touch_until(done: &AtomicBool, script: &Path, port: &str, mode: &str) -> u64 {
     let (clients, each) = (2, 25);
     let mut count = 0;
     while !done.load(Ordering::Relaxed) {
         let run = Command::new("pgbench")
-            .args(["-n", "-c", &clients.to_string(), "-t", &each.to_string()])
+            .args(["-n", "-M", mode, "-c", &clients.to_string(), "-t", &each.to_string()])
             .args(["-h", "127.0.0.1", "-U", "pleat", "-p", port, "-f"])
             .arg(script)
             .arg("pleat")

@@ -1,6 +1,8 @@
 //! Changes of the schema: Pleat's own clause, and what of the statement decides how it is carried out.
 //!
-//! `CREATE TABLE t (…) SHARD BY (k)`, `… REFERENCE` and `… SINGLE` are PostgreSQL's statement with one more clause at its end, which is cut off. What a
+//! `CREATE TABLE t (…) SHARD BY (k)`, `… REFERENCE` and `… SINGLE` are PostgreSQL's statement with one more clause at its end, which is cut off.
+//! `ALTER TABLE t SHARD BY (k)` (and so on) is no statement of PostgreSQL's; it may name several tables, since foreign keys tie them:
+//! `ALTER TABLE t SHARD BY (k), u SHARD BY (t_k), v REFERENCE`. What a
 //! change comes to (columns, types, the primary key) is learned from a server that has tried it, so nothing of that is read here.
 
 use std::collections::BTreeSet;
@@ -35,7 +37,7 @@ impl Ddl {
             statement: statement.to_owned(),
             placement: None,
             notice: None,
-            place: false,
+            places: Vec::new(),
             table: None,
             if_not_exists: false,
             if_exists: false,
@@ -345,14 +347,44 @@ impl Change<'_, '_> {
         }
         self.ddl.in_transaction = !self.has(&["CONCURRENTLY"]);
         self.ddl.try_first = self.ddl.in_transaction;
-        let alone =
-            self.is(&["SHARD", "BY"]) || self.at + 1 == self.to && (self.is(&["REFERENCE"]) || self.is(&["SINGLE"]));
-        if alone {
-            self.ddl.placement = self.placement()?.0;
-            self.ddl.place = true;
-            self.ddl.statement = String::new();
+        let ends = self.at + 1 == self.to || self.reader.tokens.is_symbol(self.at + 1, ",");
+        if self.is(&["SHARD", "BY"]) || ends && (self.is(&["REFERENCE"]) || self.is(&["SINGLE"])) {
+            self.places()?;
         }
         Ok(())
+    }
+
+    /// The first table's placement, and other tables with theirs.
+    fn places(&mut self) -> Result<(), SqlError> {
+        let tokens = self.reader.tokens;
+        self.ddl.statement = String::new();
+        let mut table = self.ddl.table.clone().unwrap_or_default();
+        loop {
+            let placement = if self.accept(&["REFERENCE"]) {
+                Placement::Reference
+            } else if self.accept(&["SINGLE"]) {
+                Placement::Single
+            } else if self.accept(&["SHARD", "BY"]) {
+                let key = tokens.name(self.at + 1).filter(|_| {
+                    self.at + 2 < self.to && tokens.is_symbol(self.at, "(") && tokens.is_symbol(self.at + 2, ")")
+                });
+                let key = key.ok_or_else(|| self.reader.expected(self.at, "one column in parentheses"))?;
+                self.at += 3;
+                Placement::Sharded { key }
+            } else {
+                return Err(self.reader.expected(self.at, "SHARD BY (a column), REFERENCE or SINGLE"));
+            };
+            self.ddl.places.push((table, placement));
+            if self.at == self.to {
+                return Ok(());
+            }
+            if !tokens.is_symbol(self.at, ",") {
+                return Err(self.reader.expected(self.at, "a comma and another table, or the end of the statement,"));
+            }
+            self.at += 1;
+            self.accept(&["TABLE"]);
+            table = self.key("a table's name")?;
+        }
     }
 
     fn drop(&mut self) -> Result<(), SqlError> {

@@ -304,12 +304,13 @@ pub struct Ddl {
     pub about: String,
     /// The statement without Pleat's clause.
     pub statement: String,
-    /// CREATE TABLE, or with `place` ALTER TABLE: where the table's rows live, as the statement or the configuration says, else single.
+    /// CREATE TABLE: where the table's rows live, as the statement or the configuration says, else single.
     pub placement: Option<Placement>,
     /// Something that the user should know: where the rows of a new table live, when the statement didn't say so.
     pub notice: Option<String>,
-    /// ALTER TABLE … SHARD BY, REFERENCE, SINGLE: only the placement changes, and servers have nothing to run.
-    pub place: bool,
+    /// ALTER TABLE … SHARD BY, REFERENCE, SINGLE: the tables whose placements change, by their keys in the catalog, all at once. Nothing else
+    /// does, and servers have nothing to run.
+    pub places: Vec<(String, Placement)>,
     /// The table that the statement is about, by its key in the catalog (or the one that it will have).
     pub table: Option<String>,
     pub if_not_exists: bool,

@@ -119,7 +119,7 @@ impl World {
                     .triggers
                     .retain(|known| known.name != trigger);
             }
-            DdlEffect::Servers { .. } => unreachable!("a plan for SQLite"),
+            DdlEffect::Servers { .. } | DdlEffect::PlaceOnServers { .. } => unreachable!("a plan for SQLite"),
             DdlEffect::CreateView(view) => {
                 self.views.insert(view.name.to_ascii_lowercase(), view);
             }

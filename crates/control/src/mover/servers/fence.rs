@@ -22,9 +22,9 @@ const FENCES_MAX: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A transaction that is open for so long already is not going to end within a pause: the gates are not closed on its account.
-const LONG_S: u64 = 1;
+pub(crate) const LONG_S: u64 = 1;
 /// How long such transactions are waited for.
-const LONG_LIMIT: Duration = Duration::from_secs(600);
+pub(crate) const LONG_LIMIT: Duration = Duration::from_secs(600);
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Close the gates, carry the rest over, and commit; as often as it takes.
@@ -82,7 +82,7 @@ pub(super) async fn hand_over(
 }
 
 /// Have the catalog close the gates. Gives the generation as of which they are.
-async fn close(work: &Work) -> Result<Generation, Stop> {
+pub(crate) async fn close(work: &Work) -> Result<Generation, Stop> {
     let (operation, epoch, at) = (work.id, work.tools.epochs.term(), work.cluster().now_ms());
     work.command(Command::SetGates { operation, closed: true, epoch, at }).await?;
     work.operation()?.gates_closed.ok_or_else(|| Stop::Again("the gates were opened".to_owned()))
@@ -138,7 +138,7 @@ async fn wait_for_long_ones(work: &Work, asking: &mut Connection, mover: &mut Mo
     }
 }
 
-fn describe(one: &Unsettled) -> String {
+pub(crate) fn describe(one: &Unsettled) -> String {
     let who = match (one.pid, &one.gid) {
         (Some(pid), _) => format!("process {pid} of the server"),
         (None, Some(gid)) => format!("'{gid}', prepared"),

@@ -47,6 +47,7 @@ mod fence;
 pub(crate) use attempt::BUILD_INDEXES;
 pub(super) use attempt::{CHECK, attempt};
 pub(super) use clean::{forward, take_back, take_back_patiently};
+pub(crate) use fence::{FENCE_LIMIT, LONG_LIMIT, LONG_S, close, describe};
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -68,7 +69,7 @@ const SETTLED_LIMIT: Duration = Duration::from_secs(2);
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 
 /// Open the gates, as far as this leader knows closed or not: a command that closes them may still be on its way.
-pub(super) async fn open_gates(work: &Work) -> Result<(), Stop> {
+pub(crate) async fn open_gates(work: &Work) -> Result<(), Stop> {
     let operation = work.operation()?;
     if operation.attempts == 0 || operation.committed || operation.given_up {
         return Ok(());
@@ -90,7 +91,7 @@ async fn settle(work: &Work, shard: ShardId, generation: Generation, writes: boo
 }
 
 /// What keeps the routers from saying that; `None`: they have.
-async fn unsettled(
+pub(crate) async fn unsettled(
     work: &Work,
     shard: ShardId,
     generation: Generation,

@@ -29,6 +29,7 @@ use pleat_engine::postgres::Lease;
 use pleat_sql::postgres::{Ddl, Placement, Planned};
 
 use super::block::Answered;
+use super::place::{has_rows, place};
 use super::{Relay, views};
 use crate::pg::cancel::Key;
 use crate::pg::client::{Client, Stop};
@@ -36,7 +37,7 @@ use crate::pg::wire::write::Severity;
 use crate::session::Failure;
 
 /// How long a schema change may take.
-const CHANGE_TIME_MAX: Duration = Duration::from_secs(600);
+pub(super) const CHANGE_TIME_MAX: Duration = Duration::from_secs(600);
 /// How long a trial waits for a lock.
 const TRIAL: &str = "BEGIN; SET LOCAL lock_timeout = '5s'";
 
@@ -72,14 +73,14 @@ const REFERENCES: &str = "SELECT n.nspname, c.relname, o.conname, fn.nspname, f.
     FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
     JOIN pg_class f ON f.oid = o.confrelid JOIN pg_namespace fn ON fn.oid = f.relnamespace WHERE o.contype = 'f' AND o.conparentid = 0 ORDER BY 1, 2, 3";
 /// What a server says of its tables.
-struct Seen {
+pub(super) struct Seen {
     /// By their keys in the catalog. What kind they are is not the server's to know.
-    tables: BTreeMap<String, Described>,
+    pub tables: BTreeMap<String, Described>,
     references: Vec<Reference>,
 }
 
-struct Described {
-    name: String,
+pub(super) struct Described {
+    pub name: String,
     columns: Vec<Column>,
     primary_key: Vec<String>,
     uniques: Vec<Unique>,
@@ -104,7 +105,7 @@ struct Reference {
 }
 
 impl Described {
-    fn table(&self, kind: TableKind) -> Table {
+    pub fn table(&self, kind: TableKind) -> Table {
         let mut table = Table {
             id: TableId(0),
             name: self.name.clone(),
@@ -170,10 +171,16 @@ impl Relay {
         if let Some(notice) = &ddl.notice {
             client.out.notice(Severity::Notice, "00000", notice);
         }
-        let Tried { changes, views, tag } = match (ddl.place, ddl.try_first) {
-            (true, _) => Tried::of(self.placed(ddl).await?, "ALTER TABLE".to_owned()),
-            (false, true) => self.tried(ddl).await?,
-            (false, false) => Tried::of(Vec::new(), tag_of(&ddl.about)),
+        if !ddl.places.is_empty() {
+            for notice in place(&self.shared.app, &ddl.places, ddl.if_exists, "postgresql", &planned.text).await? {
+                client.out.notice(Severity::Notice, "00000", &notice);
+            }
+            return Ok(Answered::Tag("ALTER TABLE".to_owned()));
+        }
+        let layout = self.catalog().layout;
+        let Tried { changes, views, tag } = match ddl.try_first {
+            true => self.tried(ddl).await?,
+            false => Tried { changes: Vec::new(), views: Vec::new(), tag: tag_of(&ddl.about) },
         };
         if ddl.if_not_exists
             && changes.is_empty()
@@ -185,13 +192,14 @@ impl Relay {
         }
         let withheld = withhold(changes.iter().filter_map(|change| change.after.as_ref()));
         let effect = DdlEffect::Servers { about: ddl.about.clone(), changes, views };
-        let sql = match (ddl.place, withheld) {
-            (true, withheld) => withheld.unwrap_or_default(),
-            (false, Some(withheld)) => format!("{}; {withheld}", ddl.statement),
-            (false, None) => ddl.statement.clone(),
+        let sql = match withheld {
+            Some(withheld) => format!("{}; {withheld}", ddl.statement),
+            None => ddl.statement.clone(),
         };
         let executor = &self.shared.app.executor;
-        if let Some(notice) = executor.change_servers(effect, sql, &planned.text, CHANGE_TIME_MAX).await? {
+        let changed =
+            executor.change_servers(effect, sql, layout, ("postgresql", &planned.text), CHANGE_TIME_MAX).await?;
+        if let Some(notice) = changed {
             client.out.notice(Severity::Notice, "00000", &notice);
         }
         Ok(Answered::Tag(tag))
@@ -246,7 +254,7 @@ impl Relay {
         for change in &changes {
             if let (Some(before), Some(after)) = (&change.before, &change.after)
                 && let Some(column) = newly_sole(before, after)
-                && self.has_rows(&before.name).await?
+                && has_rows(&self.shared.app, &before.name).await?
             {
                 return Err(Failure::new(
                     "0A000",
@@ -262,72 +270,6 @@ impl Relay {
         views::check(&catalog.tables, &catalog.views, &changes, &views)?;
         Ok(Tried { changes, views, tag })
     }
-
-    /// What a change of placement does to a table. It has no rows yet, else they would have to move.
-    async fn placed(&mut self, ddl: &Ddl) -> Result<Vec<TableChange>, Failure> {
-        let catalog = self.catalog();
-        let name = ddl.table.as_deref().unwrap_or_default();
-        let unknown = || Failure::new("42P01", format!("relation \"{name}\" does not exist"), "\\d lists the tables");
-        let table = catalog.tables.get(name).ok_or_else(unknown)?;
-        let anchor = crate::session::anchor(&catalog)?;
-        let mut lease = self.lease(anchor).await?;
-        let seen = look(&mut lease).await?;
-        let described = seen.tables.get(name).ok_or_else(unknown)?;
-        let placement = ddl.placement.as_ref().ok_or_else(|| Failure::internal("a placement was not read"))?;
-        if self.has_rows(&described.name).await? {
-            return Err(Failure::new(
-                "0A000",
-                format!("{name} has rows, and on PostgreSQL shards only an empty table can be placed anew yet"),
-                "make another table with the placement, and INSERT or COPY the rows into it",
-            ));
-        }
-        if !matches!(placement, Placement::Reference) {
-            let views = format!(
-                "SELECT 1 FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid WHERE d.classid = 'pg_rewrite'::regclass \
-                 AND d.refclassid = 'pg_class'::regclass AND d.refobjid = '{}'::regclass AND r.ev_class <> d.refobjid LIMIT 1",
-                written(&described.name).replace('\'', "''")
-            );
-            if !lease.ask(&views).await?.rows.is_empty() {
-                return Err(Failure::new(
-                    "0A000",
-                    format!("a view reads {name}, and would see the rows of one shard only"),
-                    "drop the view first",
-                ));
-            }
-        }
-        let after = Table { id: table.id, ..described.table(placed(described, placement, anchor)?) };
-        let changes = vec![TableChange { before: Some(table.clone()), after: Some(after) }];
-        check_defaults(&catalog.tables, &changes, &seen, &seen)?;
-        check(&catalog.tables, &changes, &seen)?;
-        // What the server has given is not given again, though the rows are gone.
-        if let ([TableChange { after: Some(after), .. }], TableKind::Single { shard }) =
-            (changes.as_slice(), &table.kind)
-            && let Some((_, serial)) = after.serial()
-        {
-            // At its end it was withheld, and has given nothing of that.
-            let name = serial.qualified();
-            let end =
-                format!("(SELECT seqmax FROM pg_sequence WHERE seqrelid = '{}'::regclass)", name.replace('\'', "''"));
-            let asked = format!("SELECT last_value FROM {name} WHERE is_called AND last_value < {end}");
-            let asked = self.lease(*shard).await?.ask(&asked).await?;
-            let last = asked.rows.first().and_then(|row| row.first()?.as_deref()?.parse::<i64>().ok());
-            if let Some(last) = last {
-                self.shared.app.executor.set_serial(table.id, last).await?;
-            }
-        }
-        Ok(changes)
-    }
-
-    /// Whether any shard has a row of a table.
-    async fn has_rows(&mut self, name: &str) -> Result<bool, Failure> {
-        for shard in self.catalog().active_shards() {
-            let asked = self.lease(shard.id).await?.ask(&format!("SELECT 1 FROM {} LIMIT 1", written(name))).await?;
-            if !asked.rows.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
 }
 
 /// What a change came to where it was tried.
@@ -337,14 +279,8 @@ struct Tried {
     tag: String,
 }
 
-impl Tried {
-    fn of(changes: Vec<TableChange>, tag: String) -> Tried {
-        Tried { changes, views: Vec::new(), tag }
-    }
-}
-
 /// Ask a server for its tables.
-async fn look(lease: &mut Lease) -> Result<Seen, Failure> {
+pub(super) async fn look(lease: &mut Lease) -> Result<Seen, Failure> {
     let mut tables: BTreeMap<String, Described> = BTreeMap::new();
     for row in lease.ask(COLUMNS).await?.rows {
         let text = |at: usize| row.get(at).cloned().flatten();
@@ -494,7 +430,7 @@ fn changes(
     Ok(found)
 }
 
-fn placed(described: &Described, placement: &Placement, anchor: ShardId) -> Result<TableKind, Failure> {
+pub(super) fn placed(described: &Described, placement: &Placement, anchor: ShardId) -> Result<TableKind, Failure> {
     match placement {
         Placement::Sharded { key } => sharded(described, key),
         Placement::Reference => Ok(TableKind::Reference),
@@ -536,6 +472,12 @@ fn sharded(described: &Described, key: &str) -> Result<TableKind, Failure> {
 
 /// Whether what the tables declare can hold.
 fn check(known: &Tables, changes: &[TableChange], seen: &Seen) -> Result<(), Failure> {
+    faults(known, changes, seen).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// What of that can't.
+pub(super) fn faults(known: &Tables, changes: &[TableChange], seen: &Seen) -> Vec<Failure> {
+    let mut found = Vec::new();
     let changed = |name: &str| {
         changes.iter().filter_map(|change| change.after.as_ref()).find(|table| table.name.eq_ignore_ascii_case(name))
     };
@@ -543,11 +485,11 @@ fn check(known: &Tables, changes: &[TableChange], seen: &Seen) -> Result<(), Fai
     for after in changes.iter().filter_map(|change| change.after.as_ref()) {
         let Some(described) = seen.tables.get(&after.name.to_ascii_lowercase()) else { continue };
         for unique in &described.uniques {
-            check_unique(after, &format!("the unique index {}", unique.name), &unique.columns)?;
+            found.extend(check_unique(after, &format!("the unique index {}", unique.name), &unique.columns).err());
         }
     }
     for change in changes {
-        check_serial(change, seen)?;
+        found.extend(check_serial(change, seen).err());
     }
     for reference in &seen.references {
         if changed(&reference.table).is_none() && changed(&reference.to).is_none() {
@@ -573,15 +515,15 @@ fn check(known: &Tables, changes: &[TableChange], seen: &Seen) -> Result<(), Fai
                 to.kind_name()
             );
             let hint = "a foreign key may refer to a REFERENCE table, or lead from shard key to shard key";
-            return Err(Failure::new("0A000", message, hint));
+            found.push(Failure::new("0A000", message, hint));
         }
     }
-    Ok(())
+    found
 }
 
 /// The column that a change makes unique over all shards for no other reason than that Pleat gives its values: those that are there it has
 /// perhaps not given.
-fn newly_sole<'t>(before: &Table, after: &'t Table) -> Option<&'t str> {
+pub(super) fn newly_sole<'t>(before: &Table, after: &'t Table) -> Option<&'t str> {
     let (name, _) = after.serial().filter(|(_, serial)| serial.sole)?;
     let was = before.serial().is_some_and(|(_, serial)| serial.sole);
     (!was).then_some(name)
@@ -589,7 +531,12 @@ fn newly_sole<'t>(before: &Table, after: &'t Table) -> Option<&'t str> {
 
 /// Whether a server would fill a column from a sequence where Pleat can't. A default that becomes another one is no change to the catalog, so all
 /// columns are looked at, but not what was there before.
-fn check_defaults(known: &Tables, changes: &[TableChange], before: &Seen, after: &Seen) -> Result<(), Failure> {
+pub(super) fn check_defaults(
+    known: &Tables,
+    changes: &[TableChange],
+    before: &Seen,
+    after: &Seen,
+) -> Result<(), Failure> {
     let changed = |name: &str| {
         changes.iter().filter_map(|change| change.after.as_ref()).find(|table| table.name.eq_ignore_ascii_case(name))
     };
@@ -615,23 +562,9 @@ fn check_defaults(known: &Tables, changes: &[TableChange], before: &Seen, after:
 
 /// Whether Pleat can give the values of a table's column that counts.
 fn check_serial(change: &TableChange, seen: &Seen) -> Result<(), Failure> {
-    let counted = |table: &&Table| table.serial().is_some();
-    let before = change.before.as_ref().filter(counted);
     let Some(after) = &change.after else { return Ok(()) };
     let refused = |message: String, hint: &str| Err(Failure::new("0A000", message, hint.to_owned()));
-    let Some((name, serial)) = after.serial() else {
-        let placed = before.is_some() && matches!(after.kind, TableKind::Single { .. });
-        return match placed {
-            true => refused(
-                format!(
-                    "{} would count from its server's sequence, which knows nothing of the values that Pleat gave",
-                    after.name
-                ),
-                "create another table as SINGLE",
-            ),
-            false => Ok(()),
-        };
-    };
+    let Some((name, serial)) = after.serial() else { return Ok(()) };
     let table = &after.name;
     if after.columns.iter().filter(|column| column.serial.is_some()).count() > 1 {
         return refused(

@@ -16,6 +16,7 @@
 //! - [`block`]: transactions, over one shard or several.
 //! - [`copy`]: rows in and out, split by their keys.
 //! - [`ddl`]: schema changes, tried on one shard, then made on all by an operation of the journal.
+//! - [`place`]: tables that get another placement.
 //! - [`settings`]: SET and its like.
 //! - [`serial`]: values of serial columns, which no server gives.
 //!
@@ -60,6 +61,7 @@ mod extended;
 mod gather;
 mod messages;
 mod part;
+mod place;
 mod serial;
 mod settings;
 mod simple;
@@ -88,6 +90,7 @@ use block::Block;
 use extended::{Portal, Prepared};
 use gather::Cursor;
 use part::Part;
+pub(crate) use place::place;
 use settings::Settings;
 
 /// How long a session waits for a connection to a shard.

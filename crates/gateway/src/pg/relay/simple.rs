@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pleat_cluster::ShardId;
+use pleat_cluster::{Generation, ShardId};
 use pleat_engine::postgres::wire::frontend::Bind;
 use pleat_engine::postgres::{Request, Statement};
 use pleat_sql::postgres::{Direction, Planned, Query, Route, Shape, What};
@@ -46,6 +46,7 @@ impl Relay {
         if let Some(failed) = self.shaped(client, key, text).await? {
             return Ok(failed);
         }
+        let by = self.shared.app.backend.catalog().generation;
         let plan = self.plan(text)?;
         if plan.is_empty() {
             client.out.plain(b'I');
@@ -61,10 +62,7 @@ impl Relay {
             if !alone && !controls(&planned.what) && !matches!(planned.what, What::Ddl(_)) {
                 self.begin_implicitly().await?;
             }
-            // A schema change before it may have changed what the text means.
-            let fresh = if alone { plan.clone() } else { self.plan(&planned.text)? };
-            let planned = fresh.first().filter(|_| fresh.len() == 1).unwrap_or(planned);
-            if self.statement(client, key, planned).await? {
+            if self.statement(client, key, planned, by).await? {
                 return Ok(true);
             }
             client.flush_much().await?;
@@ -95,10 +93,30 @@ impl Relay {
         Ok(Some(self.through(client, key, shard, shape.statement).await?.failed()))
     }
 
-    /// One statement, answered in text. True: a server's error was passed on.
-    async fn statement(&mut self, client: &mut Client, key: &Key, planned: &Planned) -> Result<bool, Stop> {
+    /// One statement, answered in text, that was planned by this generation or a newer one. True: a server's error was passed on.
+    async fn statement(
+        &mut self,
+        client: &mut Client,
+        key: &Key,
+        planned: &Planned,
+        by: Generation,
+    ) -> Result<bool, Stop> {
         for _ in 0..ROUTES_MAX {
-            self.route_anew(may_write(&planned.what));
+            self.route_anew(false);
+            // The tables may be others by now, by a statement before this one, too.
+            let fresh = match self.catalog().generation == by {
+                true => None,
+                false => match self.plan(&planned.text) {
+                    Ok(fresh) => Some(fresh),
+                    Err(failure) => {
+                        self.routed = None;
+                        return Err(failure.into());
+                    }
+                },
+            };
+            let fresh = fresh.as_ref().and_then(|fresh| fresh.first().filter(|_| fresh.len() == 1));
+            let planned = fresh.unwrap_or(planned);
+            self.writes |= may_write(&planned.what);
             let done = self.routed_statement(client, key, planned).await;
             self.routed = None;
             if !matches!(done, Err(Stop::Stale)) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pleat_cluster::{TableChange, Tables, View, ViewChange, Views, table_key};
+use pleat_cluster::{Catalog, TableChange, Tables, View, ViewChange, Views, table_key};
 use pleat_engine::postgres::Lease;
 use pleat_sql::Schema;
 use pleat_sql::postgres::{What, prepare};
@@ -46,6 +46,13 @@ pub(super) fn changes(known: &Views, before: &Views, mut after: Views) -> Vec<Vi
     after.retain(|key, view| before.get(key) != Some(view));
     let new = after.into_iter().map(|(key, view)| ViewChange { before: known.get(&key).cloned(), after: Some(view) });
     gone.into_iter().chain(new).collect()
+}
+
+/// Whether all views can be read when tables live elsewhere.
+pub(super) fn check_placed(catalog: &Catalog, changes: &[TableChange]) -> Result<(), Failure> {
+    let same = |view: &View| ViewChange { before: Some(view.clone()), after: Some(view.clone()) };
+    let all: Vec<ViewChange> = catalog.views.values().map(same).collect();
+    check(&catalog.tables, &catalog.views, changes, &all)
 }
 
 /// Whether views can be read through Pleat: those that change, as tables and views are going to be.
