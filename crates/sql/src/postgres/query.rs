@@ -41,8 +41,14 @@ pub(super) fn plan(reader: &Reader, from: usize, to: usize) -> Result<Query, Sql
     }
 }
 
-/// What needs values of Pleat's is planned with places for them.
 fn routed(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
+    let tokens = reader.tokens;
+    let notifies = (from..to).any(|at| tokens.name(at).is_some_and(|name| name == "pg_notify"));
+    Ok(Query { notifies, ..given_values(reader, from, to)? })
+}
+
+/// What needs values of Pleat's is planned with places for them.
+fn given_values(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
     let Some(given) = serial::given(reader, from, to)? else {
         let mut query = planned(reader, from, to)?;
         query.counts = serial::counts(reader.tokens, from, to);
@@ -90,6 +96,7 @@ fn of_statement(analysis: &Analysis, statement: &Statement, range: (usize, usize
         in_transaction: true,
         tables: tables.into_iter().collect(),
         counts: false,
+        notifies: false,
         given: None,
         keys: keys(&plan),
         plan,
@@ -164,7 +171,18 @@ pub(super) fn named<'s>(reader: &Reader<'s>, from: usize, to: usize) -> Vec<&'s 
 fn any(writes: bool, pins: bool) -> Query {
     let plan = Plan { keyed: Vec::new(), singles: BTreeSet::new(), several: Several::Any };
     let (tables, given, keys) = (Vec::new(), None, Vec::new());
-    Query { verb: Verb::Other, writes, pins, in_transaction: true, tables, counts: false, given, keys, plan }
+    Query {
+        verb: Verb::Other,
+        writes,
+        pins,
+        in_transaction: true,
+        tables,
+        counts: false,
+        notifies: false,
+        given,
+        keys,
+        plan,
+    }
 }
 
 /// A statement that isn't understood may go to any shard if nothing of the cluster's is in it.
