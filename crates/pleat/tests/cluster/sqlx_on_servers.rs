@@ -13,7 +13,7 @@ const COLUMNS: &str = "customer uuid, id int, product int REFERENCES rs_products
 const CUSTOMERS: u128 = 12;
 const INSERT: &str = "INSERT INTO rs_orders VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 
-#[derive(Debug, PartialEq, FromRow)]
+#[derive(Debug, PartialEq)]
 struct Order {
     customer: Uuid,
     id: i32,
@@ -25,6 +25,23 @@ struct Order {
     doc: Json<Vec<Option<u64>>>,
     raw: Vec<u8>,
     open: bool,
+}
+
+impl FromRow<'_, PgRow> for Order {
+    fn from_row(row: &PgRow) -> Result<Order, Error> {
+        Ok(Order {
+            customer: row.try_get("customer")?,
+            id: row.try_get("id")?,
+            product: row.try_get("product")?,
+            placed: row.try_get("placed")?,
+            total: row.try_get("total")?,
+            tags: row.try_get("tags")?,
+            parts: row.try_get("parts")?,
+            doc: row.try_get("doc")?,
+            raw: row.try_get("raw")?,
+            open: row.try_get("open")?,
+        })
+    }
 }
 
 impl Order {
