@@ -150,7 +150,7 @@ fn java() -> anyhow::Result<()> {
     }
     eprintln!("tests need a JDK and PostgreSQL's JDBC driver; installing them");
     run::program("apt-get", &["update"])?;
-    let jdk = if run::answers("javac", &["-version"]) { &[][..] } else { &["default-jdk-headless"] };
+    let jdk: &[&str] = if run::answers("javac", &["-version"]) { &[] } else { &["default-jdk-headless"] };
     let install = ["install", "--yes", "--no-install-recommends", "libpostgresql-jdbc-java"];
     run::program("apt-get", &[&install[..], jdk].concat())
         .context("install a JDK and libpostgresql-jdbc-java (as root, or install them yourself)")

@@ -4,7 +4,7 @@ use futures::TryStreamExt;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolCopyExt, PgPoolOptions, PgRow};
 use sqlx::types::chrono::{DateTime, Utc};
 use sqlx::types::{Decimal, Json, Uuid};
-use sqlx::{Acquire, Connection, Error, FromRow, QueryBuilder, Row};
+use sqlx::{Acquire, Connection, Error, FromRow, Postgres, QueryBuilder, Row};
 
 use crate::harness::PATIENCE;
 
@@ -181,7 +181,7 @@ async fn transactions(pool: &PgPool) {
     assert_eq!(count(pool).await, 36);
 
     let mut transaction = pool.begin().await.unwrap();
-    let mut insert = QueryBuilder::new("INSERT INTO rs_orders (customer, id, placed) ");
+    let mut insert = QueryBuilder::<Postgres>::new("INSERT INTO rs_orders (customer, id, placed) ");
     insert.push_values(20_u128..30, |mut row, customer| {
         row.push_bind(Uuid::from_u128(customer)).push_bind(9).push("now()");
     });

@@ -29,10 +29,8 @@ pub fn messages(input: &[u8]) -> u64 {
     };
     let pieces: Vec<&[u8]> = input.chunks(1 + input.len() % 7).collect();
     let (found, failed) = read(&[input]);
-    assert_eq!((&found, &failed), {
-        let (found, failed) = &read(&pieces);
-        (&found.clone(), &failed.clone())
-    });
+    let again = read(&pieces);
+    assert_eq!((&found, &failed), (&again.0, &again.1));
     for whole in &found {
         for formats in [&[][..], &[1], &[0, 1]] {
             assert_eq!(with_formats(whole, formats).len(), whole.bytes.len());
