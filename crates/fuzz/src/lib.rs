@@ -13,8 +13,8 @@
 //! the first check of a parser.
 //!
 //! A target has failed when it panics, takes longer than [`TIME_MAX`], or holds more than [`HELD_MAX`] bytes at a time (see [`held`]). The
-//! input is then made smaller as far as it still fails, and printed in the form that `cargo xtask fuzz TARGET --input …` takes. One that ends the whole process
-//! (a stack that overflows) can't be printed any more: so each is written to a file before it is tried, and that stays.
+//! input is then made smaller as far as it still fails, and printed in the form that `cargo xtask fuzz TARGET --input …` takes.
+//! One that ends the whole process (a stack that overflows) can't be printed any more: so each is written to a file before it is tried, and that stays.
 //!
 //! The crates have their targets among their own tests, because parsers are nobody else's business: each has a test `fuzz_targets` that calls
 //! [`run`]. Without anything said it is short and always the same; `cargo xtask fuzz` tells it otherwise by the environment.

@@ -100,7 +100,8 @@ async fn idle_and_slow_clients_cost_a_node_little() {
     answered(&mut other).await;
     drop(idle);
 
-    // 500 MB for each of those who read nothing: of one server, of each server, and as a COPY. (That they are given up after a while is the gateway's test.)
+    // 500 MB for each of those who read nothing: of one server, of each server, and as a COPY. (That they are given up
+    // after a while is the gateway's test.)
     let before = resident(pid);
     let mut slow = Vec::new();
     for text in [
