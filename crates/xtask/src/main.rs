@@ -1,10 +1,11 @@
-//! Chores of the repository: `cargo xtask test`, `ci`, `tidy` and `bench`.
+//! Chores of the repository: `cargo xtask test`, `fuzz`, `ci`, `tidy` and `bench`.
 //!
 //! They are Rust and not scripts so that they run wherever Pleat builds, and so that what they check can itself
 //! be tested.
 
 mod bench;
 mod data;
+mod fuzz;
 mod run;
 mod sim;
 mod test;
@@ -33,6 +34,8 @@ enum Chore {
     },
     /// Simulate whole clusters, each from a seed: `--seeds 200`, or `--seed 7` with its trace, or `--bugs`
     Sim(sim::Args),
+    /// Try what reads strangers' bytes with inputs that are nearly right: all targets, or one; `--input` tries one again
+    Fuzz(fuzz::Args),
     /// What must pass before anything is merged: format, lints, tidiness, tests
     Ci,
     /// Check the layering, the size of files, and other rules of the house
@@ -56,6 +59,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Chore::Sim(args) => sim::run(&args),
+        Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Ci => ci(),
         Chore::Tidy => tidy::run(),
         Chore::Bench { args } => bench::run(&args),

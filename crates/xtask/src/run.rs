@@ -28,13 +28,22 @@ pub fn cargo_told(args: &[&str], told: &[(&str, String)]) -> anyhow::Result<()> 
 
 /// Run a program in the root and show what it says.
 pub fn program(name: &str, args: &[&str]) -> anyhow::Result<()> {
-    program_told(name, args, &[])
+    carry_out(name, args, &mut command(name, args))
+}
+
+/// The same in another folder.
+pub fn program_in(folder: &Path, name: &str, args: &[&str]) -> anyhow::Result<()> {
+    carry_out(name, args, command(name, args).current_dir(folder))
 }
 
 fn program_told(name: &str, args: &[&str], told: &[(&str, String)]) -> anyhow::Result<()> {
-    eprintln!("$ {} {}", Path::new(name).file_name().unwrap_or_default().to_string_lossy(), args.join(" "));
     let told = told.iter().map(|(name, value)| (*name, value.as_str()));
-    let status = command(name, args).envs(told).status().with_context(|| format!("start {name}"))?;
+    carry_out(name, args, command(name, args).envs(told))
+}
+
+fn carry_out(name: &str, args: &[&str], command: &mut Command) -> anyhow::Result<()> {
+    eprintln!("$ {} {}", Path::new(name).file_name().unwrap_or_default().to_string_lossy(), args.join(" "));
+    let status = command.status().with_context(|| format!("start {name}"))?;
     if !status.success() {
         bail!("`{name} {}` failed ({status})", args.join(" "));
     }

@@ -9,6 +9,8 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
     c_compiler()?;
     faults()?;
     drivers()?;
+    node()?;
+    java()?;
     postgresql()?;
     nextest()?;
     data::ensure_there(&run::target())?;
@@ -89,6 +91,69 @@ fn drivers() -> anyhow::Result<()> {
     run::program("apt-get", &["update"])?;
     run::program("apt-get", &[&["install", "--yes", "--no-install-recommends"], &packages[..]].concat())
         .context("install psql and Python's drivers (as root, or install them yourself)")
+}
+
+/// Node and its driver `pg`. Debian's package of that needs Debian's own node; where there is another one, the package is unpacked
+/// into the target directory, and nothing on the machine changes.
+fn node() -> anyhow::Result<()> {
+    let apt = run::answers("apt-get", &["--version"]);
+    if !run::answers("node", &["--version"]) {
+        if !apt {
+            bail!("tests need node (nodejs) and its driver pg (node-pg); install them");
+        }
+        eprintln!("tests need nodejs; installing it");
+        run::program("apt-get", &["update"])?;
+        run::program("apt-get", &["install", "--yes", "--no-install-recommends", "nodejs"])
+            .context("install nodejs (as root, or install it yourself)")?;
+    }
+    let unpacked = run::target().join("test-data/node");
+    let works = |modules: &std::path::Path| {
+        let script = "process.env.NODE_PATH = process.argv[1]; require('module')._initPaths(); require('pg'); require('pg-query-stream')";
+        modules.to_str().is_some_and(|modules| run::answers("node", &["-e", script, modules]))
+    };
+    if works("/usr/share/nodejs".as_ref()) || works(&unpacked.join("usr/share/nodejs")) {
+        return Ok(());
+    }
+    if !apt {
+        bail!("tests need node's driver pg in /usr/share/nodejs (node-pg); install it");
+    }
+    eprintln!("tests need node's driver pg; unpacking Debian's node-pg into {}", unpacked.display());
+    let fresh = run::target().join("test-data/node.new");
+    if fresh.exists() {
+        std::fs::remove_dir_all(&fresh).with_context(|| format!("remove {}", fresh.display()))?;
+    }
+    std::fs::create_dir_all(&fresh).with_context(|| format!("make {}", fresh.display()))?;
+    // What `pg` itself asks for; the rest of what the package depends on is for other parts of it.
+    run::program_in(&fresh, "apt-get", &["download", "node-pg", "node-split2", "node-xtend"])
+        .context("fetch node-pg from Debian (`apt-get update` may help)")?;
+    for package in std::fs::read_dir(&fresh)?.flatten().map(|entry| entry.path()) {
+        let package = package.to_str().context("a package's path is not UTF-8")?;
+        run::program_in(&fresh, "dpkg-deb", &["-x", package, "."])?;
+    }
+    if !works(&fresh.join("usr/share/nodejs")) {
+        bail!("node's driver pg does not load from {}, where Debian's node-pg was unpacked", fresh.display());
+    }
+    if unpacked.exists() {
+        std::fs::remove_dir_all(&unpacked).with_context(|| format!("remove {}", unpacked.display()))?;
+    }
+    std::fs::rename(&fresh, &unpacked).with_context(|| format!("make {}", unpacked.display()))
+}
+
+/// A JDK, which runs a source file, and PostgreSQL's JDBC driver.
+fn java() -> anyhow::Result<()> {
+    const DRIVER: &str = "/usr/share/java/postgresql.jar";
+    if run::answers("javac", &["-version"]) && std::path::Path::new(DRIVER).exists() {
+        return Ok(());
+    }
+    if !run::answers("apt-get", &["--version"]) {
+        bail!("tests need a JDK and PostgreSQL's JDBC driver in {DRIVER} (libpostgresql-jdbc-java); install them");
+    }
+    eprintln!("tests need a JDK and PostgreSQL's JDBC driver; installing them");
+    run::program("apt-get", &["update"])?;
+    let jdk: &[&str] = if run::answers("javac", &["-version"]) { &[] } else { &["default-jdk-headless"] };
+    let install = ["install", "--yes", "--no-install-recommends", "libpostgresql-jdbc-java"];
+    run::program("apt-get", &[&install[..], jdk].concat())
+        .context("install a JDK and libpostgresql-jdbc-java (as root, or install them yourself)")
 }
 
 /// PostgreSQL's server, which shards are made of: the version that Debian 12 has.

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use super::cancel::{Canceller, Turn};
 use super::error::PostgresError;
 use super::exchange::{Exchange, Expected, Verdict};
-use super::server::{Server, Stream};
+use super::server::{Address, Server, Stream};
 use super::start::{PARAMETERS_MAX, Started, start};
 use super::statement::{HELD_MAX, Held, Statement};
 use super::wire::backend::{Failure, Head, SqlState, Status, parameter};
@@ -112,8 +112,17 @@ impl Connection {
 
     /// The same, with these settings of the session.
     pub(super) async fn open_with(server: &Server, settings: &[(&str, &str)]) -> Result<Connection, PostgresError> {
-        let Started { stream, buffer, parameters, process, secret } = start(server, settings).await?;
-        let mut connection = Connection {
+        let mut connection = Connection::begun(start(server, settings).await?, server.address.clone());
+        if let Some(identity) = &server.identity {
+            connection.check(identity).await?;
+        }
+        Ok(connection)
+    }
+
+    /// A connection whose session has begun.
+    pub(super) fn begun(started: Started, address: Address) -> Connection {
+        let Started { stream, buffer, parameters, process, secret } = started;
+        Connection {
             stream,
             input: buffer,
             output: BytesMut::new(),
@@ -128,12 +137,8 @@ impl Connection {
             stained: false,
             parameters,
             profile: Profile::default(),
-            turn: Turn::new(server.address.clone(), process, secret),
-        };
-        if let Some(identity) = &server.identity {
-            connection.check(identity).await?;
+            turn: Turn::new(address, process, secret),
         }
-        Ok(connection)
     }
 
     /// What is below the protocol, and what was read ahead: for a stream of changes, which is not asked and answered.

@@ -45,6 +45,8 @@ mod connection;
 mod dsn;
 mod error;
 mod exchange;
+#[cfg(test)]
+mod fuzz;
 mod identity;
 pub mod moving;
 mod pool;

@@ -30,7 +30,17 @@ pub struct Started {
 
 /// Begin a session, with these settings.
 pub async fn start(server: &Server, settings: &[(&str, &str)]) -> Result<Started, PostgresError> {
-    let Opened { stream, end_point } = server.address.open().await.map_err(PostgresError::before)?;
+    let opened = server.address.open().await.map_err(PostgresError::before)?;
+    begin(opened, server, settings).await
+}
+
+/// The same, on a socket.
+pub(super) async fn begin(
+    opened: Opened,
+    server: &Server,
+    settings: &[(&str, &str)],
+) -> Result<Started, PostgresError> {
+    let Opened { stream, end_point } = opened;
     let mut starting = Starting { stream, buffer: BytesMut::new(), end_point };
     let fixed = [("user", &*server.user), ("database", &server.database), ("client_encoding", "UTF8")];
     let parameters = fixed.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));

@@ -1,9 +1,11 @@
 //! Peers that are no PostgreSQL server, or one gone mad.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pleat_engine::postgres::{Address, Limits, Pool, PostgresError, Request};
+use bytes::Bytes;
+use pleat_engine::postgres::{Address, Limits, Pool, PostgresError, Reply, Request};
+use pleat_fuzz::held;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -111,4 +113,104 @@ async fn what_comes_after_the_end_is_nobody_elses() {
     let mut lease = pool.lease().await.unwrap();
     lease.push(Request::Query("SELECT 1".to_owned())).unwrap();
     assert_eq!(answer(&mut lease).await.unwrap().letters(), "C");
+}
+
+/// A peer that says this to whoever says something, and then this other thing again and again, as fast as it is read.
+async fn flooding(first: &'static [u8], then: Vec<u8>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let flood = Bytes::from(then.repeat((256 << 10) / then.len() + 1));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let flood = flood.clone();
+            tokio::spawn(async move {
+                let mut heard = [0; 4_096];
+                if stream.read(&mut heard).await.unwrap_or(0) == 0 || stream.write_all(first).await.is_err() {
+                    return;
+                }
+                // Who begins a session says something more.
+                if !first.is_empty() && stream.read(&mut heard).await.unwrap_or(0) == 0 {
+                    return;
+                }
+                while stream.write_all(&flood).await.is_ok() {}
+            });
+        }
+    });
+    address
+}
+
+/// What is held at most, in bytes, of a server that never stops.
+const FLOODED_MAX: isize = 40 << 20;
+
+#[tokio::test]
+async fn a_server_that_never_stops_is_not_held_and_is_left() {
+    let before = held();
+    let message = |letter: u8, body: &[u8]| {
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [&[letter][..], &length.to_be_bytes(), body].concat()
+    };
+    // Before the session: notices, and what it says about itself.
+    for said in [message(b'N', b"VNOTICE\0C00000\0Ma\0\0"), message(b'S', b"name\0value\0"), vec![b'R'; 100]] {
+        let pool = pool(flooding(b"", said).await, Duration::from_millis(500));
+        let refused = timeout(LONG, pool.lease()).await.unwrap().err().unwrap();
+        assert_eq!(refused.sqlstate(), "57P03", "{refused}");
+        assert!(held() - before < FLOODED_MAX, "{}", held() - before);
+    }
+    // Rows of a statement of Pleat's own, which would be held whole.
+    let row = message(b'D', &[&b"\0\x01\0\0\x03\xe8"[..], &[b'x'; 1_000]].concat());
+    let rows = flooding(WELCOME, row).await;
+    let own = pool(rows, LONG);
+    let much = timeout(LONG, own.lease().await.unwrap().ask("SELECT 1")).await.unwrap().unwrap_err();
+    assert_eq!(much.sqlstate(), "54000", "{much}");
+    // The same for a client that takes its time.
+    let mut lease = own.lease().await.unwrap();
+    lease.push(Request::Query("SELECT 1".to_owned())).unwrap();
+    let mut passed = 0;
+    while passed < 200 << 20 {
+        let Reply::Bytes(bytes) = timeout(LONG, lease.receive()).await.unwrap().unwrap() else { panic!("no rows") };
+        passed += bytes.len();
+        assert!(held() - before < FLOODED_MAX, "{}", held() - before);
+    }
+    drop(lease);
+    // Where it should take rows.
+    let notices = [&b"G\0\0\0\x07\0\0\0"[..], &message(b'N', &[b'x'; 1_000]).repeat(100)].concat();
+    let taking = pool(flooding(WELCOME, notices).await, LONG);
+    let mut lease = taking.lease().await.unwrap();
+    lease.push(Request::Query("COPY t FROM STDIN".to_owned())).unwrap();
+    let copied = async {
+        while lease.receive().await? != Reply::CopyIn {}
+        for _ in 0..10_000 {
+            lease.copy_data(Bytes::from(vec![b'y'; 10_000])).await?;
+            assert!(held() - before < FLOODED_MAX, "{}", held() - before);
+        }
+        Ok::<_, PostgresError>(())
+    };
+    let lost = timeout(LONG, copied).await.unwrap().unwrap_err();
+    assert_eq!(lost.sqlstate(), "08006", "{lost}");
+    drop(lease);
+    // A row that is announced and never comes, as large as rows can be.
+    let large = pool(peer(WELCOME, b"D\x3f\xff\xff\xff\0\x01", true).await, LONG);
+    let mut lease = large.lease().await.unwrap();
+    lease.push(Request::Query("SELECT 1".to_owned())).unwrap();
+    assert_eq!(timeout(LONG, answer(&mut lease)).await.unwrap().unwrap_err().sqlstate(), "08006");
+    assert!(held() - before < FLOODED_MAX, "{}", held() - before);
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_costs_a_client_its_statement_and_nobody_a_place() {
+    let pool = Pool::new(
+        target(Address::Tcp(peer(WELCOME, b"", false).await), None),
+        Limits { connections: 1, waiting: 2, wait: LONG },
+    );
+    for _ in 0..2 {
+        let mut lease = timeout(LONG, pool.lease()).await.unwrap().unwrap();
+        lease.push(Request::Query("SELECT 1".to_owned())).unwrap();
+        let waited = timeout(Duration::from_millis(300), lease.receive()).await;
+        assert!(waited.is_err(), "{waited:?}");
+        // Its client goes. The cancel request is not answered either, and given up.
+        drop(lease);
+        let begun = Instant::now();
+        drop(timeout(LONG, pool.lease()).await.unwrap().unwrap());
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    }
 }

@@ -61,6 +61,8 @@ mod connection;
 mod copy;
 mod dialect;
 mod extended;
+#[cfg(test)]
+mod fuzz;
 mod guesses;
 mod known;
 mod named;

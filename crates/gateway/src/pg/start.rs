@@ -227,7 +227,7 @@ fn told(refused: Refused, user: &str) -> Failure {
 }
 
 /// What the first message asks for.
-fn startup(user: String, parameters: Vec<(String, String)>) -> Result<Started, Failure> {
+pub(super) fn startup(user: String, parameters: Vec<(String, String)>) -> Result<Started, Failure> {
     let database = of(&parameters, "database").unwrap_or_else(|| user.clone());
     let mut settings = Vec::new();
     for (name, value) in parameters {

@@ -1,5 +1,6 @@
 //! The protocol, byte by byte, over a cluster in this process: what a driver would never send among it.
 
+mod hostile;
 mod login;
 
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::testing::Cluster;
 use crate::{PgSettings, Settings};
 
 /// A server, and how to stop it.
-struct Server {
+pub(super) struct Server {
     address: std::net::SocketAddr,
     cluster: Arc<Cluster>,
     stop: oneshot::Sender<()>,
@@ -25,13 +26,17 @@ struct Server {
 }
 
 impl Server {
-    async fn start(connections: usize) -> Self {
+    pub(super) async fn start(connections: usize) -> Self {
         Self::with(connections, PgSettings::default()).await
     }
 
     async fn with(connections: usize, pg: PgSettings) -> Self {
+        Self::of(connections, Settings { pg, ..Settings::default() }).await
+    }
+
+    async fn of(connections: usize, settings: Settings) -> Self {
         let cluster = Cluster::new(2);
-        let app = crate::http::Shared::new(cluster.clone(), Settings { pg, ..Settings::default() });
+        let app = crate::http::Shared::new(cluster.clone(), settings);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -40,7 +45,7 @@ impl Server {
         Self { address, cluster, stop, serving }
     }
 
-    async fn connect(&self) -> Client {
+    pub(super) async fn connect(&self) -> Client {
         let mut client = Client { stream: TcpStream::connect(self.address).await.unwrap() };
         client.send(&startup(3 << 16, &[("user", "me")])).await;
         let greeting = client.until(b'Z').await;
@@ -49,11 +54,11 @@ impl Server {
     }
 }
 
-struct Client<S = TcpStream> {
-    stream: S,
+pub(super) struct Client<S = TcpStream> {
+    pub(super) stream: S,
 }
 
-type Answer = (u8, Vec<u8>);
+pub(super) type Answer = (u8, Vec<u8>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     async fn send(&mut self, bytes: &[u8]) {
@@ -61,7 +66,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// The next message; `None` when the server has closed.
-    async fn next(&mut self) -> Option<Answer> {
+    pub(super) async fn next(&mut self) -> Option<Answer> {
         let read = async {
             let tag = self.stream.read_u8().await.ok()?;
             let length = self.stream.read_u32().await.ok()?;
@@ -86,7 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// The letters of the answer to a query, and the status after it.
-    async fn query(&mut self, text: &str) -> (String, u8) {
+    pub(super) async fn query(&mut self, text: &str) -> (String, u8) {
         self.send(&message(b'Q', &[text.as_bytes(), b"\0"].concat())).await;
         let all = self.until(b'Z').await;
         (all.iter().map(|(tag, _)| char::from(*tag)).collect(), all.last().unwrap().1[0])
@@ -104,7 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
-fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+pub(super) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     bytes.put_u8(tag);
     bytes.put_u32(body.len() as u32 + 4);
@@ -128,11 +133,11 @@ fn field(body: &[u8], letter: u8) -> String {
     String::from_utf8_lossy(found.unwrap_or_default()).into_owned()
 }
 
-fn parse(name: &str, text: &str) -> Vec<u8> {
+pub(super) fn parse(name: &str, text: &str) -> Vec<u8> {
     message(b'P', &[name.as_bytes(), b"\0", text.as_bytes(), b"\0\0\0"].concat())
 }
 
-fn bind(portal: &str, name: &str, values: &[&str]) -> Vec<u8> {
+pub(super) fn bind(portal: &str, name: &str, values: &[&str]) -> Vec<u8> {
     let mut body = BytesMut::new();
     body.put_slice(&[portal.as_bytes(), b"\0", name.as_bytes(), b"\0\0\0"].concat());
     body.put_u16(values.len() as u16);
@@ -144,11 +149,11 @@ fn bind(portal: &str, name: &str, values: &[&str]) -> Vec<u8> {
     message(b'B', &body)
 }
 
-fn execute(portal: &str, rows: u32) -> Vec<u8> {
+pub(super) fn execute(portal: &str, rows: u32) -> Vec<u8> {
     message(b'E', &[portal.as_bytes(), b"\0", &rows.to_be_bytes()].concat())
 }
 
-fn sync() -> Vec<u8> {
+pub(super) fn sync() -> Vec<u8> {
     message(b'S', b"")
 }
 

@@ -328,21 +328,39 @@ async fn serial_columns_count_over_servers() {
     assert_eq!(rows(&cluster, &format!("INSERT INTO lines (tenant) VALUES (1) RETURNING id > {before}")), "t");
 }
 
+/// PostgreSQL's JDBC driver, as Debian has it.
+const JDBC: &str = "/usr/share/java/postgresql.jar";
+
+/// Run a driver's script. It ends well, or tells why not.
+fn drive(cluster: &Cluster, program: &str, args: &[&str], script: &str) {
+    let drivers = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/drivers");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(std::path::PathBuf::from);
+    let target = target.unwrap_or_else(|| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"));
+    // Debian's `pg`, installed or unpacked.
+    let modules = format!("/usr/share/nodejs:{}", target.join("test-data/node/usr/share/nodejs").display());
+    let begun = std::time::Instant::now();
+    let done = Command::new(program)
+        .args(args)
+        .arg(drivers.join(script))
+        .env("PGPORT", cluster.pg_port(1).to_string())
+        .env("NODE_PATH", modules)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{program}, which `cargo xtask test` installs, does not start: {error}"));
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    assert!(done.status.success(), "{script}:\n{}{}\n{}", text(&done.stdout), text(&done.stderr), cluster.tail());
+    println!("{script} took {:.1?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn drivers_work_over_servers() {
     let cluster = three_servers().await;
-    for script in ["on_servers.py", "django_on_servers.py"] {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/drivers").join(script);
-        // Debian's own Python: it has Debian's drivers.
-        let done = Command::new("/usr/bin/python3")
-            .arg(path)
-            .env("PGPORT", cluster.pg_port(1).to_string())
-            .stdin(Stdio::null())
-            .output()
-            .expect("python3 is there, with Debian's drivers: `cargo xtask test` installs them");
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        assert!(done.status.success(), "{script}:\n{}{}\n{}", text(&done.stdout), text(&done.stderr), cluster.tail());
-    }
+    // Debian's own Python: it has Debian's drivers.
+    drive(&cluster, "/usr/bin/python3", &[], "on_servers.py");
+    drive(&cluster, "/usr/bin/python3", &[], "django_on_servers.py");
+    drive(&cluster, "node", &[], "on_servers.js");
+    drive(&cluster, "java", &["-cp", JDBC], "OnServers.java");
+    crate::sqlx_on_servers::drive(cluster.pg_port(1)).await;
     // A cursor over several servers, which is gone with its transaction; one WITH HOLD outlives it.
     let script = "BEGIN;
         DECLARE c CURSOR FOR SELECT visitor, count(*) FROM visits GROUP BY visitor ORDER BY visitor;

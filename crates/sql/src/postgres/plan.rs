@@ -79,8 +79,9 @@ pub enum What {
     },
     /// CLOSE name; `None`: ALL.
     Close(Option<String>),
-    /// LISTEN, UNLISTEN, NOTIFY.
+    /// LISTEN, UNLISTEN.
     Listen,
+    Notify,
     Copy(Copy),
     Ddl(Ddl),
     /// Everything that is routed: SELECT, VALUES, WITH, TABLE, INSERT, UPDATE, DELETE, EXPLAIN of these, SHOW, LOCK, DO, CALL,
@@ -113,6 +114,8 @@ pub struct Query {
     pub tables: Vec<String>,
     /// It asks a sequence that is no column's of the catalog. Each server has one of that name: where any shard would do, it has to be always the same.
     pub counts: bool,
+    /// It calls `pg_notify`: whoever listens does so on one server.
+    pub notifies: bool,
     /// Pleat has to give values first, and it is this text that is carried out.
     pub given: Option<Arc<Given>>,
     pub(super) keys: Vec<(usize, KeyType)>,

@@ -50,8 +50,14 @@ fn routed(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
     query.map_err(|error| SqlError { position: None, ..error })
 }
 
-/// What needs values of Pleat's is planned with places for them.
 fn counted(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
+    let tokens = reader.tokens;
+    let calls = |at: usize| tokens.is_symbol(at + 1, "(") && tokens.name(at).is_some_and(|name| name == "pg_notify");
+    Ok(Query { notifies: (from..to).any(calls), ..given_values(reader, from, to)? })
+}
+
+/// What needs values of Pleat's is planned with places for them.
+fn given_values(reader: &Reader, from: usize, to: usize) -> Result<Query, SqlError> {
     let Some(given) = serial::given(reader, from, to)? else {
         let mut query = planned(reader, from, to)?;
         query.counts = serial::counts(reader.tokens, from, to);
@@ -103,6 +109,7 @@ fn of_statement(analysis: &Analysis, statement: &Statement, range: (usize, usize
         in_transaction: true,
         tables: tables.into_iter().collect(),
         counts: false,
+        notifies: false,
         given: None,
         keys: keys(&plan),
         plan,
@@ -199,7 +206,18 @@ impl Words {
 fn any(writes: bool, pins: bool) -> Query {
     let plan = Plan { keyed: Vec::new(), singles: BTreeSet::new(), several: Several::Any };
     let (tables, given, keys) = (Vec::new(), None, Vec::new());
-    Query { verb: Verb::Other, writes, pins, in_transaction: true, tables, counts: false, given, keys, plan }
+    Query {
+        verb: Verb::Other,
+        writes,
+        pins,
+        in_transaction: true,
+        tables,
+        counts: false,
+        notifies: false,
+        given,
+        keys,
+        plan,
+    }
 }
 
 /// A statement that isn't understood may go to any shard if nothing of the cluster's is in it.

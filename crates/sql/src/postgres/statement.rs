@@ -114,7 +114,8 @@ impl What {
             "DECLARE" => declare(reader, next, to)?,
             "FETCH" | "MOVE" => What::Fetch { cursor: reader.name(to - 1, to, "a cursor's name")? },
             "CLOSE" => What::Close(one_or_all(reader, next, to)?),
-            "LISTEN" | "UNLISTEN" | "NOTIFY" => What::Listen,
+            "LISTEN" | "UNLISTEN" => What::Listen,
+            "NOTIFY" => What::Notify,
             "COPY" => What::Copy(copy::plan(reader, from, to)?),
             "CREATE" | "ALTER" | "DROP" | "COMMENT" | "GRANT" | "REVOKE" | "REINDEX" | "SECURITY" | "IMPORT"
             | "REFRESH" | "REASSIGN" | "CLUSTER" => return ddl::plan(reader, from, to),

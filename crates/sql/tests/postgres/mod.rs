@@ -233,6 +233,7 @@ fn explained(query: &Query) -> String {
     facts.extend(query.writes.then(|| "writes".to_owned()));
     facts.extend(query.counts.then(|| "counts".to_owned()));
     facts.extend(query.pins.then(|| "pins".to_owned()));
+    facts.extend(query.notifies.then(|| "notifies".to_owned()));
     facts.extend((!query.in_transaction).then(|| "outside of transactions".to_owned()));
     if let Some(given) = &query.given {
         let _ = writeln!(shown, "  {} with {:?} from ${}", given.text, given.values, given.params + 1);

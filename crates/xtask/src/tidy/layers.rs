@@ -10,6 +10,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("plan", &["cluster"]),
     ("sql", &["cluster"]),
     ("generate", &["cluster"]),
+    ("fuzz", &[]),
     ("oracle", &[]),
     ("consensus", &["cluster"]),
     ("engine", &["cluster"]),

@@ -35,6 +35,8 @@ mod clean;
 mod copy;
 mod delete;
 mod digest;
+#[cfg(test)]
+pub(super) mod fuzz;
 mod mover;
 mod pgoutput;
 mod precheck;

@@ -124,7 +124,7 @@ impl Replication {
     }
 }
 
-fn frame(mut body: Bytes) -> Result<Frame, Broken> {
+pub(super) fn frame(mut body: Bytes) -> Result<Frame, Broken> {
     let short = || Broken::Malformed("the stream has a message that ends before its fields do".to_owned());
     match body.first() {
         Some(b'w') if body.len() >= 25 => {

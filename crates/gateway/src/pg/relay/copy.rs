@@ -4,6 +4,9 @@
 //! Where the columns leave out one whose values Pleat gives, each row gets one more value at its end.
 //! COPY FROM is part of its transaction, here as in PostgreSQL: over several shards it is committed on all of them or none.
 
+#[cfg(test)]
+pub(super) mod fuzz;
+
 use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};

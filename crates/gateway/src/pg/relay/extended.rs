@@ -592,7 +592,7 @@ pub fn value_of<'v>(query: &'v Query, bind: &'v Bind, types: &'v [u32]) -> impl 
 }
 
 /// A parameter's value, where it is compared with a key of this type. `None`: it can't be told what the server makes of it.
-fn key_value(bind: &Bind, types: &[u32], at: usize, of: KeyType) -> Option<Value> {
+pub(super) fn key_value(bind: &Bind, types: &[u32], at: usize, of: KeyType) -> Option<Value> {
     let Some(bytes) = bind.values.get(at)? else { return Some(Value::Null) };
     let binary = match bind.formats.as_slice() {
         [] => false,

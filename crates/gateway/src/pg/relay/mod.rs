@@ -58,6 +58,8 @@ mod block;
 mod copy;
 mod ddl;
 mod extended;
+#[cfg(test)]
+pub(super) mod fuzz;
 mod gather;
 mod messages;
 mod part;
@@ -219,7 +221,7 @@ impl Relay {
         let Ok((plan, known)) = self.shared.relayed_shapes.get(&shape.text, &catalog, plan);
         let [Planned { what: What::Query(query), .. }] = plan.as_slice() else { return None };
         // What counts may be named by a value.
-        if query.pins || query.counts || query.given.is_some() {
+        if query.pins || query.counts || query.notifies || query.given.is_some() {
             return None;
         }
         let value = |at: usize| shape.values.get(at).cloned().flatten();

@@ -253,6 +253,10 @@ impl Relay {
                 let failed = self.through_kept(client, key, shard, &planned.text).await?.failed();
                 Ok(Answered::Already(!failed))
             }
+            What::Notify => {
+                let shard = self.catalog().anchor().map_or_else(|| self.any(&self.catalog()), Ok)?;
+                Ok(Answered::Already(!self.through(client, key, shard, &planned.text).await?.failed()))
+            }
             What::Declare { name, hold, query, text } => {
                 let catalog = self.catalog();
                 let shard = match self.way_of(&catalog, query, &|_| None)? {
@@ -377,10 +381,22 @@ impl Relay {
         }
         let count = catalog.partition_count;
         let route = query.route(value, count)?;
-        if let (Route::Any, true, Some(anchor)) = (&route, query.counts, catalog.anchor()) {
+        if let (Route::Any, true, Some(anchor)) = (&route, query.counts || query.notifies, catalog.anchor()) {
             return Ok(Way::One(anchor));
         }
-        self.way(catalog, route, &|| query.scatter(value, count))
+        let way = self.way(catalog, route, &|| query.scatter(value, count))?;
+        match way {
+            Way::One(shard) if Some(shard) == catalog.anchor() => Ok(way),
+            _ if query.notifies => {
+                let message = "pg_notify would notify on the servers of the rows, where nobody listens";
+                Err(Failure::new(
+                    "0A000",
+                    message,
+                    "read the rows first; then NOTIFY, or SELECT pg_notify(…) without FROM",
+                ))
+            }
+            way => Ok(way),
+        }
     }
 }
 
