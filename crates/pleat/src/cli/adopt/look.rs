@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
-use pleat_cluster::table_key;
+use pleat_cluster::{View, table_key};
 use pleat_engine::postgres::{Asked, Connection, PostgresError};
 use pleat_sql::postgres::adopt::{
     ColumnFacts, Database, ForeignKey, Oddity, STATEMENTS_MAX, StatementFacts, TableFacts, Unique,
@@ -51,11 +51,18 @@ pub async fn look(server: &mut Connection) -> anyhow::Result<Found> {
     let mut database = Database { tables: tables(server).await?, ..Database::default() };
     database.references = references(server).await?;
     let views = format!(
-        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+        "SELECT n.nspname, c.relname, CASE c.relkind WHEN 'v' THEN pg_get_viewdef(c.oid) ELSE '' END FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.relkind IN ('v', 'm') AND {OURS} ORDER BY 1, 2"
     );
+    // Names in them are whole then.
+    server.ask("SAVEPOINT views; SET LOCAL search_path = ''").await?;
     let views = rows(server, &views).await?;
-    database.views = views.iter().map(|view| table_key(view.text(0), view.text(1))).collect();
+    server.ask("ROLLBACK TO SAVEPOINT views").await?;
+    let view = |row: &Row| {
+        let key = table_key(row.text(0), row.text(1));
+        (key.clone(), View { name: key, sql: row.text(2).trim().trim_end_matches(';').to_owned() })
+    };
+    database.views = views.iter().map(view).collect();
     let (source, left_out) = statements(server, &mut database).await?;
     let settings = settings(about);
     // What was read stays as it is; the transaction has changed nothing.

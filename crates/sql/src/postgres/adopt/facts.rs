@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use pleat_cluster::{Column, KeyType, Serial, Table, TableId, TableKind};
+use pleat_cluster::{Column, KeyType, Serial, Table, TableId, TableKind, Views};
 
 /// A database, as its own catalogs and statistics tell.
 #[derive(Clone, Debug, Default)]
 pub struct Database {
     pub tables: Vec<TableFacts>,
     pub references: Vec<ForeignKey>,
-    /// Names of views, as the catalog would have them.
-    pub views: Vec<String>,
+    /// Views, as the catalog would have them. One that is materialized has no text.
+    pub views: Views,
     /// Empty where no statistics of statements are kept.
     pub statements: Vec<StatementFacts>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pleat_cluster::{Tables, View, Views};
+use pleat_cluster::Tables;
 
 use super::facts::{Database, Links};
 use super::families::{Family, families};
@@ -106,7 +106,6 @@ pub(super) fn search(database: &Database) -> Found {
 /// What is the same for all that is tried.
 struct Search<'d> {
     database: &'d Database,
-    views: Views,
     weights: Vec<f64>,
     /// The statements that name a table, by the table's place.
     naming: Vec<Vec<usize>>,
@@ -125,10 +124,6 @@ struct State {
 
 impl<'d> Search<'d> {
     fn new(database: &'d Database) -> Search<'d> {
-        let views = database.views.iter().map(|name| {
-            let view = View { name: name.clone(), sql: String::new() };
-            (name.to_ascii_lowercase(), view)
-        });
         let statements = &database.statements[..database.statements.len().min(STATEMENTS_MAX)];
         let mut naming = vec![Vec::new(); database.tables.len()];
         let links = Links::of(database);
@@ -144,7 +139,7 @@ impl<'d> Search<'d> {
                 used[*table] |= named.len() > 1;
             }
         }
-        let mut search = Search { database, views: views.collect(), weights: Vec::new(), naming, used, links };
+        let mut search = Search { database, weights: Vec::new(), naming, used, links };
         search.weights = search.weigh();
         search
     }
@@ -285,7 +280,7 @@ impl State {
 
     fn judge(&self, search: &Search, at: usize) -> Judged {
         let default_keys = BTreeMap::new();
-        let schema = Schema { tables: &self.tables, views: &search.views, default_keys: &default_keys };
+        let schema = Schema { tables: &self.tables, views: &search.database.views, default_keys: &default_keys };
         judge(&search.database.statements[at].text, &schema)
     }
 
