@@ -330,7 +330,7 @@ mod tests {
             indexes: Vec::new(),
             triggers: Vec::new(),
         };
-        catalog.change_on_servers(&[TableChange { before: None, after: Some(single.clone()) }]).unwrap();
+        catalog.change_on_servers(&[TableChange { before: None, after: Some(single.clone()) }], &[]).unwrap();
         let kind = TableKind::Sharded { key: "k".to_owned(), key_type: KeyType::Integer };
         let sharded = Table { kind, ..single.clone() };
         let placing = |before: &Table, after: Option<&Table>| {
@@ -352,7 +352,7 @@ mod tests {
         assert_eq!(catalog.table("t").map(|table| &table.kind), Some(&sharded.kind));
         assert!(catalog.closed_gates().is_empty());
         assert!(catalog.shards.values().all(|shard| shard.ownership > closed), "who waited plans again");
-        let effect = DdlEffect::Servers { changes: Vec::new(), about: "create index".to_owned() };
+        let effect = DdlEffect::Servers { changes: Vec::new(), views: Vec::new(), about: "create index".to_owned() };
         let kind = |layout| OperationKind::Ddl { effect: effect.clone(), sql: String::new(), layout };
         assert!(
             matches!(catalog.apply(&start(kind(catalog.layout))), Err(CommandError::Busy { .. })),
@@ -386,12 +386,18 @@ mod tests {
         let operation = catalog.apply(&start(kind)).unwrap().operation.unwrap();
         let begin = Command::BeginAttempt { operation, step: "prepare".to_owned(), epoch: 1, at: 1 };
         catalog.apply(&begin).unwrap();
-        assert!(!catalog.is_left_behind(operation, 1));
+        assert_eq!(catalog.left_behind(operation, 1), None);
         catalog.apply(&begin).unwrap();
-        assert!(catalog.is_left_behind(operation, 1) && !catalog.is_left_behind(operation, 2));
-        assert!(!catalog.is_left_behind(OperationId(operation.0 + 1), 1), "a newer catalog may know it");
-        let (phase, message) = (Phase::Failed, String::new());
-        catalog.apply(&Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }).unwrap();
-        assert!(catalog.is_left_behind(operation, 2));
+        assert_eq!((catalog.left_behind(operation, 1), catalog.left_behind(operation, 2)), (Some(false), None));
+        assert_eq!(catalog.left_behind(OperationId(operation.0 + 1), 1), None, "a newer catalog may know it");
+        let mut committed = catalog.clone();
+        let finish = |phase| Command::FinishOperation { operation, phase, message: String::new(), epoch: 1, at: 1 };
+        catalog.apply(&finish(Phase::Failed)).unwrap();
+        assert_eq!(catalog.left_behind(operation, 2), Some(false));
+        committed.apply(&Command::CommitOperation { operation, epoch: 1, at: 1 }).unwrap();
+        assert_eq!(committed.left_behind(operation, 2), None, "its leader tells the servers");
+        committed.apply(&finish(Phase::Successful)).unwrap();
+        assert_eq!(committed.left_behind(operation, 2), Some(true), "a standby may not have heard of it");
+        assert_eq!(committed.left_behind(operation, 1), Some(false));
     }
 }
