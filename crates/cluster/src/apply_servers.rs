@@ -181,6 +181,23 @@ impl Catalog {
         Ok(())
     }
 
+    /// Whether no schema was changed since the operation that was the newest then. One that the journal has forgotten may have done so.
+    pub(crate) fn admit_look(&self, seen: OperationId) -> Applied {
+        let since = seen.0 + 1..=self.last_operation;
+        for id in since.map(OperationId) {
+            let changed = self
+                .operations
+                .get(&id)
+                .is_none_or(|operation| operation.committed && matches!(operation.kind, OperationKind::Ddl { .. }));
+            if changed {
+                return Err(busy(format!(
+                    "{id} may have changed the schema since the tables were looked at; try again"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether these tables can be placed anew.
     pub(crate) fn admit_placing(&self, changes: &[TableChange]) -> Applied {
         let same = |before: &Table, after: &Table| {
@@ -335,7 +352,8 @@ mod tests {
         let sharded = Table { kind, ..single.clone() };
         let placing = |before: &Table, after: Option<&Table>| {
             let changes = vec![TableChange { before: Some(before.clone()), after: after.cloned() }];
-            OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes }, sql: String::new(), layout: 0 }
+            let effect = DdlEffect::PlaceOnServers { changes, seen: OperationId(0) };
+            OperationKind::Ddl { effect, sql: String::new(), layout: 0 }
         };
         assert!(catalog.apply(&start(placing(&single, None))).is_err(), "that would be a drop");
         assert!(catalog.apply(&start(placing(&sharded, Some(&single)))).is_err(), "it is not as it was");
@@ -363,6 +381,28 @@ mod tests {
         assert!(matches!(catalog.apply(&start(kind(0))), Err(CommandError::Busy { .. })), "it was planned before");
         catalog.apply(&start(kind(catalog.layout))).unwrap();
         assert_eq!(catalog.check(), Vec::new());
+    }
+
+    #[test]
+    fn a_schema_change_since_the_look_is_in_the_way_of_another_placement() {
+        let mut catalog = founded();
+        let seen = catalog.newest_operation();
+        let effect = DdlEffect::Servers { changes: Vec::new(), views: Vec::new(), about: "create index".to_owned() };
+        let kind = OperationKind::Ddl { effect, sql: String::new(), layout: 0 };
+        let operation = catalog.apply(&start(kind.clone())).unwrap().operation.unwrap();
+        let finish = |operation, phase| {
+            let message = String::new();
+            Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }
+        };
+        catalog.apply(&finish(operation, Phase::Failed)).unwrap();
+        assert_eq!(catalog.admit_look(seen), Ok(()), "it changed nothing");
+        let operation = catalog.apply(&start(kind)).unwrap().operation.unwrap();
+        catalog.apply(&Command::CommitOperation { operation, epoch: 1, at: 1 }).unwrap();
+        catalog.apply(&finish(operation, Phase::Successful)).unwrap();
+        assert!(matches!(catalog.admit_look(seen), Err(CommandError::Busy { .. })));
+        assert_eq!(catalog.admit_look(operation), Ok(()));
+        catalog.operations.clear();
+        assert!(catalog.admit_look(seen).is_err(), "nobody knows any more");
     }
 
     #[test]

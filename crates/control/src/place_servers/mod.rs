@@ -54,7 +54,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{Catalog, Generation, LedgerCommand, LedgerReply, ShardId, Table, TableChange, TableKind, withhold};
+use pleat_cluster::{
+    Catalog, Generation, LedgerCommand, LedgerReply, ShardId, Table, TableChange, TableKind, withhold,
+};
 use pleat_engine::postgres::Asked;
 use pleat_engine::postgres::moving::Unsettled;
 use tokio::time::{Instant, sleep, timeout};

@@ -186,8 +186,8 @@ fn placed(world: &World) -> OperationKind {
 }
 
 fn placing(world: &World, changes: Vec<TableChange>) -> OperationKind {
-    let layout = world.with(|inner| inner.catalog.layout);
-    OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes }, sql: String::new(), layout }
+    let (layout, seen) = world.with(|inner| (inner.catalog.layout, inner.catalog.newest_operation()));
+    OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes, seen }, sql: String::new(), layout }
 }
 
 /// Whether the table is sharded: on all servers and in the catalog, or nowhere; nothing is prepared, and no gate is closed.

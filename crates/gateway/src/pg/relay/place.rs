@@ -4,13 +4,14 @@
 //! rows whose key is NULL, views, rules, inheritance. Several tables may be placed together, and are judged by what they will be: of two that a
 //! foreign key ties neither could go first. What is so already is left as it is.
 //!
-//! All of this is looked at while clients go on. What may change meanwhile is looked at again by the operation, behind closed gates.
+//! All of this is looked at while clients go on. Rows that come meanwhile are looked at again by the operation, behind closed gates; when a schema
+//! change was open at the look, or came since, the catalog or this refuses, and the client tries again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pleat_cluster::{Catalog, DdlEffect, ShardId, Table, TableChange, TableKind, Views};
+use pleat_cluster::{Catalog, DdlEffect, Operation, OperationKind, ShardId, Table, TableChange, TableKind, Views};
 use pleat_engine::postgres::Lease;
 use pleat_sql::postgres::Placement;
 
@@ -47,6 +48,13 @@ pub(crate) async fn place(
     text: &str,
 ) -> Result<Vec<String>, Failure> {
     let catalog = app.backend.catalog();
+    // As of before the look: what begins or ends meanwhile is newer, or open.
+    let newest = catalog.newest_operation();
+    let open = |open: &&Operation| matches!(open.kind, OperationKind::Ddl { .. });
+    if let Some(other) = catalog.open_operations().find(open) {
+        let message = format!("{} is still changing the schema", other.id);
+        return Err(Failure::passing("55006", message, "nothing was done: try again when it has ended"));
+    }
     let anchor = anchor(&catalog)?;
     let mut lease = app.backend.lease(anchor, LEASE_TIME_MAX).await?;
     let seen = look(&mut lease).await?;
@@ -107,7 +115,7 @@ pub(crate) async fn place(
     }
     super::views::check_placed(&catalog, &changes)?;
     if !changes.is_empty() {
-        let effect = DdlEffect::PlaceOnServers { changes };
+        let effect = DdlEffect::PlaceOnServers { changes, seen: newest };
         notices.extend(
             app.executor.change_servers(effect, String::new(), catalog.layout, (origin, text), CHANGE_TIME_MAX).await?,
         );
