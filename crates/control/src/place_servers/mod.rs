@@ -127,15 +127,16 @@ async fn place(work: &Work, tables: &[(&Table, &Table)]) -> Result<(), Stop> {
 async fn attempt(work: &Work, tables: &[(&Table, &Table)], tried: u32) -> Result<usize, Trouble> {
     // An earlier leader may have closed them, and a command of its that closes them may still be on its way.
     open_gates(work).await?;
+    // First: from here on whatever of an earlier attempt is prepared late is rolled back by its server's node, instead of being waited for.
+    work.begin_attempt(CHECK).await?;
     forget_all(work).await?;
-    work.begin(CHECK).await?;
     let shards = active(work);
     for (before, after) in tables {
         check(work, &shards, before, after).await?;
     }
     work.end(CHECK, "").await?;
     wait_for_long_ones(work, &shards).await?;
-    work.begin_attempt(FENCE).await?;
+    work.begin(FENCE).await?;
     let closed = close(work).await?;
     let budget = (work.tools.settings.pause_budget * tried).min(FENCE_LIMIT);
     let quiet = timeout(FENCE_LIMIT, quiet(work, &shards, closed, budget)).await;
