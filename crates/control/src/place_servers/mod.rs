@@ -24,7 +24,8 @@
 //! A part is: a lock on the tables, rows that go and rows that come ([`rows`]), how many there must be then, and what becomes of the sequence
 //! ([`pleat_cluster::withhold`]; of a table that is single from then on it goes on above all that Pleat gave). Servers prepare and are told as with
 //! any schema change, see [`ddl_servers`](crate::ddl_servers); an attempt that a lock, a transaction or a silent node was in the way of is taken
-//! back, the gates are opened, and after a pause there is another, for up to [`Settings::shard_limit`](crate::Settings).
+//! back, the gates are opened, and after a pause, and when what routers had under way has ended, there is another, for up to
+//! [`Settings::shard_limit`](crate::Settings). Waiting for clients does not count in that; it has a limit of its own, [`WAIT_LIMIT`].
 //!
 //! # Invariants
 //!
@@ -35,7 +36,7 @@
 //! 4. No value of a column that counts is given twice: those that a server gave are marked before the commit, behind the gates; those of Pleat are
 //!    below what the sequence of a table that becomes single goes on with.
 //! 5. Gates are closed for [`FENCE_LIMIT`] and then [`CARRY_LIMIT`] at most, the commit's answer excepted. They are not closed while a client's
-//!    transaction is open that has taken longer than a second.
+//!    transaction is open that has taken longer than a second, nor again while one is that made them open.
 //!
 //! # A process dies …
 //!
@@ -66,7 +67,7 @@ use crate::ddl_servers::{
     ASK_LIMIT, PAUSE_FIRST, PAUSE_LONGEST, PREPARE, Trouble, active, conclude, forget_all, prepare, roll_back, trouble,
 };
 use crate::mover::cut_over::FENCE;
-use crate::mover::servers::{FENCE_LIMIT, LONG_LIMIT, LONG_S, close, describe, open_gates, unsettled};
+use crate::mover::servers::{FENCE_LIMIT, LONG_S, close, describe, open_gates, unsettled};
 use crate::place::CHECK;
 use crate::stop::{Failure, Stop};
 use crate::work::{COMMAND_LIMIT, Work};
@@ -74,6 +75,10 @@ use rows::{BYTES_MAX, Moving, ROWS_MAX, qualified, quoted};
 
 /// How long clients may wait for rows to be read, and for all servers to prepare.
 const CARRY_LIMIT: Duration = Duration::from_secs(10);
+/// How long clients are waited for altogether, with open gates: whoever asked is told why before his own time is over (ten minutes).
+const WAIT_LIMIT: Duration = Duration::from_secs(480);
+/// How long routers are asked at a time for what they have under way then.
+const PASSES_LIMIT: Duration = Duration::from_secs(2);
 /// How long a server may take for one statement of its part.
 const PREPARE_LIMIT: Duration = Duration::from_secs(5);
 /// How long it waits for a lock then, in milliseconds. Writers are gone; what holds one only reads.
@@ -99,10 +104,10 @@ pub(crate) async fn carry_out(work: &Work, changes: &[TableChange]) -> Result<()
 }
 
 async fn place(work: &Work, tables: &[(&Table, &Table)]) -> Result<(), Stop> {
-    let (begun, mut pause, mut tried) = (Instant::now(), PAUSE_FIRST, 0);
+    let (begun, mut pause, mut tries) = (Instant::now(), PAUSE_FIRST, Tries::default());
     loop {
-        tried += 1;
-        let failure = match attempt(work, tables, tried).await {
+        tries.count += 1;
+        let failure = match attempt(work, tables, &mut tries).await {
             Ok(count) => {
                 work.end(PREPARE, &format!("prepared on {count} servers")).await?;
                 return commit(work).await;
@@ -114,7 +119,7 @@ async fn place(work: &Work, tables: &[(&Table, &Table)]) -> Result<(), Stop> {
         open_gates(work).await?;
         roll_back(work).await;
         work.break_off(&failure.why).await?;
-        if begun.elapsed() >= work.tools.settings.shard_limit {
+        if begun.elapsed().saturating_sub(tries.waited) >= work.tools.settings.shard_limit {
             return Err(Stop::Impossible(failure));
         }
         work.is_at(|| format!("tries again: {}", failure.why))?;
@@ -123,8 +128,18 @@ async fn place(work: &Work, tables: &[(&Table, &Table)]) -> Result<(), Stop> {
     }
 }
 
+/// What one attempt leaves to the next.
+#[derive(Default)]
+struct Tries {
+    count: u32,
+    /// The generation as of which the gates were closed last.
+    closed: Option<Generation>,
+    /// How long was waited for clients, with open gates.
+    waited: Duration,
+}
+
 /// Up to the moment before the commit. Gives how many servers have prepared.
-async fn attempt(work: &Work, tables: &[(&Table, &Table)], tried: u32) -> Result<usize, Trouble> {
+async fn attempt(work: &Work, tables: &[(&Table, &Table)], tries: &mut Tries) -> Result<usize, Trouble> {
     // An earlier leader may have closed them, and a command of its that closes them may still be on its way.
     open_gates(work).await?;
     // First: from here on whatever of an earlier attempt is prepared late is rolled back by its server's node, instead of being waited for.
@@ -134,11 +149,15 @@ async fn attempt(work: &Work, tables: &[(&Table, &Table)], tried: u32) -> Result
     for (before, after) in tables {
         check(work, &shards, before, after).await?;
     }
+    let begun = Instant::now();
+    let waited = wait_for_clients(work, &shards, tries).await;
+    tries.waited += begun.elapsed();
+    waited?;
     work.end(CHECK, "").await?;
-    wait_for_long_ones(work, &shards).await?;
     work.begin(FENCE).await?;
     let closed = close(work).await?;
-    let budget = (work.tools.settings.pause_budget * tried).min(FENCE_LIMIT);
+    tries.closed = Some(closed);
+    let budget = (work.tools.settings.pause_budget * tries.count).min(FENCE_LIMIT);
     let quiet = timeout(FENCE_LIMIT, quiet(work, &shards, closed, budget)).await;
     quiet.unwrap_or_else(|_| {
         Err(passing(format!("the servers were not quiet within {} ms", FENCE_LIMIT.as_millis())))
@@ -350,9 +369,18 @@ async fn transactions(work: &Work, shard: ShardId, since: &str) -> Result<Vec<Un
     read.map_err(|error| passing(format!("{shard}: {error}")))
 }
 
-/// Gates are not closed while a transaction is open that would only make them open again.
-async fn wait_for_long_ones(work: &Work, shards: &[ShardId]) -> Result<(), Trouble> {
-    let begun = Instant::now();
+/// Gates are not closed while something is open that would only make them open again.
+async fn wait_for_clients(work: &Work, shards: &[ShardId], tries: &Tries) -> Result<(), Trouble> {
+    let until = Instant::now() + WAIT_LIMIT.saturating_sub(tries.waited);
+    // What routers had under way last time, and servers perhaps see nothing of: a transaction that keeps a snapshot.
+    if let Some(closed) = tries.closed {
+        while let Some(why) = under_way(work, shards, closed, PASSES_LIMIT).await {
+            if Instant::now() >= until {
+                return Err(impossible("55006", format!("{why}; end these, and try again")));
+            }
+            work.is_at(|| format!("waits: {why}"))?;
+        }
+    }
     for shard in shards {
         loop {
             let since = now(work, *shard).await?;
@@ -362,12 +390,14 @@ async fn wait_for_long_ones(work: &Work, shards: &[ShardId]) -> Result<(), Troub
                 break;
             };
             let told = describe(long);
-            if begun.elapsed() >= LONG_LIMIT {
+            if Instant::now() >= until {
                 let why = format!("a client's transaction on {shard} does not end: {told}; end it, and try again");
                 return Err(impossible("55006", why));
             }
             work.is_at(|| format!("waits for a client's transaction on {shard} to end: {told}"))?;
             sleep(PAUSE_FIRST).await;
+            // It may be an earlier attempt's, prepared late.
+            forget_all(work).await?;
         }
     }
     Ok(())
