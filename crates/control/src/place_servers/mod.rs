@@ -60,6 +60,7 @@ use pleat_cluster::{
 };
 use pleat_engine::postgres::Asked;
 use pleat_engine::postgres::moving::Unsettled;
+use pleat_host::HostError;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::ddl::commit;
@@ -321,6 +322,7 @@ async fn mark(work: &Work, table: &Table, last: Option<i64>) -> Result<i64, Trou
     match work.cluster().ledger(command, COMMAND_LIMIT).await {
         Ok(LedgerReply::Ids { first }) => Ok(first),
         Ok(other) => Err(impossible("XX000", format!("the ledger gave {other:?} for ids"))),
+        Err(HostError::Ledger(refused)) => Err(impossible("55000", format!("the ledger: {refused}"))),
         Err(error) => Err(passing(format!("the ledger: {error}"))),
     }
 }
