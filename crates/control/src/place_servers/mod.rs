@@ -201,7 +201,12 @@ async fn check(work: &Work, shards: &[ShardId], before: &Table, after: &Table) -
     }
     let (mut rows, mut bytes) = (0_u64, 0_u64);
     for (shard, text) in moving.weights() {
-        let asked = look(work, shard, text).await?;
+        let asked = match look(work, shard, text).await {
+            Err(Trouble::Stop(Stop::Impossible(failure))) if failure.code.as_deref() == Some(QUERY_CANCELLED) => {
+                return Err(too_large(after));
+            }
+            asked => asked?,
+        };
         let number = |at: usize| asked.rows.first().and_then(|row| row.get(at)?.as_deref()?.parse::<u64>().ok());
         rows += number(0).unwrap_or(0);
         bytes += number(1).unwrap_or(0);
@@ -242,8 +247,14 @@ async fn refuse_null_keys(work: &Work, shard: ShardId, table: &Table, text: Stri
 
 /// A short question about rows.
 async fn look(work: &Work, shard: ShardId, text: String) -> Result<Asked, Trouble> {
-    let texts =
-        vec![format!("BEGIN; SET LOCAL statement_timeout = {LOOK_MS}; {}", rows::SETTINGS), text, "COMMIT".to_owned()];
+    let texts = vec![
+        format!(
+            "BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {LOOK_MS}; {}",
+            rows::SETTINGS
+        ),
+        text,
+        "COMMIT".to_owned(),
+    ];
     let answers = work.cluster().ask(shard, texts, ASK_LIMIT).await.map_err(|error| trouble(shard, error))?;
     Ok(answers.into_iter().nth(1).unwrap_or_default())
 }
