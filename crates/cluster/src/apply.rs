@@ -320,7 +320,10 @@ impl Catalog {
         }
         match effect {
             DdlEffect::Servers { changes, views, .. } => self.admit_on_servers(changes, views),
-            DdlEffect::PlaceOnServers { changes } => self.admit_placing(changes),
+            DdlEffect::PlaceOnServers { changes, seen } => {
+                self.admit_look(*seen)?;
+                self.admit_placing(changes)
+            }
             DdlEffect::CreateTable(table) => {
                 self.free_name(name)?;
                 if self.tables.len() >= Self::TABLES_MAX {
@@ -577,7 +580,7 @@ impl Catalog {
     fn change_schema(&mut self, effect: &DdlEffect) -> Applied {
         match effect {
             DdlEffect::Servers { changes, views, .. } => return self.change_on_servers(changes, views),
-            DdlEffect::PlaceOnServers { changes } => return self.place_on_servers(changes),
+            DdlEffect::PlaceOnServers { changes, .. } => return self.place_on_servers(changes),
             _ => {}
         }
         let name = effect.table().to_ascii_lowercase();

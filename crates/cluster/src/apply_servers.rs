@@ -181,6 +181,23 @@ impl Catalog {
         Ok(())
     }
 
+    /// Whether no schema was changed since the operation that was the newest then. One that the journal has forgotten may have done so.
+    pub(crate) fn admit_look(&self, seen: OperationId) -> Applied {
+        let since = seen.0 + 1..=self.last_operation;
+        for id in since.map(OperationId) {
+            let changed = self
+                .operations
+                .get(&id)
+                .is_none_or(|operation| operation.committed && matches!(operation.kind, OperationKind::Ddl { .. }));
+            if changed {
+                return Err(busy(format!(
+                    "{id} may have changed the schema since the tables were looked at; try again"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether these tables can be placed anew.
     pub(crate) fn admit_placing(&self, changes: &[TableChange]) -> Applied {
         let same = |before: &Table, after: &Table| {
@@ -330,12 +347,13 @@ mod tests {
             indexes: Vec::new(),
             triggers: Vec::new(),
         };
-        catalog.change_on_servers(&[TableChange { before: None, after: Some(single.clone()) }]).unwrap();
+        catalog.change_on_servers(&[TableChange { before: None, after: Some(single.clone()) }], &[]).unwrap();
         let kind = TableKind::Sharded { key: "k".to_owned(), key_type: KeyType::Integer };
         let sharded = Table { kind, ..single.clone() };
         let placing = |before: &Table, after: Option<&Table>| {
             let changes = vec![TableChange { before: Some(before.clone()), after: after.cloned() }];
-            OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes }, sql: String::new(), layout: 0 }
+            let effect = DdlEffect::PlaceOnServers { changes, seen: OperationId(0) };
+            OperationKind::Ddl { effect, sql: String::new(), layout: 0 }
         };
         assert!(catalog.apply(&start(placing(&single, None))).is_err(), "that would be a drop");
         assert!(catalog.apply(&start(placing(&sharded, Some(&single)))).is_err(), "it is not as it was");
@@ -352,7 +370,7 @@ mod tests {
         assert_eq!(catalog.table("t").map(|table| &table.kind), Some(&sharded.kind));
         assert!(catalog.closed_gates().is_empty());
         assert!(catalog.shards.values().all(|shard| shard.ownership > closed), "who waited plans again");
-        let effect = DdlEffect::Servers { changes: Vec::new(), about: "create index".to_owned() };
+        let effect = DdlEffect::Servers { changes: Vec::new(), views: Vec::new(), about: "create index".to_owned() };
         let kind = |layout| OperationKind::Ddl { effect: effect.clone(), sql: String::new(), layout };
         assert!(
             matches!(catalog.apply(&start(kind(catalog.layout))), Err(CommandError::Busy { .. })),
@@ -363,6 +381,28 @@ mod tests {
         assert!(matches!(catalog.apply(&start(kind(0))), Err(CommandError::Busy { .. })), "it was planned before");
         catalog.apply(&start(kind(catalog.layout))).unwrap();
         assert_eq!(catalog.check(), Vec::new());
+    }
+
+    #[test]
+    fn a_schema_change_since_the_look_is_in_the_way_of_another_placement() {
+        let mut catalog = founded();
+        let seen = catalog.newest_operation();
+        let effect = DdlEffect::Servers { changes: Vec::new(), views: Vec::new(), about: "create index".to_owned() };
+        let kind = OperationKind::Ddl { effect, sql: String::new(), layout: 0 };
+        let operation = catalog.apply(&start(kind.clone())).unwrap().operation.unwrap();
+        let finish = |operation, phase| {
+            let message = String::new();
+            Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }
+        };
+        catalog.apply(&finish(operation, Phase::Failed)).unwrap();
+        assert_eq!(catalog.admit_look(seen), Ok(()), "it changed nothing");
+        let operation = catalog.apply(&start(kind)).unwrap().operation.unwrap();
+        catalog.apply(&Command::CommitOperation { operation, epoch: 1, at: 1 }).unwrap();
+        catalog.apply(&finish(operation, Phase::Successful)).unwrap();
+        assert!(matches!(catalog.admit_look(seen), Err(CommandError::Busy { .. })));
+        assert_eq!(catalog.admit_look(operation), Ok(()));
+        catalog.operations.clear();
+        assert!(catalog.admit_look(seen).is_err(), "nobody knows any more");
     }
 
     #[test]
@@ -386,12 +426,18 @@ mod tests {
         let operation = catalog.apply(&start(kind)).unwrap().operation.unwrap();
         let begin = Command::BeginAttempt { operation, step: "prepare".to_owned(), epoch: 1, at: 1 };
         catalog.apply(&begin).unwrap();
-        assert!(!catalog.is_left_behind(operation, 1));
+        assert_eq!(catalog.left_behind(operation, 1), None);
         catalog.apply(&begin).unwrap();
-        assert!(catalog.is_left_behind(operation, 1) && !catalog.is_left_behind(operation, 2));
-        assert!(!catalog.is_left_behind(OperationId(operation.0 + 1), 1), "a newer catalog may know it");
-        let (phase, message) = (Phase::Failed, String::new());
-        catalog.apply(&Command::FinishOperation { operation, phase, message, epoch: 1, at: 1 }).unwrap();
-        assert!(catalog.is_left_behind(operation, 2));
+        assert_eq!((catalog.left_behind(operation, 1), catalog.left_behind(operation, 2)), (Some(false), None));
+        assert_eq!(catalog.left_behind(OperationId(operation.0 + 1), 1), None, "a newer catalog may know it");
+        let mut committed = catalog.clone();
+        let finish = |phase| Command::FinishOperation { operation, phase, message: String::new(), epoch: 1, at: 1 };
+        catalog.apply(&finish(Phase::Failed)).unwrap();
+        assert_eq!(catalog.left_behind(operation, 2), Some(false));
+        committed.apply(&Command::CommitOperation { operation, epoch: 1, at: 1 }).unwrap();
+        assert_eq!(committed.left_behind(operation, 2), None, "its leader tells the servers");
+        committed.apply(&finish(Phase::Successful)).unwrap();
+        assert_eq!(committed.left_behind(operation, 2), Some(true), "a standby may not have heard of it");
+        assert_eq!(committed.left_behind(operation, 1), Some(false));
     }
 }

@@ -140,6 +140,11 @@ impl Catalog {
         self.tables.values().find(|table| table.id == id)
     }
 
+    /// The operation that was begun last, be it forgotten by now; 0 before the first.
+    pub fn newest_operation(&self) -> OperationId {
+        OperationId(self.last_operation)
+    }
+
     /// Operations that have not ended, oldest first. The first of them that does not wait for a shard is the one being
     /// worked on.
     pub fn open_operations(&self) -> impl Iterator<Item = &Operation> {

@@ -57,14 +57,18 @@ impl FromStr for PreparedName {
 }
 
 impl Catalog {
-    /// Whether an attempt at a schema change can't be committed any more, so that what is prepared of it on a server is to be rolled back: a
-    /// newer attempt has begun, or the operation has ended. (It ends successfully when all has been committed, so what turns up later came
-    /// late.) By an old catalog the answer is no.
-    pub fn is_left_behind(&self, operation: OperationId, attempt: u32) -> bool {
+    /// What is to become of an attempt at a schema change that a server has prepared, if that is not its operation's to say any more: whether it is to
+    /// be committed.
+    ///
+    /// It is to be rolled back when it can't be committed any more: a newer one has begun, or the operation has ended without a commit. The one that
+    /// was committed is to be committed also when its operation has ended: every server was told by then, but a standby that has become the primary
+    /// since may not have heard of it. By an old catalog the answer is `None`.
+    pub fn left_behind(&self, operation: OperationId, attempt: u32) -> Option<bool> {
         match self.operations.get(&operation) {
-            Some(known) => known.phase.is_final() || attempt < known.attempts,
+            Some(known) if attempt < known.attempts => Some(false),
+            Some(known) => known.phase.is_final().then_some(known.committed && attempt == known.attempts),
             // It ended long ago; or the catalog does not know it yet.
-            None => operation.0 <= self.last_operation,
+            None => (operation.0 <= self.last_operation).then_some(false),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyType, Retold, Rewritten, Serial, ShardId, TableId, Trigger, View, ViewChange};
+use crate::{KeyType, OperationId, Retold, Rewritten, Serial, ShardId, TableId, Trigger, View, ViewChange};
 
 /// The tables of a catalog, by lower-case name (SQLite's names are case-insensitive).
 pub type Tables = BTreeMap<String, Table>;
@@ -228,6 +228,9 @@ pub enum DdlEffect {
     PlaceOnServers {
         /// Each has a `before`, and an `after` that differs in its `kind` (and in whether a column that counts is `sole`).
         changes: Vec<TableChange>,
+        /// The newest operation when it was looked whether that can be. A schema change since may stand in the way without being seen in `changes`:
+        /// a unique index, a foreign key, a rule.
+        seen: OperationId,
     },
     /// The same table, with its rows elsewhere: `ALTER TABLE … SHARD BY`, `… REFERENCE`, `… SINGLE`.
     PlaceTable {
@@ -288,7 +291,7 @@ impl DdlEffect {
             DdlEffect::AlterTable { before, .. } | DdlEffect::PlaceTable { before, .. } => &before.name,
             DdlEffect::CreateView(view) => &view.name,
             DdlEffect::DropView { view } => view,
-            DdlEffect::PlaceOnServers { changes } => {
+            DdlEffect::PlaceOnServers { changes, .. } => {
                 let table = changes.first().and_then(|change| change.after.as_ref().or(change.before.as_ref()));
                 table.map_or("", |table| &table.name)
             }
@@ -321,7 +324,7 @@ impl DdlEffect {
             DdlEffect::DropIndex { index, .. } => Some(index.as_str()),
             _ => None,
         };
-        if let DdlEffect::PlaceOnServers { changes } = self {
+        if let DdlEffect::PlaceOnServers { changes, .. } = self {
             let tables = changes.iter().flat_map(|change| [&change.before, &change.after]);
             return tables.flatten().map(|table| table.name.as_str()).collect();
         }

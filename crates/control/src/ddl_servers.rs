@@ -31,13 +31,14 @@
 //! | --- | --- |
 //! | servers prepare | the next one rolls back what it finds, and makes another attempt |
 //! | undoing | the next one sees in the catalog that it was given up, and goes on with the undoing |
-//! | after the commit | the next one tells all servers; one that has nothing prepared under the name was told before |
+//! | after the commit | the next one tells all servers; one that has nothing prepared under the name was told before, and where its standby is synchronous that has to have it |
 //!
 //! # A server is gone
 //!
 //! Before the commit it is waited for, then the change is given up. What it has prepared is rolled back when it is back, by its node; so nothing
 //! waits for that. After the commit the operation waits for it, and others that don't need this shard go past. The server keeps what it has
-//! prepared when it dies, locks included, so no client finds the table as it was.
+//! prepared when it dies, locks included, so no client finds the table as it was. A standby that is promoted and has it prepared still, as it had
+//! not heard of the commit, is told by its node.
 //!
 //! # What the client sees
 //!
@@ -45,7 +46,7 @@
 
 use std::time::Duration;
 
-use pleat_cluster::{Operation, Phase, PreparedName, ShardId};
+use pleat_cluster::{Operation, Phase, PreparedName, ShardId, Standbys};
 use pleat_engine::postgres::Asked;
 use pleat_host::failpoint::reach;
 use pleat_host::{HostError, ServerError};
@@ -210,7 +211,12 @@ async fn tell_servers(work: &Work, operation: &Operation) -> Result<(), Stop> {
             reach("operation.had-effect", Some(shard));
             let why = match told {
                 Ok(_) => break,
-                Err(HostError::Server(ServerError { code, .. })) if code == UNDEFINED_OBJECT => break,
+                Err(HostError::Server(ServerError { code, .. })) if code == UNDEFINED_OBJECT => {
+                    match is_on_standby(work, shard).await {
+                        Ok(()) => break,
+                        Err(error) => error.to_string(),
+                    }
+                }
                 Err(error) => error.to_string(),
             };
             if !work.unreached(&[shard]).await.is_empty() {
@@ -228,6 +234,17 @@ async fn tell_servers(work: &Work, operation: &Operation) -> Result<(), Stop> {
             Err(work.wait_for(gone).await)
         }
     }
+}
+
+/// Until a synchronous standby has all that its primary has committed so far. Who was told of the commit may have been cut off while it waited for
+/// that; the operation must not end before.
+async fn is_on_standby(work: &Work, shard: ShardId) -> Result<(), HostError> {
+    if work.catalog().policy.standbys != Standbys::Synchronous {
+        return Ok(());
+    }
+    // A commit that has written something waits; there is nothing to read in it.
+    let write = "SELECT pg_logical_emit_message(true, 'pleat', '')".to_owned();
+    work.cluster().ask(shard, vec![write], ASK_LIMIT).await.map(drop)
 }
 
 async fn undo(work: &Work, operation: &Operation) -> Result<(), Stop> {

@@ -247,7 +247,7 @@ pub(crate) async fn carry_out(tools: &Tools, id: OperationId) -> Result<(), Stop
         if let DdlEffect::Servers { about, .. } = effect {
             return ddl_servers::carry_out(&work, about, sql).await;
         }
-        if let DdlEffect::PlaceOnServers { changes } = effect {
+        if let DdlEffect::PlaceOnServers { changes, .. } = effect {
             return place_servers::carry_out(&work, changes).await;
         }
         if let Some((before, after)) = place::of(effect) {

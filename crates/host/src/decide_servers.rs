@@ -6,7 +6,7 @@
 //! | | and is ended |
 //! | --- | --- |
 //! | a client's transaction, prepared for longer than [`PATIENCE`] | as the ledger says, which is told "abort" and answers with what was decided first |
-//! | an attempt at a schema change that was left behind ([`Catalog::is_left_behind`](pleat_cluster::Catalog::is_left_behind)) | by rolling it back |
+//! | an attempt at a schema change that was left behind ([`Catalog::left_behind`](pleat_cluster::Catalog::left_behind)) | by rolling it back, or by committing it if it is the one that was committed |
 //! | any other attempt | by the control leader that carries the operation out |
 //!
 //! A coordinator that is only slow finishes its transaction at the same time. Both say the same, and the server lets one of them: the
@@ -88,11 +88,12 @@ impl Host {
         for Prepared { name, at, age } in self.prepared_on(shard, LOOK_LIMIT).await? {
             match name {
                 PreparedName::Txn(txn) if age >= PATIENCE => self.decide_txn_on_server(shard, txn, at).await?,
-                PreparedName::Ddl { operation, attempt } if self.catalog().is_left_behind(operation, attempt) => {
-                    tracing::info!(%shard, %operation, attempt, "took back a schema change that was left on the server");
-                    self.end_prepared(shard, name, false).await?;
+                PreparedName::Ddl { operation, attempt } => {
+                    let Some(commit) = self.catalog().left_behind(operation, attempt) else { continue };
+                    tracing::info!(%shard, %operation, attempt, commit, "a schema change was left on the server, and ends");
+                    self.end_prepared(shard, name, commit).await?;
                 }
-                PreparedName::Txn(_) | PreparedName::Ddl { .. } => {}
+                PreparedName::Txn(_) => {}
             }
         }
         Ok(())

@@ -15,7 +15,7 @@
 //! | step | what is true when it has ended |
 //! | --- | --- |
 //! | `check` | the tables are small enough, where rows have to move; no key is NULL |
-//! | `fence` | **the gates of all shards are closed**; no router has anything under way that may write, and no server a transaction |
+//! | `fence` | **the gates of all shards are closed**; no router has anything under way that may write (or read, where rows move), and no server a transaction |
 //! | `prepare` | what the servers' sequences gave is marked in the ledger as given; all servers have prepared their part |
 //! | `commit` | the catalog has the new placements, and the gates open with it: what was planned before is planned anew |
 //! | `commit on servers` | all servers have it |
@@ -24,18 +24,19 @@
 //! A part is: a lock on the tables, rows that go and rows that come ([`rows`]), how many there must be then, and what becomes of the sequence
 //! ([`pleat_cluster::withhold`]; of a table that is single from then on it goes on above all that Pleat gave). Servers prepare and are told as with
 //! any schema change, see [`ddl_servers`](crate::ddl_servers); an attempt that a lock, a transaction or a silent node was in the way of is taken
-//! back, the gates are opened, and after a pause there is another, for up to [`Settings::shard_limit`](crate::Settings).
+//! back, the gates are opened, and after a pause, and when what routers had under way has ended, there is another, for up to
+//! [`Settings::shard_limit`](crate::Settings). Waiting for clients does not count in that; it has a limit of its own, [`WAIT_LIMIT`].
 //!
 //! # Invariants
 //!
 //! 1. The commit is proposed only while the catalog has the gates of all shards closed, after all routers and all servers have said that nothing
-//!    older may write, and after all servers have prepared. The catalog refuses it while a gate is open.
+//!    older may write (nor, where rows move, read), and after all servers have prepared. The catalog refuses it while a gate is open.
 //! 2. With the commit every shard's `ownership` rises: no statement that was planned before goes to any server afterwards.
 //! 3. From the commit until a server is told, nobody sees a table there whose rows move: it is locked.
 //! 4. No value of a column that counts is given twice: those that a server gave are marked before the commit, behind the gates; those of Pleat are
 //!    below what the sequence of a table that becomes single goes on with.
 //! 5. Gates are closed for [`FENCE_LIMIT`] and then [`CARRY_LIMIT`] at most, the commit's answer excepted. They are not closed while a client's
-//!    transaction is open that has taken longer than a second.
+//!    transaction is open that has taken longer than a second, nor again while one is that made them open.
 //!
 //! # A process dies …
 //!
@@ -54,9 +55,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use pleat_cluster::{Catalog, LedgerCommand, LedgerReply, ShardId, Table, TableChange, TableKind, withhold};
+use pleat_cluster::{
+    Catalog, Generation, LedgerCommand, LedgerReply, ShardId, Table, TableChange, TableKind, withhold,
+};
 use pleat_engine::postgres::Asked;
 use pleat_engine::postgres::moving::Unsettled;
+use pleat_host::HostError;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::ddl::commit;
@@ -64,7 +68,7 @@ use crate::ddl_servers::{
     ASK_LIMIT, PAUSE_FIRST, PAUSE_LONGEST, PREPARE, Trouble, active, conclude, forget_all, prepare, roll_back, trouble,
 };
 use crate::mover::cut_over::FENCE;
-use crate::mover::servers::{FENCE_LIMIT, LONG_LIMIT, LONG_S, close, describe, open_gates, unsettled};
+use crate::mover::servers::{FENCE_LIMIT, LONG_S, close, describe, open_gates, unsettled};
 use crate::place::CHECK;
 use crate::stop::{Failure, Stop};
 use crate::work::{COMMAND_LIMIT, Work};
@@ -72,6 +76,10 @@ use rows::{BYTES_MAX, Moving, ROWS_MAX, qualified, quoted};
 
 /// How long clients may wait for rows to be read, and for all servers to prepare.
 const CARRY_LIMIT: Duration = Duration::from_secs(10);
+/// How long clients are waited for altogether, with open gates: whoever asked is told why before his own time is over (ten minutes).
+const WAIT_LIMIT: Duration = Duration::from_secs(480);
+/// How long routers are asked at a time for what they have under way then.
+const PASSES_LIMIT: Duration = Duration::from_secs(2);
 /// How long a server may take for one statement of its part.
 const PREPARE_LIMIT: Duration = Duration::from_secs(5);
 /// How long it waits for a lock then, in milliseconds. Writers are gone; what holds one only reads.
@@ -97,10 +105,10 @@ pub(crate) async fn carry_out(work: &Work, changes: &[TableChange]) -> Result<()
 }
 
 async fn place(work: &Work, tables: &[(&Table, &Table)]) -> Result<(), Stop> {
-    let (begun, mut pause, mut tried) = (Instant::now(), PAUSE_FIRST, 0);
+    let (begun, mut pause, mut tries) = (Instant::now(), PAUSE_FIRST, Tries::default());
     loop {
-        tried += 1;
-        let failure = match attempt(work, tables, tried).await {
+        tries.count += 1;
+        let failure = match attempt(work, tables, &mut tries).await {
             Ok(count) => {
                 work.end(PREPARE, &format!("prepared on {count} servers")).await?;
                 return commit(work).await;
@@ -112,7 +120,7 @@ async fn place(work: &Work, tables: &[(&Table, &Table)]) -> Result<(), Stop> {
         open_gates(work).await?;
         roll_back(work).await;
         work.break_off(&failure.why).await?;
-        if begun.elapsed() >= work.tools.settings.shard_limit {
+        if begun.elapsed().saturating_sub(tries.waited) >= work.tools.settings.shard_limit {
             return Err(Stop::Impossible(failure));
         }
         work.is_at(|| format!("tries again: {}", failure.why))?;
@@ -121,21 +129,36 @@ async fn place(work: &Work, tables: &[(&Table, &Table)]) -> Result<(), Stop> {
     }
 }
 
+/// What one attempt leaves to the next.
+#[derive(Default)]
+struct Tries {
+    count: u32,
+    /// The generation as of which the gates were closed last.
+    closed: Option<Generation>,
+    /// How long was waited for clients, with open gates.
+    waited: Duration,
+}
+
 /// Up to the moment before the commit. Gives how many servers have prepared.
-async fn attempt(work: &Work, tables: &[(&Table, &Table)], tried: u32) -> Result<usize, Trouble> {
+async fn attempt(work: &Work, tables: &[(&Table, &Table)], tries: &mut Tries) -> Result<usize, Trouble> {
     // An earlier leader may have closed them, and a command of its that closes them may still be on its way.
     open_gates(work).await?;
+    // First: from here on whatever of an earlier attempt is prepared late is rolled back by its server's node, instead of being waited for.
+    work.begin_attempt(CHECK).await?;
     forget_all(work).await?;
-    work.begin(CHECK).await?;
     let shards = active(work);
     for (before, after) in tables {
         check(work, &shards, before, after).await?;
     }
+    let begun = Instant::now();
+    let waited = wait_for_clients(work, &shards, tries).await;
+    tries.waited += begun.elapsed();
+    waited?;
     work.end(CHECK, "").await?;
-    wait_for_long_ones(work, &shards).await?;
-    work.begin_attempt(FENCE).await?;
+    work.begin(FENCE).await?;
     let closed = close(work).await?;
-    let budget = (work.tools.settings.pause_budget * tried).min(FENCE_LIMIT);
+    tries.closed = Some(closed);
+    let budget = (work.tools.settings.pause_budget * tries.count).min(FENCE_LIMIT);
     let quiet = timeout(FENCE_LIMIT, quiet(work, &shards, closed, budget)).await;
     quiet.unwrap_or_else(|_| {
         Err(passing(format!("the servers were not quiet within {} ms", FENCE_LIMIT.as_millis())))
@@ -178,7 +201,12 @@ async fn check(work: &Work, shards: &[ShardId], before: &Table, after: &Table) -
     }
     let (mut rows, mut bytes) = (0_u64, 0_u64);
     for (shard, text) in moving.weights() {
-        let asked = look(work, shard, text).await?;
+        let asked = match look(work, shard, text).await {
+            Err(Trouble::Stop(Stop::Impossible(failure))) if failure.code.as_deref() == Some(QUERY_CANCELLED) => {
+                return Err(too_large(after));
+            }
+            asked => asked?,
+        };
         let number = |at: usize| asked.rows.first().and_then(|row| row.get(at)?.as_deref()?.parse::<u64>().ok());
         rows += number(0).unwrap_or(0);
         bytes += number(1).unwrap_or(0);
@@ -219,8 +247,14 @@ async fn refuse_null_keys(work: &Work, shard: ShardId, table: &Table, text: Stri
 
 /// A short question about rows.
 async fn look(work: &Work, shard: ShardId, text: String) -> Result<Asked, Trouble> {
-    let texts =
-        vec![format!("BEGIN; SET LOCAL statement_timeout = {LOOK_MS}; {}", rows::SETTINGS), text, "COMMIT".to_owned()];
+    let texts = vec![
+        format!(
+            "BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {LOOK_MS}; {}",
+            rows::SETTINGS
+        ),
+        text,
+        "COMMIT".to_owned(),
+    ];
     let answers = work.cluster().ask(shard, texts, ASK_LIMIT).await.map_err(|error| trouble(shard, error))?;
     Ok(answers.into_iter().nth(1).unwrap_or_default())
 }
@@ -299,17 +333,25 @@ async fn mark(work: &Work, table: &Table, last: Option<i64>) -> Result<i64, Trou
     match work.cluster().ledger(command, COMMAND_LIMIT).await {
         Ok(LedgerReply::Ids { first }) => Ok(first),
         Ok(other) => Err(impossible("XX000", format!("the ledger gave {other:?} for ids"))),
+        Err(HostError::Ledger(refused)) => Err(impossible("55000", format!("the ledger: {refused}"))),
         Err(error) => Err(passing(format!("the ledger: {error}"))),
     }
 }
 
-/// Nothing is left that may write by the placements that there were.
-async fn quiet(work: &Work, shards: &[ShardId], closed: u64, budget: Duration) -> Result<(), Trouble> {
-    let until = Instant::now() + budget;
-    let asked = shards.iter().map(|shard| unsettled(work, *shard, closed, true, budget));
+/// What routers have under way that was planned before the gates were closed. Where rows change servers what only reads counts as well: sent later,
+/// it would miss rows, or see some twice.
+async fn under_way(work: &Work, shards: &[ShardId], closed: Generation, within: Duration) -> Option<String> {
+    let writes = shards.len() < 2;
+    let asked = shards.iter().map(|shard| unsettled(work, *shard, closed, writes, within));
     let left: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
-    if !left.is_empty() {
-        return Err(passing(left.join("; ")));
+    (!left.is_empty()).then(|| left.join("; "))
+}
+
+/// Nothing is left that goes by the placements that there were.
+async fn quiet(work: &Work, shards: &[ShardId], closed: Generation, budget: Duration) -> Result<(), Trouble> {
+    let until = Instant::now() + budget;
+    if let Some(why) = under_way(work, shards, closed, budget).await {
+        return Err(passing(why));
     }
     // What routers have lost sight of, the servers still have.
     for shard in shards {
@@ -340,9 +382,18 @@ async fn transactions(work: &Work, shard: ShardId, since: &str) -> Result<Vec<Un
     read.map_err(|error| passing(format!("{shard}: {error}")))
 }
 
-/// Gates are not closed while a transaction is open that would only make them open again.
-async fn wait_for_long_ones(work: &Work, shards: &[ShardId]) -> Result<(), Trouble> {
-    let begun = Instant::now();
+/// Gates are not closed while something is open that would only make them open again.
+async fn wait_for_clients(work: &Work, shards: &[ShardId], tries: &Tries) -> Result<(), Trouble> {
+    let until = Instant::now() + WAIT_LIMIT.saturating_sub(tries.waited);
+    // What routers had under way last time, and servers perhaps see nothing of: a transaction that keeps a snapshot.
+    if let Some(closed) = tries.closed {
+        while let Some(why) = under_way(work, shards, closed, PASSES_LIMIT).await {
+            if Instant::now() >= until {
+                return Err(impossible("55006", format!("{why}; end these, and try again")));
+            }
+            work.is_at(|| format!("waits: {why}"))?;
+        }
+    }
     for shard in shards {
         loop {
             let since = now(work, *shard).await?;
@@ -352,12 +403,14 @@ async fn wait_for_long_ones(work: &Work, shards: &[ShardId]) -> Result<(), Troub
                 break;
             };
             let told = describe(long);
-            if begun.elapsed() >= LONG_LIMIT {
+            if Instant::now() >= until {
                 let why = format!("a client's transaction on {shard} does not end: {told}; end it, and try again");
                 return Err(impossible("55006", why));
             }
             work.is_at(|| format!("waits for a client's transaction on {shard} to end: {told}"))?;
             sleep(PAUSE_FIRST).await;
+            // It may be an earlier attempt's, prepared late.
+            forget_all(work).await?;
         }
     }
     Ok(())

@@ -94,13 +94,13 @@ async fn a_change_survives_whatever_happens_at_any_call() {
     }
 }
 
-/// What the nodes of the servers do by themselves: take back what was left. Whether there was something.
+/// What the nodes of the servers do by themselves: take back what was left, of which here nothing was committed. Whether there was something.
 fn swept(inner: &mut Inner) -> bool {
     let mut found = false;
     for shard in 1..=SHARDS {
         let catalog = inner.catalog.clone();
         let left = |name: &String| match name.parse() {
-            Ok(PreparedName::Ddl { operation, attempt }) => catalog.is_left_behind(operation, attempt),
+            Ok(PreparedName::Ddl { operation, attempt }) => catalog.left_behind(operation, attempt) == Some(false),
             _ => false,
         };
         let prepared = &mut inner.servers.server(ShardId(shard)).prepared;
@@ -168,7 +168,7 @@ fn single() -> Table {
 async fn with_single() -> Arc<World> {
     let world = founded().await;
     let changes = vec![TableChange { before: None, after: Some(single()) }];
-    world.start(ddl(DdlEffect::Servers { about: "create table users".to_owned(), changes }, SQL));
+    world.start(ddl(DdlEffect::Servers { about: "create table users".to_owned(), changes, views: Vec::new() }, SQL));
     until_quiet(&world).await;
     world.with(|inner| {
         let row = |partition: u32| vec![Some(partition.to_string()), Some("1".to_owned()), None];
@@ -186,8 +186,8 @@ fn placed(world: &World) -> OperationKind {
 }
 
 fn placing(world: &World, changes: Vec<TableChange>) -> OperationKind {
-    let layout = world.with(|inner| inner.catalog.layout);
-    OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes }, sql: String::new(), layout }
+    let (layout, seen) = world.with(|inner| (inner.catalog.layout, inner.catalog.newest_operation()));
+    OperationKind::Ddl { effect: DdlEffect::PlaceOnServers { changes, seen }, sql: String::new(), layout }
 }
 
 /// Whether the table is sharded: on all servers and in the catalog, or nowhere; nothing is prepared, and no gate is closed.

@@ -299,7 +299,7 @@ fn describe(kind: &OperationKind) -> String {
             DdlEffect::CreateView(view) => format!("create view {}", view.name),
             DdlEffect::DropView { view } => format!("drop view {view}"),
             DdlEffect::Servers { about, .. } => about.clone(),
-            DdlEffect::PlaceOnServers { changes } => {
+            DdlEffect::PlaceOnServers { changes, .. } => {
                 let each = changes.iter().filter_map(|TableChange { before, after }| {
                     let (before, after) = (before.as_ref()?, after.as_ref()?);
                     Some(format!("{}: {} to {}", before.name, placed(&before.kind), placed(&after.kind)))

@@ -24,7 +24,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A transaction that is open for so long already is not going to end within a pause: the gates are not closed on its account.
 pub(crate) const LONG_S: u64 = 1;
 /// How long such transactions are waited for.
-pub(crate) const LONG_LIMIT: Duration = Duration::from_secs(600);
+const LONG_LIMIT: Duration = Duration::from_secs(600);
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Close the gates, carry the rest over, and commit; as often as it takes.

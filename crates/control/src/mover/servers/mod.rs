@@ -47,7 +47,7 @@ mod fence;
 pub(crate) use attempt::BUILD_INDEXES;
 pub(super) use attempt::{CHECK, attempt};
 pub(super) use clean::{forward, take_back, take_back_patiently};
-pub(crate) use fence::{FENCE_LIMIT, LONG_LIMIT, LONG_S, close, describe};
+pub(crate) use fence::{FENCE_LIMIT, LONG_S, close, describe};
 
 use std::collections::BTreeSet;
 use std::time::Duration;

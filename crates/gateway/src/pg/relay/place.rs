@@ -4,13 +4,14 @@
 //! rows whose key is NULL, views, rules, inheritance. Several tables may be placed together, and are judged by what they will be: of two that a
 //! foreign key ties neither could go first. What is so already is left as it is.
 //!
-//! All of this is looked at while clients go on. What may change meanwhile is looked at again by the operation, behind closed gates.
+//! All of this is looked at while clients go on. Rows that come meanwhile are looked at again by the operation, behind closed gates; when a schema
+//! change was open at the look, or came since, the catalog or this refuses, and the client tries again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pleat_cluster::{Catalog, DdlEffect, ShardId, Table, TableChange, TableKind, Views};
+use pleat_cluster::{Catalog, DdlEffect, Operation, OperationKind, ShardId, Table, TableChange, TableKind, Views};
 use pleat_engine::postgres::Lease;
 use pleat_sql::postgres::Placement;
 
@@ -30,6 +31,7 @@ const ODDITIES: &str = "SELECT 'kind', 'it is partitioned, or a partition' FROM 
     UNION ALL SELECT 'rule', rulename FROM pg_rewrite WHERE ev_class = $ \
     UNION ALL SELECT DISTINCT 'view', lower(CASE n.nspname WHEN 'public' THEN '' ELSE n.nspname || '.' END || v.relname) FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid = r.ev_class JOIN pg_namespace n ON n.oid = v.relnamespace \
         WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $ AND v.oid <> $ \
+    UNION ALL SELECT 'always', tgname FROM pg_trigger WHERE tgrelid = $ AND tgenabled IN ('A', 'R') \
     UNION ALL SELECT 'trigger', tgname FROM pg_trigger WHERE tgrelid = $ AND NOT tgisinternal \
     UNION ALL SELECT 'exclusion', o.conname || E'\\n' || a.attname FROM pg_constraint o, unnest(o.conkey, o.conexclop) AS k(number, operator) \
         JOIN pg_operator p ON p.oid = k.operator JOIN pg_attribute a ON a.attnum = k.number \
@@ -47,6 +49,13 @@ pub(crate) async fn place(
     text: &str,
 ) -> Result<Vec<String>, Failure> {
     let catalog = app.backend.catalog();
+    // As of before the look: what begins or ends meanwhile is newer, or open.
+    let newest = catalog.newest_operation();
+    let open = |open: &&Operation| matches!(open.kind, OperationKind::Ddl { .. });
+    if let Some(other) = catalog.open_operations().find(open) {
+        let message = format!("{} is still changing the schema", other.id);
+        return Err(Failure::passing("55006", message, "nothing was done: try again when it has ended"));
+    }
     let anchor = anchor(&catalog)?;
     let mut lease = app.backend.lease(anchor, LEASE_TIME_MAX).await?;
     let seen = look(&mut lease).await?;
@@ -83,9 +92,10 @@ pub(crate) async fn place(
     }
     found.extend(faults(&catalog.tables, &changes, &seen));
     found.extend(check_defaults(&catalog.tables, &changes, &seen, &seen).err());
+    let moves = catalog.active_shards().count() > 1;
     for TableChange { before, after } in &changes {
         let (Some(before), Some(after)) = (before, after) else { continue };
-        odd(&mut lease, after, &catalog.views, &mut found, &mut notices).await?;
+        odd(&mut lease, after, moves, &catalog.views, &mut found, &mut notices).await?;
         if let Some(column) = newly_sole(before, after)
             && matches!(before.kind, TableKind::Sharded { .. })
             && has_rows(app, &before.name).await?
@@ -107,7 +117,7 @@ pub(crate) async fn place(
     }
     super::views::check_placed(&catalog, &changes)?;
     if !changes.is_empty() {
-        let effect = DdlEffect::PlaceOnServers { changes };
+        let effect = DdlEffect::PlaceOnServers { changes, seen: newest };
         notices.extend(
             app.executor.change_servers(effect, String::new(), catalog.layout, (origin, text), CHANGE_TIME_MAX).await?,
         );
@@ -132,10 +142,11 @@ fn together(mut found: Vec<Failure>) -> Option<Failure> {
     Some(Failure::new(found[0].code.clone(), lines.join("\n"), hint))
 }
 
-/// What a table has, by the server, that can't be on several.
+/// What a table has, by the server, that can't be on several, or that is in the way of rows that move.
 async fn odd(
     lease: &mut Lease,
     table: &Table,
+    moves: bool,
     views: &Views,
     found: &mut Vec<Failure>,
     notices: &mut Vec<String>,
@@ -148,6 +159,14 @@ async fn odd(
         let text = |at: usize| row.get(at).cloned().flatten().unwrap_or_default();
         let what = text(1);
         let (message, hint) = match text(0).as_str() {
+            // Other triggers are off for rows that only change servers.
+            "always" if moves => (
+                format!(
+                    "the trigger {what} of {name} fires for replicas as well, and so would for each row that changes servers"
+                ),
+                "ALTER TABLE … DISABLE TRIGGER, or ENABLE TRIGGER without ALWAYS and REPLICA, first",
+            ),
+            "always" => continue,
             _ if single => continue,
             "kind" => (
                 format!("{name} can't be {}: {what}", table.kind_name()),
