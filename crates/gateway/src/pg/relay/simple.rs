@@ -117,6 +117,7 @@ impl Relay {
             let fresh = fresh.as_ref().and_then(|fresh| fresh.first().filter(|_| fresh.len() == 1));
             let planned = fresh.unwrap_or(planned);
             self.writes |= may_write(&planned.what);
+            self.notifies |= may_notify(&planned.what);
             let done = self.routed_statement(client, key, planned).await;
             self.routed = None;
             if !matches!(done, Err(Stop::Stale)) {
@@ -178,6 +179,7 @@ impl Relay {
         query: &Query,
         filled: &Filled,
     ) -> Result<bool, Stop> {
+        self.notifies |= query.notifies;
         let Filled { statement, types, bind } = filled;
         let catalog = self.catalog();
         let call = Call { query, statement, types, bind, describe: true };
@@ -409,6 +411,16 @@ pub fn may_write(what: &What) -> bool {
             None => copy.direction == Direction::In,
         },
         What::Execute { .. } => true,
+        _ => false,
+    }
+}
+
+/// Whether a statement notifies those who listen. (What EXECUTE runs is known when it is run.)
+pub fn may_notify(what: &What) -> bool {
+    match what {
+        What::Notify => true,
+        What::Query(query) | What::Declare { query, .. } => query.notifies,
+        What::Copy(copy) => copy.query.as_ref().is_some_and(|(_, query)| query.notifies),
         _ => false,
     }
 }
