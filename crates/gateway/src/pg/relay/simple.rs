@@ -386,19 +386,13 @@ impl Relay {
         if let (Route::Any, true, Some(anchor)) = (&route, query.counts || query.notifies, catalog.anchor()) {
             return Ok(Way::One(anchor));
         }
-        let way = self.way(catalog, route, &|| query.scatter(value, count))?;
-        match way {
-            Way::One(shard) if Some(shard) == catalog.anchor() => Ok(way),
-            _ if query.notifies => {
-                let message = "pg_notify would notify on the servers of the rows, where nobody listens";
-                Err(Failure::new(
-                    "0A000",
-                    message,
-                    "read the rows first; then NOTIFY, or SELECT pg_notify(…) without FROM",
-                ))
-            }
-            way => Ok(way),
+        // Also where the row is on the right server by chance: it may move.
+        if query.notifies && !matches!(route, Route::Any) {
+            let message = "pg_notify would notify on the servers of the rows, where nobody listens";
+            let hint = "read the rows first; then NOTIFY, or SELECT pg_notify(…) without FROM";
+            return Err(Failure::new("0A000", message, hint));
         }
+        self.way(catalog, route, &|| query.scatter(value, count))
     }
 }
 
