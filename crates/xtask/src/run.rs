@@ -26,6 +26,16 @@ pub fn cargo_told(args: &[&str], told: &[(&str, String)]) -> anyhow::Result<()> 
     program_told(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_string()), args, told)
 }
 
+/// What cargo writes to its standard output, in the root; an exit code other than 0 is an error.
+pub fn cargo_says(args: &[&str]) -> anyhow::Result<String> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_string());
+    let done = command(&cargo, args).stderr(Stdio::inherit()).output().with_context(|| format!("start {cargo}"))?;
+    if !done.status.success() {
+        bail!("`cargo {}` failed ({})", args.join(" "), done.status);
+    }
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
 /// Run a program in the root and show what it says.
 pub fn program(name: &str, args: &[&str]) -> anyhow::Result<()> {
     carry_out(name, args, &mut command(name, args))
