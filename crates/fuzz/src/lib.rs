@@ -272,7 +272,10 @@ mod tests {
 
     fn failure(target: &Target) -> String {
         let told = Told { target: None, input: None, time: None, seed: 1 };
-        let failed = catch_unwind(AssertUnwindSafe(|| Run::new(target, &told).go(None)));
+        let run = Run::new(target, &told);
+        let file = run.file.clone();
+        let failed = catch_unwind(AssertUnwindSafe(|| run.go(None)));
+        std::fs::remove_file(file).unwrap();
         *failed.unwrap_err().downcast::<String>().unwrap()
     }
 

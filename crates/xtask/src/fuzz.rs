@@ -35,10 +35,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut told = vec![("PLEAT_FUZZ_SECONDS", args.seconds.to_string()), ("PLEAT_FUZZ_SEED", args.seed.to_string())];
     told.extend(args.target.clone().map(|target| ("PLEAT_FUZZ_TARGET", target)));
     told.extend(args.input.clone().map(|input| ("PLEAT_FUZZ_INPUT", input)));
-    for (_, binary, test) in crates {
+    for (name, binary, test) in crates {
         // The whole workspace is named so that nothing is compiled anew for this; no other crate has a test of that name.
-        let args = [&["test", "--workspace", "--locked", "--quiet"], *binary, &["--", "--exact", "--nocapture", test]];
-        run::cargo_told(&args.concat(), &told)?;
+        let args = [&["test", "--workspace", "--locked", "--quiet"], *binary, &["--", "--exact", test]].concat();
+        // A test that is not there passes.
+        let there = run::cargo_says(&[&args[..], &["--list"]].concat())?;
+        ensure!(there.lines().any(|line| line == format!("{test}: test")), "there is no test {test} in {name}");
+        run::cargo_told(&[&args[..], &["--nocapture"]].concat(), &told)?;
     }
     Ok(())
 }

@@ -11,9 +11,9 @@ pub fn root() -> PathBuf {
     here.ancestors().nth(2).unwrap_or(here).to_path_buf()
 }
 
-/// Where cargo builds.
+/// Where cargo builds, which runs in the root.
 pub fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+    root().join(std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from))
 }
 
 /// Run cargo in the root; an exit code other than 0 is an error.
@@ -24,6 +24,16 @@ pub fn cargo(args: &[&str]) -> anyhow::Result<()> {
 /// The same with environment variables.
 pub fn cargo_told(args: &[&str], told: &[(&str, String)]) -> anyhow::Result<()> {
     program_told(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_string()), args, told)
+}
+
+/// What cargo writes to its standard output, in the root; an exit code other than 0 is an error.
+pub fn cargo_says(args: &[&str]) -> anyhow::Result<String> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_string());
+    let done = command(&cargo, args).stderr(Stdio::inherit()).output().with_context(|| format!("start {cargo}"))?;
+    if !done.status.success() {
+        bail!("`cargo {}` failed ({})", args.join(" "), done.status);
+    }
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
 /// Run a program in the root and show what it says.

@@ -123,11 +123,18 @@ fn node() -> anyhow::Result<()> {
         std::fs::remove_dir_all(&fresh).with_context(|| format!("remove {}", fresh.display()))?;
     }
     std::fs::create_dir_all(&fresh).with_context(|| format!("make {}", fresh.display()))?;
+    // Only root may; the lists that are there may do.
+    if let Err(error) = run::program("apt-get", &["update"]) {
+        eprintln!("{error:#}; going on with the lists that are there");
+    }
     // What `pg` itself asks for; the rest of what the package depends on is for other parts of it.
     run::program_in(&fresh, "apt-get", &["download", "node-pg", "node-split2", "node-xtend"])
-        .context("fetch node-pg from Debian (`apt-get update` may help)")?;
-    for package in std::fs::read_dir(&fresh)?.flatten().map(|entry| entry.path()) {
-        let package = package.to_str().context("a package's path is not UTF-8")?;
+        .context("fetch node-pg from Debian (`apt-get update`, as root, may help)")?;
+    // Listed before the first of them puts a folder beside them.
+    let packages: Vec<_> =
+        std::fs::read_dir(&fresh)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>()?;
+    for package in packages {
+        let package = package.to_str().context("a package's name is not UTF-8")?;
         run::program_in(&fresh, "dpkg-deb", &["-x", package, "."])?;
     }
     if !works(&fresh.join("usr/share/nodejs")) {

@@ -245,7 +245,8 @@ fn sessions() -> Vec<Vec<u8>> {
     ]
 }
 
-/// A session over a socket: whatever is sent, it ends when its client has gone, and another one is as good as before.
+/// A session over a socket: whatever is sent, it ends when its client has gone, and another one is as good as before. All inputs have one server, and find
+/// what those before have left there: one that failed need not fail again alone.
 fn session(input: &[u8]) -> u64 {
     SERVER.with(|server| {
         block_on(async {

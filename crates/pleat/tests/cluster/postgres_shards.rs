@@ -331,25 +331,35 @@ async fn serial_columns_count_over_servers() {
 /// PostgreSQL's JDBC driver, as Debian has it.
 const JDBC: &str = "/usr/share/java/postgresql.jar";
 
+/// A driver's script takes some seconds. One that hangs has to tell what it said, before the test is killed for it.
+const DRIVER_SECONDS_MAX: &str = "180";
+
 /// Run a driver's script. It ends well, or tells why not.
 fn drive(cluster: &Cluster, program: &str, args: &[&str], script: &str) {
     let drivers = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/drivers");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(std::path::PathBuf::from);
-    let target = target.unwrap_or_else(|| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"));
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    let target = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(target);
     // Debian's `pg`, installed or unpacked.
     let modules = format!("/usr/share/nodejs:{}", target.join("test-data/node/usr/share/nodejs").display());
     let begun = std::time::Instant::now();
-    let done = Command::new(program)
+    // Of SIGINT Python tells where it was. Its process group stays the test's.
+    let done = Command::new("timeout")
+        .args(["--foreground", "--signal=INT", "--kill-after=5", DRIVER_SECONDS_MAX, program])
         .args(args)
         .arg(drivers.join(script))
         .env("PGPORT", cluster.pg_port(1).to_string())
         .env("NODE_PATH", modules)
         .stdin(Stdio::null())
         .output()
-        .unwrap_or_else(|error| panic!("{program}, which `cargo xtask test` installs, does not start: {error}"));
+        .unwrap();
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    assert!(done.status.success(), "{script}:\n{}{}\n{}", text(&done.stdout), text(&done.stderr), cluster.tail());
-    println!("{script} took {:.1?}", begun.elapsed());
+    let how = match done.status.code() {
+        Some(0) => return println!("{script} took {:.1?}", begun.elapsed()),
+        Some(124 | 137) => "it hangs".to_owned(),
+        Some(127) => format!("{program}, which `cargo xtask test` installs, is not there"),
+        _ => done.status.to_string(),
+    };
+    panic!("{script}: {how}\n{}{}\n{}", text(&done.stdout), text(&done.stderr), cluster.tail());
 }
 
 #[tokio::test]

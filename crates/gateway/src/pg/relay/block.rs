@@ -20,6 +20,10 @@
 //! Without an answer of the ledger nobody is told anything, and the client that the outcome is unknown. The coordinator is a task of its own:
 //! a client that hangs up doesn't stop it.
 //!
+//! A part that only notifies (`NOTIFY`, `pg_notify`) commits last, when the others have: whoever hears of it finds the rows. If it can't
+//! then, the rows are committed nevertheless, and the client is warned. One that notifies and has written can't be prepared, says PostgreSQL; so with
+//! another writer beside it the transaction is refused.
+//!
 //! With synchronous standbys both words wait for the standby, whatever the session has set: a part that a promotion loses, or finds prepared when the
 //! ledger has forgotten it, would be half a transaction.
 
@@ -335,7 +339,9 @@ impl Relay {
                     Err(stop) => Err(stop),
                 }
             }
-            (_, true) => self.commit(&open).await.map(|()| Answered::Tag(word.to_owned())).map_err(Stop::Failed),
+            (_, true) => {
+                self.commit(client, &open).await.map(|()| Answered::Tag(word.to_owned())).map_err(Stop::Failed)
+            }
             (_, false) => {
                 for shard in &open {
                     if let Some(part) = self.parts.get_mut(shard)
@@ -354,7 +360,7 @@ impl Relay {
     }
 
     /// Commit on these shards, on all or none.
-    async fn commit(&mut self, open: &[ShardId]) -> Result<(), Failure> {
+    async fn commit(&mut self, client: &mut Client, open: &[ShardId]) -> Result<(), Failure> {
         let mut writers = Vec::new();
         for shard in open {
             let Some(part) = self.parts.get_mut(shard) else { continue };
@@ -373,12 +379,35 @@ impl Relay {
                 }
             }
         }
-        for shard in open.iter().filter(|shard| !writers.contains(shard)) {
+        // PostgreSQL gives what notifies an id only when it commits.
+        let notifies = |shard: &ShardId| self.parts.get(shard).is_some_and(|part| part.notified);
+        let (last, readers): (Vec<ShardId>, Vec<ShardId>) =
+            open.iter().copied().filter(|shard| !writers.contains(shard)).partition(notifies);
+        let committed = self.commit_rows(&readers, &writers).await;
+        for shard in last {
+            let Some(part) = self.parts.get_mut(&shard) else { continue };
+            let word = if committed.is_ok() { "COMMIT" } else { "ROLLBACK" };
+            match part.lease.ask(word).await {
+                Ok(_) => {}
+                Err(_) if committed.is_err() => self.leave(shard),
+                Err(error) if writers.is_empty() => return Err(error.into()),
+                Err(error) => {
+                    let message = format!("the transaction is committed, but those who listen were not told: {error}");
+                    client.out.notice(Severity::Warning, error.sqlstate(), &message);
+                }
+            }
+        }
+        committed
+    }
+
+    /// Commit what has read, and then what has written.
+    async fn commit_rows(&mut self, readers: &[ShardId], writers: &[ShardId]) -> Result<(), Failure> {
+        for shard in readers {
             if let Some(part) = self.parts.get_mut(shard) {
                 part.lease.ask("COMMIT").await?;
             }
         }
-        match writers.as_slice() {
+        match writers {
             [] => Ok(()),
             [shard] => match self.parts.get_mut(shard) {
                 Some(part) => Ok(part.lease.ask("COMMIT").await.map(drop)?),
@@ -422,7 +451,7 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Part)>) -
             Ok(_) => {
                 refused = refused.or_else(|| Some(Failure::new("40000", "a shard had rolled the transaction back", "")))
             }
-            Err(error) => refused = refused.or(Some(error.into())),
+            Err(error) => refused = refused.or_else(|| Some(unprepared(error))),
         }
     }
     if let Some(failure) = refused {
@@ -465,6 +494,18 @@ async fn two_phase(backend: Arc<dyn Backend>, mut parts: Vec<(ShardId, Part)>) -
         });
     }
     Ok(())
+}
+
+/// Why a part can't be prepared.
+fn unprepared(error: PostgresError) -> Failure {
+    match &error {
+        // The word is in the message in every language.
+        PostgresError::Answered { code, message, .. } if code.as_str() == "0A000" && message.contains("NOTIFY") => {
+            let message = "a transaction that writes on several servers can't notify on one of them";
+            Failure::new("0A000", message, "NOTIFY after COMMIT; in triggers and functions, leave it out")
+        }
+        _ => error.into(),
+    }
 }
 
 /// Tell a shard what was decided. One that can't be told now finds out. `waits`: it counts when its standby has it, too.

@@ -16,7 +16,7 @@ use pleat_sql::postgres::{Planned, Query, What};
 use super::block::{Answered, controls};
 use super::part::Ended;
 use super::serial::Filled;
-use super::simple::may_write;
+use super::simple::{may_notify, may_write};
 use super::spread::Call;
 use super::{ROUTES_MAX, Relay, Way, never_settled};
 use crate::pg::cancel::Key;
@@ -281,11 +281,13 @@ impl Relay {
         let prepared = portal.prepared.clone();
         let plan = self.plan(&prepared.text)?;
         self.writes |= plan.first().is_some_and(|planned| may_write(&planned.what));
+        self.notifies |= plan.first().is_some_and(|planned| may_notify(&planned.what));
         if let Place::On(shard) = portal.place {
             let failed = self.go_home(client, key, shard).await?;
             self.forward(Request::Execute { portal: name, rows })?;
             if let Some(part) = self.parts.get_mut(&shard) {
                 part.executed = true;
+                part.notified |= self.notifies;
             }
             if let Some(Planned { what: What::Query(query), .. }) = plan.first() {
                 // Whether it fails shows only later: a connection too much is kept then.

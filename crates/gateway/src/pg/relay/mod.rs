@@ -126,6 +126,8 @@ struct Relay {
     routed: Option<Arc<Catalog>>,
     /// Whether that may write.
     writes: bool,
+    /// Whether it notifies.
+    notifies: bool,
     /// Values of serial columns that it was given.
     values: serial::Values,
 }
@@ -157,6 +159,7 @@ pub async fn serve(
         turn: usize::try_from(key.process).unwrap_or(0),
         routed: None,
         writes: false,
+        notifies: false,
         values: serial::Values::default(),
     };
     relay.greet(client, key).await?;
@@ -191,6 +194,7 @@ impl Relay {
         self.routed = Some(self.shared.app.backend.catalog());
         // A snapshot that outlives its statement must not see rows on the shard that they have left.
         self.writes = writes || self.keeps_snapshot();
+        self.notifies = false;
     }
 
     fn keeps_snapshot(&self) -> bool {

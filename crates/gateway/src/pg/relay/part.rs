@@ -21,6 +21,8 @@ pub struct Part {
     pub open: bool,
     /// Something was executed on it since the last Sync, outside of a block.
     pub executed: bool,
+    /// Its transaction notifies when it commits.
+    pub notified: bool,
     /// For all that is under way, or was told and not sent yet; those of a transaction that may have written stay to its end.
     passes: Vec<Pass>,
 }
@@ -71,7 +73,7 @@ impl Relay {
             // Before the connection, so that nobody waits at the gates with one.
             let passes = vec![self.pass(shard).await?];
             let lease = self.lease(shard).await?;
-            self.parts.insert(shard, Part { lease, open: false, executed: false, passes });
+            self.parts.insert(shard, Part { lease, open: false, executed: false, notified: false, passes });
         }
         let Some(mut part) = self.parts.remove(&shard) else {
             return Err(Failure::internal(format!("the session has no connection to {shard}")).into());
@@ -93,8 +95,9 @@ impl Relay {
                 (Some(_), Some(_)) => format!("{}; {PATIENCE}", block.beginning()),
             };
             part.lease.ask(&beginning).await?;
-            part.open = true;
+            (part.open, part.notified) = (true, false);
         }
+        part.notified |= self.notifies;
         Ok(self.parts.entry(shard).or_insert(part))
     }
 

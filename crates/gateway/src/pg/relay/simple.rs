@@ -117,6 +117,7 @@ impl Relay {
             let fresh = fresh.as_ref().and_then(|fresh| fresh.first().filter(|_| fresh.len() == 1));
             let planned = fresh.unwrap_or(planned);
             self.writes |= may_write(&planned.what);
+            self.notifies |= may_notify(&planned.what);
             let done = self.routed_statement(client, key, planned).await;
             self.routed = None;
             if !matches!(done, Err(Stop::Stale)) {
@@ -178,6 +179,7 @@ impl Relay {
         query: &Query,
         filled: &Filled,
     ) -> Result<bool, Stop> {
+        self.notifies |= query.notifies;
         let Filled { statement, types, bind } = filled;
         let catalog = self.catalog();
         let call = Call { query, statement, types, bind, describe: true };
@@ -384,19 +386,13 @@ impl Relay {
         if let (Route::Any, true, Some(anchor)) = (&route, query.counts || query.notifies, catalog.anchor()) {
             return Ok(Way::One(anchor));
         }
-        let way = self.way(catalog, route, &|| query.scatter(value, count))?;
-        match way {
-            Way::One(shard) if Some(shard) == catalog.anchor() => Ok(way),
-            _ if query.notifies => {
-                let message = "pg_notify would notify on the servers of the rows, where nobody listens";
-                Err(Failure::new(
-                    "0A000",
-                    message,
-                    "read the rows first; then NOTIFY, or SELECT pg_notify(…) without FROM",
-                ))
-            }
-            way => Ok(way),
+        // Also where the row is on the right server by chance: it may move.
+        if query.notifies && !matches!(route, Route::Any) {
+            let message = "pg_notify would notify on the servers of the rows, where nobody listens";
+            let hint = "read the rows first; then NOTIFY, or SELECT pg_notify(…) without FROM";
+            return Err(Failure::new("0A000", message, hint));
         }
+        self.way(catalog, route, &|| query.scatter(value, count))
     }
 }
 
@@ -409,6 +405,16 @@ pub fn may_write(what: &What) -> bool {
             None => copy.direction == Direction::In,
         },
         What::Execute { .. } => true,
+        _ => false,
+    }
+}
+
+/// Whether a statement notifies those who listen. (What EXECUTE runs is known when it is run.)
+pub fn may_notify(what: &What) -> bool {
+    match what {
+        What::Notify => true,
+        What::Query(query) | What::Declare { query, .. } => query.notifies,
+        What::Copy(copy) => copy.query.as_ref().is_some_and(|(_, query)| query.notifies),
         _ => false,
     }
 }

@@ -245,7 +245,7 @@ public class OnServers {
             fails("22012", () -> statement.executeQuery("SELECT id / 0 FROM pj_orders"));
             fails("0A000", () -> statement.executeUpdate("UPDATE pj_orders SET customer = '" + uuid(60) + "' WHERE id = 0"));
             fails("23502", () -> statement.executeUpdate("INSERT INTO pj_orders (customer, id) VALUES ('" + uuid(50) + "', 1)"));
-            statement.setQueryTimeout(1);
+            statement.setQueryTimeout(3);
             fails("57014", () -> statement.executeQuery("SELECT pg_sleep(60)"));
         }
         // A batch over several servers whose third row is there already.

@@ -85,6 +85,7 @@ async def with_asyncpg():
     other = await asyncpg.connect(host="127.0.0.1", port=PORT, user="pleat", database="pleat")
     await other.execute("NOTIFY news, 'here'")
     assert await asyncio.wait_for(heard, 60) == "here"
+    await told_with_the_commit(connection, other)
     try:
         await asyncio.wait_for(connection.fetchval("SELECT pg_sleep(600)"), 1)
         raise AssertionError("it did not end")
@@ -93,6 +94,41 @@ async def with_asyncpg():
     assert await connection.fetchval("SELECT 1") == 1
     await other.close()
     await connection.close()
+
+
+async def told_with_the_commit(connection, other):
+    heard = asyncio.Queue()
+    await connection.add_listener("orders", lambda *told: heard.put_nowait(told[3]))
+    await other.execute("CREATE TABLE an (id uuid PRIMARY KEY REFERENCES ap (id) DEFERRABLE INITIALLY DEFERRED) SHARD BY (id)")
+    for number in range(2000, 2010):
+        # On whichever server the row is: who hears of it finds it.
+        async with other.transaction():
+            await other.execute("INSERT INTO ap (id) VALUES ($1)", uuid.UUID(int=number))
+            await other.execute("SELECT pg_notify('orders', $1)", str(number))
+        assert await asyncio.wait_for(heard.get(), 60) == str(number)
+        assert await connection.fetchval("SELECT count(*) FROM ap WHERE id = $1", uuid.UUID(int=number)) == 1
+        try:
+            async with other.transaction():
+                await other.execute("INSERT INTO an VALUES ($1)", uuid.UUID(int=number + 1000))
+                await other.execute("NOTIFY orders, 'a commit that fails'")
+            raise AssertionError("it was committed")
+        except asyncpg.ForeignKeyViolationError:
+            pass
+        try:
+            await other.execute("SELECT pg_notify('orders', id::text) FROM ap WHERE id = $1", uuid.UUID(int=number))
+            raise AssertionError("it notified where the row is")
+        except asyncpg.FeatureNotSupportedError:
+            pass
+    try:
+        async with other.transaction():
+            await other.execute("UPDATE ap SET n = -1")
+            await other.execute("NOTIFY orders, 'what cannot be prepared'")
+        raise AssertionError("it was committed")
+    except asyncpg.FeatureNotSupportedError as error:
+        assert "NOTIFY after COMMIT" in error.hint, error.hint
+    assert await connection.fetchval("SELECT count(*) FROM ap WHERE n = -1") == 0
+    await other.execute("NOTIFY orders, 'the last'")
+    assert await asyncio.wait_for(heard.get(), 60) == "the last"
 
 
 def with_sqlalchemy():
