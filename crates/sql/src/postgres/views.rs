@@ -91,8 +91,11 @@ fn one_level(reader: &Reader, from: usize, to: usize) -> Result<Option<String>, 
         })?;
         let sql = reader.schema.views.get(&view.key).map_or("", |view| view.sql.as_str());
         if sql.is_empty() {
-            return Err(SqlError::unsupported(format!("{} is a materialized view, which has rows of one shard", view.name))
-                .hint("make a plain view of it, or keep the rows in a table"));
+            return Err(SqlError::unsupported(format!(
+                "{} is a materialized view, which has rows of one shard",
+                view.name
+            ))
+            .hint("make a plain view of it, or keep the rows in a table"));
         }
         text.push_str(&tokens.text[at..tokens.start(start)]);
         text.push_str(&format!("({})", sql.trim().trim_end_matches(';')));
