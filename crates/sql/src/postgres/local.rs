@@ -127,7 +127,7 @@ pub(super) fn has_aggregates(select: &Select) -> bool {
         // `rank(5) WITHIN GROUP (…)`, too.
         function.over.is_none() && (!function.within_group.is_empty() || function_name(function).is_some_and(aggregate))
     };
-    found.functions.iter().any(|function| aggregates(function))
+    found.functions.iter().any(aggregates)
 }
 
 pub(super) fn has_windows(select: &Select) -> bool {
