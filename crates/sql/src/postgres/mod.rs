@@ -44,6 +44,7 @@ mod route;
 mod screen;
 mod serial;
 mod shape;
+mod sources;
 mod spread;
 mod statement;
 mod tree;
