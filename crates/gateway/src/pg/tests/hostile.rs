@@ -11,7 +11,7 @@ use crate::Limits;
 /// Connections that do nothing, if the system lets this process have as many.
 const IDLE: usize = 10_000;
 /// What one of them may hold, in bytes of the heap. (The system has its socket beside that.)
-const IDLE_BYTES_MAX: usize = 24 << 10;
+const IDLE_BYTES_MAX: usize = 32 << 10;
 
 fn raw(text: &str) -> Vec<u8> {
     message(b'Q', &[text.as_bytes(), b"\0"].concat())
