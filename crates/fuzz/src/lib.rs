@@ -25,7 +25,9 @@ mod shown;
 
 use std::collections::HashSet;
 use std::fmt::Debug;
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{Seek, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -133,8 +135,9 @@ pub fn run(targets: &[Target]) {
 struct Run<'a> {
     target: &'a Target,
     seed: u64,
-    /// The input that is being tried is in it.
+    /// The input that is being tried is in it. It stays open: some file systems take their time to make one anew.
     file: PathBuf,
+    open: Option<File>,
     /// What is being tried, and since when: for the watch.
     current: Arc<Mutex<Option<Instant>>>,
 }
@@ -145,7 +148,10 @@ struct Failed(String);
 impl<'a> Run<'a> {
     fn new(target: &'a Target, told: &Told) -> Run<'a> {
         let name = format!("pleat-fuzz-{}-{}", target.name.replace('/', "-"), std::process::id());
-        let run = Run { target, seed: told.seed, file: std::env::temp_dir().join(name), current: Arc::default() };
+        let file = std::env::temp_dir().join(name);
+        // Where there can be none, all is well until a stack overflows.
+        let open = File::create(&file).ok();
+        let run = Run { target, seed: told.seed, file, open, current: Arc::default() };
         run.watch();
         run
     }
@@ -195,13 +201,12 @@ impl<'a> Run<'a> {
     }
 
     fn tried(&self, which: &str, input: &[u8]) -> u64 {
-        // Where it can't be written, all is well until a stack overflows.
-        let _ = std::fs::write(&self.file, input);
+        self.keep(input);
         match self.attempt(input) {
             Ok(outcome) => outcome,
             Err(Failed(why)) => {
                 let small = self.shrunk(input);
-                let _ = std::fs::write(&self.file, &small);
+                self.keep(&small);
                 panic!(
                     "{name} failed with {which}: {why}\nIt is in {file}, {length} bytes; to try it again:\n\
                      cargo xtask fuzz {name} --input '{shown}'",
@@ -212,6 +217,12 @@ impl<'a> Run<'a> {
                 );
             }
         }
+    }
+
+    fn keep(&self, input: &[u8]) {
+        let Some(mut file) = self.open.as_ref() else { return };
+        let kept = file.rewind().and_then(|()| file.write_all(input));
+        let _ = kept.and_then(|()| file.set_len(input.len() as u64));
     }
 
     fn attempt(&self, input: &[u8]) -> Result<u64, Failed> {

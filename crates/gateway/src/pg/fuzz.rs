@@ -65,12 +65,12 @@ fn fuzz_targets() {
         Target::new("gateway/messages", 20_000, first, messages),
         Target::new("gateway/start", 20_000, starts, start),
         Target::new("gateway/value", 20_000, values(), value),
-        Target::new("gateway/copy", 20_000, copies, copied),
-        Target::new("gateway/dialect", 10_000, statements(), dialect),
+        Target::new("gateway/copy", 3_000, copies, copied),
+        Target::new("gateway/dialect", 300, statements(), dialect),
         Target::new("gateway/session", 250, sessions(), session),
         Target::new("gateway/relay-answer", 20_000, answers, relay::fuzz::messages),
         Target::new("gateway/relay-key", 10_000, keys, relay::fuzz::key),
-        Target::new("gateway/relay-rows", 20_000, relay::fuzz::rows_seeds(), relay::fuzz::rows),
+        Target::new("gateway/relay-rows", 3_000, relay::fuzz::rows_seeds(), relay::fuzz::rows),
     ]);
 }
 
@@ -204,7 +204,11 @@ fn statements() -> Vec<&'static str> {
 fn dialect(input: &[u8]) -> u64 {
     let Ok(text) = std::str::from_utf8(input) else { return 0 };
     let code = |failed: Option<crate::session::Failure>| failed.map(|failure| failure.code);
-    let mut made = vec![code(translate(text).err()), code(translate_system(text).err())];
+    let mut made = vec![code(translate(text).err())];
+    // Many words make it slow, which their number is limited for: long texts would take all of the time.
+    if text.len() < 4 << 10 {
+        made.push(code(translate_system(text).err()));
+    }
     for part in lex::split(text).unwrap_or_default() {
         assert!(text.contains(part));
         let Ok(tokens) = Tokens::of(part) else { continue };
